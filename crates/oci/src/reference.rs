@@ -1,0 +1,240 @@
+//! Image references with docker's normalisation.
+//!
+//! The grammar is the distribution specification's; `oci-spec` parses it. What stands here is what
+//! docker users expect on top: familiar names, `:latest`, and comparison of what is meant.
+
+use std::fmt;
+use std::str::FromStr;
+
+use oci_spec::distribution::Reference as Parsed;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::Digest;
+
+/// The registry of names without a host.
+const DEFAULT_REGISTRY: &str = "docker.io";
+/// The tag of names without a tag or digest.
+const DEFAULT_TAG: &str = "latest";
+
+/// A normalised image reference: registry, repository, and a tag or digest (or both).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Reference {
+    registry: String,
+    repository: String,
+    tag: Option<String>,
+    digest: Option<Digest>,
+}
+
+/// Text that is not an image reference.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReferenceError {
+    /// Breaks the grammar.
+    #[error("invalid reference format")]
+    Form,
+    /// Upper case in the path.
+    #[error("invalid reference format: repository name must be lowercase")]
+    Uppercase,
+    /// 64 hex digits could be an id and are never a name.
+    #[error("invalid repository name ({0}), cannot specify 64-byte hexadecimal strings")]
+    LooksLikeId(String),
+    /// The part after `@` is no digest we can verify.
+    #[error("invalid reference format: {0}")]
+    Digest(#[from] crate::DigestError),
+}
+
+impl Reference {
+    /// The registry's host, with its port if one was given.
+    pub fn registry(&self) -> &str {
+        &self.registry
+    }
+
+    /// The path within the registry; official images are under `library/`.
+    pub fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    /// The tag. A reference without a digest always has one.
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    /// The digest, if the reference pins one.
+    pub fn digest(&self) -> Option<&Digest> {
+        self.digest.as_ref()
+    }
+
+    /// `registry/repository`, without tag and digest.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.registry, self.repository)
+    }
+
+    /// The name as docker shows it: `busybox`, `me/app`, `host:5000/app`.
+    pub fn familiar_name(&self) -> String {
+        if self.registry != DEFAULT_REGISTRY {
+            return self.name();
+        }
+        let repository = self.repository.strip_prefix("library/").filter(|rest| !rest.contains('/'));
+        repository.unwrap_or(&self.repository).to_owned()
+    }
+
+    /// The whole reference as docker shows it.
+    pub fn familiar(&self) -> String {
+        self.with_suffix(self.familiar_name())
+    }
+
+    /// The whole reference, nothing left out.
+    pub fn canonical(&self) -> String {
+        self.with_suffix(self.name())
+    }
+
+    fn with_suffix(&self, mut text: String) -> String {
+        if let Some(tag) = &self.tag {
+            text.push(':');
+            text.push_str(tag);
+        }
+        if let Some(digest) = &self.digest {
+            text.push('@');
+            text.push_str(digest.as_str());
+        }
+        text
+    }
+
+    /// The same image pinned to `digest`, its tag kept.
+    #[must_use]
+    pub fn pinned(&self, digest: Digest) -> Self {
+        Self { digest: Some(digest), ..self.clone() }
+    }
+
+    /// Another tag in the same repository.
+    #[must_use]
+    pub fn with_tag(&self, tag: &str) -> Self {
+        Self { tag: Some(tag.to_owned()), digest: None, ..self.clone() }
+    }
+}
+
+/// The first path component is a host if it looks like one (docker's rule).
+fn splits_host(name: &str) -> Option<(&str, &str)> {
+    let (first, rest) = name.split_once('/')?;
+    let is_host = first == "localhost"
+        || first.contains(['.', ':'])
+        || first.chars().any(|letter| letter.is_ascii_uppercase());
+    is_host.then_some((first, rest))
+}
+
+impl FromStr for Reference {
+    type Err = ReferenceError;
+
+    fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        if text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+            return Err(ReferenceError::LooksLikeId(text.to_owned()));
+        }
+        let path = splits_host(text).map_or(text, |(_, rest)| rest);
+        let path = path.split(['@', ':']).next().unwrap_or_default();
+        if path.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return Err(ReferenceError::Uppercase);
+        }
+        let parsed = Parsed::try_from(text).map_err(|_| ReferenceError::Form)?;
+        let digest = parsed.digest().map(str::parse).transpose()?;
+        // Host and path by docker's rule: the parser beneath has its own idea of a lone `localhost`.
+        let tag = parsed.tag().map(str::to_owned);
+        let bare = text.split('@').next().unwrap_or_default();
+        let bare = match &tag {
+            Some(tag) => bare.strip_suffix(&format!(":{tag}")).unwrap_or(bare),
+            None => bare,
+        };
+        let (registry, repository) = match splits_host(bare) {
+            Some(("index.docker.io", rest)) => (DEFAULT_REGISTRY, rest),
+            Some(pair) => pair,
+            None => (DEFAULT_REGISTRY, bare),
+        };
+        let repository = if registry == DEFAULT_REGISTRY && !repository.contains('/') {
+            format!("library/{repository}")
+        } else {
+            repository.to_owned()
+        };
+        let tag = match (&digest, tag) {
+            // A digest alone pins; inventing `latest` beside it would name something else.
+            (Some(_), Some(tag)) if !bare_has_tag(text, &tag) => None,
+            (Some(_), tag) => tag,
+            (None, tag) => Some(tag.unwrap_or_else(|| DEFAULT_TAG.to_owned())),
+        };
+        Ok(Self { registry: registry.to_owned(), repository, tag, digest })
+    }
+}
+
+fn bare_has_tag(text: &str, tag: &str) -> bool {
+    text.split('@').next().is_some_and(|bare| bare.ends_with(&format!(":{tag}")))
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.canonical())
+    }
+}
+
+impl Serialize for Reference {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Reference {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[track_caller]
+    fn check(text: &str, expected: Result<(&str, &str), &str>) {
+        let found = text.parse::<Reference>().map(|r| (r.canonical(), r.familiar()));
+        let found = found.as_ref().map(|(a, b)| (a.as_str(), b.as_str())).map_err(ToString::to_string);
+        assert_eq!(found, expected.map_err(str::to_owned), "{text}");
+    }
+
+    #[test]
+    fn names_are_normalised_as_docker_does() {
+        check("busybox", Ok(("docker.io/library/busybox:latest", "busybox:latest")));
+        check("busybox:1.36", Ok(("docker.io/library/busybox:1.36", "busybox:1.36")));
+        check("me/app", Ok(("docker.io/me/app:latest", "me/app:latest")));
+        check("docker.io/busybox", Ok(("docker.io/library/busybox:latest", "busybox:latest")));
+        check("index.docker.io/me/app:2", Ok(("docker.io/me/app:2", "me/app:2")));
+        check("localhost/app", Ok(("localhost/app:latest", "localhost/app:latest")));
+        check("localhost:5000/a/b:c", Ok(("localhost:5000/a/b:c", "localhost:5000/a/b:c")));
+        check("127.0.0.1:5050/gcc", Ok(("127.0.0.1:5050/gcc:latest", "127.0.0.1:5050/gcc:latest")));
+        let pinned = format!("docker.io/library/busybox@{DIGEST}");
+        check(&format!("busybox@{DIGEST}"), Ok((&pinned, &format!("busybox@{DIGEST}"))));
+        let both = format!("docker.io/library/busybox:1@{DIGEST}");
+        check(&format!("busybox:1@{DIGEST}"), Ok((&both, &format!("busybox:1@{DIGEST}"))));
+    }
+
+    #[test]
+    fn what_is_no_reference_is_refused() {
+        for text in ["", ":", "a:", "a//b", "-a", "a:b:c", "a@sha256:12", "../a", "a b", "http://a/b"] {
+            assert!(text.parse::<Reference>().is_err(), "{text}");
+        }
+        check("Busybox", Err("invalid reference format: repository name must be lowercase"));
+        let id = &DIGEST[7..];
+        check(
+            id,
+            Err(&format!("invalid repository name ({id}), cannot specify 64-byte hexadecimal strings")),
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics_and_is_stable(text in "[a-z0-9A-Z./:@_-]{0,40}") {
+            if let Ok(reference) = text.parse::<Reference>() {
+                prop_assert_eq!(&reference.canonical().parse::<Reference>().unwrap(), &reference);
+                prop_assert_eq!(&reference.familiar().parse::<Reference>().unwrap(), &reference);
+            }
+        }
+    }
+}
