@@ -104,9 +104,9 @@ pub struct Index {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ManifestOrIndex {
     /// One image.
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
     /// Several.
-    Index(Index),
+    Index(Box<Index>),
 }
 
 /// A document that is neither a manifest nor an index.
@@ -183,9 +183,9 @@ impl ManifestOrIndex {
             (None, None) => return Err(ManifestError::MediaType(served.unwrap_or("unknown").to_owned())),
         };
         if media_type::is_index(name) {
-            serde_json::from_slice(bytes).map(Self::Index).map_err(malformed)
+            serde_json::from_slice(bytes).map(Box::new).map(Self::Index).map_err(malformed)
         } else if media_type::is_manifest(name) {
-            serde_json::from_slice(bytes).map(Self::Manifest).map_err(malformed)
+            serde_json::from_slice(bytes).map(Box::new).map(Self::Manifest).map_err(malformed)
         } else {
             Err(ManifestError::MediaType(name.chars().take(160).collect()))
         }
