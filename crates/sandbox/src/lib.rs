@@ -1,1 +1,27 @@
-//! Placeholder.
+//! Isolated processes: namespaces, mounts, control groups, capabilities, seccomp and the launcher that starts them.
+//!
+//! This crate knows nothing of images, LLB, registries or async runtimes; it is the only one that may contain
+//! `unsafe`. A [`SandboxSpec`] says what to run, [`Launcher::spawn`] starts it, the [`Sandbox`] returned is the
+//! running thing. Read [`SandboxSpec`] first, then [`Launcher`].
+//!
+//! A program that uses it calls [`launcher_entry`] as the first statement of `main`, because the launcher is a
+//! second, single-threaded execution of the same binary, and [`enter_private_mounts`] before it starts a thread.
+
+mod capability;
+mod cgroup;
+mod error;
+mod launcher;
+mod mount;
+mod sandbox;
+mod spec;
+
+pub use capability::{Capability, CapabilitySet, ParseCapabilityError};
+pub use cgroup::{CgroupGuard, CgroupHierarchy, CgroupLimits, CgroupUsage, CpuQuota, Unlimited};
+pub use error::{MountError, SetupStep, SpawnError, WaitError};
+pub use launcher::{Launcher, launcher_entry};
+pub use mount::{MountGuard, OverlayLayers, enter_private_mounts, mount_overlay, remove_mount_points};
+pub use sandbox::{Exit, ExitStatus, Sandbox, Stdio, Usage};
+pub use spec::{
+    DEFAULT_PATH, MountSpec, Network, OverlayRoot, Process, Rlimit, RlimitResource, RootFs, SandboxSpec,
+    Security, TerminalSize,
+};

@@ -1,0 +1,312 @@
+//! What a sandbox is to be: root file system, mounts, process, isolation. Plain data, no kernel calls.
+//!
+//! Must not know how any of it is done. Read [`SandboxSpec`] first.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::capability::CapabilitySet;
+use crate::cgroup::CgroupLimits;
+
+/// The search path used when the process's environment has no `PATH`: docker's default for Linux.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Size of `/dev/shm` in bytes when nobody asks for another: docker's 64 MiB.
+pub const DEFAULT_SHM_SIZE: u64 = 64 << 20;
+
+/// Paths hidden from the process, as docker hides them.
+const MASKED_PATHS: &[&str] = &[
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+/// Paths the process may read but never write, as docker has them.
+const READONLY_PATHS: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Everything needed to start one sandbox.
+///
+/// Invariant: strings hold no NUL byte; paths are UTF-8 (both checked when it is spawned).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// The root file system.
+    pub rootfs: RootFs,
+    /// Whether the root file system refuses writes (mounts on it keep their own mode).
+    pub readonly_root: bool,
+    /// Mounts on top of the root, in this order.
+    pub mounts: Vec<MountSpec>,
+    /// What runs inside.
+    pub process: Process,
+    /// Host name seen inside; empty keeps the host's.
+    pub hostname: String,
+    /// Which network the process sees.
+    pub network: Network,
+    /// How far the process is confined.
+    pub security: Security,
+    /// Absolute paths inside that are hidden; those that do not exist are skipped. Ignored for [`Security::Insecure`].
+    pub masked_paths: Vec<PathBuf>,
+    /// Absolute paths inside that are made read-only; missing ones are skipped. Ignored for [`Security::Insecure`].
+    pub readonly_paths: Vec<PathBuf>,
+    /// Resource limits; `None` creates no control group.
+    pub cgroup: Option<CgroupLimits>,
+    /// Size of `/dev/shm` in bytes.
+    pub shm_size: u64,
+}
+
+impl SandboxSpec {
+    /// A sandbox as docker starts it by default: no network, default confinement, no extra mounts.
+    #[must_use]
+    pub fn new(rootfs: RootFs, process: Process) -> Self {
+        Self {
+            rootfs,
+            readonly_root: false,
+            mounts: Vec::new(),
+            process,
+            hostname: String::new(),
+            network: Network::None,
+            security: Security::Default,
+            masked_paths: MASKED_PATHS.iter().map(PathBuf::from).collect(),
+            readonly_paths: READONLY_PATHS.iter().map(PathBuf::from).collect(),
+            cgroup: None,
+            shm_size: DEFAULT_SHM_SIZE,
+        }
+    }
+}
+
+/// The root file system of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RootFs {
+    /// An overlay mounted for this sandbox alone; it is gone with the sandbox.
+    Overlay(OverlayRoot),
+    /// An existing directory, used in place.
+    Directory {
+        /// The directory on the host.
+        path: PathBuf,
+    },
+}
+
+/// An overlay root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OverlayRoot {
+    /// Read-only layers, top first; at most 500.
+    pub lower: Vec<PathBuf>,
+    /// Receives the changes.
+    pub upper: PathBuf,
+    /// Overlay's own scratch directory: empty, on the file system of `upper`.
+    pub work: PathBuf,
+    /// Skips syncing `upper` on unmount: whoever keeps `upper` must sync it.
+    pub volatile: bool,
+    /// A directory for mount-point stubs, best on the file system of `upper`, shared by the sandboxes of one
+    /// process; created when missing. The stubs become the lowest layers, so that mount points exist without
+    /// ever entering `upper`. With `None`, missing mount points are made in `upper` and reported by
+    /// [`Sandbox::created_mount_points`](crate::Sandbox::created_mount_points).
+    pub stubs: Option<PathBuf>,
+}
+
+/// One mount on top of the root. Targets are absolute paths inside; symbolic links in them are followed inside
+/// the root and cannot leave it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MountSpec {
+    /// A file or directory of the host.
+    Bind {
+        /// Path on the host.
+        source: PathBuf,
+        /// Path inside.
+        target: PathBuf,
+        /// Refuses writes, in the whole tree below it as well.
+        readonly: bool,
+        /// Takes the mounts below `source` along.
+        recursive: bool,
+    },
+    /// An empty file system in memory.
+    Tmpfs {
+        /// Path inside.
+        target: PathBuf,
+        /// Limit in bytes; `None` is the kernel's default (half the memory).
+        size: Option<u64>,
+        /// Permission bits of its root, for instance `0o1777`.
+        mode: u32,
+    },
+    /// One read-only file in memory with the given bytes: generated `/etc/hosts`, secrets. Never touches a disk.
+    File {
+        /// Path inside.
+        target: PathBuf,
+        /// What the file holds.
+        contents: Vec<u8>,
+        /// Permission bits, for instance `0o400`.
+        mode: u32,
+        /// Owner.
+        uid: u32,
+        /// Group.
+        gid: u32,
+    },
+}
+
+impl MountSpec {
+    /// Where it is mounted inside.
+    #[must_use]
+    pub fn target(&self) -> &Path {
+        match self {
+            Self::Bind { target, .. } | Self::Tmpfs { target, .. } | Self::File { target, .. } => target,
+        }
+    }
+}
+
+/// The process of a sandbox; it is pid 1 there, as in docker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Program and arguments. A program without `/` is looked up in the `PATH` of `env`.
+    pub args: Vec<String>,
+    /// The whole environment, `NAME=value`; nothing is inherited.
+    pub env: Vec<String>,
+    /// Working directory inside, absolute; created when missing.
+    pub cwd: PathBuf,
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// A new terminal for stdin, stdout and stderr instead of the given descriptors.
+    pub terminal: Option<TerminalSize>,
+    /// Upper bound of the capabilities; clamped to those the caller has. Ignored for [`Security::Insecure`], which
+    /// gives all the caller has. A user other than root starts with none effective.
+    pub capabilities: CapabilitySet,
+    /// Whether set-user-id programs gain nothing.
+    pub no_new_privileges: bool,
+    /// Limits; a hard limit above the caller's own is lowered to it when the caller may not raise it.
+    pub rlimits: Vec<Rlimit>,
+    /// File mode creation mask; docker's is `0o022`.
+    pub umask: u32,
+}
+
+impl Process {
+    /// Root in `/` with docker's default capabilities and no environment.
+    #[must_use]
+    pub fn new(args: Vec<String>) -> Self {
+        Self {
+            args,
+            env: Vec::new(),
+            cwd: PathBuf::from("/"),
+            uid: 0,
+            gid: 0,
+            groups: Vec::new(),
+            terminal: None,
+            capabilities: CapabilitySet::DOCKER_DEFAULT,
+            no_new_privileges: false,
+            rlimits: Vec::new(),
+            umask: 0o022,
+        }
+    }
+}
+
+/// Size of a terminal in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Lines.
+    pub rows: u16,
+    /// Columns.
+    pub columns: u16,
+}
+
+/// The network a sandbox sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Network {
+    /// The host's, unchanged.
+    Host,
+    /// A network of its own with nothing but a loopback device that is up.
+    None,
+}
+
+/// How far a sandbox is confined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Security {
+    /// Docker's defaults: capabilities of the spec, seccomp, masked and read-only paths, no devices but the usual.
+    Default,
+    /// What `RUN --security=insecure` gives: every capability of the caller, no seccomp, nothing masked, devices usable.
+    Insecure,
+}
+
+/// One resource limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    /// Which resource.
+    pub resource: RlimitResource,
+    /// Soft limit; `u64::MAX` is unlimited.
+    pub soft: u64,
+    /// Hard limit; `u64::MAX` is unlimited.
+    pub hard: u64,
+}
+
+/// Resources with a limit, by the names of docker's `--ulimit`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RlimitResource {
+    /// Largest core file, bytes.
+    Core,
+    /// CPU time, seconds.
+    Cpu,
+    /// Data segment, bytes.
+    Data,
+    /// Largest file, bytes.
+    Fsize,
+    /// File locks.
+    Locks,
+    /// Locked memory, bytes.
+    Memlock,
+    /// POSIX message queues, bytes.
+    Msgqueue,
+    /// Nice ceiling.
+    Nice,
+    /// Open descriptors.
+    Nofile,
+    /// Processes of the user.
+    Nproc,
+    /// Resident set, bytes (no effect in current kernels).
+    Rss,
+    /// Real-time priority.
+    Rtprio,
+    /// Real-time CPU time, microseconds.
+    Rttime,
+    /// Pending signals.
+    Sigpending,
+    /// Stack, bytes.
+    Stack,
+}
+
+impl RlimitResource {
+    /// Every resource with its name.
+    const NAMES: [(&'static str, Self); 15] = [
+        ("core", Self::Core),
+        ("cpu", Self::Cpu),
+        ("data", Self::Data),
+        ("fsize", Self::Fsize),
+        ("locks", Self::Locks),
+        ("memlock", Self::Memlock),
+        ("msgqueue", Self::Msgqueue),
+        ("nice", Self::Nice),
+        ("nofile", Self::Nofile),
+        ("nproc", Self::Nproc),
+        ("rss", Self::Rss),
+        ("rtprio", Self::Rtprio),
+        ("rttime", Self::Rttime),
+        ("sigpending", Self::Sigpending),
+        ("stack", Self::Stack),
+    ];
+
+    /// The resource docker calls `name`.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, resource)| *resource)
+    }
+}
