@@ -1,1 +1,31 @@
-//! Placeholder.
+//! Dockerfile text to AST, plan and LLB: the front end.
+//!
+//! A map, in the order a Dockerfile travels:
+//!
+//! - [`source`], [`diagnostic`]: text, spans and what is said about them;
+//! - [`ast`]: the syntax tree, the result of [`parse()`]. Behind it: `lines` joins continuations and
+//!   heredocs, `grammar` reads a line with pest (`dockerfile.pest`), `instruction` types it;
+//! - [`request`]: what the caller wants and which images it found;
+//! - [`plan`]: stages, scopes of `ARG`, triggers, reachability: [`BuildPlan`];
+//! - [`scope`], [`expand`], [`mount`]: variables and words, used while lowering;
+//! - [`check`]: build checks; [`dockerignore`]: the ignore file.
+//!
+//! Nothing here does I/O, waits, reads a clock or an environment: images are asked for with
+//! [`BuildPlan::missing`] and handed in as [`ResolvedSources`]. Start with [`Dockerfile`],
+//! [`BuildPlan`] and, for the result, `Lowered`.
+
+pub mod ast;
+pub mod check;
+pub mod diagnostic;
+pub mod expand;
+pub mod mount;
+pub mod plan;
+pub mod request;
+pub mod scope;
+pub mod source;
+
+pub use ast::Dockerfile;
+pub use diagnostic::{Code, Diagnostic, Severity};
+pub use plan::{BuildPlan, PlanError, plan};
+pub use request::{PlanRequest, ResolvedImage, ResolvedSources, SourceRequest};
+pub use source::{Source, Span};

@@ -1,0 +1,170 @@
+//! What the caller wants of a Dockerfile, and what it found out about images.
+//!
+//! Owns the inputs of planning and lowering besides the Dockerfile itself; plain values, no defaults
+//! read from a machine. Start with [`PlanRequest`] and [`ResolvedSources`].
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use stave_oci::{Digest, ImageConfig, Platform, Reference};
+
+/// What to build of a Dockerfile and with which settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanRequest {
+    /// `--build-arg`s; a name without value is not here but was looked up by the caller.
+    pub build_args: BTreeMap<String, String>,
+    /// `--target`; `None` is the last stage.
+    pub target: Option<String>,
+    /// The platform steps run on.
+    pub build_platform: Platform,
+    /// `--platform`; `None` is the build platform, and then a base image may decide otherwise.
+    pub target_platform: Option<Platform>,
+    /// Whether this is one of several platforms of one request: step names then carry the platform.
+    pub multi_platform: bool,
+    /// `--label`s, put on top of the image's own.
+    pub labels: BTreeMap<String, String>,
+    /// `--no-cache` and `--no-cache-filter`.
+    pub no_cache: NoCache,
+    /// `--network`, for steps that do not choose.
+    pub network: BuildNetwork,
+    /// `--add-host`, in order.
+    pub extra_hosts: Vec<ExtraHost>,
+    /// Patterns of the ignore file, as [`crate::dockerignore::parse`] gives them.
+    pub dockerignore: Vec<String>,
+    /// `--build-arg BUILDKIT_SANDBOX_HOSTNAME`, the host name steps see.
+    pub hostname: Option<String>,
+    /// How images are looked up: a fact for the definition, not for the plan.
+    pub image_resolve_mode: ImageResolveMode,
+    /// `--build-context`: names that stand for something else than an image.
+    pub named_contexts: BTreeMap<String, NamedContext>,
+    /// `--shm-size` in bytes, 0 for the default.
+    pub shm_size: i64,
+    /// `--ulimit`s: name, soft, hard.
+    pub ulimits: Vec<(String, i64, i64)>,
+    /// `--cgroup-parent`, empty for the default.
+    pub cgroup_parent: String,
+    /// A prefix for the ids of cache mounts, empty without one.
+    pub cache_id_namespace: String,
+}
+
+/// Which stages must not use the cache.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NoCache {
+    /// None: the cache is used.
+    #[default]
+    Nothing,
+    /// All.
+    Everything,
+    /// Those of these names.
+    Stages(Vec<String>),
+}
+
+/// The network of steps that do not choose one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BuildNetwork {
+    /// The worker's own.
+    #[default]
+    Sandbox,
+    /// None.
+    None,
+    /// The host's.
+    Host,
+}
+
+/// A line of `/etc/hosts` in steps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExtraHost {
+    /// The name.
+    pub host: String,
+    /// Its address.
+    pub address: IpAddr,
+}
+
+/// How images are looked up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ImageResolveMode {
+    /// As the worker likes.
+    #[default]
+    Default,
+    /// Always at the registry: `--pull`.
+    ForcePull,
+    /// A local image first.
+    PreferLocal,
+}
+
+/// What a `--build-context` name stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NamedContext {
+    /// `docker-image://`: an image.
+    Image(Reference),
+    /// A local directory of the client, by the name of its local source.
+    Local(String),
+    /// A git repository.
+    Git(String),
+    /// An archive or file behind http or https.
+    Http(String),
+}
+
+/// An image whose config the plan needs.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SourceRequest {
+    /// Which image.
+    pub reference: Reference,
+    /// For which platform.
+    pub platform: Platform,
+}
+
+/// An image as found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResolvedImage {
+    /// The digest to pin: of the manifest, or of the index where there is one.
+    pub digest: Digest,
+    /// Its config.
+    pub config: ImageConfig,
+}
+
+/// The images found so far; the caller fills it, nothing else does.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ResolvedSources(pub BTreeMap<SourceRequest, ResolvedImage>);
+
+impl ResolvedSources {
+    /// The image found for a request.
+    pub fn get(&self, request: &SourceRequest) -> Option<&ResolvedImage> {
+        self.0.get(request)
+    }
+
+    /// Takes up an image.
+    pub fn insert(&mut self, request: SourceRequest, image: ResolvedImage) {
+        self.0.insert(request, image);
+    }
+}
+
+impl PlanRequest {
+    /// A build of the last stage for `platform` with nothing else asked for.
+    pub fn new(platform: Platform) -> Self {
+        Self {
+            build_args: BTreeMap::new(),
+            target: None,
+            build_platform: platform,
+            target_platform: None,
+            multi_platform: false,
+            labels: BTreeMap::new(),
+            no_cache: NoCache::Nothing,
+            network: BuildNetwork::Sandbox,
+            extra_hosts: Vec::new(),
+            dockerignore: Vec::new(),
+            hostname: None,
+            image_resolve_mode: ImageResolveMode::Default,
+            named_contexts: BTreeMap::new(),
+            shm_size: 0,
+            ulimits: Vec::new(),
+            cgroup_parent: String::new(),
+            cache_id_namespace: String::new(),
+        }
+    }
+
+    /// The platform of the image to build.
+    pub fn platform(&self) -> &Platform {
+        self.target_platform.as_ref().unwrap_or(&self.build_platform)
+    }
+}
