@@ -1,1 +1,5 @@
-//! Placeholder.
+//! Fixtures for tests and benchmarks.
+//!
+//! Start with [`workloads::Workload`].
+
+pub mod workloads;

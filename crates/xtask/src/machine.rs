@@ -1,0 +1,80 @@
+//! This machine: Debian packages, running commands, the release binary.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::Failure;
+
+/// Fails with a clear word unless this is root on a Debian-like machine.
+pub(crate) fn require_root() -> Result<(), Failure> {
+    let output = Command::new("id").arg("-u").output()?;
+    if output.stdout.trim_ascii() == b"0" {
+        return Ok(());
+    }
+    Err("this command mounts file systems and starts containers: run it as root".into())
+}
+
+/// Installs those Debian packages that are missing, with one `apt-get`.
+pub(crate) fn install(packages: &[&str]) -> Result<(), Failure> {
+    let missing: Vec<&str> = packages.iter().copied().filter(|package| !installed(package)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    eprintln!("xtask: installing {}", missing.join(" "));
+    let environment = [("DEBIAN_FRONTEND", "noninteractive"), ("LC_ALL", "C.UTF-8")];
+    run(Command::new("apt-get").args(["-q", "update"]).envs(environment).stdout(Stdio::null()))?;
+    let mut install = Command::new("apt-get");
+    install.args(["-q", "install", "-y", "--no-install-recommends"]).args(&missing).envs(environment);
+    run(install.stdout(Stdio::null()))
+}
+
+fn installed(package: &str) -> bool {
+    let output = Command::new("dpkg-query").args(["-W", "-f=${Status}", package]).output();
+    output.is_ok_and(|output| output.stdout == b"install ok installed")
+}
+
+/// Runs a command; failure is an error that shows the command.
+pub(crate) fn run(command: &mut Command) -> Result<(), Failure> {
+    let status = command.status().map_err(|error| format!("cannot start {}: {error}", show(command)))?;
+    if status.success() { Ok(()) } else { Err(format!("{} failed: {status}", show(command)).into()) }
+}
+
+/// Runs a command and returns what it printed.
+pub(crate) fn read(command: &mut Command) -> Result<String, Failure> {
+    let output = command.output().map_err(|error| format!("cannot start {}: {error}", show(command)))?;
+    if !output.status.success() {
+        let problem = String::from_utf8_lossy(&output.stderr).into_owned();
+        return Err(format!("{} failed: {}\n{problem}", show(command), output.status).into());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn show(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
+}
+
+/// Builds the release binary and returns its path.
+pub(crate) fn release_binary() -> Result<PathBuf, Failure> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["build", "--release", "--package", "stave-cli", "--bin", "stave", "--message-format=json-render-diagnostics"]);
+    let output = build.current_dir(crate::root()).stderr(Stdio::inherit()).output()?;
+    if !output.status.success() {
+        return Err("stave does not compile".into());
+    }
+    let executable = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .next_back();
+    executable.ok_or_else(|| "cargo named no executable".into())
+}
+
+/// Whether a program is on the PATH.
+pub(crate) fn has(program: &str) -> bool {
+    std::env::var_os("PATH").is_some_and(|path| {
+        std::env::split_paths(&path).any(|folder| Path::new(&folder).join(program).is_file())
+    })
+}
