@@ -1,0 +1,300 @@
+//! Where a build's result goes: the value of `-o`/`--output`, parsed.
+//!
+//! Owns the syntax (docker's and BuildKit's CSV of `key=value`, the short forms `DIR` and `-`) and
+//! the typed [`ExportTarget`] it becomes. Must not know how a target is written, nor whether
+//! standard output is a terminal. A key that BuildKit has and nothing here honours is an error that
+//! says so: an option that is silently dropped produces the wrong image.
+//!
+//! Read [`ExportTarget`] first.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use stave_oci::{Compression, Reference, ReferenceError};
+
+mod csv;
+mod parse;
+#[cfg(test)]
+mod tests;
+
+/// The longest specification read, in bytes.
+pub const MAX_SPEC_LENGTH: usize = 64 << 10;
+/// The most names one target takes.
+pub const MAX_NAMES: usize = 256;
+
+/// One destination of a build's result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExportTarget {
+    /// The local image store, a registry, or both (`type=image`, `type=registry`, and `type=docker`
+    /// with no `dest`, which docker's clients use to mean "make it available locally").
+    Image(ImageTarget),
+    /// An OCI image layout (`type=oci`).
+    Oci(ArchiveTarget),
+    /// An archive for `docker load` (`type=docker,dest=…`).
+    Docker(ArchiveTarget),
+    /// The root file system as a directory tree (`type=local`).
+    Local {
+        /// The directory, created when missing; existing content stays unless overwritten.
+        dest: PathBuf,
+    },
+    /// The root file system as one tar (`type=tar`).
+    Tar {
+        /// Where the tar goes.
+        dest: Destination,
+    },
+    /// Nothing but the cache (`type=cacheonly`).
+    CacheOnly,
+}
+
+/// An image for the local store and/or registries.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ImageTarget {
+    /// Names to give; may be empty (then the image is found by its id).
+    pub names: Vec<Reference>,
+    /// Whether the local store keeps it.
+    pub store: bool,
+    /// Whether, and how, it is pushed.
+    pub push: Option<PushOptions>,
+    /// How its layers and documents are written when pushed.
+    pub format: ImageFormat,
+}
+
+/// How to push.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PushOptions {
+    /// Push the manifest by digest only, moving no tag.
+    pub by_digest: bool,
+}
+
+/// An image in a file or directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArchiveTarget {
+    /// Where it goes.
+    pub dest: ArchiveDestination,
+    /// Names recorded inside; may be empty.
+    pub names: Vec<Reference>,
+    /// How its layers and documents are written.
+    pub format: ImageFormat,
+}
+
+/// A byte stream's destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// A file, replaced atomically.
+    File(PathBuf),
+    /// Standard output.
+    Stdout,
+}
+
+/// An archive's destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ArchiveDestination {
+    /// One tar.
+    Tar(Destination),
+    /// An unpacked directory (`tar=false`).
+    Directory(PathBuf),
+}
+
+/// Everything that decides the bytes of an image's blobs and documents.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ImageFormat {
+    /// The media type family; `None`: the sink's own default.
+    pub media_types: Option<MediaTypes>,
+    /// How layers are compressed.
+    pub compression: CompressionChoice,
+    /// Annotations to add.
+    pub annotations: Annotations,
+    /// Times in layers later than this (seconds since 1970) become this (`rewrite-timestamp` with
+    /// `SOURCE_DATE_EPOCH`).
+    pub epoch: Option<i64>,
+}
+
+/// Which family of media types documents carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MediaTypes {
+    /// `application/vnd.oci.image…`
+    Oci,
+    /// `application/vnd.docker…` schema 2.
+    Docker,
+}
+
+/// How layers are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CompressionChoice {
+    /// The algorithm; `None`: the sink's own default.
+    pub algorithm: Option<Compression>,
+    /// The algorithm's level; `None`: this crate's default for it.
+    pub level: Option<i32>,
+    /// Recompress layers that already have a blob in another compression.
+    pub force: bool,
+}
+
+/// Annotations by the document they go on (BuildKit's `annotation.`, `annotation-manifest-descriptor.`…).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Annotations {
+    /// On the image manifest.
+    pub manifest: BTreeMap<String, String>,
+    /// On the manifest's descriptor in the index.
+    pub manifest_descriptor: BTreeMap<String, String>,
+    /// On the index, where one is written.
+    pub index: BTreeMap<String, String>,
+}
+
+/// An output specification that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("invalid output `{spec}`")]
+pub struct ExportSpecError {
+    /// The text as given, clipped to a readable length.
+    pub spec: String,
+    /// What is wrong with it.
+    #[source]
+    pub kind: ExportSpecErrorKind,
+}
+
+/// What is wrong with an output specification.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportSpecErrorKind {
+    /// Longer than [`MAX_SPEC_LENGTH`].
+    #[error("longer than {MAX_SPEC_LENGTH} bytes")]
+    TooLong,
+    /// Empty text.
+    #[error("empty: expected a directory, `-` or `type=…`")]
+    Empty,
+    /// A quote out of place (RFC 4180).
+    #[error("bare or unclosed `\"`: quote whole fields, as in `\"name=a,b\"`")]
+    Quote,
+    /// A field without `=`.
+    #[error("`{0}` is not of the form `key=value`")]
+    NotAPair(String),
+    /// No `type`.
+    #[error("`type` is required: one of {TYPES}")]
+    MissingType,
+    /// A type nobody knows.
+    #[error("unknown type `{name}`: expected one of {TYPES}{}", did_you_mean(.suggestion))]
+    UnknownType {
+        /// The type as given.
+        name: String,
+        /// The nearest known one.
+        suggestion: Option<&'static str>,
+    },
+    /// A key the type does not take.
+    #[error("unknown key `{key}` for type `{target}`{}", did_you_mean(.suggestion))]
+    UnknownKey {
+        /// The type.
+        target: &'static str,
+        /// The key as given.
+        key: String,
+        /// The nearest known one.
+        suggestion: Option<&'static str>,
+    },
+    /// The same key twice.
+    #[error("`{0}` is given twice")]
+    Duplicate(String),
+    /// A value outside its domain.
+    #[error("invalid value `{value}` for `{key}`: expected {expected}")]
+    Value {
+        /// The key.
+        key: String,
+        /// The value as given.
+        value: String,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// A name that is no image reference.
+    #[error("invalid image name in `name`")]
+    Name(#[source] ReferenceError),
+    /// More than [`MAX_NAMES`] names.
+    #[error("more than {MAX_NAMES} names")]
+    TooManyNames,
+    /// `push=true` with nothing to push to.
+    #[error("`push` needs a `name`, or a tag given with `-t`")]
+    PushWithoutName,
+    /// A destination is required.
+    #[error("type `{0}` needs `dest`")]
+    MissingDestination(&'static str),
+    /// The destination cannot be standard output.
+    #[error("a directory cannot go to standard output: give `dest` a path")]
+    DirectoryToStdout,
+    /// Known to BuildKit, not implemented here.
+    #[error("not supported yet: {0}")]
+    NotSupported(String),
+}
+
+/// The types named in errors.
+const TYPES: &str = "`image`, `registry`, `oci`, `docker`, `local`, `tar`, `cacheonly`";
+
+fn did_you_mean(suggestion: &Option<&'static str>) -> String {
+    suggestion.map(|name| format!(", did you mean `{name}`?")).unwrap_or_default()
+}
+
+impl ExportTarget {
+    /// The default of a build without `-o`: the local store under `names`.
+    pub fn store(names: Vec<Reference>) -> Self {
+        Self::Image(ImageTarget { names, store: true, ..ImageTarget::default() })
+    }
+
+    /// This target with `names` (from `-t`) when it takes names and has none of its own.
+    #[must_use]
+    pub fn named(mut self, names: &[Reference]) -> Self {
+        let slot = match &mut self {
+            Self::Image(target) => &mut target.names,
+            Self::Oci(target) | Self::Docker(target) => &mut target.names,
+            Self::Local { .. } | Self::Tar { .. } | Self::CacheOnly => return self,
+        };
+        if slot.is_empty() {
+            *slot = names.to_vec();
+        }
+        self
+    }
+
+    /// This target with pushing on (`--push`); targets that are not images are unchanged.
+    #[must_use]
+    pub fn pushed(mut self) -> Self {
+        if let Self::Image(target) = &mut self {
+            target.push.get_or_insert_default();
+        }
+        self
+    }
+
+    /// Checks what can only be checked once names are complete.
+    ///
+    /// # Errors
+    /// [`ExportSpecErrorKind::PushWithoutName`].
+    pub fn validate(&self) -> Result<(), ExportSpecError> {
+        match self {
+            Self::Image(ImageTarget { names, push: Some(_), .. }) if names.is_empty() => {
+                Err(ExportSpecError {
+                    spec: "type=image,push=true".to_owned(),
+                    kind: ExportSpecErrorKind::PushWithoutName,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether bytes go to standard output, so that a caller can refuse a terminal and keep its own
+    /// output away.
+    pub fn writes_stdout(&self) -> bool {
+        match self {
+            Self::Oci(target) | Self::Docker(target) => {
+                target.dest == ArchiveDestination::Tar(Destination::Stdout)
+            }
+            Self::Tar { dest } => *dest == Destination::Stdout,
+            Self::Image(_) | Self::Local { .. } | Self::CacheOnly => false,
+        }
+    }
+
+    /// Whether the result must be an image (config and layers), not only a file system.
+    pub fn needs_image(&self) -> bool {
+        matches!(self, Self::Image(_) | Self::Oci(_) | Self::Docker(_))
+    }
+}
+
+impl FromStr for ExportTarget {
+    type Err = ExportSpecError;
+
+    fn from_str(spec: &str) -> Result<Self, ExportSpecError> {
+        parse::target(spec).map_err(|kind| ExportSpecError { spec: spec.chars().take(200).collect(), kind })
+    }
+}

@@ -1,0 +1,139 @@
+//! Specifications and what they mean, or why they are refused.
+
+use std::error::Error as _;
+
+use super::*;
+
+fn names(list: &[&str]) -> Vec<Reference> {
+    list.iter().map(|name| name.parse().expect("a valid name")).collect()
+}
+
+#[track_caller]
+fn check(spec: &str, expected: ExportTarget) {
+    assert_eq!(spec.parse::<ExportTarget>().map_err(|e| e.kind.to_string()), Ok(expected), "{spec}");
+}
+
+#[track_caller]
+fn refused(spec: &str, expected: &str) {
+    let error = spec.parse::<ExportTarget>().expect_err(spec);
+    assert_eq!(error.source().map(ToString::to_string).as_deref(), Some(expected));
+}
+
+fn archive(dest: ArchiveDestination) -> ArchiveTarget {
+    ArchiveTarget { dest, names: Vec::new(), format: ImageFormat::default() }
+}
+
+fn file(path: &str) -> Destination {
+    Destination::File(PathBuf::from(path))
+}
+
+#[test]
+fn short_forms() {
+    check("out", ExportTarget::Local { dest: "out".into() });
+    check("./a=b", ExportTarget::Local { dest: "./a=b".into() });
+    check("-", ExportTarget::Tar { dest: Destination::Stdout });
+}
+
+#[test]
+fn file_systems() {
+    check("type=local,dest=/out", ExportTarget::Local { dest: "/out".into() });
+    check("type=tar", ExportTarget::Tar { dest: Destination::Stdout });
+    check("type=tar,dest=-", ExportTarget::Tar { dest: Destination::Stdout });
+    check("TYPE=tar,Dest=x.tar", ExportTarget::Tar { dest: file("x.tar") });
+    check("type=cacheonly", ExportTarget::CacheOnly);
+}
+
+#[test]
+fn archives() {
+    check("type=oci", ExportTarget::Oci(archive(ArchiveDestination::Tar(Destination::Stdout))));
+    check("type=oci,dest=x.tar", ExportTarget::Oci(archive(ArchiveDestination::Tar(file("x.tar")))));
+    check("type=oci,dest=d,tar=false", ExportTarget::Oci(archive(ArchiveDestination::Directory("d".into()))));
+    check("type=docker,dest=x.tar", ExportTarget::Docker(archive(ArchiveDestination::Tar(file("x.tar")))));
+    let mut target = archive(ArchiveDestination::Tar(file("x")));
+    target.names = names(&["a:1", "b:2"]);
+    target.format.media_types = Some(MediaTypes::Docker);
+    target.format.compression =
+        CompressionChoice { algorithm: Some(Compression::Zstd), level: Some(19), force: true };
+    target.format.annotations.manifest.insert("org.X".into(), "y=z".into());
+    target.format.annotations.manifest_descriptor.insert("d".into(), "1".into());
+    target.format.annotations.index.insert("i".into(), "2".into());
+    check(
+        "type=oci,\"name=a:1,b:2\",dest=x,oci-mediatypes=false,compression=zstd,compression-level=19,\
+         force-compression=1,annotation.org.X=y=z,annotation-manifest-descriptor.d=1,annotation-index.i=2",
+        ExportTarget::Oci(target),
+    );
+}
+
+#[test]
+fn images() {
+    let stored = |list: &[&str]| ImageTarget { names: names(list), store: true, ..ImageTarget::default() };
+    check("type=image", ExportTarget::Image(stored(&[])));
+    check("type=image,name=a", ExportTarget::Image(stored(&["a"])));
+    check("type=docker,name=a", ExportTarget::Image(stored(&["a"])));
+    let pushed = ImageTarget { push: Some(PushOptions::default()), ..stored(&["a"]) };
+    check("type=image,name=a,push=true", ExportTarget::Image(pushed.clone()));
+    check("type=registry,name=a", ExportTarget::Image(ImageTarget { store: false, ..pushed.clone() }));
+    let by_digest = ImageTarget { push: Some(PushOptions { by_digest: true }), ..pushed };
+    check("type=image,name=a,push-by-digest=true", ExportTarget::Image(by_digest));
+}
+
+#[test]
+fn refusals_say_what_to_write() {
+    refused("", "empty: expected a directory, `-` or `type=…`");
+    refused(
+        "type=",
+        "`type` is required: one of `image`, `registry`, `oci`, `docker`, `local`, `tar`, `cacheonly`",
+    );
+    refused(
+        "dest=a,push=true",
+        "`type` is required: one of `image`, `registry`, `oci`, `docker`, `local`, `tar`, `cacheonly`",
+    );
+    refused(
+        "type=ocy",
+        "unknown type `ocy`: expected one of `image`, `registry`, `oci`, `docker`, `local`, `tar`, `cacheonly`, did you mean `oci`?",
+    );
+    refused("type=oci,dst=x", "unknown key `dst` for type `oci`, did you mean `dest`?");
+    refused("type=image,zzzzzzz=1", "unknown key `zzzzzzz` for type `image`");
+    refused("type=local,dest=x,push=true", "unknown key `push` for type `local`");
+    refused("type=oci,dest", "`dest` is not of the form `key=value`");
+    refused("type=oci,dest=a,dest=b", "`dest` is given twice");
+    refused("type=local", "type `local` needs `dest`");
+    refused("type=oci,tar=false", "type `oci` needs `dest`");
+    refused("type=local,dest=-", "a directory cannot go to standard output: give `dest` a path");
+    refused("type=image,push=maybe", "invalid value `maybe` for `push`: expected `true` or `false`");
+    refused(
+        "type=image,compression=xz",
+        "invalid value `xz` for `compression`: expected `uncompressed`, `gzip` or `zstd`",
+    );
+    refused("type=image,compression=estargz", "not supported yet: compression `estargz`");
+    refused(
+        "type=image,compression-level=10",
+        "invalid value `10` for `compression-level`: expected a number from 0 to 9 for gzip",
+    );
+    refused("type=image,rewrite-timestamp=true", "not supported yet: output key `rewrite-timestamp`");
+    refused(
+        "type=image,annotation-manifest[linux/amd64].a=b",
+        "not supported yet: output key `annotation-manifest[linux/amd64].a`",
+    );
+    refused("type=image,\"name=a", "bare or unclosed `\"`: quote whole fields, as in `\"name=a,b\"`");
+    refused("type=image,name=UPPER", "invalid image name in `name`");
+    refused(&"x".repeat(MAX_SPEC_LENGTH + 1), "longer than 65536 bytes");
+}
+
+#[test]
+fn tags_fill_in_names_and_push_demands_one() {
+    let target: ExportTarget = "type=image,push=true".parse().expect("valid");
+    assert!(target.validate().is_err());
+    let target = target.named(&names(&["a"]));
+    assert!(target.validate().is_ok());
+    let kept: ExportTarget = "type=image,name=own".parse().expect("valid");
+    assert_eq!(kept.clone().named(&names(&["a"])), kept);
+    assert!(matches!(kept.pushed(), ExportTarget::Image(ImageTarget { push: Some(_), .. })));
+}
+
+#[test]
+fn knows_what_goes_to_standard_output() {
+    for (spec, expected) in [("-", true), ("out", false), ("type=oci", true), ("type=oci,dest=x", false)] {
+        assert_eq!(spec.parse::<ExportTarget>().expect(spec).writes_stdout(), expected, "{spec}");
+    }
+}
