@@ -1,1 +1,49 @@
-//! Placeholder.
+//! Everything on disk: layers, blobs, images, leases, garbage collection.
+//!
+//! Owns the state directory: no other crate knows a path in it. Must not know operations,
+//! Dockerfiles or networks. Several processes share one store without a daemon, and any of them may
+//! die at any instant.
+//!
+//! ```text
+//! <root>/store.db        what exists (SQLite, WAL); a directory or file without a row is rubbish
+//! <root>/cache.db        the build cache's index (crate `cache` owns its content)
+//! <root>/l/<name>/       one overlay-format layer: what an overlay mount's upper directory held
+//! <root>/blobs/sha256/   compressed layers and other content, named by digest
+//! <root>/mutable/        cache mounts: directories that outlive builds, with their locks
+//! <root>/sessions/<name> one flock'ed file per open store; a lock that can be taken means a dead owner
+//! <root>/tmp/<name>/     everything a session has not finished; swept when its owner is dead
+//! ```
+//!
+//! Everything is made under `tmp/`, renamed into place inside the write transaction that inserts its
+//! row, and leaves by the same way back. So a kill at any instant leaves either the whole thing or
+//! something in `tmp/` (or a file without a row, which the sweep of the dead session removes).
+//!
+//! Start with [`Store`], [`Snapshot`] and [`Lease`]. What a power cut may take is told in `durability`.
+
+mod apply;
+mod blob;
+mod diff;
+mod error;
+mod image;
+mod layer;
+mod lease;
+mod mutable;
+mod prune;
+mod snapshot;
+mod store;
+mod usage;
+mod view;
+
+pub use apply::{AbsoluteNames, AppliedLayer, ApplyOptions, LayerLimits};
+pub use blob::BlobWriter;
+pub use diff::{TarOptions, Timestamps};
+pub use error::{DatabaseError, LayerError, LayerErrorKind, StoreError};
+pub use image::{ImageLayer, ListedImage, LocalImage, StoredManifest};
+pub use layer::ActiveLayer;
+pub use lease::Lease;
+pub use mutable::{MutableDir, Sharing};
+pub use prune::{ImagePrune, PruneRequest, Pruned};
+pub use snapshot::{LayerId, Snapshot, SnapshotError};
+pub use store::{OverlayXattrs, ScratchDir, Store, StoreConfig};
+pub use usage::{DiskUsage, UsageId, UsageKind, UsageRecord};
+pub use view::{MergedEntry, MergedView, Walk};
