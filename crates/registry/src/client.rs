@@ -8,10 +8,11 @@ use stave_oci::{Digest, Reference};
 
 use crate::auth::TokenCache;
 use crate::config::{ConfigError, RegistryTables};
+use crate::endpoint::Scheme;
 use crate::error::{Action, ErrorKind, MirrorFailure, RegistryError};
 use crate::keychain::Keychain;
 use crate::limits::{Limits, MAX_CACHED_ENTRIES};
-use crate::transport::{Scheme, Transport};
+use crate::transport::Transport;
 
 /// What a [`Client`] is made from.
 #[derive(Debug, Clone)]
@@ -129,7 +130,12 @@ impl Subject {
         self.error_after(host, kind, Vec::new())
     }
 
-    pub(crate) fn error_after(&self, host: &str, kind: ErrorKind, mirrors: Vec<MirrorFailure>) -> RegistryError {
+    pub(crate) fn error_after(
+        &self,
+        host: &str,
+        kind: ErrorKind,
+        mirrors: Vec<MirrorFailure>,
+    ) -> RegistryError {
         RegistryError {
             action: self.action,
             subject: self.name.clone(),

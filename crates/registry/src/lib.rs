@@ -25,9 +25,10 @@ pub use blob::BlobStream;
 pub use client::{Client, ClientConfig};
 pub use config::{Capability, ConfigError, KeyPair, RegistryConfig, RegistryTables};
 pub use error::{
-    Action, AuthFault, ErrorKind, MirrorFailure, RedirectFault, RegistryError, ResponseFault, StatusFault, TlsError,
+    Action, AuthFault, ErrorKind, MirrorFailure, RedirectFault, RegistryError, ResponseFault, StatusFault,
+    TlsError,
 };
 pub use keychain::{Credential, Keychain, KeychainError, Secret, StoredIn};
 pub use limits::Limits;
 pub use manifest::{FetchedManifest, ResolvedImage};
-pub use push::{BlobPush, BlobSource, Progress};
+pub use push::{BlobContent, BlobPush, BlobSource, Progress};

@@ -80,7 +80,8 @@ impl Limits {
     /// The wait before attempt `next` (the second attempt is 2): full jitter over an exponential ceiling, so that
     /// many clients cut off by one failure do not come back together.
     pub(crate) fn backoff_before(&self, next: u32) -> Duration {
-        let ceiling = self.backoff.saturating_mul(1 << next.saturating_sub(2).min(16)).min(self.backoff_ceiling);
+        let ceiling =
+            self.backoff.saturating_mul(1 << next.saturating_sub(2).min(16)).min(self.backoff_ceiling);
         ceiling.mul_f64(fastrand::f64().mul_add(0.5, 0.5))
     }
 }

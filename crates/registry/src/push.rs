@@ -1,12 +1,24 @@
 //! Blobs and manifests out.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use stave_oci::{Descriptor, Digest, Reference};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Method, StatusCode};
+use stave_oci::{Descriptor, Digest, ManifestError, Reference};
+use url::Url;
 
+use crate::auth::ScopeSet;
+use crate::client::Subject;
+use crate::config::Capability;
+use crate::endpoint::endpoints;
+use crate::error::{Action, ErrorKind};
+use crate::limits::MAX_MANIFEST_BYTES;
+use crate::request::{Call, Exchange, Payload};
+use crate::upload::{Upload, next_location};
 use crate::{Client, RegistryError};
 
 /// Where an upload's bytes come from, at any offset: an upload that was cut resumes in the middle.
@@ -38,6 +50,34 @@ impl BlobSource for File {
 /// Called with the number of bytes handed to the network so far; it falls back when an upload starts over.
 pub type Progress = Arc<dyn Fn(u64) + Send + Sync>;
 
+/// The bytes of an upload, and who watches them go.
+#[derive(Clone)]
+pub struct BlobContent {
+    /// Where the bytes are read.
+    pub source: Arc<dyn BlobSource>,
+    /// Who is told how many have gone.
+    pub progress: Option<Progress>,
+}
+
+impl BlobContent {
+    /// Bytes that nobody watches.
+    pub fn new(source: impl BlobSource) -> Self {
+        Self { source: Arc::new(source), progress: None }
+    }
+
+    /// The same, watched.
+    #[must_use]
+    pub fn watched(self, progress: Progress) -> Self {
+        Self { progress: Some(progress), ..self }
+    }
+}
+
+impl fmt::Debug for BlobContent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlobContent").finish_non_exhaustive()
+    }
+}
+
 /// How a blob got into the repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlobPush {
@@ -55,17 +95,23 @@ impl Client {
     /// # Errors
     /// [`RegistryError`], save that the blob's absence is an answer.
     pub async fn has_blob(&self, name: &Reference, digest: &Digest) -> Result<bool, RegistryError> {
-        let _ = (name, digest);
-        todo!()
+        let session = Session::open(self, name, None).await?;
+        session.has(digest).await.map_err(|kind| session.error(kind))
     }
 
     /// Asks the registry to take a blob from another of its repositories (`library/busybox`); `false` if it does not.
     ///
     /// # Errors
     /// [`RegistryError`], save that refusing a mount is an answer.
-    pub async fn mount_blob(&self, name: &Reference, digest: &Digest, from: &str) -> Result<bool, RegistryError> {
-        let _ = (name, digest, from);
-        todo!()
+    pub async fn mount_blob(
+        &self,
+        name: &Reference,
+        digest: &Digest,
+        from: &str,
+    ) -> Result<bool, RegistryError> {
+        let session = Session::open(self, name, Some(from)).await?;
+        let mounted = session.mount(digest, from).await.map_err(|kind| session.error(kind))?;
+        Ok(matches!(mounted, Mounting::Done))
     }
 
     /// Makes sure that a repository holds a blob: checks, mounts from `mount_from` if given, or uploads.
@@ -76,15 +122,30 @@ impl Client {
         &self,
         name: &Reference,
         blob: &Descriptor,
-        source: Arc<dyn BlobSource>,
+        content: BlobContent,
         mount_from: Option<&str>,
-        progress: Option<Progress>,
     ) -> Result<BlobPush, RegistryError> {
-        let _ = (name, blob, source, mount_from, progress);
-        todo!()
+        let session = Session::open(self, name, None).await?;
+        if session.has(&blob.digest).await.map_err(|kind| session.error(kind))? {
+            return Ok(BlobPush::Existed);
+        }
+        let mut opened = None;
+        if let Some(from) = mount_from {
+            let mounting = Session::open(self, name, Some(from)).await?;
+            match mounting.mount(&blob.digest, from).await.map_err(|kind| session.error(kind))? {
+                Mounting::Done => return Ok(BlobPush::Mounted),
+                Mounting::Uploading(location) => opened = Some(location),
+                Mounting::Refused => {}
+            }
+        }
+        let upload = Upload { blob: blob.clone(), content };
+        let sent = upload.run(&session.exchange, name.repository(), opened).await;
+        sent.map_err(|kind| session.error(kind))?;
+        Ok(BlobPush::Uploaded)
     }
 
-    /// Writes a manifest or index under the name's tag, or by its digest if the name has no tag. Its digest is returned.
+    /// Writes a manifest or index under the name's tag, or by its digest if the name has no tag. Its digest is
+    /// returned.
     ///
     /// # Errors
     /// [`RegistryError`]; a registry refuses manifests whose blobs it does not hold.
@@ -94,7 +155,102 @@ impl Client {
         media_type: &str,
         bytes: Bytes,
     ) -> Result<Digest, RegistryError> {
-        let _ = (name, media_type, bytes);
-        todo!()
+        let session = Session::open(self, name, None).await?;
+        session.put_manifest(name, media_type, bytes).await.map_err(|kind| session.error(kind))
+    }
+}
+
+/// Writing to one repository.
+struct Session<'a> {
+    exchange: Exchange,
+    name: &'a Reference,
+}
+
+/// What became of a mount.
+enum Mounting {
+    Done,
+    /// Not mounted, but the registry has opened an upload instead.
+    Uploading(Url),
+    Refused,
+}
+
+impl<'a> Session<'a> {
+    async fn open(client: &Client, name: &'a Reference, from: Option<&str>) -> Result<Self, RegistryError> {
+        let subject = Subject::of(Action::Push, name);
+        let registry = name.registry();
+        let tables = &client.shared.config.registries;
+        let Some(endpoint) = endpoints(tables, registry, Capability::Push).pop() else {
+            return Err(subject.error(registry, ErrorKind::NoEndpoint(registry.to_owned())));
+        };
+        let host = endpoint.host.clone();
+        let scope = ScopeSet::push(name.repository());
+        let scope = from.into_iter().fold(scope, ScopeSet::and_pull);
+        let exchange = Exchange::open(&client.shared, endpoint, scope).await;
+        exchange.map(|exchange| Self { exchange, name }).map_err(|kind| subject.error(&host, kind))
+    }
+
+    fn error(&self, kind: ErrorKind) -> RegistryError {
+        Subject::of(Action::Push, self.name).error(&self.exchange.endpoint.host, kind)
+    }
+
+    async fn has(&self, digest: &Digest) -> Result<bool, ErrorKind> {
+        let url = self.exchange.url(&format!("{}/blobs/{digest}", self.name.repository()))?;
+        let mut call = Call::new(Method::HEAD, url);
+        call.is_verified = true;
+        let answer = self.exchange.send(&call).await?;
+        match answer.response.status() {
+            status if status.is_success() => Ok(true),
+            StatusCode::NOT_FOUND => Ok(false),
+            _ => Err(answer.fault().await.kind),
+        }
+    }
+
+    async fn mount(&self, digest: &Digest, from: &str) -> Result<Mounting, ErrorKind> {
+        let mut url = self.exchange.url(&format!("{}/blobs/uploads/", self.name.repository()))?;
+        url.query_pairs_mut().append_pair("mount", digest.as_str()).append_pair("from", from);
+        let mut call = Call::new(Method::POST, url);
+        call.payload = Payload::Bytes(Bytes::new());
+        let answer = match self.exchange.send(&call).await {
+            Ok(answer) => answer,
+            // A token for the other repository was refused: that is no reason not to upload.
+            Err(ErrorKind::AccessDenied { .. }) => return Ok(Mounting::Refused),
+            Err(kind) => return Err(kind),
+        };
+        match answer.response.status() {
+            StatusCode::CREATED => Ok(Mounting::Done),
+            StatusCode::ACCEPTED => Ok(next_location(&answer).map_or(Mounting::Refused, Mounting::Uploading)),
+            status if status.is_client_error() => Ok(Mounting::Refused),
+            _ => Err(answer.fault().await.kind),
+        }
+    }
+
+    async fn put_manifest(
+        &self,
+        name: &Reference,
+        media_type: &str,
+        bytes: Bytes,
+    ) -> Result<Digest, ErrorKind> {
+        let digest = Digest::sha256(&bytes);
+        if bytes.len() as u64 > MAX_MANIFEST_BYTES {
+            return Err(ErrorKind::TooLarge { what: "manifest", limit: MAX_MANIFEST_BYTES });
+        }
+        let target = name.tag().unwrap_or(digest.as_str());
+        let url = self.exchange.url(&format!("{}/manifests/{target}", name.repository()))?;
+        let mut call = Call::new(Method::PUT, url);
+        let content_type = HeaderValue::from_str(media_type)
+            .map_err(|_| ErrorKind::Manifest(ManifestError::MediaType(media_type.to_owned())))?;
+        call.headers = HeaderMap::from_iter([(CONTENT_TYPE, content_type)]);
+        call.payload = Payload::Bytes(bytes);
+        let answer = self.exchange.send(&call).await?;
+        if !answer.response.status().is_success() {
+            return Err(answer.fault().await.kind);
+        }
+        match answer.digest_header()? {
+            // The registry has stored something else than what was sent.
+            Some(stored) if stored.algorithm() == digest.algorithm() && stored != digest => {
+                Err(ErrorKind::DigestMismatch { expected: digest, actual: stored })
+            }
+            _ => Ok(digest),
+        }
     }
 }

@@ -1,1 +1,503 @@
-//! Stub.
+//! One request and its answer: authorization, redirects, retries, and what an answer's status means.
+//!
+//! Owns the rules that hold for every request: credentials stay with the host they are for, waiting is bounded,
+//! bodies of answers are bounded. Start with [`Exchange`] and its `send`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::{Method, Response, StatusCode};
+use serde::Deserialize;
+use url::Url;
+
+use crate::auth::{Authorization, Challenge, ScopeSet, challenges};
+use crate::client::Shared;
+use crate::endpoint::{Endpoint, Scheme, Speaks};
+use crate::error::{ErrorKind, RedirectFault, ResponseFault, StatusFault};
+use crate::keychain::Credential;
+use crate::limits::{
+    Limits, MAX_ERROR_BODY_BYTES, MAX_HEADER_VALUE_BYTES, MAX_REDIRECTS, MAX_SERVER_MESSAGE_CHARS,
+};
+use crate::transport::{connection_fault, is_not_tls};
+
+/// How often a host that refuses connections is tried: it is more likely down than busy.
+const CONNECT_ATTEMPTS: u32 = 3;
+
+/// Talking to one endpoint with one scope.
+#[derive(Clone)]
+pub(crate) struct Exchange {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) scope: ScopeSet,
+    /// A credential to use instead of the keychain's: a login tries it before it is stored.
+    pub(crate) trial: Option<Credential>,
+    scheme: Scheme,
+}
+
+/// One request, without its authorization.
+#[derive(Clone)]
+pub(crate) struct Call {
+    pub(crate) method: Method,
+    pub(crate) url: Url,
+    pub(crate) headers: HeaderMap,
+    pub(crate) payload: Payload,
+    /// The answer is checked against a digest, so that it does not matter who sends it.
+    pub(crate) is_verified: bool,
+}
+
+/// What a request carries.
+#[derive(Clone)]
+pub(crate) enum Payload {
+    Empty,
+    Bytes(Bytes),
+    /// Bytes that are not sent to wherever a redirect points.
+    Secret(Bytes),
+    /// Made afresh for each attempt. The length must be exact.
+    Stream {
+        length: u64,
+        open: Arc<dyn Fn() -> reqwest::Body + Send + Sync>,
+        is_moving: Arc<dyn Fn() -> u64 + Send + Sync>,
+    },
+}
+
+/// An answer, with what is needed to judge it.
+pub(crate) struct Answer {
+    pub(crate) response: Response,
+    /// Where it came from, after redirects.
+    pub(crate) url: Url,
+    method: Method,
+    authenticated: bool,
+    /// Whether it came from the endpoint itself and not from where that redirected to.
+    is_own: bool,
+    idle: Duration,
+}
+
+/// A failed attempt, and how long the server asks to wait before the next.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) kind: ErrorKind,
+    pub(crate) retry_after: Option<Duration>,
+}
+
+impl From<ErrorKind> for Failure {
+    fn from(kind: ErrorKind) -> Self {
+        Self { kind, retry_after: None }
+    }
+}
+
+impl Call {
+    pub(crate) fn get(url: Url) -> Self {
+        Self::new(Method::GET, url)
+    }
+
+    pub(crate) fn new(method: Method, url: Url) -> Self {
+        Self { method, url, headers: HeaderMap::new(), payload: Payload::Empty, is_verified: false }
+    }
+}
+
+impl Exchange {
+    /// Finds out how the endpoint is spoken to, if that is not known.
+    pub(crate) async fn open(
+        shared: &Arc<Shared>,
+        endpoint: Endpoint,
+        scope: ScopeSet,
+    ) -> Result<Self, ErrorKind> {
+        let scheme = match (endpoint.speaks, shared.known_scheme(&endpoint.host)) {
+            (Speaks::Only(scheme), _) | (Speaks::HttpsElseHttp, Some(scheme)) => scheme,
+            (Speaks::HttpsElseHttp, None) => probe(shared, &endpoint).await?,
+        };
+        Ok(Self { shared: Arc::clone(shared), endpoint, scope, trial: None, scheme })
+    }
+
+    pub(crate) fn url(&self, path: &str) -> Result<Url, ErrorKind> {
+        self.endpoint.url(self.scheme, path)
+    }
+
+    /// Whether the endpoint is spoken to in the clear.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.scheme == Scheme::Http
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.shared.config.limits
+    }
+
+    /// Sends until there is an answer that another attempt would not change, and gives that, whatever its status.
+    pub(crate) async fn send(&self, call: &Call) -> Result<Answer, ErrorKind> {
+        let mut attempt = 1;
+        loop {
+            let failure = match self.send_once(call).await {
+                Ok(answer) if is_transient(answer.response.status()) => answer.fault().await,
+                Ok(answer) => return Ok(answer),
+                Err(failure) => failure,
+            };
+            self.pause(&mut attempt, failure).await?;
+        }
+    }
+
+    /// Waits for the next attempt, or gives the failure back if there is to be none.
+    pub(crate) async fn pause(&self, attempt: &mut u32, failure: Failure) -> Result<(), ErrorKind> {
+        let limits = self.limits();
+        let Failure { kind, retry_after } = failure;
+        let allowed = match &kind {
+            ErrorKind::Connect { is_certificate: true, .. } => 1,
+            ErrorKind::Connect { .. } => limits.attempts.min(CONNECT_ATTEMPTS),
+            ErrorKind::Timeout(_) | ErrorKind::Interrupted(_) | ErrorKind::TooManyRequests { .. } => {
+                limits.attempts
+            }
+            ErrorKind::Status(fault) if is_transient_code(fault.code) => limits.attempts,
+            _ => 1,
+        };
+        *attempt += 1;
+        if *attempt > allowed {
+            return Err(kind);
+        }
+        let wait = match retry_after {
+            Some(asked) if asked > limits.retry_after_ceiling => return Err(kind),
+            Some(asked) => asked,
+            None => limits.backoff_before(*attempt),
+        };
+        tracing::debug!(host = self.endpoint.host, reason = %kind, ?wait, attempt = *attempt, "trying again");
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+
+    /// One attempt: authorized as far as known, and once more if the host asks for (fresh) authorization.
+    pub(crate) async fn send_once(&self, call: &Call) -> Result<Answer, Failure> {
+        let home = self.url("")?;
+        let sent = self.authorization().await?;
+        let mut answer = self.follow(call, sent.as_ref().map(|sent| &sent.header), &home).await?;
+        answer.note(sent.as_ref());
+        if answer.response.status() != StatusCode::UNAUTHORIZED || !answer.is_own {
+            return Ok(answer);
+        }
+        let Some(shown) = self.answer(answer.response.headers(), sent.as_ref()).await? else {
+            return Ok(answer);
+        };
+        let mut answer = self.follow(call, Some(&shown.header), &home).await?;
+        answer.note(Some(&shown));
+        Ok(answer)
+    }
+
+    /// Sends a request and follows redirects. `authorization` is for the origin of `home` and goes nowhere else.
+    pub(crate) async fn follow(
+        &self,
+        call: &Call,
+        authorization: Option<&HeaderValue>,
+        home: &Url,
+    ) -> Result<Answer, Failure> {
+        let mut url = call.url.clone();
+        let mut is_trusted = true;
+        for _ in 0..=MAX_REDIRECTS {
+            is_trusted = is_trusted && same_origin(&url, home);
+            let mut request = self.client_for(&url)?.request(call.method.clone(), url.clone());
+            request = request.headers(call.headers.clone());
+            if let Some(header) = authorization.filter(|_| is_trusted) {
+                request = request.header(AUTHORIZATION, header.clone());
+            }
+            let response = self.transmit(request, &call.payload).await?;
+            let Some(next) = redirect(&response, call, &url)? else {
+                return Ok(Answer {
+                    response,
+                    is_own: is_trusted,
+                    url,
+                    method: call.method.clone(),
+                    authenticated: false,
+                    idle: self.limits().idle_timeout,
+                });
+            };
+            url = next;
+        }
+        Err(ErrorKind::from(RedirectFault::TooMany(MAX_REDIRECTS)).into())
+    }
+
+    fn client_for(&self, url: &Url) -> Result<reqwest::Client, ErrorKind> {
+        if same_origin(url, &self.url("")?) {
+            return Ok(self.shared.transport(&self.endpoint.key)?.own.clone());
+        }
+        let host = authority(url);
+        if self.shared.config.registries.0.contains_key(&host) {
+            return Ok(self.shared.transport(&host)?.own.clone());
+        }
+        Ok(self.shared.transport(&self.endpoint.key)?.foreign.clone())
+    }
+
+    async fn transmit(
+        &self,
+        request: reqwest::RequestBuilder,
+        payload: &Payload,
+    ) -> Result<Response, Failure> {
+        let limits = self.limits();
+        let patience = limits.connect_timeout + limits.idle_timeout;
+        let (request, is_moving) = match payload {
+            Payload::Empty => (request, None),
+            Payload::Bytes(bytes) | Payload::Secret(bytes) => (request.body(bytes.clone()), None),
+            Payload::Stream { length, open, is_moving } => {
+                (request.header(reqwest::header::CONTENT_LENGTH, *length).body(open()), Some(is_moving))
+            }
+        };
+        let sending = request.send();
+        tokio::pin!(sending);
+        let mut before = None;
+        loop {
+            match tokio::time::timeout(patience, &mut sending).await {
+                Ok(Ok(response)) => return Ok(response),
+                Ok(Err(error)) => return Err(connection_fault(&error, limits).into()),
+                Err(_) => {
+                    // An upload takes as long as it takes, while bytes move.
+                    let now = is_moving.map(|count| count());
+                    if now.is_none() || now == before {
+                        return Err(ErrorKind::Timeout(patience).into());
+                    }
+                    before = now;
+                }
+            }
+        }
+    }
+}
+
+async fn probe(shared: &Arc<Shared>, endpoint: &Endpoint) -> Result<Scheme, ErrorKind> {
+    let client = shared.transport(&endpoint.key)?.own.clone();
+    let asked = client.get(endpoint.url(Scheme::Https, "")?).send();
+    let limits = &shared.config.limits;
+    let scheme = match tokio::time::timeout(limits.connect_timeout + limits.idle_timeout, asked).await {
+        Ok(Ok(_)) => Scheme::Https,
+        Ok(Err(error)) if is_not_tls(&error) => Scheme::Http,
+        // The request itself will fail in the same way, and is retried.
+        Ok(Err(_)) | Err(_) => return Ok(Scheme::Https),
+    };
+    shared.learn_scheme(&endpoint.host, scheme);
+    Ok(scheme)
+}
+
+/// Where an answer sends us, `None` if it is no redirect.
+fn redirect(response: &Response, call: &Call, from: &Url) -> Result<Option<Url>, ErrorKind> {
+    let is_reading = matches!(call.method, Method::GET | Method::HEAD);
+    let follows = match response.status() {
+        StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT => {
+            !matches!(call.payload, Payload::Secret(_))
+        }
+        StatusCode::MOVED_PERMANENTLY | StatusCode::FOUND | StatusCode::SEE_OTHER => is_reading,
+        _ => false,
+    };
+    if !follows {
+        return Ok(None);
+    }
+    let next = location(response.headers(), from).ok_or(RedirectFault::Location)?;
+    // By digest it does not matter who answers; a tag's answer and our uploads must not travel in the clear.
+    if from.scheme() == "https" && next.scheme() == "http" && !(is_reading && call.is_verified) {
+        return Err(RedirectFault::Downgrade(shown(&next)).into());
+    }
+    Ok(Some(next))
+}
+
+/// A `Location` header as an http(s) address, relative to where it came from.
+pub(crate) fn location(headers: &HeaderMap, from: &Url) -> Option<Url> {
+    let text = headers.get(LOCATION).filter(|value| value.len() <= MAX_HEADER_VALUE_BYTES)?.to_str().ok()?;
+    let mut url = from.join(text).ok()?;
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+        return None;
+    }
+    url.set_username("").and_then(|()| url.set_password(None)).ok()?;
+    url.set_fragment(None);
+    Some(url)
+}
+
+pub(crate) fn same_origin(one: &Url, other: &Url) -> bool {
+    one.origin() == other.origin()
+}
+
+/// `host[:port]` as endpoints write it.
+fn authority(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+/// An address for people: without query, where signatures stand.
+pub(crate) fn shown(url: &Url) -> String {
+    let path: String = url.path().chars().take(MAX_SERVER_MESSAGE_CHARS).collect();
+    format!("{}://{}{path}", url.scheme(), authority(url))
+}
+
+fn is_transient(status: StatusCode) -> bool {
+    is_transient_code(status.as_u16())
+}
+
+/// 501 and 505 say that it will never work.
+fn is_transient_code(code: u16) -> bool {
+    matches!(code, 408 | 429 | 500..=599) && !matches!(code, 501 | 505)
+}
+
+impl Answer {
+    fn note(&mut self, authorization: Option<&Authorization>) {
+        self.authenticated = authorization.is_some_and(|shown| shown.authenticated);
+    }
+
+    /// The next piece of the body, `None` at its end.
+    pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, ErrorKind> {
+        match tokio::time::timeout(self.idle, self.response.chunk()).await {
+            Ok(Ok(piece)) => Ok(piece),
+            Ok(Err(error)) => Err(match connection_fault(&error, &Limits::default()) {
+                ErrorKind::Timeout(_) => ErrorKind::Timeout(self.idle),
+                kind => kind,
+            }),
+            Err(_) => Err(ErrorKind::Timeout(self.idle)),
+        }
+    }
+
+    /// The whole body, of at most `limit` bytes; `what` it is, for the error.
+    pub(crate) async fn body(mut self, what: &'static str, limit: u64) -> Result<Bytes, ErrorKind> {
+        if self.response.content_length().is_some_and(|length| length > limit) {
+            return Err(ErrorKind::TooLarge { what, limit });
+        }
+        let mut body = Vec::new();
+        while let Some(piece) = self.piece().await? {
+            if (body.len() + piece.len()) as u64 > limit {
+                return Err(ErrorKind::TooLarge { what, limit });
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(body.into())
+    }
+
+    /// What an answer that is no success means.
+    pub(crate) async fn fault(self) -> Failure {
+        let status = self.response.status();
+        let (method, url, authenticated) = (self.method.to_string(), shown(&self.url), self.authenticated);
+        let retry_after = self.response.headers().get(RETRY_AFTER).and_then(seconds);
+        let refused = challenges(self.response.headers()).into_iter().find_map(|challenge| match challenge {
+            Challenge::Bearer(bearer) => bearer.error,
+            Challenge::Basic => None,
+        });
+        let message = self.message().await;
+        let kind = match status {
+            StatusCode::NOT_FOUND => ErrorKind::NotFound,
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                let message = if message.is_empty() { clean(&refused.unwrap_or_default()) } else { message };
+                ErrorKind::AccessDenied { authenticated, message }
+            }
+            StatusCode::TOO_MANY_REQUESTS => ErrorKind::TooManyRequests { retry_after, message },
+            _ => ErrorKind::Status(StatusFault {
+                method,
+                url,
+                status: status.to_string(),
+                code: status.as_u16(),
+                message,
+            }),
+        };
+        Failure { kind, retry_after }
+    }
+
+    /// What the body of an error answer says, bounded and cleaned. Its failures do not matter: the status is known.
+    pub(crate) async fn message(mut self) -> String {
+        let mut body = Vec::new();
+        while let Ok(Some(piece)) = self.piece().await {
+            body.extend_from_slice(&piece);
+            if body.len() as u64 > MAX_ERROR_BODY_BYTES {
+                break;
+            }
+        }
+        server_message(&body)
+    }
+
+    /// A header as text.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let value = self.response.headers().get(name)?;
+        value.to_str().ok().filter(|text| text.len() <= MAX_HEADER_VALUE_BYTES)
+    }
+
+    /// The `Docker-Content-Digest` header, which need not be there but must be a digest if it is.
+    pub(crate) fn digest_header(&self) -> Result<Option<stave_oci::Digest>, ErrorKind> {
+        let text = self.header("docker-content-digest").filter(|text| !text.is_empty());
+        let parsed = text.map(|text| text.trim().parse()).transpose();
+        parsed.map_err(|_| ResponseFault::DigestHeader.into())
+    }
+}
+
+/// `Retry-After` in its form of seconds; the form of a date needs a clock that agrees with the server's.
+fn seconds(value: &HeaderValue) -> Option<Duration> {
+    value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+#[derive(Deserialize)]
+struct ErrorBody {
+    #[serde(default)]
+    errors: Vec<ErrorEntry>,
+    #[serde(default)]
+    details: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ErrorEntry {
+    #[serde(default)]
+    code: String,
+    #[serde(default)]
+    message: String,
+}
+
+/// The specification's error body as docker prints it: `denied: requested access to the resource is denied`.
+fn server_message(body: &[u8]) -> String {
+    let Ok(ErrorBody { errors, details }) = serde_json::from_slice(body) else { return String::new() };
+    let texts = errors.iter().take(3).map(|entry| match (entry.code.as_str(), entry.message.as_str()) {
+        ("", message) => message.to_owned(),
+        // Docker Hub repeats the code in words that our own text has already said.
+        ("TOOMANYREQUESTS", message) => message.to_owned(),
+        (code, "") => code.to_ascii_lowercase().replace('_', " "),
+        (code, message) => format!("{}: {message}", code.to_ascii_lowercase().replace('_', " ")),
+    });
+    let text = texts.collect::<Vec<_>>().join(", ");
+    clean(if text.is_empty() { details.as_deref().unwrap_or_default() } else { &text })
+}
+
+/// Text of a server's that goes to a terminal: one bounded line without control characters.
+fn clean(text: &str) -> String {
+    let one_line = text.trim().chars().map(|letter| if letter.is_whitespace() { ' ' } else { letter });
+    one_line.filter(|letter| !letter.is_control()).take(MAX_SERVER_MESSAGE_CHARS).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_message(body: &str, expected: &str) {
+        assert_eq!(server_message(body.as_bytes()), expected);
+    }
+
+    #[test]
+    fn repeats_what_servers_say() {
+        check_message(
+            r#"{"errors":[{"code":"DENIED","message":"requested access to the resource is denied"}]}"#,
+            "denied: requested access to the resource is denied",
+        );
+        check_message(r#"{"errors":[{"code":"NAME_UNKNOWN"}]}"#, "name unknown");
+        check_message(
+            r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your pull rate limit."}]}"#,
+            "You have reached your pull rate limit.",
+        );
+        check_message(r#"{"details":"incorrect username or password"}"#, "incorrect username or password");
+        check_message("<html>", "");
+        check_message(r#"{"errors":[{"message":"a\u001b[31m\nb"}]}"#, "a[31m b");
+    }
+
+    #[test]
+    fn addresses_are_shown_without_secrets() {
+        let url = Url::parse("https://u:p@h.example:444/a/b?X-Amz-Signature=s#f").expect("a URL");
+        assert_eq!(shown(&url), "https://h.example:444/a/b");
+    }
+
+    #[test]
+    fn locations_are_relative_to_where_they_came_from() {
+        let from = Url::parse("https://h.example/v2/x/blobs/uploads/").expect("a URL");
+        let at = |text: &str| {
+            let headers = HeaderMap::from_iter([(LOCATION, HeaderValue::from_str(text).expect("a header"))]);
+            location(&headers, &from).map(String::from)
+        };
+        assert_eq!(at("/u/1?s=2").as_deref(), Some("https://h.example/u/1?s=2"));
+        assert_eq!(at("https://u:p@o.example/#x").as_deref(), Some("https://o.example/"));
+        assert_eq!(at("file:///etc/passwd"), None);
+        assert_eq!(at("gopher://x/"), None);
+    }
+}

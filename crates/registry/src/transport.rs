@@ -1,6 +1,265 @@
-//! Stub.
-use crate::{ClientConfig, ErrorKind};
-pub(crate) struct Transport;
-#[derive(Clone, Copy)]
-pub(crate) enum Scheme { Http, Https }
-impl Transport { pub(crate) fn new(_: &str, _: &ClientConfig) -> Result<Self, ErrorKind> { Ok(Self) } }
+//! HTTP connections to one host: TLS trust, client certificates, proxies, timeouts, header bounds.
+//!
+//! Owns what a connection is made with; knows nothing of the distribution protocol. Start with [`Transport`].
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig as TlsConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+
+use crate::client::ClientConfig;
+use crate::config::{KeyPair, RegistryConfig};
+use crate::endpoint::is_loopback;
+use crate::error::{ErrorKind, TlsError};
+use crate::limits::{Limits, MAX_HEADERS};
+
+/// The connections of one host.
+pub(crate) struct Transport {
+    /// For the host itself.
+    pub(crate) own: reqwest::Client,
+    /// For hosts it redirects to: the same trust, but no client certificate.
+    pub(crate) foreign: reqwest::Client,
+}
+
+impl Transport {
+    pub(crate) fn new(host: &str, config: &ClientConfig) -> Result<Self, ErrorKind> {
+        let table = config.registries.0.get(host).cloned().unwrap_or_default();
+        let material = Material::load(&table)?;
+        let proxied = !is_loopback(host);
+        let build = |identity: Option<&Identity>| -> Result<reqwest::Client, TlsError> {
+            http_client(material.tls(identity)?, config, proxied)
+        };
+        let foreign = build(None)?;
+        let own = match &material.identity {
+            Some(identity) => build(Some(identity))?,
+            None => foreign.clone(),
+        };
+        Ok(Self { own, foreign })
+    }
+}
+
+fn http_client(tls: TlsConfig, config: &ClientConfig, proxied: bool) -> Result<reqwest::Client, TlsError> {
+    let Limits { connect_timeout, idle_timeout, .. } = config.limits;
+    // HTTP/1.1 only, as BuildKit does: layers in parallel then get a connection each, not a share of one.
+    let builder = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .http1_only()
+        .http1_max_headers(MAX_HEADERS)
+        .user_agent(&config.user_agent)
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .connect_timeout(connect_timeout)
+        .pool_idle_timeout(idle_timeout);
+    // Nobody means this machine's own registry to be asked for through a proxy.
+    let builder = if proxied { builder } else { builder.no_proxy() };
+    builder.build().map_err(|error| TlsError::Setup(innermost(&error)))
+}
+
+struct Identity {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    path: PathBuf,
+}
+
+struct Material {
+    authorities: Vec<(PathBuf, CertificateDer<'static>)>,
+    identity: Option<Identity>,
+    insecure: bool,
+}
+
+impl Material {
+    fn load(table: &RegistryConfig) -> Result<Self, TlsError> {
+        let mut authority_files = table.ca.clone();
+        let mut pairs = table.keypair.clone();
+        for directory in &table.tlsconfigdir {
+            let (authorities, found) = scan_directory(directory)?;
+            authority_files.extend(authorities);
+            pairs.extend(found);
+        }
+        let mut authorities = Vec::new();
+        for path in authority_files {
+            let found = certificates(&path)?;
+            authorities.extend(found.into_iter().map(|certificate| (path.clone(), certificate)));
+        }
+        let identity = pairs.first().map(load_identity).transpose()?;
+        Ok(Self { authorities, identity, insecure: table.insecure.unwrap_or(false) })
+    }
+
+    fn tls(&self, identity: Option<&Identity>) -> Result<TlsConfig, TlsError> {
+        let provider = Arc::new(ring::default_provider());
+        let builder = TlsConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| TlsError::Setup(error.to_string()))?;
+        let builder = if self.insecure {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
+        } else {
+            builder.with_root_certificates(self.roots()?)
+        };
+        let Some(Identity { chain, key, path }) = identity else {
+            return Ok(builder.with_no_client_auth());
+        };
+        builder
+            .with_client_auth_cert(chain.clone(), key.clone_key())
+            .map_err(|error| TlsError::Invalid { path: path.clone(), reason: error.to_string() })
+    }
+
+    fn roots(&self) -> Result<Arc<RootCertStore>, TlsError> {
+        let system = system_roots();
+        if self.authorities.is_empty() {
+            return Ok(system);
+        }
+        let mut roots = RootCertStore::clone(&system);
+        for (path, certificate) in &self.authorities {
+            roots
+                .add(certificate.clone())
+                .map_err(|error| TlsError::Invalid { path: path.clone(), reason: error.to_string() })?;
+        }
+        Ok(Arc::new(roots))
+    }
+}
+
+/// The system's authorities, or the bundled ones on a machine that has none. Read once per process.
+fn system_roots() -> Arc<RootCertStore> {
+    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
+    Arc::clone(ROOTS.get_or_init(|| {
+        let mut roots = RootCertStore::empty();
+        let found = rustls_native_certs::load_native_certs();
+        let (_, ignored) = roots.add_parsable_certificates(found.certs);
+        tracing::debug!(count = roots.len(), ignored, errors = ?found.errors, "system certificate authorities");
+        if roots.is_empty() {
+            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        }
+        Arc::new(roots)
+    }))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let text = read(path)?;
+    let invalid = |error: rustls::pki_types::pem::Error| TlsError::Invalid {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    };
+    let found: Vec<_> = CertificateDer::pem_slice_iter(&text).collect::<Result<_, _>>().map_err(invalid)?;
+    if found.is_empty() {
+        return Err(TlsError::Empty { path: path.to_owned(), what: "certificate" });
+    }
+    Ok(found)
+}
+
+fn load_identity(pair: &KeyPair) -> Result<Identity, TlsError> {
+    let chain = certificates(&pair.cert)?;
+    let text = read(&pair.key)?;
+    let key = PrivateKeyDer::from_pem_slice(&text)
+        .map_err(|_| TlsError::Empty { path: pair.key.clone(), what: "private key" })?;
+    Ok(Identity { chain, key, path: pair.cert.clone() })
+}
+
+/// Docker's `certs.d/<host>` layout. Sorted, so that which pair is first does not depend on the file system.
+fn scan_directory(directory: &Path) -> Result<(Vec<PathBuf>, Vec<KeyPair>), TlsError> {
+    let failed = |source| TlsError::Read { path: directory.to_owned(), source };
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(directory).map_err(failed)? {
+        paths.push(entry.map_err(failed)?.path());
+    }
+    paths.sort();
+    let with = |extension: &'static str| {
+        let is_wanted = move |path: &&PathBuf| path.extension().is_some_and(|found| found == extension);
+        paths.iter().filter(is_wanted).cloned()
+    };
+    let pairs = with("cert").map(|cert| KeyPair { key: cert.with_extension("key"), cert }).collect();
+    Ok((with("crt").collect(), pairs))
+}
+
+/// `insecure = true`: any certificate will do.
+#[derive(Debug)]
+struct AcceptAny(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AcceptAny {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Why a request got no answer, in our kinds.
+pub(crate) fn connection_fault(error: &reqwest::Error, limits: &Limits) -> ErrorKind {
+    let reason = innermost(error);
+    if error.is_timeout() {
+        return ErrorKind::Timeout(limits.connect_timeout);
+    }
+    if error.is_connect() {
+        let is_certificate = matches!(tls_fault(error), Some(rustls::Error::InvalidCertificate(_)));
+        return ErrorKind::Connect { reason, is_dns: error.is_dns(), is_certificate };
+    }
+    ErrorKind::Interrupted(reason)
+}
+
+/// Whether the host answered, but not in TLS.
+pub(crate) fn is_not_tls(error: &reqwest::Error) -> bool {
+    let broken = || {
+        sources(error).filter_map(|source| source.downcast_ref::<std::io::Error>()).any(|error| {
+            use std::io::ErrorKind::{ConnectionReset, UnexpectedEof};
+            matches!(error.kind(), UnexpectedEof | ConnectionReset)
+        })
+    };
+    match tls_fault(error) {
+        Some(fault) => matches!(fault, rustls::Error::InvalidMessage(_)),
+        None => error.is_connect() && broken(),
+    }
+}
+
+fn tls_fault(error: &reqwest::Error) -> Option<&rustls::Error> {
+    sources(error).find_map(|source| {
+        let wrapped = source.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        source.downcast_ref::<rustls::Error>().or_else(|| wrapped?.downcast_ref())
+    })
+}
+
+fn sources<'a>(
+    error: &'a reqwest::Error,
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> + 'a {
+    std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| error.source())
+}
+
+/// The last error of a chain: the system's word for it. Outer ones repeat the URL, which can hold secrets.
+fn innermost(error: &reqwest::Error) -> String {
+    sources(error).last().map(ToString::to_string).unwrap_or_default()
+}

@@ -1,1 +1,211 @@
-//! Stub.
+//! One blob's upload: a session at the registry, filled in one request or in pieces, resumed after a cut.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures::stream;
+use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE};
+use reqwest::{Method, StatusCode};
+use stave_oci::Descriptor;
+use url::Url;
+
+use crate::error::{ErrorKind, ResponseFault};
+use crate::limits::UPLOAD_READ_BYTES;
+use crate::push::BlobContent;
+use crate::request::{Answer, Call, Exchange, Failure, Payload, location};
+
+const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
+
+/// What is to be uploaded.
+#[derive(Clone)]
+pub(crate) struct Upload {
+    pub(crate) blob: Descriptor,
+    pub(crate) content: BlobContent,
+}
+
+/// An open session at the registry: where the next bytes go, and how many it has.
+struct Session {
+    location: Url,
+    received: u64,
+}
+
+impl Upload {
+    /// Sends the blob. `first` is a session's address if the registry has opened one already.
+    pub(crate) async fn run(
+        &self,
+        exchange: &Exchange,
+        repository: &str,
+        first: Option<Url>,
+    ) -> Result<(), ErrorKind> {
+        let mut attempt = 1;
+        let mut session = match first {
+            Some(location) => Session { location, received: 0 },
+            None => start(exchange, repository).await?,
+        };
+        loop {
+            let failure = match self.fill(exchange, &mut session).await {
+                Ok(()) => return Ok(()),
+                Err(failure) => failure,
+            };
+            // Where a session is gone, a new one can be had; a second refusal is an answer.
+            if !matches!(failure.kind, ErrorKind::NotFound) || attempt > 1 {
+                exchange.pause(&mut attempt, failure).await?;
+            } else {
+                attempt += 1;
+            }
+            session = match resume(exchange, &session).await {
+                Some(session) if session.received <= self.blob.size => session,
+                _ => start(exchange, repository).await?,
+            };
+            tracing::debug!(digest = %self.blob.digest, received = session.received, "upload goes on");
+        }
+    }
+
+    /// Sends what is missing and closes the session with the digest.
+    async fn fill(&self, exchange: &Exchange, session: &mut Session) -> Result<(), Failure> {
+        let size = self.blob.size;
+        if let Some(chunk) = exchange.shared.config.limits.upload_chunk.filter(|chunk| *chunk > 0) {
+            while session.received < size {
+                let end = session.received.saturating_add(chunk).min(size);
+                self.patch(exchange, session, end).await?;
+            }
+        } else if session.received > 0 && session.received < size {
+            // A closing request may not start in the middle at every registry; a piece may.
+            self.patch(exchange, session, size).await?;
+        }
+        let mut url = session.location.clone();
+        url.query_pairs_mut().append_pair("digest", self.blob.digest.as_str());
+        let answer = self.transmit(exchange, Method::PUT, url, session.received..size).await?;
+        if answer.response.status().is_success() { Ok(()) } else { Err(answer.fault().await) }
+    }
+
+    async fn patch(&self, exchange: &Exchange, session: &mut Session, end: u64) -> Result<(), Failure> {
+        let range = session.received..end;
+        let answer = self.transmit(exchange, Method::PATCH, session.location.clone(), range).await?;
+        if !answer.response.status().is_success() {
+            return Err(answer.fault().await);
+        }
+        *session = Session { location: next_location(&answer)?, received: end };
+        Ok(())
+    }
+
+    async fn transmit(
+        &self,
+        exchange: &Exchange,
+        method: Method,
+        url: Url,
+        range: std::ops::Range<u64>,
+    ) -> Result<Answer, Failure> {
+        let mut headers = HeaderMap::from_iter([(CONTENT_TYPE, OCTETS)]);
+        if method == Method::PATCH {
+            // Both ends inclusive, and no unit: the distribution specification's form.
+            let text = format!("{}-{}", range.start, range.end.saturating_sub(1));
+            headers.extend(HeaderValue::from_str(&text).ok().map(|value| (CONTENT_RANGE, value)));
+        }
+        let unreadable = Arc::new(std::sync::Mutex::new(None));
+        let payload = self.payload(range, &unreadable);
+        let sent = exchange.send_once(&Call { method, url, headers, payload, is_verified: false }).await;
+        // A source that fails breaks the connection; the reason is here, not there.
+        match crate::client::lock(&unreadable).take() {
+            Some(error) => Err(ErrorKind::Source(error).into()),
+            None => sent,
+        }
+    }
+
+    fn payload(
+        &self,
+        range: std::ops::Range<u64>,
+        unreadable: &Arc<std::sync::Mutex<Option<io::Error>>>,
+    ) -> Payload {
+        if range.is_empty() {
+            return Payload::Bytes(Bytes::new());
+        }
+        let moved = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&moved);
+        let (upload, unreadable) = (self.clone(), Arc::clone(unreadable));
+        let length = range.end - range.start;
+        let open = move || {
+            let (upload, moved, unreadable) = (upload.clone(), Arc::clone(&moved), Arc::clone(&unreadable));
+            let end = range.end;
+            reqwest::Body::wrap_stream(stream::try_unfold(range.start, move |position| {
+                let (upload, moved, unreadable) =
+                    (upload.clone(), Arc::clone(&moved), Arc::clone(&unreadable));
+                async move {
+                    // The pull for more bytes means that those before have left.
+                    moved.fetch_add(1, Ordering::Relaxed);
+                    if let Some(progress) = &upload.content.progress {
+                        progress(position);
+                    }
+                    if position >= end {
+                        return Ok(None);
+                    }
+                    match upload.read(position, end).await {
+                        Ok(piece) => {
+                            let next = position + piece.len() as u64;
+                            Ok(Some((piece, next)))
+                        }
+                        Err(error) => {
+                            let broken = io::Error::from(error.kind());
+                            *crate::client::lock(&unreadable) = Some(error);
+                            Err(broken)
+                        }
+                    }
+                }
+            }))
+        };
+        let is_moving = move || counter.load(Ordering::Relaxed);
+        Payload::Stream { length, open: Arc::new(open), is_moving: Arc::new(is_moving) }
+    }
+
+    async fn read(&self, position: u64, end: u64) -> io::Result<Bytes> {
+        let length = usize::try_from(end - position).unwrap_or(usize::MAX).min(UPLOAD_READ_BYTES);
+        let source = Arc::clone(&self.content.source);
+        let piece = tokio::task::spawn_blocking(move || source.read_at(position, length)).await;
+        let mut piece = piece.map_err(io::Error::other)??;
+        if piece.is_empty() {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the data is shorter than its descriptor says",
+            ));
+        }
+        piece.truncate(length);
+        Ok(piece)
+    }
+}
+
+/// Opens a session.
+async fn start(exchange: &Exchange, repository: &str) -> Result<Session, ErrorKind> {
+    let url = exchange.url(&format!("{repository}/blobs/uploads/"))?;
+    let mut call = Call::new(Method::POST, url);
+    call.payload = Payload::Bytes(Bytes::new());
+    let answer = exchange.send(&call).await?;
+    if answer.response.status() != StatusCode::ACCEPTED {
+        return Err(answer.fault().await.kind);
+    }
+    Ok(Session { location: next_location(&answer)?, received: 0 })
+}
+
+/// Asks a session how far it has come. `None` where it cannot say: then a new one is opened.
+async fn resume(exchange: &Exchange, session: &Session) -> Option<Session> {
+    let answer = exchange.send(&Call::get(session.location.clone())).await.ok()?;
+    if !answer.response.status().is_success() {
+        return None;
+    }
+    // `0-0` is what registries say of one byte, and also of none: taking it for none is always right.
+    let last: u64 =
+        answer.header(RANGE.as_str())?.trim_start_matches("bytes=").split('-').nth(1)?.parse().ok()?;
+    let received = if last == 0 { 0 } else { last.checked_add(1)? };
+    let location = next_location(&answer).unwrap_or_else(|_| session.location.clone());
+    Some(Session { location, received })
+}
+
+/// Where the next bytes go. Not from https to http: what is uploaded may be private.
+pub(crate) fn next_location(answer: &Answer) -> Result<Url, ErrorKind> {
+    let next = location(answer.response.headers(), &answer.url).ok_or(ResponseFault::Location)?;
+    if answer.url.scheme() == "https" && next.scheme() == "http" {
+        return Err(crate::error::RedirectFault::Downgrade(crate::request::shown(&next)).into());
+    }
+    Ok(next)
+}

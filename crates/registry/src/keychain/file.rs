@@ -41,7 +41,11 @@ impl ConfigFile {
             Ok(Value::Object(root)) => root,
             Ok(_) => return Err(syntax("expected a JSON object".to_owned())),
             Err(error) => {
-                return Err(syntax(format!("invalid JSON at line {} column {}", error.line(), error.column())));
+                return Err(syntax(format!(
+                    "invalid JSON at line {} column {}",
+                    error.line(),
+                    error.column()
+                )));
             }
         };
         Ok(Some(Self { path: path.to_owned(), root }))

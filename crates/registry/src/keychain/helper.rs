@@ -133,7 +133,9 @@ async fn read_limited(stream: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<
         stream.take(MAX_CREDENTIAL_BYTES + 1).read_to_end(&mut bytes).await?;
     }
     if bytes.len() as u64 > MAX_CREDENTIAL_BYTES {
-        return Err(io::Error::other(format!("its answer is over the limit of {MAX_CREDENTIAL_BYTES} bytes")));
+        return Err(io::Error::other(format!(
+            "its answer is over the limit of {MAX_CREDENTIAL_BYTES} bytes"
+        )));
     }
     Ok(bytes)
 }
