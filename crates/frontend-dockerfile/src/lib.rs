@@ -17,15 +17,25 @@
 pub mod ast;
 pub mod check;
 pub mod diagnostic;
+mod duration;
 pub mod expand;
+mod flags;
+mod grammar;
+mod heredoc;
+mod instruction;
+mod lines;
 pub mod mount;
+mod parse;
 pub mod plan;
+mod quote;
 pub mod request;
 pub mod scope;
 pub mod source;
+mod suggest;
 
 pub use ast::Dockerfile;
 pub use diagnostic::{Code, Diagnostic, Severity};
+pub use parse::{Parsed, parse};
 pub use plan::{BuildPlan, PlanError, plan};
 pub use request::{PlanRequest, ResolvedImage, ResolvedSources, SourceRequest};
 pub use source::{Source, Span};

@@ -1,0 +1,237 @@
+//! Reads the words of a logical line with the grammar in `dockerfile.pest`.
+//!
+//! Owns the grammar: its rules never leave this file. Callers see [`Piece`]s: text and where it
+//! stands in the line. Must not know what an instruction takes.
+
+use std::ops::Range;
+
+use pest::{Parser as _, iterators::Pair};
+
+mod derived {
+    #[derive(pest_derive::Parser)]
+    #[grammar = "dockerfile.pest"]
+    pub(super) struct DockerfileGrammar;
+}
+use derived::{DockerfileGrammar, Rule};
+
+/// Stands for the escape character in what the grammar reads.
+const SHADOW_ESCAPE: char = '\u{1b}';
+/// Stands for a character that happens to be [`SHADOW_ESCAPE`] in the file.
+const SHADOW_OTHER: char = '\u{1a}';
+
+/// A line and the shadow of it the grammar reads; both are of equal length.
+#[derive(Clone, Debug)]
+pub(crate) struct LineText {
+    text: String,
+    shadow: String,
+}
+
+/// A part of a line: what it says, and the bytes of the line it stands on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    pub(crate) text: String,
+    pub(crate) range: Range<usize>,
+}
+
+/// A line split into keyword, flags and the rest.
+#[derive(Clone, Debug)]
+pub(crate) struct LineParts {
+    pub(crate) keyword: Piece,
+    pub(crate) flags: Vec<Piece>,
+    /// What is left, trimmed; an empty range at the line's end where nothing is left.
+    pub(crate) arguments: Range<usize>,
+}
+
+/// Text that is not one line of comma-separated values.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("parse error on line 1, column {column}: bare \" in non-quoted field")]
+pub(crate) struct FieldsError {
+    column: usize,
+}
+
+impl LineText {
+    pub(crate) fn new(text: String, escape: char) -> Self {
+        let shadow = text.chars().map(|letter| match letter {
+            _ if letter == escape => SHADOW_ESCAPE,
+            SHADOW_ESCAPE => SHADOW_OTHER,
+            other => other,
+        });
+        Self { shadow: shadow.collect(), text }
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    fn piece(&self, pair: &Pair<'_, Rule>, offset: usize) -> Piece {
+        let range = pair.as_span().start() + offset..pair.as_span().end() + offset;
+        Piece { text: self.text[range.clone()].to_owned(), range }
+    }
+
+    /// The parts of the whole line; `None` where it is blank.
+    pub(crate) fn parts(&self) -> Option<LineParts> {
+        self.parts_of(0..self.text.len())
+    }
+
+    /// The parts of the instruction in `range`, as `ONBUILD` has one inside.
+    pub(crate) fn parts_of(&self, range: Range<usize>) -> Option<LineParts> {
+        let range = self.trim(range);
+        let line = DockerfileGrammar::parse(Rule::line, &self.shadow[range.clone()]).ok()?.next()?;
+        let mut keyword = None;
+        let mut flags = Vec::new();
+        let mut arguments = range.end..range.end;
+        for pair in line.into_inner() {
+            let piece = self.piece(&pair, range.start);
+            match pair.as_rule() {
+                Rule::keyword => keyword = Some(piece),
+                Rule::flag => flags.push(self.flag(pair, range.start)),
+                Rule::arguments => arguments = self.trim(piece.range),
+                _ => {}
+            }
+        }
+        Some(LineParts { keyword: keyword?, flags, arguments })
+    }
+
+    fn flag(&self, pair: Pair<'_, Rule>, offset: usize) -> Piece {
+        let range = self.piece(&pair, offset).range;
+        let text = pair.into_inner().map(|part| self.piece(&part, offset).text).collect();
+        Piece { text, range }
+    }
+
+    /// Words, their quotes and escapes kept.
+    pub(crate) fn words(&self, range: Range<usize>) -> Vec<Piece> {
+        self.collect(Rule::words, Rule::word, range)
+    }
+
+    /// What stands between blanks.
+    pub(crate) fn items(&self, range: Range<usize>) -> Vec<Piece> {
+        self.collect(Rule::items, Rule::item, range)
+    }
+
+    fn collect(&self, rule: Rule, wanted: Rule, range: Range<usize>) -> Vec<Piece> {
+        let Ok(pairs) = DockerfileGrammar::parse(rule, &self.shadow[range.clone()]) else {
+            return Vec::new();
+        };
+        let inner = pairs.flat_map(Pair::into_inner).filter(|pair| pair.as_rule() == wanted);
+        inner.map(|pair| self.piece(&pair, range.start)).collect()
+    }
+
+    /// The first word and, behind the blanks after it, the rest.
+    pub(crate) fn headed(&self, range: Range<usize>) -> Option<(Piece, Option<Piece>)> {
+        let line = DockerfileGrammar::parse(Rule::headed, &self.shadow[range.clone()]).ok()?.next()?;
+        let mut pieces = line.into_inner().filter(|pair| pair.as_rule() != Rule::EOI);
+        let head = pieces.next().map(|pair| self.piece(&pair, range.start))?;
+        Some((head, pieces.next().map(|pair| self.piece(&pair, range.start))))
+    }
+
+    /// `range` as a piece.
+    pub(crate) fn slice(&self, range: Range<usize>) -> Piece {
+        Piece { text: self.text[range.clone()].to_owned(), range }
+    }
+
+    fn trim(&self, range: Range<usize>) -> Range<usize> {
+        let text = &self.text[range.clone()];
+        let start = range.start + (text.len() - text.trim_start().len());
+        start..(range.end - (text.len() - text.trim_end().len())).max(start)
+    }
+}
+
+/// Splits comma-separated options, taking quotes away.
+pub(crate) fn fields(text: &str) -> Result<Vec<String>, FieldsError> {
+    let pairs = DockerfileGrammar::parse(Rule::fields, text).map_err(|error| FieldsError {
+        column: match error.location {
+            pest::error::InputLocation::Pos(at) | pest::error::InputLocation::Span((at, _)) => at + 1,
+        },
+    })?;
+    let unquote = |pair: Pair<'_, Rule>| match pair.as_rule() {
+        Rule::quoted_field => {
+            Some(pair.as_str().get(1..pair.as_str().len() - 1).unwrap_or_default().replace("\"\"", "\""))
+        }
+        Rule::bare_field => Some(pair.as_str().to_owned()),
+        _ => None,
+    };
+    Ok(pairs.flat_map(Pair::into_inner).filter_map(unquote).collect())
+}
+
+/// Name and value of a comment that has a parser directive's form.
+pub(crate) fn directive(comment: &str) -> Option<(&str, &str)> {
+    let pair = DockerfileGrammar::parse(Rule::directive, comment).ok()?.next()?;
+    let mut inner = pair.into_inner();
+    let name = inner.next()?.as_str();
+    let value = inner.next()?.as_str().trim();
+    (!value.is_empty()).then_some((name, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(pieces: Vec<Piece>) -> Vec<String> {
+        pieces.into_iter().map(|piece| piece.text).collect()
+    }
+
+    #[track_caller]
+    fn check_parts(line: &str, keyword: &str, flags: &[&str], arguments: &str) {
+        let line = LineText::new(line.to_owned(), '\\');
+        let parts = line.parts().expect("not blank");
+        assert_eq!(parts.keyword.text, keyword);
+        assert_eq!(texts(parts.flags), flags);
+        assert_eq!(&line.text()[parts.arguments], arguments);
+    }
+
+    #[test]
+    fn flags_end_at_the_first_other_word() {
+        check_parts("RUN", "RUN", &[], "");
+        check_parts("run\t--a --b=c  d --e ", "run", &["--a", "--b=c"], "d --e");
+        check_parts("RUN --a=\"b c\" x", "RUN", &["--a=b c"], "x");
+        check_parts(r#"RUN --a='b\' c'd x"#, "RUN", &["--a=b' cd"], "x");
+        check_parts(r"RUN --a=b\ c x", "RUN", &["--a=b c"], "x");
+        check_parts("RUN --a -- --b", "RUN", &["--a"], "--b");
+        check_parts("RUN --a --", "RUN", &["--a"], "");
+        check_parts("RUN --a=\"open", "RUN", &["--a=open"], "");
+        check_parts("RUN --a=b\\", "RUN", &["--a=b"], "");
+        check_parts("RUN - x", "RUN", &[], "- x");
+    }
+
+    #[track_caller]
+    fn check_words(escape: char, text: &str, expected: &[&str]) {
+        let line = LineText::new(text.to_owned(), escape);
+        assert_eq!(texts(line.words(0..text.len())), expected);
+    }
+
+    #[test]
+    fn words_keep_quotes_and_escapes() {
+        check_words('\\', " a  b=c ", &["a", "b=c"]);
+        check_words('\\', r#"a="b c" d='e "f'"#, &[r#"a="b c""#, r#"d='e "f'"#]);
+        check_words('\\', r"a\ b c", &[r"a\ b", "c"]);
+        check_words('\\', r#"a="b\" c" d"#, &[r#"a="b\" c""#, "d"]);
+        check_words('\\', r"a='b\' c", &[r"a='b\'", "c"]);
+        check_words('\\', r#"a "open b"#, &["a", r#""open b"#]);
+        check_words('\\', "a b\\", &["a", "b"]);
+        check_words('\\', "a \"b\\", &["a", "\"b"]);
+        check_words('\\', "a \"\" b", &["a", "\"\"", "b"]);
+        check_words('`', r"a\ b` c", &[r"a\", "b` c"]);
+        check_words('\\', "a\u{1b} b", &["a\u{1b}", "b"]);
+        check_words('\\', "\\", &[]);
+    }
+
+    #[test]
+    fn fields_are_separated_by_commas() {
+        let split = |text| fields(text).map_err(|error| error.to_string());
+        assert_eq!(
+            split("type=bind,\"source=a,b\"\"c\",ro"),
+            Ok(vec!["type=bind".into(), "source=a,b\"c".into(), "ro".into()])
+        );
+        assert_eq!(split("a,,b"), Ok(vec!["a".into(), String::new(), "b".into()]));
+        assert_eq!(split("a\"b"), Err("parse error on line 1, column 2: bare \" in non-quoted field".into()));
+    }
+
+    #[test]
+    fn directives_are_comments_of_one_form() {
+        assert_eq!(directive("escape=`"), Some(("escape", "`")));
+        assert_eq!(directive("syntax = a/b:1 "), Some(("syntax", "a/b:1")));
+        assert_eq!(directive("a b=c"), None);
+        assert_eq!(directive("escape="), None);
+        assert_eq!(directive("escape = "), None);
+    }
+}

@@ -1,0 +1,414 @@
+//! Types an instruction: keyword, flags and arguments to [`InstructionKind`].
+//!
+//! Owns which arguments and flags each instruction takes, and the complaints about others. Must not
+//! know stages or variables' values. Start with [`Reading::kind`].
+//!
+//! Two kinds of errors are told apart, because the reference reports all of the first kind, anywhere
+//! in the file, before any of the second: arguments that do not split, and arguments that make no
+//! sense for their instruction.
+
+use std::ops::Range;
+
+use crate::{
+    ast::{Argument, CommandLine, From, Heredoc, InstructionKind, Onbuild, Pair, StageName, Word},
+    diagnostic::{Code, Diagnostic},
+    flags::{FlagError, FlagKind, Flags},
+    grammar::{LineParts, Piece},
+    lines::LogicalLine,
+    quote::quote,
+    source::Span,
+    suggest,
+};
+
+mod healthcheck;
+mod run;
+mod transfer;
+
+/// Every instruction's keyword.
+const KEYWORDS: [&str; 18] = [
+    "ADD",
+    "ARG",
+    "CMD",
+    "COPY",
+    "ENTRYPOINT",
+    "ENV",
+    "EXPOSE",
+    "FROM",
+    "HEALTHCHECK",
+    "LABEL",
+    "MAINTAINER",
+    "ONBUILD",
+    "RUN",
+    "SHELL",
+    "STOPSIGNAL",
+    "USER",
+    "VOLUME",
+    "WORKDIR",
+];
+
+/// An instruction's arguments, split as its kind demands.
+#[derive(Debug)]
+pub(super) enum Arguments {
+    /// Words, or the one text of a shell form; empty where nothing was given.
+    Words(Vec<Word>),
+    /// A JSON array; every element has the array's place.
+    Json(Vec<Word>),
+    /// `name=value` pairs.
+    Pairs(Vec<Pair>),
+    /// The instruction behind `ONBUILD`, split in turn.
+    Nested(Box<Split>),
+}
+
+/// An instruction whose text splits into what its keyword demands.
+#[derive(Debug)]
+pub(crate) struct Split {
+    pub(super) keyword: Word,
+    pub(super) flags: Vec<Word>,
+    pub(super) arguments: Arguments,
+    /// The place of the arguments, for complaints about all of them.
+    pub(super) span: Span,
+}
+
+/// What typing an instruction needs besides its words.
+pub(crate) struct Reading<'a> {
+    pub(crate) line: &'a LogicalLine,
+    pub(crate) heredocs: Vec<Heredoc>,
+}
+
+/// Splits the line.
+///
+/// # Errors
+/// With a [`Code::Syntax`] diagnostic where the arguments do not split.
+pub(crate) fn split(line: &LogicalLine) -> Result<Split, Diagnostic> {
+    let parts = line.line.parts().ok_or_else(|| syntax(line.span, "the instruction has no keyword"))?;
+    split_parts(line, parts, 0)
+}
+
+impl Split {
+    /// Whether heredocs may follow.
+    pub(crate) fn takes_heredocs(&self) -> bool {
+        match &self.arguments {
+            Arguments::Nested(inner) => inner.takes_heredocs(),
+            Arguments::Json(_) => false,
+            _ => ["ADD", "COPY", "RUN"].iter().any(|name| self.keyword.text.eq_ignore_ascii_case(name)),
+        }
+    }
+
+    /// The keyword as written.
+    pub(crate) fn keyword(&self) -> &Word {
+        &self.keyword
+    }
+}
+
+/// How deep `ONBUILD ONBUILD …` is split; chaining is an error anyway.
+const MAX_NESTING: usize = 2;
+
+fn split_parts(line: &LogicalLine, parts: LineParts, depth: usize) -> Result<Split, Diagnostic> {
+    let word = |piece: Piece| Word::new(piece.text, line.source_span(piece.range));
+    let range = parts.arguments.clone();
+    let span = line.source_span(range.clone());
+    let items = || Arguments::Words(line.line.items(range.clone()).into_iter().map(word).collect());
+    let text = || match range.is_empty() {
+        true => Arguments::Words(Vec::new()),
+        false => Arguments::Words(vec![word(line.line.slice(range.clone()))]),
+    };
+    let keyword = word(parts.keyword);
+    let arguments = match keyword.text.to_ascii_uppercase().as_str() {
+        "ADD" | "COPY" | "VOLUME" => json(line, range.clone())?.map_or_else(items, Arguments::Json),
+        "CMD" | "ENTRYPOINT" | "RUN" | "SHELL" => {
+            json(line, range.clone())?.map_or_else(text, Arguments::Json)
+        }
+        "ARG" => Arguments::Words(line.line.words(range.clone()).into_iter().map(word).collect()),
+        name @ ("ENV" | "LABEL") => Arguments::Pairs(pairs(line, range.clone(), name)?),
+        "EXPOSE" | "FROM" => items(),
+        "MAINTAINER" | "STOPSIGNAL" | "USER" | "WORKDIR" => text(),
+        "HEALTHCHECK" => healthcheck::split(line, range.clone())?,
+        "ONBUILD" if !range.is_empty() && depth < MAX_NESTING => match line.line.parts_of(range.clone()) {
+            Some(parts) => Arguments::Nested(Box::new(split_parts(line, parts, depth + 1)?)),
+            None => Arguments::Words(Vec::new()),
+        },
+        _ => Arguments::Words(Vec::new()),
+    };
+    let flags = parts.flags.into_iter().map(word).collect();
+    Ok(Split { keyword, flags, arguments, span })
+}
+
+fn syntax(span: Span, message: impl Into<String>) -> Diagnostic {
+    Diagnostic::error(Code::Syntax, span, message)
+}
+
+/// A JSON array of strings; `None` where the text is no JSON array and thus in another form.
+fn json(line: &LogicalLine, range: Range<usize>) -> Result<Option<Vec<Word>>, Diagnostic> {
+    let span = line.source_span(range.clone());
+    let text = &line.line.text()[range];
+    if !text.starts_with('[') {
+        return Ok(None);
+    }
+    let Ok(values) = serde_json::from_str::<Vec<serde_json::Value>>(text) else { return Ok(None) };
+    let mut words = Vec::with_capacity(values.len());
+    for value in values {
+        let serde_json::Value::String(text) = value else {
+            let message = "when using JSON array syntax, arrays must be comprised of strings only";
+            return Err(syntax(span, message).with_help("put every element into double quotes"));
+        };
+        words.push(Word::new(text, span));
+    }
+    Ok(Some(words))
+}
+
+fn pairs(line: &LogicalLine, range: Range<usize>, name: &str) -> Result<Vec<Pair>, Diagnostic> {
+    let words = line.line.words(range.clone());
+    let span = line.source_span(range.clone());
+    let Some(first) = words.first() else { return Ok(Vec::new()) };
+    let word = |piece: Piece| Word::new(piece.text, line.source_span(piece.range));
+    if !first.text.contains('=') {
+        return match line.line.headed(range) {
+            Some((head, Some(body))) => Ok(vec![Pair { name: word(head), value: word(body), legacy: true }]),
+            _ => Err(syntax(span, format!("{name} must have two arguments"))
+                .with_help(format!("write `{name} {}=value`", first.text))),
+        };
+    }
+    let pair = |piece: Piece| match piece.text.find('=') {
+        Some(at) => {
+            let split = piece.range.start + at;
+            Ok(Pair {
+                name: word(line.line.slice(piece.range.start..split)),
+                value: word(line.line.slice(split + 1..piece.range.end)),
+                legacy: false,
+            })
+        }
+        None => {
+            let message = format!(
+                "Syntax error - can't find = in {}. Must be of the form: name=value",
+                quote(&piece.text)
+            );
+            Err(syntax(line.source_span(piece.range), message).with_help("quote a value that has spaces"))
+        }
+    };
+    words.into_iter().map(pair).collect()
+}
+
+impl Reading<'_> {
+    /// The typed form of `split`.
+    ///
+    /// # Errors
+    /// With a [`Code::Instruction`] diagnostic for the first thing that is wrong.
+    pub(crate) fn kind(&self, split: Split) -> Result<InstructionKind, Diagnostic> {
+        let name = split.keyword.text.to_ascii_uppercase();
+        if !KEYWORDS.contains(&name.as_str()) {
+            return Err(self.unknown(&split));
+        }
+        // These two never look at their flags.
+        if !matches!(name.as_str(), "ADD" | "COPY" | "FROM" | "HEALTHCHECK" | "RUN" | "ARG" | "STOPSIGNAL") {
+            if matches!(name.as_str(), "MAINTAINER" | "WORKDIR" | "USER") {
+                self.one_word(&split, &name)?;
+            } else if matches!(name.as_str(), "ONBUILD" | "EXPOSE" | "VOLUME") {
+                self.some_words(&split, &name)?;
+            }
+            self.flags(&split, &[])?;
+        }
+        Ok(match name.as_str() {
+            "ADD" => InstructionKind::Add(self.add(split)?),
+            "ARG" => InstructionKind::Arg(self.arguments(split)?),
+            "CMD" => InstructionKind::Cmd(command_line(split.arguments, split.span)),
+            "COPY" => InstructionKind::Copy(self.copy(split)?),
+            "ENTRYPOINT" => InstructionKind::Entrypoint(command_line(split.arguments, split.span)),
+            "ENV" => InstructionKind::Env(self.pairs(split, "ENV")?),
+            "EXPOSE" => InstructionKind::Expose(self.ports(split)),
+            "FROM" => InstructionKind::From(self.from(split)?),
+            "HEALTHCHECK" => InstructionKind::Healthcheck(self.healthcheck(split)?),
+            "LABEL" => InstructionKind::Label(self.pairs(split, "LABEL")?),
+            "MAINTAINER" => InstructionKind::Maintainer(self.one_word(&split, "MAINTAINER")?),
+            "ONBUILD" => InstructionKind::Onbuild(self.onbuild(&split)?),
+            "RUN" => InstructionKind::Run(self.run(split)?),
+            "SHELL" => InstructionKind::Shell(self.shell(split)?),
+            "STOPSIGNAL" => InstructionKind::StopSignal(self.one_word(&split, "STOPSIGNAL")?),
+            "USER" => InstructionKind::User(self.one_word(&split, "USER")?),
+            "VOLUME" => InstructionKind::Volume(self.volumes(split)?),
+            _ => InstructionKind::Workdir(self.one_word(&split, "WORKDIR")?),
+        })
+    }
+
+    fn error(&self, span: Span, message: impl Into<String>) -> Diagnostic {
+        let span = if span.is_empty() { self.line.span } else { span };
+        Diagnostic::error(Code::Instruction { line: self.line.lines.first }, span, message)
+    }
+
+    fn unknown(&self, split: &Split) -> Diagnostic {
+        let word = &split.keyword;
+        self.error(word.span, format!("unknown instruction: {}", word.text))
+            .with_suggestion(suggest::similar_ignoring_case(&word.text, KEYWORDS))
+            .with_help(format!("the instructions are {}", KEYWORDS.join(", ")))
+    }
+
+    fn flags(&self, split: &Split, known: &[(&'static str, FlagKind)]) -> Result<Flags, Diagnostic> {
+        Flags::read(&split.flags, known).map_err(|error| self.flag_error(&error, known))
+    }
+
+    fn flag_error(&self, error: &FlagError, known: &[(&'static str, FlagKind)]) -> Diagnostic {
+        let diagnostic = error.decorate(self.error(error.word.span, error.message.clone()));
+        if known.is_empty() {
+            return diagnostic.with_help("this instruction has no flags");
+        }
+        let names: Vec<_> = known.iter().map(|(name, _)| format!("--{name}")).collect();
+        diagnostic.with_help(format!("the flags here are {}", names.join(", ")))
+    }
+
+    fn some_words(&self, split: &Split, name: &str) -> Result<(), Diagnostic> {
+        let empty = match &split.arguments {
+            Arguments::Words(words) | Arguments::Json(words) => words.is_empty(),
+            Arguments::Pairs(pairs) => pairs.is_empty(),
+            Arguments::Nested(_) => false,
+        };
+        match empty {
+            true => Err(self.error(split.keyword.span, format!("{name} requires at least one argument"))),
+            false => Ok(()),
+        }
+    }
+
+    fn one_word(&self, split: &Split, name: &str) -> Result<Word, Diagnostic> {
+        match &split.arguments {
+            Arguments::Words(words) if words.len() == 1 => Ok(words[0].clone()),
+            _ => Err(self.error(split.keyword.span, format!("{name} requires exactly one argument"))),
+        }
+    }
+
+    fn pairs(&self, split: Split, name: &str) -> Result<Vec<Pair>, Diagnostic> {
+        self.some_words(&split, name)?;
+        let Arguments::Pairs(pairs) = split.arguments else { return Ok(Vec::new()) };
+        if pairs.iter().any(|pair| pair.name.text.is_empty()) {
+            return Err(self.error(split.span, format!("{name} names can not be blank")));
+        }
+        Ok(pairs)
+    }
+
+    fn arguments(&self, split: Split) -> Result<Vec<Argument>, Diagnostic> {
+        self.some_words(&split, "ARG")?;
+        let declare = |word: Word| {
+            let Some((name, value)) = word.text.split_once('=') else {
+                return Ok(Argument { name: word, default: None });
+            };
+            if name.is_empty() {
+                return Err(self.error(word.span, "ARG names can not be blank"));
+            }
+            let default = Some(Word::new(value, word.span));
+            Ok(Argument { name: Word::new(name, word.span), default })
+        };
+        split.arguments.into_words().into_iter().map(declare).collect()
+    }
+
+    fn from(&self, split: Split) -> Result<From, Diagnostic> {
+        let name = match split.words() {
+            [_] => None,
+            [_, keyword, written] if keyword.text.eq_ignore_ascii_case("as") => {
+                let name = written.text.to_lowercase();
+                if !is_stage_name(&name) {
+                    let message = format!(
+                        "invalid name for build stage: {}, name can't start with a number or contain symbols",
+                        quote(&written.text)
+                    );
+                    let help =
+                        "a name starts with a letter and goes on with letters, digits, `-`, `_` and `.`";
+                    return Err(self.error(written.span, message).with_help(help));
+                }
+                Some(StageName { name, written: written.clone(), keyword: keyword.clone() })
+            }
+            _ => {
+                let message = "FROM requires either one or three arguments";
+                let span = if split.span.is_empty() { split.keyword.span } else { split.span };
+                return Err(self
+                    .error(span, message)
+                    .with_help("write `FROM image` or `FROM image AS name`"));
+            }
+        };
+        let flags = self.flags(&split, &[("platform", FlagKind::Value)])?;
+        let Some(base) = split.arguments.into_words().into_iter().next() else {
+            return Err(self.error(split.span, "FROM requires either one or three arguments"));
+        };
+        Ok(From { base, platform: flags.filled("platform"), name })
+    }
+
+    fn ports(&self, split: Split) -> Vec<Word> {
+        let mut ports = split.arguments.into_words();
+        ports.sort_by(|one, other| one.text.cmp(&other.text));
+        ports
+    }
+
+    fn volumes(&self, split: Split) -> Result<Vec<Word>, Diagnostic> {
+        let mut volumes = split.arguments.into_words();
+        for volume in &mut volumes {
+            volume.text = volume.text.trim().to_owned();
+            if volume.text.is_empty() {
+                return Err(self.error(volume.span, "VOLUME specified can not be an empty string"));
+            }
+        }
+        Ok(volumes)
+    }
+
+    fn shell(&self, split: Split) -> Result<Vec<String>, Diagnostic> {
+        self.some_words(&split, "SHELL")?;
+        match split.arguments {
+            Arguments::Json(words) => Ok(words.into_iter().map(|word| word.text).collect()),
+            _ => Err(self
+                .error(split.span, "SHELL requires the arguments to be in JSON form")
+                .with_help("write it as `SHELL [\"/bin/sh\", \"-c\"]`")),
+        }
+    }
+
+    fn onbuild(&self, split: &Split) -> Result<Onbuild, Diagnostic> {
+        let Arguments::Nested(inner) = &split.arguments else {
+            return Err(self.error(split.span, "ONBUILD requires at least one argument"));
+        };
+        match inner.keyword.text.to_ascii_uppercase().as_str() {
+            "ONBUILD" => {
+                let message = "Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed";
+                return Err(self.error(inner.keyword.span, message));
+            }
+            name @ ("MAINTAINER" | "FROM") => {
+                let message = format!("{name} isn't allowed as an ONBUILD trigger");
+                return Err(self.error(inner.keyword.span, message));
+            }
+            _ => {}
+        }
+        let text = self.line.line.text().trim_start();
+        let mut expression = text.get("ONBUILD".len()..).unwrap_or_default().trim_start().to_owned();
+        for heredoc in &self.heredocs {
+            expression.push('\n');
+            expression.push_str(&heredoc.content);
+            expression.push_str(&heredoc.name);
+        }
+        Ok(Onbuild { expression })
+    }
+}
+
+impl Split {
+    /// The words, or none where the arguments are something else.
+    fn words(&self) -> &[Word] {
+        match &self.arguments {
+            Arguments::Words(words) | Arguments::Json(words) => words,
+            _ => &[],
+        }
+    }
+}
+
+impl Arguments {
+    fn into_words(self) -> Vec<Word> {
+        match self {
+            Self::Words(words) | Self::Json(words) => words,
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Shell or exec form; nothing at all is an empty shell command.
+fn command_line(arguments: Arguments, span: Span) -> CommandLine {
+    match arguments {
+        Arguments::Json(words) => CommandLine::Exec(words.into_iter().map(|word| word.text).collect()),
+        other => CommandLine::Shell(other.into_words().into_iter().next().unwrap_or(Word::new("", span))),
+    }
+}
+
+fn is_stage_name(name: &str) -> bool {
+    name.starts_with(|letter: char| letter.is_ascii_lowercase())
+        && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.'))
+}
