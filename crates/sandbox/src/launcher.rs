@@ -1,17 +1,50 @@
-//! The launcher: a single-threaded second execution of this program that clones the sandboxes.
+//! The caller's side of the launcher: a single-threaded second execution of this program that clones the sandboxes.
+//!
+//! Why it exists: between clone and exec a process may run next to no code if it was cloned from a threaded one.
+//! The launcher has one thread, so a sandbox's first process may allocate, parse and mount at leisure.
+//!
+//! - *Dies together.* The launcher is the first process of a pid namespace that holds every sandbox. When it ends
+//!   the kernel kills them all, whatever they do about signals. It is killed when this process dies (parent death
+//!   signal) and ends by itself when its socket closes.
+//! - *Out of reach.* It is executed from a read-only, detached clone of the mount that holds the program, or else
+//!   from a sealed copy in memory. So `/proc/self/exe` of a sandbox's first process, which the program of an image
+//!   may name as its own interpreter, can never be opened for writing and the host's file stays as it is.
 //!
 //! Read [`Launcher`] first.
 
+mod program;
+mod server;
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use rustix::fs::MemfdFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use crate::cgroup::CgroupGuard;
+use crate::channel::{MAX_MESSAGE, Reply, Request, receive, send};
 use crate::error::SpawnError;
 use crate::sandbox::{Sandbox, Stdio};
-use crate::spec::SandboxSpec;
+use crate::spec::{RootFs, SandboxSpec};
+use crate::stubs::stub_layer;
 
-/// Runs the launcher and never returns, if this process was executed as one; call it first in `main`.
-pub fn launcher_entry() {}
+pub use server::launcher_entry;
+
+/// Marks an execution as the launcher, as its name.
+const LAUNCHER_NAME: &str = "stave-sandbox-launcher";
+/// Marks it as well, since anybody may choose a program's name.
+const LAUNCHER_VARIABLE: &str = "STAVE_SANDBOX_LAUNCHER";
 
 /// Starts sandboxes. Cheap to clone; usable from every thread; nothing is started before the first spawn.
+///
+/// The process dies with the last clone and the last [`Sandbox`].
 #[derive(Debug, Clone, Default)]
-pub struct Launcher {}
+pub struct Launcher {
+    running: Arc<Mutex<Option<Arc<Running>>>>,
+}
 
 impl Launcher {
     /// A launcher whose process is started by the first [`spawn`](Self::spawn).
@@ -25,14 +58,172 @@ impl Launcher {
     /// # Errors
     /// When it cannot be started.
     pub fn start() -> Result<Self, SpawnError> {
-        Ok(Self::new())
+        let launcher = Self::new();
+        let _running = launcher.running()?;
+        Ok(launcher)
     }
 
     /// Starts a sandbox and returns once its program is being executed. Blocks for milliseconds.
     ///
     /// # Errors
     /// When the spec is wrong, a step of the set-up fails, or the program cannot be executed.
-    pub fn spawn(&self, _spec: &SandboxSpec, _stdio: Stdio) -> Result<Sandbox, SpawnError> {
-        Err(SpawnError::LauncherGone(std::io::ErrorKind::Unsupported.into()))
+    pub fn spawn(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<Sandbox, SpawnError> {
+        spec.validate()?;
+        let running = self.running()?;
+        let mut spec = spec.clone();
+        if let RootFs::Overlay(root) = &spec.rootfs
+            && let Some(stubs) = &root.stubs
+        {
+            let layer = stub_layer(stubs, &spec.mounts)
+                .map_err(|source| SpawnError::StubLayer { path: stubs.clone(), source })?;
+            if let RootFs::Overlay(root) = &mut spec.rootfs {
+                root.lower.push(layer);
+            }
+        }
+        let cgroup = spec.cgroup.as_ref().map(CgroupGuard::create);
+        let request = Request {
+            cgroup_procs: cgroup.as_ref().map(CgroupGuard::procs_files).unwrap_or_default(),
+            cgroup_controllers: cgroup.as_ref().map(CgroupGuard::v1_controllers).unwrap_or_default(),
+            spec,
+        };
+        running.spawn(&request, stdio, cgroup)
     }
+
+    /// The running process; started when there is none, or when the last one died.
+    fn running(&self) -> Result<Arc<Running>, SpawnError> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = running.as_ref().filter(|running| running.alive()) {
+            return Ok(Arc::clone(running));
+        }
+        let started = Arc::new(Running::start().map_err(SpawnError::StartLauncher)?);
+        *running = Some(Arc::clone(&started));
+        Ok(started)
+    }
+}
+
+/// A launcher process.
+#[derive(Debug)]
+pub(crate) struct Running {
+    /// Requests go out here; `None` only while it is dropped.
+    socket: Option<OwnedFd>,
+    /// The thread that started the process and waits for it: a parent death signal fires when the thread that
+    /// started a process ends, so this one has to live as long.
+    keeper: Option<JoinHandle<()>>,
+}
+
+impl Running {
+    fn start() -> io::Result<Self> {
+        let (ours, theirs) = packet_pair()?;
+        let (started, start) = std::sync::mpsc::sync_channel(1);
+        let keeper = std::thread::Builder::new().name("stave-launcher".into()).spawn(move || {
+            let child = program::execute_launcher(theirs);
+            match child {
+                Ok(mut child) => {
+                    let _received = started.send(Ok(()));
+                    let _ended = child.wait();
+                }
+                Err(error) => {
+                    let _received = started.send(Err(error));
+                }
+            }
+        })?;
+        start.recv().map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))??;
+        Ok(Self { socket: Some(ours), keeper: Some(keeper) })
+    }
+
+    fn alive(&self) -> bool {
+        self.keeper.as_ref().is_some_and(|keeper| !keeper.is_finished())
+    }
+
+    fn spawn(
+        self: Arc<Self>,
+        request: &Request,
+        stdio: Stdio,
+        cgroup: Option<CgroupGuard>,
+    ) -> Result<Sandbox, SpawnError> {
+        let gone = SpawnError::LauncherGone;
+        let (control, control_inside) = packet_pair().map_err(gone)?;
+        let (report, report_inside) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| gone(error.into()))?;
+        let body = body(request).map_err(gone)?;
+        let socket = self.socket.as_ref().ok_or_else(|| gone(io::ErrorKind::NotConnected.into()))?;
+        let descriptors = [
+            body.as_fd(),
+            stdio.stdin.as_fd(),
+            stdio.stdout.as_fd(),
+            stdio.stderr.as_fd(),
+            control_inside.as_fd(),
+            report_inside.as_fd(),
+        ];
+        send(socket.as_fd(), b"spawn", &descriptors).map_err(gone)?;
+        // Only the sandbox's ends may stay open: their closing is what tells of its progress and its end.
+        drop((stdio, control_inside, report_inside, body));
+        let replies = Replies::collect(&control)?;
+        let pidfd = replies.pidfd.ok_or_else(|| gone(io::ErrorKind::UnexpectedEof.into()))?;
+        Ok(Sandbox {
+            pidfd,
+            report,
+            terminal: replies.terminal,
+            created: replies.created,
+            cgroup,
+            exit: None,
+            _launcher: self,
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.socket.take());
+        if let Some(keeper) = self.keeper.take() {
+            let _panicked = keeper.join();
+        }
+    }
+}
+
+/// What came back before the program was executed.
+#[derive(Default)]
+struct Replies {
+    pidfd: Option<OwnedFd>,
+    terminal: Option<OwnedFd>,
+    created: Vec<std::path::PathBuf>,
+}
+
+impl Replies {
+    /// Reads until the channel closes, which the exec does.
+    fn collect(control: &OwnedFd) -> Result<Self, SpawnError> {
+        let mut replies = Self::default();
+        let mut failure = None;
+        let mut buffer = vec![0; MAX_MESSAGE];
+        loop {
+            let (length, mut descriptors) =
+                receive(control.as_fd(), &mut buffer).map_err(SpawnError::LauncherGone)?;
+            if length == 0 {
+                break;
+            }
+            let reply = serde_json::from_slice(&buffer[..length])
+                .map_err(|error| SpawnError::LauncherGone(error.into()))?;
+            match reply {
+                Reply::Cloned => replies.pidfd = descriptors.pop(),
+                Reply::Terminal => replies.terminal = descriptors.pop(),
+                Reply::Created(paths) => replies.created = paths,
+                Reply::Failed(failed) => failure = Some(failed),
+            }
+        }
+        match failure {
+            Some(failure) => Err(failure.into()),
+            None => Ok(replies),
+        }
+    }
+}
+
+fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+/// The request in a memory file: arguments and environment may be larger than any message.
+fn body(request: &Request) -> io::Result<OwnedFd> {
+    let mut file = File::from(rustix::fs::memfd_create("stave-request", MemfdFlags::CLOEXEC)?);
+    file.write_all(&serde_json::to_vec(request)?)?;
+    Ok(file.into())
 }

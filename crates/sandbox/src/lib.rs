@@ -9,11 +9,17 @@
 
 mod capability;
 mod cgroup;
+mod channel;
+mod child;
 mod error;
 mod launcher;
 mod mount;
+mod overlay;
 mod sandbox;
+mod seccomp;
 mod spec;
+mod stubs;
+mod sys;
 
 pub use capability::{Capability, CapabilitySet, ParseCapabilityError};
 pub use cgroup::{CgroupGuard, CgroupHierarchy, CgroupLimits, CgroupUsage, CpuQuota, Unlimited};
@@ -22,6 +28,6 @@ pub use launcher::{Launcher, launcher_entry};
 pub use mount::{MountGuard, OverlayLayers, enter_private_mounts, mount_overlay, remove_mount_points};
 pub use sandbox::{Exit, ExitStatus, Sandbox, Stdio, Usage};
 pub use spec::{
-    DEFAULT_PATH, MountSpec, Network, OverlayRoot, Process, Rlimit, RlimitResource, RootFs, SandboxSpec,
-    Security, TerminalSize,
+    DEFAULT_PATH, DEFAULT_SHM_SIZE, MountSpec, Network, OverlayRoot, Process, Rlimit, RlimitResource, RootFs,
+    SandboxSpec, Security, TerminalSize,
 };

@@ -2,13 +2,20 @@
 //!
 //! Must not know how it was set up. Read [`Sandbox`] first.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cgroup::CgroupGuard;
 use crate::error::WaitError;
+use crate::launcher::Running;
 use crate::spec::TerminalSize;
+use crate::sys;
+
+/// Length of an exit report: kind, value, user and system time in microseconds, largest resident set in bytes.
+const REPORT_LENGTH: usize = 5 * size_of::<u64>();
 
 /// Descriptors the process gets as 0, 1 and 2; unused when it has a terminal.
 #[derive(Debug)]
@@ -78,6 +85,8 @@ pub struct Sandbox {
     pub(crate) created: Vec<PathBuf>,
     pub(crate) cgroup: Option<CgroupGuard>,
     pub(crate) exit: Option<Exit>,
+    /// Keeps the launcher alive: the sandbox would die with it.
+    pub(crate) _launcher: Arc<Running>,
 }
 
 impl Sandbox {
@@ -86,7 +95,22 @@ impl Sandbox {
     /// # Errors
     /// When the launcher is gone.
     pub fn wait(&mut self) -> Result<Exit, WaitError> {
-        unimplemented_yet()
+        if let Some(exit) = self.exit {
+            return Ok(exit);
+        }
+        let mut report = [0; REPORT_LENGTH];
+        let length = loop {
+            match rustix::io::read(&self.report, &mut report) {
+                Err(rustix::io::Errno::INTR) => {}
+                // Somebody made the pipe non-blocking to poll it.
+                Err(rustix::io::Errno::AGAIN) => sys::wait_readable(&self.report).map_err(WaitError::Read)?,
+                other => break other.map_err(|error| WaitError::Read(error.into()))?,
+            }
+        };
+        // Reports are shorter than what a pipe writes at once, so they come whole or not at all.
+        let exit = (length == REPORT_LENGTH).then(|| decode_exit(&report)).ok_or(WaitError::LauncherGone)?;
+        self.exit = Some(exit);
+        Ok(exit)
     }
 
     /// The end, if it has come; never blocks.
@@ -94,22 +118,28 @@ impl Sandbox {
     /// # Errors
     /// When the launcher is gone.
     pub fn try_wait(&mut self) -> Result<Option<Exit>, WaitError> {
-        unimplemented_yet()
+        if self.exit.is_none() && !sys::is_readable(&self.report).map_err(WaitError::Read)? {
+            return Ok(None);
+        }
+        self.wait().map(Some)
     }
 
     /// Sends a signal (its number) to pid 1 of the sandbox. A sandbox that has ended is not an error.
     ///
     /// # Errors
     /// What the kernel says, for instance for a number that is no signal.
-    pub fn signal(&self, _signal: i32) -> std::io::Result<()> {
-        unimplemented_yet()
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        match sys::send_signal(self.pidfd.as_fd(), signal) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            other => other,
+        }
     }
 
     /// Kills every process inside.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn kill(&self) -> std::io::Result<()> {
+    pub fn kill(&self) -> io::Result<()> {
         self.signal(libc::SIGKILL)
     }
 
@@ -123,8 +153,11 @@ impl Sandbox {
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn resize(&self, _size: TerminalSize) -> std::io::Result<()> {
-        unimplemented_yet()
+    pub fn resize(&self, size: TerminalSize) -> io::Result<()> {
+        match &self.terminal {
+            Some(terminal) => Ok(rustix::termios::tcsetwinsize(terminal, size.into())?),
+            None => Ok(()),
+        }
     }
 
     /// Mount points that had to be created in the root itself, absolute paths inside. The owner of the upper
@@ -147,6 +180,71 @@ impl AsFd for Sandbox {
     }
 }
 
-fn unimplemented_yet<T>() -> T {
-    unreachable!("published ahead of its body")
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if self.exit.is_none() {
+            // Both fail only when the launcher is gone, and then so is the sandbox.
+            let _gone = self.kill();
+            let _gone = self.wait();
+        }
+    }
+}
+
+/// The report of an end, as the launcher writes it.
+pub(crate) fn encode_exit(exit: Exit) -> [u8; REPORT_LENGTH] {
+    let (kind, value) = match exit.status {
+        ExitStatus::Exited(code) => (0, u64::from(code)),
+        ExitStatus::Signaled(signal) => (1, u64::from(signal.unsigned_abs())),
+    };
+    let Usage { user_time, system_time, max_rss } = exit.usage;
+    let fields = [kind, value, user_time.as_micros() as u64, system_time.as_micros() as u64, max_rss];
+    let mut report = [0; REPORT_LENGTH];
+    for (place, field) in report.chunks_exact_mut(size_of::<u64>()).zip(fields) {
+        place.copy_from_slice(&field.to_ne_bytes());
+    }
+    report
+}
+
+fn decode_exit(report: &[u8; REPORT_LENGTH]) -> Exit {
+    let field = |index: usize| {
+        let mut bytes = [0; size_of::<u64>()];
+        bytes.copy_from_slice(&report[index * size_of::<u64>()..][..size_of::<u64>()]);
+        u64::from_ne_bytes(bytes)
+    };
+    let status = if field(0) == 0 {
+        ExitStatus::Exited(field(1) as u8)
+    } else {
+        ExitStatus::Signaled(field(1) as i32)
+    };
+    let usage = Usage {
+        user_time: Duration::from_micros(field(2)),
+        system_time: Duration::from_micros(field(3)),
+        max_rss: field(4),
+    };
+    Exit { status, usage }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(status: ExitStatus, code: i32) {
+        let usage = Usage {
+            user_time: Duration::from_micros(1_500_000),
+            system_time: Duration::from_micros(7),
+            max_rss: 1 << 33,
+        };
+        let exit = Exit { status, usage };
+        assert_eq!(decode_exit(&encode_exit(exit)), exit);
+        assert_eq!(status.code(), code);
+        assert_eq!(status.success(), code == 0);
+    }
+
+    #[test]
+    fn reports_survive_the_pipe() {
+        check(ExitStatus::Exited(0), 0);
+        check(ExitStatus::Exited(255), 255);
+        check(ExitStatus::Signaled(9), 137);
+    }
 }

@@ -8,12 +8,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::capability::CapabilitySet;
 use crate::cgroup::CgroupLimits;
+use crate::error::SpawnError;
 
 /// The search path used when the process's environment has no `PATH`: docker's default for Linux.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Size of `/dev/shm` in bytes when nobody asks for another: docker's 64 MiB.
 pub const DEFAULT_SHM_SIZE: u64 = 64 << 20;
+
+/// The kernel's limit on host names, in bytes.
+const MAX_HOSTNAME: usize = 64;
 
 /// Paths hidden from the process, as docker hides them.
 const MASKED_PATHS: &[&str] = &[
@@ -80,6 +84,51 @@ impl SandboxSpec {
             cgroup: None,
             shm_size: DEFAULT_SHM_SIZE,
         }
+    }
+}
+
+impl SandboxSpec {
+    /// Checks what the types cannot say.
+    pub(crate) fn validate(&self) -> Result<(), SpawnError> {
+        let invalid = |reason: String| Err(SpawnError::InvalidSpec { reason });
+        let process = &self.process;
+        if process.args.first().is_none_or(String::is_empty) {
+            return invalid("no command specified".into());
+        }
+        if process.args.iter().chain(&process.env).chain([&self.hostname]).any(|text| text.contains('\0')) {
+            return invalid("a NUL byte in an argument, the environment or the host name".into());
+        }
+        if self.hostname.len() > MAX_HOSTNAME {
+            return invalid(format!("host name `{}` is longer than {MAX_HOSTNAME} bytes", self.hostname));
+        }
+        let inside = self.mounts.iter().map(MountSpec::target).chain([process.cwd.as_path()]);
+        let inside = inside.chain(self.masked_paths.iter().chain(&self.readonly_paths).map(PathBuf::as_path));
+        if let Some(path) = inside.into_iter().find(|path| !path.is_absolute()) {
+            return invalid(format!("path `{}` is not absolute", path.display()));
+        }
+        if let Some(mount) = self.mounts.iter().find(|mount| mount.target() == Path::new("/")) {
+            return invalid(format!("a mount on the root `{}` itself", mount.target().display()));
+        }
+        match self.paths().find(|path| path.to_str().is_none_or(|path| path.contains('\0'))) {
+            Some(path) => invalid(format!("path `{}` is not UTF-8 or holds a NUL byte", path.display())),
+            None => Ok(()),
+        }
+    }
+
+    fn paths(&self) -> impl Iterator<Item = &Path> {
+        let mounts = self.mounts.iter().flat_map(|mount| {
+            let source =
+                if let MountSpec::Bind { source, .. } = mount { Some(source.as_path()) } else { None };
+            [Some(mount.target()), source]
+        });
+        let root: Vec<&PathBuf> = match &self.rootfs {
+            RootFs::Directory { path } => vec![path],
+            RootFs::Overlay(root) => {
+                root.lower.iter().chain([&root.upper, &root.work]).chain(&root.stubs).collect()
+            }
+        };
+        let lists = self.masked_paths.iter().chain(&self.readonly_paths).chain([&self.process.cwd]);
+        mounts.flatten().chain(root.into_iter().chain(lists).map(PathBuf::as_path))
     }
 }
 
@@ -308,5 +357,61 @@ impl RlimitResource {
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, resource)| *resource)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> SandboxSpec {
+        SandboxSpec::new(RootFs::Directory { path: "/root".into() }, Process::new(vec!["true".into()]))
+    }
+
+    #[track_caller]
+    fn check(change: impl FnOnce(&mut SandboxSpec), expected: &str) {
+        let mut spec = spec();
+        change(&mut spec);
+        let message = spec.validate().expect_err("invalid").to_string();
+        assert_eq!(message, format!("invalid sandbox specification: {expected}"));
+    }
+
+    #[test]
+    fn wrong_specs_are_refused() {
+        assert!(spec().validate().is_ok());
+        check(|spec| spec.process.args.clear(), "no command specified");
+        check(|spec| spec.process.args[0].clear(), "no command specified");
+        check(
+            |spec| spec.process.env.push("A=\0".into()),
+            "a NUL byte in an argument, the environment or the host name",
+        );
+        check(|spec| spec.process.cwd = "a".into(), "path `a` is not absolute");
+        let tmpfs = |target: &str| MountSpec::Tmpfs { target: target.into(), size: None, mode: 0o755 };
+        check(|spec| spec.mounts.push(tmpfs("/.")), "a mount on the root `/.` itself");
+        check(|spec| spec.mounts.push(tmpfs("data")), "path `data` is not absolute");
+        check(
+            |spec| spec.hostname = "h".repeat(65),
+            &format!("host name `{}` is longer than 64 bytes", "h".repeat(65)),
+        );
+    }
+
+    #[test]
+    fn limits_have_the_names_of_docker() {
+        assert_eq!(RlimitResource::from_name("nofile"), Some(RlimitResource::Nofile));
+        assert_eq!(RlimitResource::from_name("NOFILE"), None);
+    }
+
+    #[test]
+    fn a_spec_survives_the_way_to_the_launcher() {
+        let mut spec = spec();
+        spec.mounts.push(MountSpec::File {
+            target: "/run/secret".into(),
+            contents: vec![0, 255],
+            mode: 0o400,
+            uid: 1,
+            gid: 2,
+        });
+        let bytes = serde_json::to_vec(&spec).expect("JSON");
+        assert_eq!(serde_json::from_slice::<SandboxSpec>(&bytes).expect("a spec"), spec);
     }
 }

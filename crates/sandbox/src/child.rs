@@ -1,0 +1,190 @@
+//! The first process of a sandbox, from its clone to the execution of the user's program.
+//!
+//! It runs alone on a copy of the launcher's memory, so it may allocate; everything it learns goes back over the
+//! control channel, whose closing by the exec says that all went well. The order is: namespaces; everything that
+//! needs host paths (bind sources, devices, layers) opened or mounted detached; the root changed and the host's
+//! mounts let go; then mounts placed inside the new root, where no path leads out; identity last.
+//! Read [`Child::run`] first.
+//!
+//! Devices: docker gives `CAP_MKNOD` and forbids the use of foreign device nodes by the device controller. Here
+//! every mount of the sandbox is `nodev`, including `/dev`, and the harmless devices are bound there one by one:
+//! that holds with either cgroup version and without any.
+
+mod devices;
+mod identity;
+mod mounts;
+mod program;
+mod root;
+mod terminal;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use rustix::thread::UnshareFlags;
+
+use crate::capability::CapabilitySet;
+use crate::cgroup::CgroupHierarchy;
+use crate::channel::{AtStep as _, Failure, Reply, Request, reply};
+use crate::error::SetupStep;
+use crate::seccomp::Filter;
+use crate::spec::{Network, RootFs, SandboxSpec, Security};
+use crate::sys::{self, MountFlags};
+use mounts::Prepared;
+use root::Root;
+
+/// A directory every host has and the set-up does not need: mounts are attached there before the root changes.
+const STAGING: &str = "/sys";
+
+/// Exit code of a first process that did not get to its program; nobody sees it, the failure is sent instead.
+const SETUP_FAILED: i32 = 125;
+
+/// Standard input, output and error.
+pub(crate) struct StandardStreams(pub(crate) [OwnedFd; 3]);
+
+/// What the first process has.
+pub(crate) struct Child<'a> {
+    pub(crate) request: &'a Request,
+    pub(crate) streams: StandardStreams,
+    pub(crate) control: &'a OwnedFd,
+    /// Bounding set.
+    pub(crate) capabilities: CapabilitySet,
+    pub(crate) filter: Option<&'a Filter>,
+    pub(crate) hierarchy: CgroupHierarchy,
+}
+
+impl Child<'_> {
+    /// Becomes the sandbox's program, or reports why not.
+    pub(crate) fn run(self) -> ! {
+        match self.set_up() {
+            Ok(never) => match never {},
+            Err(failure) => {
+                let _unread = reply(self.control, &Reply::Failed(failure), &[]);
+                sys::exit_now(SETUP_FAILED)
+            }
+        }
+    }
+
+    fn set_up(&self) -> Result<std::convert::Infallible, Failure> {
+        let spec = &self.request.spec;
+        sys::reset_signals();
+        rustix::process::setsid().at(SetupStep::Session)?;
+        sys::leave_session_keyring();
+        self.enter_namespaces()?;
+        let prepared = mounts::prepare(self.request, self.hierarchy)?;
+        mount_root(spec)?;
+        let mut root = change_root()?;
+        self.place_mounts(&mut root, prepared)?;
+        if !spec.hostname.is_empty() {
+            rustix::system::sethostname(spec.hostname.as_bytes())
+                .with(SetupStep::Hostname, &spec.hostname)?;
+        }
+        if spec.network == Network::None {
+            sys::bring_up_loopback().at(SetupStep::Loopback)?;
+        }
+        self.set_streams(&mut root)?;
+        self.enter_working_directory(&mut root)?;
+        if !root.created().is_empty() {
+            let created = Reply::Created(root.created().to_vec());
+            reply(self.control, &created, &[]).at(SetupStep::MountPoint)?;
+        }
+        if spec.readonly_root {
+            let readonly = MountFlags { readonly: true, ..MountFlags::default() };
+            sys::restrict_mount(root.as_fd(), readonly, false).at(SetupStep::MountRoot)?;
+        }
+        drop(root);
+        identity::assume(&spec.process, self.capabilities, self.filter)?;
+        Err(program::execute(&spec.process))
+    }
+
+    fn enter_namespaces(&self) -> Result<(), Failure> {
+        for procs in &self.request.cgroup_procs {
+            std::fs::write(procs, "0").with(SetupStep::JoinCgroup, procs.display())?;
+        }
+        let mut namespaces =
+            UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC | UnshareFlags::NEWCGROUP;
+        if self.request.spec.network == Network::None {
+            namespaces |= UnshareFlags::NEWNET;
+        }
+        sys::unshare(namespaces).at(SetupStep::Namespaces)?;
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", private).at(SetupStep::PrivateMounts)
+    }
+
+    fn place_mounts(&self, root: &mut Root, prepared: Vec<Prepared<'_>>) -> Result<(), Failure> {
+        for mount in prepared {
+            mount.place(root)?;
+        }
+        let spec = &self.request.spec;
+        if spec.security == Security::Default {
+            mounts::mask(root, &spec.masked_paths)?;
+            mounts::protect(root, &spec.readonly_paths)?;
+        }
+        Ok(())
+    }
+
+    fn set_streams(&self, root: &mut Root) -> Result<(), Failure> {
+        let process = &self.request.spec.process;
+        if let Some(size) = process.terminal {
+            let master = terminal::open(root, size, process.uid)?;
+            return reply(self.control, &Reply::Terminal, &[master.as_fd()]).at(SetupStep::Terminal);
+        }
+        for (number, stream) in (0..).zip(&self.streams.0) {
+            terminal::give_pipe_to(stream, process.uid);
+            sys::duplicate_onto(stream.as_fd(), number).at(SetupStep::Stdio)?;
+        }
+        Ok(())
+    }
+
+    fn enter_working_directory(&self, root: &mut Root) -> Result<(), Failure> {
+        let cwd = &self.request.spec.process.cwd;
+        let step = SetupStep::WorkingDirectory;
+        match rustix::process::chdir(cwd) {
+            Err(rustix::io::Errno::NOENT) => {
+                let made = root.make_directory(cwd).with(step, cwd.display())?;
+                rustix::process::fchdir(made).with(step, cwd.display())
+            }
+            other => other.with(step, cwd.display()),
+        }
+    }
+}
+
+/// Mounts the root file system at the staging place.
+fn mount_root(spec: &SandboxSpec) -> Result<(), Failure> {
+    let nodev = spec.security == Security::Default;
+    let staging = Path::new(STAGING);
+    match &spec.rootfs {
+        RootFs::Overlay(overlay) => {
+            let layers = crate::mount::OverlayLayers {
+                lower: overlay.lower.clone(),
+                upper: Some((overlay.upper.clone(), overlay.work.clone())),
+                volatile: overlay.volatile,
+            };
+            crate::overlay::mount_overlay_at(&layers, nodev, staging).at(SetupStep::MountRoot)
+        }
+        RootFs::Directory { path } => {
+            bind_root(path, nodev, staging).with(SetupStep::MountRoot, path.display())
+        }
+    }
+}
+
+fn bind_root(path: &Path, nodev: bool, at: &Path) -> io::Result<()> {
+    let tree = mounts::open_tree(rustix::fs::CWD, path, false)?;
+    sys::restrict_mount(tree.as_fd(), MountFlags { nodev, ..MountFlags::default() }, false)?;
+    mounts::attach(&tree, rustix::fs::CWD, at)
+}
+
+/// Makes the staged mount the root and lets go of everything else.
+fn change_root() -> Result<Root, Failure> {
+    let change = || -> io::Result<Root> {
+        rustix::process::chdir(STAGING)?;
+        // With both names the same, the old root ends up below the new one's, where only the working
+        // directory still leads.
+        rustix::process::pivot_root(".", ".")?;
+        rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+        rustix::process::chdir("/")?;
+        Root::open()
+    };
+    change().at(SetupStep::PivotRoot)
+}

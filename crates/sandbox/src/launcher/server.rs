@@ -1,0 +1,158 @@
+//! The launcher's own process: receives requests, clones, reaps, reports.
+//!
+//! Must not set anything up itself: that is the cloned process's work, so that many can do it at once.
+//! Read [`launcher_entry`] first.
+
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags};
+
+use super::{LAUNCHER_NAME, LAUNCHER_VARIABLE};
+use crate::capability::CapabilitySet;
+use crate::cgroup::CgroupHierarchy;
+use crate::channel::{AtStep as _, Failure, Reply, Request, receive, reply};
+use crate::child::{Child, StandardStreams};
+use crate::error::SetupStep;
+use crate::sandbox::encode_exit;
+use crate::seccomp::Filter;
+use crate::spec::Security;
+use crate::sys::{self, Cloned};
+
+/// Runs the launcher and never returns, if this process was executed as one; call it first in `main`, before any
+/// thread is started.
+pub fn launcher_entry() {
+    let named = std::env::args_os().next().is_some_and(|name| name == LAUNCHER_NAME);
+    if named && std::env::var_os(LAUNCHER_VARIABLE).is_some() {
+        let ended = serve();
+        sys::exit_now(i32::from(ended.is_err()));
+    }
+}
+
+/// A sandbox that has not ended.
+struct Live {
+    pidfd: OwnedFd,
+    report: OwnedFd,
+}
+
+struct Server {
+    permitted: CapabilitySet,
+    hierarchy: CgroupHierarchy,
+    /// The filter last used: nearly every sandbox has the default capabilities.
+    filter: Option<Filter>,
+    live: Vec<Live>,
+}
+
+fn serve() -> io::Result<()> {
+    let socket = detach()?;
+    let mut server = Server {
+        permitted: sys::permitted_capabilities()?,
+        hierarchy: CgroupHierarchy::detect(),
+        filter: None,
+        live: Vec::new(),
+    };
+    loop {
+        let mut polled = vec![PollFd::new(&socket, PollFlags::IN)];
+        polled.extend(server.live.iter().map(|live| PollFd::new(&live.pidfd, PollFlags::IN)));
+        match rustix::event::poll(&mut polled, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            other => other?,
+        };
+        let ready: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
+        let mut position = 0;
+        server.live.retain(|live| {
+            position += 1;
+            !ready[position] || !report_end(live)
+        });
+        if ready[0] && !server.request(&socket)? {
+            return Ok(());
+        }
+    }
+}
+
+/// Cuts the ties to whoever executed this: its terminal, descriptors, umask. Returns the socket.
+fn detach() -> io::Result<OwnedFd> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    // Keys typed at the terminal are for the parent, which decides what becomes of the sandboxes.
+    rustix::process::setsid()?;
+    sys::close_on_exec_from(3)?;
+    let socket = sys::duplicate_standard_input()?;
+    sys::duplicate_onto(File::open("/dev/null")?.as_fd(), 0)?;
+    Ok(socket)
+}
+
+/// Reaps and reports a sandbox that has ended; false if it has not.
+fn report_end(live: &Live) -> bool {
+    match sys::reap(live.pidfd.as_fd()) {
+        Ok(Some(exit)) => {
+            // Nobody reads it when the parent has dropped the sandbox: that is its right.
+            let _unread = rustix::io::write(&live.report, &encode_exit(exit));
+            true
+        }
+        Ok(None) => false,
+        Err(_) => true,
+    }
+}
+
+impl Server {
+    /// Handles one request; false when there will be no more.
+    fn request(&mut self, socket: &OwnedFd) -> io::Result<bool> {
+        let (length, descriptors) = receive(socket.as_fd(), &mut [0; 64])?;
+        if length == 0 {
+            return Ok(false);
+        }
+        let Ok([body, stdin, stdout, stderr, control, report]) = <[OwnedFd; 6]>::try_from(descriptors) else {
+            return Ok(true); // cut short for want of descriptors: closing them tells the caller
+        };
+        let streams = StandardStreams([stdin, stdout, stderr]);
+        if let Err(failure) = self.spawn(body, streams, &control, report) {
+            let _unread = reply(&control, &Reply::Failed(failure), &[]);
+        }
+        Ok(true)
+    }
+
+    fn spawn(
+        &mut self,
+        body: OwnedFd,
+        streams: StandardStreams,
+        control: &OwnedFd,
+        report: OwnedFd,
+    ) -> Result<(), Failure> {
+        let request = read_request(body).at(SetupStep::Clone)?;
+        let granted = match request.spec.security {
+            Security::Default => request.spec.process.capabilities.intersection(self.permitted),
+            Security::Insecure => self.permitted,
+        };
+        let filter = (request.spec.security == Security::Default).then_some(granted);
+        if let Some(capabilities) = filter
+            && self.filter.as_ref().is_none_or(|filter| filter.capabilities() != capabilities)
+        {
+            self.filter = Some(Filter::docker_default(capabilities));
+        }
+        match sys::clone_into_pid_namespace().at(SetupStep::Clone)? {
+            Cloned::Child => Child {
+                request: &request,
+                streams,
+                control,
+                capabilities: granted,
+                filter: self.filter.as_ref().filter(|_| filter.is_some()),
+                hierarchy: self.hierarchy,
+            }
+            .run(),
+            Cloned::Parent(pidfd) => {
+                let _unread = reply(control, &Reply::Cloned, &[pidfd.as_fd()]);
+                self.live.push(Live { pidfd, report });
+                Ok(())
+            }
+        }
+    }
+}
+
+fn read_request(body: OwnedFd) -> io::Result<Request> {
+    let mut file = File::from(body);
+    file.rewind()?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(serde_json::from_slice(&bytes)?)
+}

@@ -1,0 +1,134 @@
+//! Mounting an overlay of many layers, by the new mount API and, on older kernels, by `mount(2)`.
+//!
+//! Must not know sandboxes. Read [`mount_overlay_at`] first.
+//!
+//! Options: `index`, `metacopy` and `redirect_dir` are off, because the upper directory becomes an image layer and
+//! must hold whole files and directories; `userxattr` inside a user namespace, where `trusted.*` is out of reach.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, move_mount,
+};
+
+use crate::mount::OverlayLayers;
+
+/// The kernel's limit on read-only layers.
+pub(crate) const MAX_LOWER_LAYERS: usize = 500;
+/// Longest value `fsconfig` takes, without the NUL.
+const MAX_PARAMETER: usize = 255;
+/// Longest option string `mount(2)` takes, without the NUL.
+const MAX_OPTIONS: usize = 4095;
+
+/// Mounts the overlay on the existing directory `at`.
+pub(crate) fn mount_overlay_at(layers: &OverlayLayers, nodev: bool, at: &Path) -> io::Result<()> {
+    if layers.lower.is_empty() || layers.lower.len() > MAX_LOWER_LAYERS {
+        let reason = format!("{} layers, expected 1 to {MAX_LOWER_LAYERS}", layers.lower.len());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    }
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    match append_lower(&context, &layers.lower[0]) {
+        // Kernels before 6.5 do not know `lowerdir+`.
+        Err(rustix::io::Errno::INVAL) => return mount_legacy(layers, nodev, at),
+        other => other?,
+    }
+    let mounted = configure(&context, layers).and_then(|()| {
+        let attributes = if nodev { MountAttrFlags::MOUNT_ATTR_NODEV } else { MountAttrFlags::empty() };
+        fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    });
+    let mounted = mounted.map_err(|error| explain(&context, error))?;
+    move_mount(&mounted, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    Ok(())
+}
+
+fn configure(context: &OwnedFd, layers: &OverlayLayers) -> rustix::io::Result<()> {
+    for lower in &layers.lower[1..] {
+        append_lower(context, lower)?;
+    }
+    if let Some((upper, work)) = &layers.upper {
+        set_path(context, "upperdir", upper)?;
+        set_path(context, "workdir", work)?;
+        fsconfig_set_string(context.as_fd(), "index", "off")?;
+        fsconfig_set_string(context.as_fd(), "metacopy", "off")?;
+        fsconfig_set_string(context.as_fd(), "redirect_dir", "off")?;
+        if layers.volatile {
+            fsconfig_set_flag(context.as_fd(), "volatile")?;
+        }
+    }
+    if in_user_namespace() {
+        fsconfig_set_flag(context.as_fd(), "userxattr")?;
+    }
+    fsconfig_set_string(context.as_fd(), "source", "overlay")?;
+    fsconfig_create(context.as_fd())
+}
+
+fn append_lower(context: &OwnedFd, path: &Path) -> rustix::io::Result<()> {
+    set_path(context, "lowerdir+", path)
+}
+
+/// Sets a path option. The kernel resolves it at once, so a path too long for an option goes by a descriptor.
+fn set_path(context: &OwnedFd, key: &str, path: &Path) -> rustix::io::Result<()> {
+    if path.as_os_str().len() <= MAX_PARAMETER {
+        return fsconfig_set_string(context.as_fd(), key, path);
+    }
+    let directory = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    fsconfig_set_string(context.as_fd(), key, format!("/proc/self/fd/{}", directory.as_raw_fd()))
+}
+
+/// Adds what the kernel logged to the context to the error, since `EINVAL` alone says nothing.
+fn explain(context: &OwnedFd, error: rustix::io::Errno) -> io::Error {
+    let mut messages = Vec::new();
+    let mut buffer = [0; 1024];
+    while let Ok(length @ 1..) = rustix::io::read(context, &mut buffer) {
+        // Each message starts with its level, as in `e overlay: …`.
+        messages
+            .push(String::from_utf8_lossy(&buffer[..length]).trim_end().chars().skip(2).collect::<String>());
+    }
+    let error = io::Error::from(error);
+    if messages.is_empty() {
+        return error;
+    }
+    io::Error::new(error.kind(), format!("{error}: {}", messages.join("; ")))
+}
+
+/// The same overlay by `mount(2)`; layers go by descriptor to keep the one option string short.
+fn mount_legacy(layers: &OverlayLayers, nodev: bool, at: &Path) -> io::Result<()> {
+    let open = |path: &Path| rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let name = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let lower = layers.lower.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
+    let mut options = format!("lowerdir={}", lower.iter().map(name).collect::<Vec<_>>().join(":"));
+    let upper =
+        layers.upper.as_ref().map(|(upper, work)| Ok::<_, rustix::io::Errno>((open(upper)?, open(work)?)));
+    let upper = upper.transpose()?;
+    if let Some((upper, work)) = &upper {
+        options.push_str(&format!(",upperdir={},workdir={}", name(upper), name(work)));
+        options.push_str(",index=off,metacopy=off,redirect_dir=off");
+        if layers.volatile {
+            options.push_str(",volatile");
+        }
+    }
+    if in_user_namespace() {
+        options.push_str(",userxattr");
+    }
+    if options.len() > MAX_OPTIONS {
+        let reason = format!("{} layers are too many for this kernel (before 6.5)", layers.lower.len());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    }
+    let flags = if nodev { MountFlags::NODEV } else { MountFlags::empty() };
+    let options = std::ffi::CString::new(options)?;
+    mount("overlay", at, "overlay", flags, options.as_c_str())?;
+    Ok(())
+}
+
+/// Whether this process is in a user namespace other than the first: its ids are mapped there.
+pub(crate) fn in_user_namespace() -> bool {
+    use std::io::Read as _;
+    let mut map = String::new();
+    let read = File::open("/proc/self/uid_map").and_then(|mut file| file.read_to_string(&mut map));
+    read.is_ok() && map.split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"]
+}

@@ -1,0 +1,1 @@
+fn main() { stave_sandbox::launcher_entry(); }
