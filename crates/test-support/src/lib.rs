@@ -1,5 +1,8 @@
 //! Fixtures for tests and benchmarks.
 //!
-//! Start with [`workloads::Workload`].
+//! Start with [`TestRegistry`] and [`workloads::Workload`].
 
+pub mod registry;
 pub mod workloads;
+
+pub use registry::TestRegistry;

@@ -212,7 +212,11 @@ impl Noise {
         let mut words = Vec::new();
         for _ in 0..4_000 {
             let letters = 2 + self.below(8);
-            words.push((0..letters).map(|_| char::from(b"etaoinshrdlucmfwypvbgkqjxz"[self.below(26)])).collect::<String>());
+            words.push(
+                (0..letters)
+                    .map(|_| char::from(b"etaoinshrdlucmfwypvbgkqjxz"[self.below(26)]))
+                    .collect::<String>(),
+            );
         }
         let mut text = String::with_capacity(length + 16);
         while text.len() < length {
