@@ -1,9 +1,34 @@
 //! Images leave through here, and archives of images come in.
+//!
+//! Owns what an image is on its way out ([`Image`]: an immutable view), where it can go
+//! ([`ExportTarget`]), how its layers become blobs and its description becomes documents, and each
+//! destination: the local store, registries, OCI layouts, docker archives, directories and tars.
+//! Must not know the solver, the worker, Dockerfiles or terminals.
+//!
+//! Start with [`Exporter`], then [`Image`] and [`ExportTarget`].
 
+mod archive;
 mod compress;
 mod document;
+mod error;
+mod event;
+mod exporter;
+mod image;
+mod merged;
+mod output;
+mod prepare;
+mod push;
+mod sink;
 mod spec;
+mod tar_writer;
 
+pub use archive::{LoadSource, LoadedImage, MAX_ENTRIES, MAX_EXTENSION, MAX_IMAGES, MAX_LAYERS, MAX_SPOOL};
+pub use compress::{DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL, GZIP_MEMBER, ZSTD_FRAME};
+pub use document::{CONTAINERD_NAME, CREATED, REF_NAME};
+pub use error::{ExportError, ExportErrorKind, LoadError, LoadErrorKind};
+pub use event::{ExportEvent, ExportEvents, ExportStep};
+pub use exporter::{ArchiveLayout, Exporter, SavedImage};
+pub use image::{ConfigDocument, Exported, Image, ImageLayerRef};
 pub use spec::{
     Annotations, ArchiveDestination, ArchiveTarget, CompressionChoice, Destination, ExportSpecError,
     ExportSpecErrorKind, ExportTarget, ImageFormat, ImageTarget, MAX_NAMES, MAX_SPEC_LENGTH, MediaTypes,

@@ -105,9 +105,6 @@ pub struct ImageFormat {
     pub compression: CompressionChoice,
     /// Annotations to add.
     pub annotations: Annotations,
-    /// Times in layers later than this (seconds since 1970) become this (`rewrite-timestamp` with
-    /// `SOURCE_DATE_EPOCH`).
-    pub epoch: Option<i64>,
 }
 
 /// Which family of media types documents carry.

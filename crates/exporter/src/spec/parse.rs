@@ -181,7 +181,7 @@ impl Pairs {
         let force = self.boolean("force-compression")?.unwrap_or(false);
         let annotations = self.annotations();
         let compression = CompressionChoice { algorithm, level, force };
-        Ok(ImageFormat { media_types, compression, annotations, epoch: None })
+        Ok(ImageFormat { media_types, compression, annotations })
     }
 
     fn compression(&mut self) -> Result<Option<Compression>, Kind> {
