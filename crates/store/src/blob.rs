@@ -1,28 +1,96 @@
 //! Content-addressed files. Start with [`BlobWriter`].
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
+use std::path::PathBuf;
 
-use stave_oci::Digest;
+use rusqlite::OptionalExtension as _;
+use stave_oci::{Algorithm, Digest, Hasher};
 
+use crate::database::now;
+use crate::fault::reach;
+use crate::session::remove_tree;
 use crate::{Store, StoreError};
 
 /// Receives a blob aside; nothing is visible until [`BlobWriter::commit`]. Removed on drop.
 #[derive(Debug)]
 pub struct BlobWriter {
-    _file: File,
+    store: Store,
+    path: PathBuf,
+    file: File,
+    hasher: Hasher,
+    expected: Option<Digest>,
+    limit: u64,
+    written: u64,
 }
 
+/// The text of the I/O error that [`BlobWriter`] gives when its limit is passed.
+const TOO_LARGE: &str = "blob is larger than its limit";
+
 impl BlobWriter {
+    /// The number of bytes written so far.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Writes bytes; like the [`io::Write`] implementation, with typed errors.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        if self.written + bytes.len() as u64 > self.limit {
+            return Err(StoreError::BlobTooLarge { limit: self.limit });
+        }
+        io::Write::write_all(self, bytes).map_err(|error| StoreError::io("write", &self.path, error))
+    }
+
     /// Verifies the digest and puts the blob in place. Returns its digest and size in bytes.
-    pub fn commit(self) -> Result<(Digest, u64), StoreError> {
-        todo!()
+    pub fn commit(mut self) -> Result<(Digest, u64), StoreError> {
+        let hasher = std::mem::replace(&mut self.hasher, Hasher::new(Algorithm::Sha256));
+        let digest = hasher.finish();
+        if let Some(expected) = self.expected.take().filter(|expected| *expected != digest) {
+            return Err(StoreError::DigestMismatch { expected, found: digest });
+        }
+        reach("blob-written");
+        let size = i64::try_from(self.written).unwrap_or(i64::MAX);
+        let target = self.store.blob_path(&digest);
+        let committed = self.store.inner.database.write(|tx| {
+            let seen = "UPDATE blob SET used = ?2, use_seq = (SELECT use_seq FROM clock)
+                        WHERE digest = ?1 AND state = 0";
+            if tx.prepare_cached(seen)?.execute((digest.as_str(), now()))? == 1 {
+                return Ok(());
+            }
+            fs::rename(&self.path, &target).map_err(|error| StoreError::io("rename", &self.path, error))?;
+            reach("blob-renamed");
+            // A row in deletion is taken over: its file was moved aside or is replaced by ours, and
+            // the deleter removes only rows that are still marked.
+            tx.prepare_cached(
+                "INSERT INTO blob (digest, size, created, used, use_seq)
+                 VALUES (?1, ?2, ?3, ?3, (SELECT use_seq FROM clock))
+                 ON CONFLICT (digest) DO UPDATE SET state = 0, synced = 0, size = excluded.size,
+                 created = excluded.created, used = excluded.used, use_seq = excluded.use_seq",
+            )?
+            .execute((digest.as_str(), size, now()))?;
+            Ok(())
+        });
+        committed.map(|()| (digest, self.written))
+    }
+}
+
+impl Drop for BlobWriter {
+    fn drop(&mut self) {
+        if let Err(error) = remove_tree(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "left for the end of the session");
+        }
     }
 }
 
 impl io::Write for BlobWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        todo!("{bytes:?}")
+        if self.written + bytes.len() as u64 > self.limit {
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, TOO_LARGE));
+        }
+        let count = self.file.write(bytes)?;
+        self.hasher.update(&bytes[..count]);
+        self.written += count as u64;
+        Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -31,23 +99,53 @@ impl io::Write for BlobWriter {
 }
 
 impl Store {
+    pub(crate) fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.inner.root.join("blobs").join(digest.as_str().replace(':', "/"))
+    }
+
     /// A writer for a blob of at most `limit` bytes, with this digest if one is promised.
     pub fn blob_writer(&self, expected: Option<&Digest>, limit: u64) -> Result<BlobWriter, StoreError> {
-        todo!("{expected:?} {limit}")
+        let path = self.inner.session.fresh_path("b");
+        let file = File::create_new(&path).map_err(|error| StoreError::io("create", &path, error))?;
+        let algorithm = expected.map_or(Algorithm::Sha256, Digest::algorithm);
+        Ok(BlobWriter {
+            store: self.clone(),
+            path,
+            file,
+            hasher: Hasher::new(algorithm),
+            expected: expected.cloned(),
+            limit,
+            written: 0,
+        })
     }
 
     /// Opens a blob for reading; `None` if it is not there. Counts as a use.
     pub fn open_blob(&self, digest: &Digest) -> Result<Option<File>, StoreError> {
-        todo!("{digest}")
+        if self.blob_size(digest)?.is_none() {
+            return Ok(None);
+        }
+        match File::open(self.blob_path(digest)) {
+            Ok(file) => Ok(Some(file)),
+            // Collected since, without a lease to keep it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("open", self.blob_path(digest), error)),
+        }
     }
 
     /// The blob's size in bytes; `None` if it is not there. Counts as a use.
     pub fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        todo!("{digest}")
+        let size: Option<i64> = self.inner.database.write(|tx| {
+            let touch = "UPDATE blob SET used = ?2, use_seq = (SELECT use_seq FROM clock)
+                         WHERE digest = ?1 AND state = 0 RETURNING size";
+            let mut statement = tx.prepare_cached(touch)?;
+            Ok(statement.query_row((digest.as_str(), now()), |row| row.get(0)).optional()?)
+        })?;
+        size.map(|size| u64::try_from(size).map_err(|_| StoreError::DamagedRecord { what: "a blob" }))
+            .transpose()
     }
 
     /// Whether the blob is there. Counts as a use: after `true` a live lease keeps it.
     pub fn has_blob(&self, digest: &Digest) -> Result<bool, StoreError> {
-        todo!("{digest}")
+        Ok(self.blob_size(digest)?.is_some())
     }
 }

@@ -22,6 +22,12 @@ pub struct TarOptions {
     pub clamp: Option<i64>,
 }
 
+impl Default for TarOptions {
+    fn default() -> Self {
+        Self { timestamps: Timestamps::Seconds, clamp: None }
+    }
+}
+
 impl Store {
     /// Writes the layer as a deterministic pax tar: sorted, whiteouts as `.wh.` entries.
     pub fn write_layer_tar(

@@ -1,18 +1,34 @@
 //! Layers: prepared aside, committed by rename, looked up with a touch. Start with [`ActiveLayer`].
 
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
+use rusqlite::{OptionalExtension as _, Transaction};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use stave_oci::{Compression, Descriptor, Digest};
 
+use crate::database::{Failure, now};
+use crate::fault::reach;
+use crate::lease::Start;
+use crate::session::remove_tree;
 use crate::{LayerId, Snapshot, Store, StoreError};
+
+/// The mode of the root of a layer that has no base to take it from.
+const ROOT_MODE: u32 = 0o755;
 
 /// A layer being made: an upper and a work directory for an overlay mount on the base's layers.
 /// Removed on drop unless committed.
 #[derive(Debug)]
 pub struct ActiveLayer {
+    store: Store,
+    base: Snapshot,
+    directory: PathBuf,
     upper: PathBuf,
     work: PathBuf,
     lowers: Vec<PathBuf>,
+    description: String,
 }
 
 impl ActiveLayer {
@@ -33,41 +49,186 @@ impl ActiveLayer {
 
     /// Sets what disk usage shows for the layer.
     #[must_use]
-    pub fn described(self, description: &str) -> Self {
-        todo!("{description}")
+    pub fn described(mut self, description: &str) -> Self {
+        description.clone_into(&mut self.description);
+        self
     }
 
     /// Makes the upper directory a layer on top of the base. No mount may use it any more.
     pub fn commit(self) -> Result<Snapshot, StoreError> {
-        todo!()
+        let layer = self.commit_layer(None, None)?;
+        Ok(self.base.push(layer))
+    }
+
+    /// Commits, with what is already known of the layer.
+    pub(crate) fn commit_layer(
+        &self,
+        diff_id: Option<&Digest>,
+        size: Option<u64>,
+    ) -> Result<LayerId, StoreError> {
+        let database = &self.store.inner.database;
+        let mut placed = None;
+        let committed = database.write(|tx| {
+            let (name, path) = self.place()?;
+            reach("layer-renamed");
+            placed = Some(path);
+            let id: i64 = tx
+                .prepare_cached("UPDATE clock SET next_layer = next_layer + 1 RETURNING next_layer - 1")?
+                .query_row([], |row| row.get(0))?;
+            let size = size.map(|size| i64::try_from(size).unwrap_or(i64::MAX));
+            tx.prepare_cached(
+                "INSERT INTO layer (id, name, diff_id, description, size, created, used, use_seq)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, (SELECT use_seq FROM clock))",
+            )?
+            .execute((id, name, diff_id.map(Digest::as_str), &self.description, size, now()))?;
+            Ok(LayerId(id))
+        });
+        if let (Err(_), Some(path)) = (&committed, placed) {
+            // Back into the session's directory, from where the drop removes it.
+            if let Err(error) = fs::rename(&path, &self.upper) {
+                tracing::warn!(path = %path.display(), %error, "left for the next sweep");
+            }
+        }
+        committed
+    }
+
+    /// Renames the upper directory to a free name under `l/`.
+    fn place(&self) -> Result<(String, PathBuf), StoreError> {
+        loop {
+            let session = &self.store.inner.session;
+            let name = format!("{}{}", session.name(), session.number());
+            let path = self.store.layer_path(&name);
+            match renameat_with(CWD, &self.upper, CWD, &path, RenameFlags::NOREPLACE) {
+                Ok(()) => return Ok((name, path)),
+                // An earlier session drew the same name.
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(StoreError::io("rename", &self.upper, error)),
+            }
+        }
     }
 }
 
+impl Drop for ActiveLayer {
+    fn drop(&mut self) {
+        if let Err(error) = remove_tree(&self.directory) {
+            tracing::warn!(path = %self.directory.display(), %error, "left for the end of the session");
+        }
+    }
+}
+
+/// What a use of a layer finds.
+struct Found {
+    name: String,
+    stamp: Start,
+}
+
+fn find(tx: &Transaction<'_>, layer: LayerId) -> Result<Option<Found>, Failure> {
+    let mut statement = tx.prepare_cached("SELECT name, use_seq FROM layer WHERE id = ?1 AND state = 0")?;
+    let found = |row: &rusqlite::Row<'_>| Ok(Found { name: row.get(0)?, stamp: row.get(1)? });
+    Ok(statement.query_row([layer.0], found).optional()?)
+}
+
+/// Stamps layers as used now.
+pub(crate) fn touch(tx: &Transaction<'_>, layers: &[LayerId]) -> Result<(), Failure> {
+    let mut statement =
+        tx.prepare_cached("UPDATE layer SET used = ?2, use_seq = (SELECT use_seq FROM clock) WHERE id = ?1")?;
+    let now = now();
+    for layer in layers {
+        statement.execute((layer.0, now))?;
+    }
+    Ok(())
+}
+
 impl Store {
+    /// The names of the layers, used: stamped in the transaction that found them, unless a lease of
+    /// ours already keeps each. `Err(layer)` for the first that is gone.
+    fn use_layers(&self, layers: &[LayerId]) -> Result<Result<Vec<String>, LayerId>, StoreError> {
+        let database = &self.inner.database;
+        let lease = self.newest_lease();
+        if lease.is_some() {
+            let found = database.read(|tx| collect(tx, layers))?;
+            match found {
+                Ok(found) if found.iter().any(|found| Some(found.stamp) < lease) => {}
+                Ok(found) => return Ok(Ok(found.into_iter().map(|found| found.name).collect())),
+                Err(gone) => return Ok(Err(gone)),
+            }
+        }
+        database.write(|tx| {
+            let found = collect(tx, layers)?;
+            if found.is_ok() {
+                touch(tx, layers)?;
+            }
+            Ok(found.map(|found| found.into_iter().map(|found| found.name).collect()))
+        })
+    }
+
     /// Begins a layer on `base`; fails with [`StoreError::LayerGone`] if that is no longer whole.
     pub fn prepare(&self, base: &Snapshot) -> Result<ActiveLayer, StoreError> {
-        todo!("{base}")
+        let lowers = self.layer_paths(base)?;
+        let directory = self.inner.session.fresh_path("a");
+        let (upper, work) = (directory.join("u"), directory.join("w"));
+        let active = ActiveLayer {
+            store: self.clone(),
+            base: base.clone(),
+            directory,
+            upper,
+            work,
+            lowers,
+            description: String::new(),
+        };
+        for path in [&active.directory, &active.upper, &active.work] {
+            let made = fs::DirBuilder::new().mode(0o700).create(path);
+            made.map_err(|error| StoreError::io("create", path, error))?;
+        }
+        set_root(&active.upper, active.lowers.first().map(PathBuf::as_path))?;
+        Ok(active)
     }
 
     /// The layer directories, top first, as `lowerdir` takes them. Counts as a use.
     pub fn layer_paths(&self, snapshot: &Snapshot) -> Result<Vec<PathBuf>, StoreError> {
-        todo!("{snapshot}")
+        if snapshot.is_scratch() {
+            return Ok(Vec::new());
+        }
+        let names = self.use_layers(snapshot.layers())?.map_err(StoreError::LayerGone)?;
+        Ok(names.iter().rev().map(|name| self.layer_path(name)).collect())
     }
 
     /// Whether every layer is there. Counts as a use: after `true` a live lease keeps them.
     pub fn exists(&self, snapshot: &Snapshot) -> Result<bool, StoreError> {
-        todo!("{snapshot}")
+        Ok(snapshot.is_scratch() || self.use_layers(snapshot.layers())?.is_ok())
     }
 
     /// The layer whose uncompressed tar has this digest. Counts as a use.
     pub fn layer_by_diff_id(&self, diff_id: &Digest) -> Result<Option<LayerId>, StoreError> {
-        todo!("{diff_id}")
+        self.inner.database.write(|tx| {
+            let query = "SELECT id FROM layer WHERE diff_id = ?1 AND state = 0 ORDER BY id LIMIT 1";
+            let found =
+                tx.prepare_cached(query)?.query_row([diff_id.as_str()], |row| row.get(0)).optional()?;
+            let layer = found.map(LayerId);
+            touch(tx, layer.as_slice())?;
+            Ok(layer)
+        })
     }
 
     /// The digest of the layer's tar (as [`Store::write_layer_tar`] writes it by default, or as it
     /// was unpacked from); computed once, then remembered.
     pub fn diff_id(&self, layer: LayerId) -> Result<Digest, StoreError> {
-        todo!("{layer}")
+        let stored = self.inner.database.read(|tx| {
+            let mut statement = tx.prepare_cached("SELECT diff_id FROM layer WHERE id = ?1 AND state = 0")?;
+            Ok(statement.query_row([layer.0], |row| row.get::<_, Option<String>>(0)).optional()?)
+        })?;
+        if let Some(text) = stored.ok_or(StoreError::LayerGone(layer))? {
+            return text.parse().map_err(|_| StoreError::DamagedRecord { what: "a layer" });
+        }
+        let mut hash = stave_oci::Sha256Writer::new(std::io::sink());
+        self.write_layer_tar(layer, &mut hash, &crate::TarOptions::default())?;
+        let (_, digest, _) = hash.finish();
+        self.inner.database.write(|tx| {
+            let update = "UPDATE layer SET diff_id = ?2 WHERE id = ?1 AND diff_id IS NULL";
+            tx.prepare_cached(update)?.execute((layer.0, digest.as_str()))?;
+            Ok(())
+        })?;
+        Ok(digest)
     }
 
     /// The blob this layer is known to compress to. The blob itself may be gone
@@ -77,7 +238,13 @@ impl Store {
         layer: LayerId,
         compression: Compression,
     ) -> Result<Option<Descriptor>, StoreError> {
-        todo!("{layer} {compression:?}")
+        let stored: Option<String> = self.inner.database.read(|tx| {
+            let query = "SELECT descriptor FROM compressed WHERE layer = ?1 AND compression = ?2";
+            let mut statement = tx.prepare_cached(query)?;
+            Ok(statement.query_row((layer.0, compression.name()), |row| row.get(0)).optional()?)
+        })?;
+        let damaged = |_| StoreError::DamagedRecord { what: "a compressed layer" };
+        stored.map(|text| serde_json::from_str(&text).map_err(damaged)).transpose()
     }
 
     /// Remembers which blob this layer compresses to.
@@ -87,6 +254,41 @@ impl Store {
         compression: Compression,
         blob: &Descriptor,
     ) -> Result<(), StoreError> {
-        todo!("{layer} {compression:?} {blob:?}")
+        let text = serde_json::to_string(blob)
+            .map_err(|_| StoreError::DamagedRecord { what: "a compressed layer" })?;
+        let stored = self.inner.database.write(|tx| {
+            if find(tx, layer)?.is_none() {
+                return Ok(false);
+            }
+            let insert =
+                "INSERT OR REPLACE INTO compressed (layer, compression, descriptor) VALUES (?1, ?2, ?3)";
+            tx.prepare_cached(insert)?.execute((layer.0, compression.name(), text))?;
+            Ok(true)
+        })?;
+        if stored { Ok(()) } else { Err(StoreError::LayerGone(layer)) }
     }
+}
+
+fn collect(tx: &Transaction<'_>, layers: &[LayerId]) -> Result<Result<Vec<Found>, LayerId>, Failure> {
+    let mut all = Vec::with_capacity(layers.len());
+    for layer in layers {
+        match find(tx, *layer)? {
+            Some(found) => all.push(found),
+            None => return Ok(Err(*layer)),
+        }
+    }
+    Ok(Ok(all))
+}
+
+/// An overlay takes its root's owner and mode from the upper directory: give it the base's.
+fn set_root(upper: &Path, base: Option<&Path>) -> Result<(), StoreError> {
+    let base = base.map(|base| fs::metadata(base).map_err(|error| StoreError::io("read", base, error)));
+    let base = base.transpose()?;
+    if let Some(base) = base.as_ref().filter(|base| (base.uid(), base.gid()) != (0, 0)) {
+        chown(upper, Some(base.uid()), Some(base.gid()))
+            .map_err(|error| StoreError::io("change the owner of", upper, error))?;
+    }
+    let mode = base.map_or(ROOT_MODE, |base| base.mode() & 0o7777);
+    fs::set_permissions(upper, fs::Permissions::from_mode(mode))
+        .map_err(|error| StoreError::io("change the mode of", upper, error))
 }

@@ -22,13 +22,18 @@
 
 mod apply;
 mod blob;
+mod database;
 mod diff;
+mod durability;
 mod error;
+mod fault;
 mod image;
 mod layer;
 mod lease;
 mod mutable;
 mod prune;
+mod reconcile;
+mod session;
 mod snapshot;
 mod store;
 mod usage;

@@ -1,9 +1,16 @@
 //! Opening and sharing the state directory. Start with [`Store`].
 
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use crate::StoreError;
+use crate::database::Database;
+use crate::durability::{self, Flusher};
+use crate::reconcile;
+use crate::session::{Session, remove_tree};
+use crate::{StoreError, lease};
 
 /// Which extended attributes mark opaque directories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +21,24 @@ pub enum OverlayXattrs {
     User,
 }
 
+impl OverlayXattrs {
+    /// The common start of the names.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Trusted => "trusted.overlay.",
+            Self::User => "user.overlay.",
+        }
+    }
+
+    /// The mark of an opaque directory (its value is `y`).
+    pub(crate) fn opaque(self) -> &'static str {
+        match self {
+            Self::Trusted => "trusted.overlay.opaque",
+            Self::User => "user.overlay.opaque",
+        }
+    }
+}
+
 /// How a store is opened.
 #[derive(Debug, Clone)]
 pub struct StoreConfig {
@@ -21,16 +46,36 @@ pub struct StoreConfig {
     pub xattrs: OverlayXattrs,
 }
 
+impl StoreConfig {
+    /// The configuration this process can use: trusted marks for root, user marks for others.
+    pub fn for_this_process() -> Self {
+        let is_root = rustix::process::geteuid().is_root();
+        Self { xattrs: if is_root { OverlayXattrs::Trusted } else { OverlayXattrs::User } }
+    }
+}
+
 /// A state directory, open. Cheap to clone; the last clone's drop ends the session.
 #[derive(Debug, Clone)]
 pub struct Store {
-    pub(crate) inner: Arc<()>,
+    pub(crate) inner: Arc<Inner>,
+}
+
+/// Fields drop in order: the flusher is joined first, the session goes last.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    _flusher: Option<Flusher>,
+    pub(crate) root: PathBuf,
+    pub(crate) config: StoreConfig,
+    pub(crate) database: Arc<Database>,
+    pub(crate) leases: Mutex<BTreeMap<i64, lease::Start>>,
+    pub(crate) session: Session,
 }
 
 /// A private directory under the store, removed on drop.
 #[derive(Debug)]
 pub struct ScratchDir {
     path: PathBuf,
+    _store: Store,
 }
 
 impl ScratchDir {
@@ -40,35 +85,104 @@ impl ScratchDir {
     }
 }
 
+impl Drop for ScratchDir {
+    fn drop(&mut self) {
+        if let Err(error) = remove_tree(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "left for the end of the session");
+        }
+    }
+}
+
 impl Store {
     /// Opens (or makes) the store at `root`, removes what dead processes left.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        todo!("{root:?}")
+        Self::open_with(root, &StoreConfig::for_this_process())
     }
 
     /// [`Self::open`] with a configuration.
     pub fn open_with(root: &Path, config: &StoreConfig) -> Result<Self, StoreError> {
-        todo!("{root:?} {config:?}")
+        Self::open_in_boot(root, config, &durability::boot_id()?)
     }
 
-    /// The state directory.
+    /// [`Self::open_with`], with the kernel's boot id as a parameter for tests.
+    pub(crate) fn open_in_boot(root: &Path, config: &StoreConfig, boot: &str) -> Result<Self, StoreError> {
+        let (root, lock) = make_layout(root)?;
+        let database = Arc::new(Database::open(&root, &lock)?);
+        let session = Session::begin(&root)?;
+        durability::drop_unsynced_of_other_boots(&root, &database, &session, boot)?;
+        reconcile::sweep(&root, &database, &session)?;
+        let flusher = Flusher::start_if_due(&root, &database)?;
+        let inner = Inner {
+            _flusher: flusher,
+            root,
+            config: config.clone(),
+            database,
+            leases: Mutex::new(BTreeMap::new()),
+            session,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The state directory, absolute.
     pub fn root(&self) -> &Path {
-        todo!()
+        &self.inner.root
+    }
+
+    /// How the store was opened.
+    pub fn config(&self) -> &StoreConfig {
+        &self.inner.config
     }
 
     /// The database file of the build cache's index.
     pub fn cache_index_path(&self) -> PathBuf {
-        todo!()
+        self.inner.root.join("cache.db")
     }
 
     /// A private directory on the store's file system, removed on drop (or by the sweep).
     pub fn scratch_dir(&self) -> Result<ScratchDir, StoreError> {
-        todo!()
+        let path = self.inner.session.fresh_path("s");
+        make_dir(&path)?;
+        Ok(ScratchDir { path, _store: self.clone() })
     }
 
     /// Makes everything committed so far survive a power cut (`syncfs`, then the mark in the rows).
     /// Costs as long as the file system needs to write its dirty data.
     pub fn sync(&self) -> Result<(), StoreError> {
-        todo!()
+        durability::sync(&self.inner.root, &self.inner.database)
     }
+
+    pub(crate) fn layer_path(&self, name: &str) -> PathBuf {
+        self.inner.root.join("l").join(name)
+    }
+}
+
+/// Makes the fixed directories. Only root (or the one user) may look inside: layers hold setuid
+/// files and other images' secrets.
+fn make_layout(root: &Path) -> Result<(PathBuf, File), StoreError> {
+    let lock_path = root.join("lock");
+    let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path);
+    let lock = match open() {
+        Ok(lock) => lock,
+        Err(_) => {
+            make_dir(root)?;
+            open().map_err(|error| StoreError::io("open", &lock_path, error))?
+        }
+    };
+    let root = fs::canonicalize(root).map_err(|error| StoreError::io("open", root, error))?;
+    // The last one made tells that all are there.
+    if !root.join("tmp").is_dir() {
+        for name in ["l", "blobs/sha256", "blobs/sha512", "mutable", "sessions", "tmp"] {
+            make_dir(&root.join(name))?;
+        }
+    }
+    Ok((root, lock))
+}
+
+/// Makes a directory and its missing parents, for the owner only.
+pub(crate) fn make_dir(path: &Path) -> Result<(), StoreError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| StoreError::io("create", path, error))
 }

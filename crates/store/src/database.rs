@@ -1,0 +1,174 @@
+//! The database: connection settings, the schema and its version, short transactions.
+//!
+//! Owns how SQLite is used, and nothing of what the rows mean. WAL with `synchronous = NORMAL`: a
+//! commit costs no fsync; a power cut may take the last commits, never the database (what that means
+//! for files is told in `durability`). Start with [`Database`].
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::{DatabaseError, StoreError};
+
+/// The version of everything under the state directory. Changing it is a format break: the layout
+/// in the crate's documentation, the schema, or what a column means.
+pub(crate) const FORMAT: i64 = 1;
+/// How long a statement waits for another process's transaction.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pages in the log before a commit copies them into the database (which syncs).
+const CHECKPOINT_PAGES: i64 = 1000;
+/// More statements than this are prepared anew.
+const STATEMENT_CACHE: usize = 64;
+
+const SCHEMA: &str = include_str!("schema.sql");
+
+/// One connection, shared by the threads of a process.
+#[derive(Debug)]
+pub(crate) struct Database {
+    path: PathBuf,
+    connection: Mutex<Connection>,
+}
+
+/// What goes wrong within a transaction.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    Sql(rusqlite::Error),
+    Store(StoreError),
+}
+
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Database {
+    /// Opens the database of the store at `root`; `lock` guards its creation.
+    pub(crate) fn open(root: &Path, lock: &File) -> Result<Self, StoreError> {
+        let path = root.join("store.db");
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(&path, flags).map_err(|error| wrap(&path, error))?;
+        let format = configure(&connection).map_err(|error| wrap(&path, error))?;
+        if format == 0 {
+            flock(lock, FlockOperation::LockExclusive)
+                .map_err(|error| StoreError::io("lock", root.join("lock"), error))?;
+            let created = create(&connection).map_err(|error| wrap(&path, error));
+            flock(lock, FlockOperation::Unlock)
+                .map_err(|error| StoreError::io("unlock", root.join("lock"), error))?;
+            created?;
+        } else if format != FORMAT {
+            return Err(StoreError::NewerFormat { path: root.to_owned(), found: format, supported: FORMAT });
+        }
+        Ok(Self { path, connection: Mutex::new(connection) })
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        // A panic within a transaction has rolled it back: the connection is as good as before.
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `body` in a transaction that holds the store's one write lock from its start.
+    pub(crate) fn write<T>(
+        &self,
+        body: impl FnOnce(&Transaction<'_>) -> Result<T, Failure>,
+    ) -> Result<T, StoreError> {
+        let mut connection = self.connection();
+        let run = || {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let value = body(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        };
+        run().map_err(|failure| self.failed(failure))
+    }
+
+    /// Runs `body` on one consistent state.
+    pub(crate) fn read<T>(
+        &self,
+        body: impl FnOnce(&Transaction<'_>) -> Result<T, Failure>,
+    ) -> Result<T, StoreError> {
+        let mut connection = self.connection();
+        let run = || {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
+            body(&transaction)
+        };
+        run().map_err(|failure| self.failed(failure))
+    }
+
+    /// Like [`Self::write`], and on stable storage when it returns.
+    pub(crate) fn write_durably<T>(
+        &self,
+        body: impl FnOnce(&Transaction<'_>) -> Result<T, Failure>,
+    ) -> Result<T, StoreError> {
+        let level = |name: &str| {
+            let set = self.connection().pragma_update(None, "synchronous", name);
+            set.map_err(|error| wrap(&self.path, error))
+        };
+        level("FULL")?;
+        let written = self.write(body);
+        level("NORMAL")?;
+        written
+    }
+
+    fn failed(&self, failure: Failure) -> StoreError {
+        match failure {
+            Failure::Sql(error) => wrap(&self.path, error),
+            Failure::Store(error) => error,
+        }
+    }
+}
+
+fn wrap(path: &Path, error: rusqlite::Error) -> StoreError {
+    let path = path.to_owned();
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => {
+            StoreError::StorageFull { path, source: std::io::ErrorKind::StorageFull.into() }
+        }
+        _ => StoreError::Database { path, source: DatabaseError(error) },
+    }
+}
+
+/// Applies the per-connection settings; returns the format on disk, 0 for a new file.
+fn configure(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENT_CACHE);
+    // The last process to leave would copy the log and sync: a short command must not pay for that.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.execute_batch("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;")?;
+    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+/// Makes the tables, unless another process did while we waited for the lock.
+fn create(connection: &Connection) -> rusqlite::Result<()> {
+    let format: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if format != 0 {
+        return Ok(());
+    }
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;"))
+}
+
+/// Milliseconds since the epoch: how the rows tell time.
+pub(crate) fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// A stored time.
+pub(crate) fn time(milliseconds: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(u64::try_from(milliseconds).unwrap_or(0))
+}

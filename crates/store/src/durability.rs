@@ -1,0 +1,129 @@
+//! What a power cut may take, and how the store finds out.
+//!
+//! Committing a layer must cost a RUN step nothing, so no commit syncs. Instead every layer and blob
+//! row carries `synced`, and the store carries the kernel's boot id of its last opening:
+//!
+//! - A new row has `synced = 0`. Its files may be partly in the page cache only; as long as the kernel
+//!   runs, that makes no difference, whatever happens to processes.
+//! - [`sync`] runs `syncfs` and then marks the rows that existed before it, in a commit that is itself
+//!   synced. It runs when asked for ([`crate::Store::sync`]), and by itself, beside the work of a
+//!   later process, once something has been unsynced for [`FLUSH_AFTER`] (the kernel has written most
+//!   of it by then, so it is cheap).
+//! - At an opening under another boot id the machine has restarted since. Rows with `synced = 0` are
+//!   dropped then, with images that need them: cache is lost, but no layer is ever half present.
+//!   A restart shortly after a build costs that build's cache unless [`crate::Store::sync`] ran.
+//! - A power cut can also take the database's last commits (never its consistency). So at such an
+//!   opening directories without a row are removed, rows without a directory as well, and layer
+//!   numbers jump ahead by [`LAYER_JUMP`]: a number that a cache record remembers and the database
+//!   forgot must never name another layer.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rusqlite::OptionalExtension as _;
+use rustix::fs::syncfs;
+
+use crate::StoreError;
+use crate::database::{Database, now};
+use crate::reconcile;
+use crate::session::Session;
+
+/// How long committed layers may stay unsynced before the next opening syncs them.
+pub(crate) const FLUSH_AFTER: Duration = Duration::from_secs(60);
+/// More layers than any store makes between two checkpoints of its database.
+const LAYER_JUMP: i64 = 1 << 20;
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The kernel's id of this boot.
+pub(crate) fn boot_id() -> Result<String, StoreError> {
+    let text = fs::read_to_string(BOOT_ID).map_err(|error| StoreError::io("read", BOOT_ID, error))?;
+    Ok(text.trim().to_owned())
+}
+
+/// If the machine restarted since the last opening, forgets what may be incomplete.
+pub(crate) fn drop_unsynced_of_other_boots(
+    root: &Path,
+    database: &Database,
+    session: &Session,
+    boot: &str,
+) -> Result<(), StoreError> {
+    let last: String =
+        database.read(|tx| Ok(tx.query_row("SELECT boot FROM clock", [], |row| row.get(0))?))?;
+    if last == boot {
+        return Ok(());
+    }
+    let rubbish = database.write_durably(|tx| {
+        let changed = tx.execute(
+            "UPDATE clock SET boot = ?1, next_layer = next_layer + CASE boot WHEN '' THEN 0 ELSE ?2 END
+             WHERE boot <> ?1",
+            (boot, LAYER_JUMP),
+        )?;
+        if changed == 0 {
+            return Ok(Vec::new());
+        }
+        tx.execute_batch(
+            "DELETE FROM lease; DELETE FROM layer WHERE synced = 0; DELETE FROM blob WHERE synced = 0;",
+        )?;
+        reconcile::forget_rows_without_files(root, tx)?;
+        reconcile::move_files_without_rows(root, tx, session)
+    })?;
+    reconcile::remove_all(&rubbish)
+}
+
+/// Makes everything committed before the call durable.
+pub(crate) fn sync(root: &Path, database: &Database) -> Result<(), StoreError> {
+    let (layer, blob): (i64, i64) = database.read(|tx| {
+        let newest = "SELECT (SELECT coalesce(max(id), 0) FROM layer WHERE synced = 0),
+                             (SELECT coalesce(max(id), 0) FROM blob WHERE synced = 0)";
+        Ok(tx.query_row(newest, [], |row| Ok((row.get(0)?, row.get(1)?)))?)
+    })?;
+    let directory = File::open(root).map_err(|error| StoreError::io("open", root, error))?;
+    syncfs(&directory).map_err(|error| StoreError::io("sync", root, error))?;
+    database.write_durably(|tx| {
+        tx.execute("UPDATE layer SET synced = 1 WHERE synced = 0 AND id <= ?1", [layer])?;
+        tx.execute("UPDATE blob SET synced = 1 WHERE synced = 0 AND id <= ?1", [blob])?;
+        Ok(())
+    })
+}
+
+/// A running [`sync`] beside the work of this process; its drop waits for it.
+#[derive(Debug)]
+pub(crate) struct Flusher {
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Flusher {
+    /// Starts one if something has been unsynced for long.
+    pub(crate) fn start_if_due(root: &Path, database: &Arc<Database>) -> Result<Option<Self>, StoreError> {
+        let oldest: Option<i64> = database.read(|tx| {
+            let mut statement = tx.prepare_cached(
+                "SELECT created FROM (SELECT created FROM layer WHERE synced = 0 UNION ALL
+                                      SELECT created FROM blob WHERE synced = 0) ORDER BY created LIMIT 1",
+            )?;
+            Ok(statement.query_row([], |row| row.get(0)).optional()?)
+        })?;
+        let limit = i64::try_from(FLUSH_AFTER.as_millis()).unwrap_or(i64::MAX);
+        if oldest.is_none_or(|oldest| now() - oldest < limit) {
+            return Ok(None);
+        }
+        let (root, database): (PathBuf, _) = (root.to_owned(), Arc::clone(database));
+        let run = move || {
+            if let Err(error) = sync(&root, &database) {
+                tracing::warn!(%error, "the store stays unsynced");
+            }
+        };
+        let thread = std::thread::Builder::new().name("store-sync".to_owned()).spawn(run);
+        Ok(Some(Self { thread: thread.ok() }))
+    }
+}
+
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::warn!("the thread that syncs the store panicked");
+        }
+    }
+}
