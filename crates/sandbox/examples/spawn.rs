@@ -15,7 +15,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: spawn ROOTFS COUNT COMMAND…".into());
     };
     let (count, args): (u32, Vec<String>) = (count.parse()?, arguments.collect());
-    let scratch = PathBuf::from(std::env::var("STAVE_SPAWN_SCRATCH").unwrap_or("/var/tmp/stave-spawn".into()));
+    let scratch =
+        PathBuf::from(std::env::var("STAVE_SPAWN_SCRATCH").unwrap_or("/var/tmp/stave-spawn".into()));
     let started = Instant::now();
     let launcher = Launcher::start()?;
     println!("launcher: {:?}", started.elapsed());
@@ -28,7 +29,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let stubs = Some(scratch.join("stubs"));
         let root = OverlayRoot { lower: vec![rootfs.clone().into()], upper, work, volatile: true, stubs };
         let mut spec = SandboxSpec::new(RootFs::Overlay(root), Process::new(args.clone()));
-        spec.network = if std::env::var_os("STAVE_SPAWN_HOST").is_some() { Network::Host } else { Network::None };
+        spec.network =
+            if std::env::var_os("STAVE_SPAWN_HOST").is_some() { Network::Host } else { Network::None };
         let (mut reader, writer) = std::io::pipe()?;
         let null = OwnedFd::from(std::fs::File::open("/dev/null")?);
         let stdio = Stdio { stdin: null, stdout: writer.try_clone()?.into(), stderr: writer.into() };

@@ -1,1 +1,43 @@
-fn main() { stave_sandbox::launcher_entry(); }
+//! The sandbox on the real kernel: every default checked from inside, every way of dying from outside.
+//!
+//! The program is three things by its first argument: the tests, a probe run inside sandboxes, and a caller that
+//! exists to be killed. Needs root; without, it fails in CI and elsewhere says why it does nothing.
+
+mod fixture;
+mod isolation;
+mod life;
+mod mounts;
+mod probe;
+mod process;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> ExitCode {
+    stave_sandbox::launcher_entry();
+    let mut arguments = std::env::args().skip(1);
+    match (arguments.next().as_deref(), arguments.next()) {
+        (Some("probe"), Some(what)) => return probe::run(&what),
+        (Some("caller"), Some(marker)) => return life::be_a_caller(&marker),
+        _ => {}
+    }
+    let listing = Arguments::from_args();
+    if let Err(error) = stave_sandbox::enter_private_mounts()
+        && !listing.list
+    {
+        eprintln!("the kernel tests need root: {error}: {:?}", std::error::Error::source(&error));
+        return if std::env::var_os("CI").is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    }
+    let tests = [isolation::TESTS, life::TESTS, mounts::TESTS, process::TESTS].concat();
+    let trials = tests.into_iter().map(|(name, test)| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+    });
+    libtest_mimic::run(&listing, trials.collect()).exit_code()
+}
+
+/// A named test; it fails by panicking.
+type Test = (&'static str, fn());
