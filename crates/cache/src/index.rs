@@ -107,7 +107,7 @@ impl CacheIndex {
     pub fn lookup(&self, key: &CacheKey) -> Result<Option<CacheRecord>, IndexError> {
         self.with("read", |connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT r.id, r.result, r.vertex, r.vertex_name, r.created_at, r.duration \
+                "SELECT r.id, r.result, r.vertex, r.vertex_name, r.created_at, r.duration, r.used_at \
                  FROM keys k JOIN records r ON r.id = k.record WHERE k.key = ?1",
             )?;
             Ok(statement.query_row([key.as_bytes()], |row| read_record(row, *key)).optional()?.flatten())
@@ -204,12 +204,12 @@ impl CacheIndex {
     pub fn list(&self, limit: u32) -> Result<Vec<CacheRecord>, IndexError> {
         self.with("read", |connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT r.id, r.result, r.vertex, r.vertex_name, r.created_at, r.duration, min(k.key) \
+                "SELECT r.id, r.result, r.vertex, r.vertex_name, r.created_at, r.duration, r.used_at, min(k.key) \
                  FROM records r JOIN keys k ON k.record = r.id \
                  GROUP BY r.id ORDER BY r.created_at DESC, r.id DESC LIMIT ?1",
             )?;
             let rows = statement.query_map([limit], |row| {
-                let key = CacheKey::from_bytes(row.get(6)?);
+                let key = CacheKey::from_bytes(row.get(7)?);
                 read_record(row, key)
             })?;
             let records: Vec<Option<CacheRecord>> = rows.collect::<Result<_, _>>()?;
@@ -291,15 +291,21 @@ fn read_record(row: &rusqlite::Row<'_>, key: CacheKey) -> rusqlite::Result<Optio
     let Ok(result) = ResultId::new(result) else { return Ok(None) };
     let created_at: i64 = row.get(4)?;
     let duration: i64 = row.get(5)?;
+    let used_at: i64 = row.get(6)?;
     Ok(Some(CacheRecord {
         id: RecordId(row.get(0)?),
         key,
         result,
         vertex: row.get(2)?,
         vertex_name: row.get(3)?,
-        created_at: UNIX_EPOCH + Duration::from_millis(created_at.max(0).unsigned_abs()),
+        created_at: from_millis(created_at),
+        used_at: from_millis(used_at),
         duration: Duration::from_micros(duration.max(0).unsigned_abs()),
     }))
+}
+
+fn from_millis(millis: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(millis.max(0).unsigned_abs())
 }
 
 fn to_millis(time: SystemTime) -> i64 {

@@ -26,12 +26,16 @@
 //!
 //! | operation | in | out, and why |
 //! |---|---|---|
-//! | source | pinned identifier; attributes that select content; platform for images | session ids, progress hints: they name who asks, not what; a local source has no part at all, it is volatile |
-//! | exec | args, env, cwd, user, hostname, ulimits, valid exit codes, cgroup parent, network, security, devices, platform; per mount: kind, target, selector, read-only, output, cache id and sharing, tmpfs size, secret and ssh ids, modes and owners | secret values, ssh agents (the session's, and never to be hashed); proxy environment (how to reach the network, not what is asked of it); extra hosts (same); mount-stub clean-up |
-//! | file | platform; per action: kind, its inputs by position, output, and every field of the kind | nothing: all of it is semantic |
-//! | merge, diff | the number and order of inputs | – |
-//! | build | the definition's attributes | – |
-//! | all | – | vertex name, description, progress group, capabilities, `ignore_cache`, source locations: how it is shown or whether to look it up |
+//! | source | what pins it (manifest digest, commit, checksum); for images the platform, for git the remote and subdirectory, for http the address; attributes that select content | an image's name once a digest pins it; session ids, tokens' names, progress hints: they say who asks or how. What nothing pins is volatile and has no part at all |
+//! | exec | args, env, cwd, user, hostname, ulimits, names of extra hosts, valid exit codes, control group, mount-stub clean-up, network, security, secret variables' ids, devices, platform; per mount: kind, target, input, output, selector, read-only, cache id and sharing, tmpfs size, secret and ssh ids, owners and modes | secret values and ssh agents: the session's, and never to be hashed; proxy settings and the addresses of extra hosts: how the network is reached; `content_cache`: how to look up |
+//! | file | per action: its inputs, its output and every field of its kind | platform: the bytes are the same on all |
+//! | merge, diff | the inputs' roles and order | – |
+//! | build | attributes, inputs by name, the inline definition | – |
+//! | all | – | vertex name, description, progress group, capabilities, `ignore_cache`, source locations |
+//!
+//! Which inputs count by content: what is only read. That is the source of a copy, the files a user is
+//! looked up in, and mounts whose changes are thrown away; `content_cache` overrides for a mount. Root
+//! file systems and what is changed into an output count by identity.
 //!
 //! The rules over the graph's own types live in the solver's `key` module, which alone knows them; this
 //! crate fixes the encoding. Golden digests lie in `testdata/cache/`; a change there is a format break.
@@ -41,7 +45,7 @@ pub mod key;
 pub mod preimage;
 pub mod record;
 
-pub use index::{CacheIndex, IndexError, PrunePolicy, Recreated};
+pub use index::{CacheIndex, IndexError, IndexErrorKind, PrunePolicy, Recreated, TOUCH_GRANULARITY};
 pub use key::{CACHE_FORMAT, CacheKey, ContentDigest, IdError, KeyBuilder, KeyPart};
 pub use preimage::{Field, FieldChange, FieldValue, KeyKind, KeyPreimage};
 pub use record::{CacheRecord, KeyEntry, NewRecord, RecordId, ResultId, ResultIdError};

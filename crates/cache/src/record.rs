@@ -70,6 +70,8 @@ pub struct CacheRecord {
     pub created_at: SystemTime,
     /// How long making it took.
     pub duration: Duration,
+    /// When it was last noted to be used; at most an hour late.
+    pub used_at: SystemTime,
 }
 
 /// A result to be recorded.
