@@ -1,11 +1,14 @@
 //! Runs a command in sandboxes again and again and prints how long it takes: `spawn ROOTFS COUNT COMMAND…`.
+//!
+//! Variables: `STAVE_SPAWN_HOST` uses the host's network, `STAVE_SPAWN_LIMIT` a control group, and
+//! `STAVE_SPAWN_SCRATCH` is the directory for layers.
 
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use stave_sandbox::{Launcher, Network, OverlayRoot, Process, RootFs, SandboxSpec, Stdio};
+use stave_sandbox::{CgroupLimits, Launcher, Network, OverlayRoot, Process, RootFs, SandboxSpec, Stdio};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     stave_sandbox::launcher_entry();
@@ -31,6 +34,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut spec = SandboxSpec::new(RootFs::Overlay(root), Process::new(args.clone()));
         spec.network =
             if std::env::var_os("STAVE_SPAWN_HOST").is_some() { Network::Host } else { Network::None };
+        if std::env::var_os("STAVE_SPAWN_LIMIT").is_some() {
+            spec.cgroup = Some(CgroupLimits { memory: Some(1 << 30), cpu: None, pids: Some(1000) });
+        }
         let (mut reader, writer) = std::io::pipe()?;
         let null = OwnedFd::from(std::fs::File::open("/dev/null")?);
         let stdio = Stdio { stdin: null, stdout: writer.try_clone()?.into(), stderr: writer.into() };

@@ -57,13 +57,20 @@ pub(crate) struct Child<'a> {
 impl Child<'_> {
     /// Becomes the sandbox's program, or reports why not.
     pub(crate) fn run(self) -> ! {
-        match self.set_up() {
-            Ok(never) => match never {},
-            Err(failure) => {
-                let _unread = reply(self.control, &Reply::Failed(failure), &[]);
-                sys::exit_now(SETUP_FAILED)
-            }
-        }
+        // A panic must not unwind into the launcher's loop, of which this process has a copy.
+        let set_up = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.set_up()));
+        let failure = match set_up {
+            Ok(Ok(never)) => match never {},
+            Ok(Err(failure)) => failure,
+            Err(_) => Failure::Setup {
+                step: SetupStep::Unexpected,
+                path: None,
+                errno: None,
+                message: "a defect in the sandbox set-up".to_owned(),
+            },
+        };
+        let _unread = reply(self.control, &Reply::Failed(failure), &[]);
+        sys::exit_now(SETUP_FAILED)
     }
 
     fn set_up(&self) -> Result<std::convert::Infallible, Failure> {

@@ -35,7 +35,7 @@ steps! {
     Hostname "set the host name", Loopback "bring up the loopback device", Terminal "open a terminal",
     Stdio "set up standard streams", WorkingDirectory "enter the working directory", Rlimit "set a resource limit",
     Capabilities "set capabilities", Seccomp "install the system call filter", NoNewPrivileges "give up new privileges",
-    User "change the user", Descriptors "close inherited descriptors",
+    User "change the user", Descriptors "close inherited descriptors", Unexpected "complete the set-up",
 }
 
 /// Why a sandbox could not be started.

@@ -132,3 +132,61 @@ pub(crate) fn in_user_namespace() -> bool {
     let read = File::open("/proc/self/uid_map").and_then(|mut file| file.read_to_string(&mut map));
     read.is_ok() && map.split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// Runs on a thread with mounts of its own; without the right to that it fails in CI and says so elsewhere.
+    fn privately(test: fn()) {
+        let run = std::thread::spawn(move || {
+            if let Err(error) = crate::sys::unshare(rustix::thread::UnshareFlags::NEWNS) {
+                assert!(std::env::var_os("CI").is_none(), "needs root: {error}");
+                eprintln!("not run: needs root: {error}");
+                return;
+            }
+            let private =
+                rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
+            rustix::mount::mount_change("/", private).expect("private mounts");
+            test();
+        });
+        run.join().expect("the test passes");
+    }
+
+    #[test]
+    fn older_kernels_get_the_same_mount() {
+        privately(|| {
+            let place = tempfile::tempdir_in("/var/tmp").expect("a directory");
+            let path = |name: &str| place.path().join(name);
+            for name in ["a", "b", "upper", "work", "at"] {
+                fs::create_dir(path(name)).expect("a directory");
+                fs::write(path(name).join(format!("in-{name}")), "").expect("a file");
+            }
+            fs::remove_file(path("work/in-work")).expect("an empty directory");
+            let upper = Some((path("upper"), path("work")));
+            let layers = OverlayLayers { lower: vec![path("a"), path("b")], upper, volatile: true };
+            mount_legacy(&layers, true, &path("at")).expect("a mount");
+            let mut names: Vec<_> =
+                fs::read_dir(path("at")).expect("entries").map(|e| e.expect("one").file_name()).collect();
+            names.sort();
+            assert_eq!(names, ["in-a", "in-b", "in-upper"]);
+            rustix::mount::unmount(path("at"), rustix::mount::UnmountFlags::empty()).expect("not busy");
+        });
+    }
+
+    #[test]
+    fn the_kernels_reason_is_part_of_the_error() {
+        privately(|| {
+            let place = tempfile::tempdir_in("/var/tmp").expect("a directory");
+            let path = |name: &str| place.path().join(name);
+            for name in ["a", "at"] {
+                fs::create_dir(path(name)).expect("a directory");
+            }
+            fs::write(path("file"), "").expect("a file");
+            let layers = OverlayLayers { lower: vec![path("a"), path("file")], upper: None, volatile: false };
+            let error = mount_overlay_at(&layers, false, &path("at")).expect_err("a file as a layer");
+            assert!(error.to_string().contains("is not a directory"), "{error}");
+        });
+    }
+}

@@ -253,6 +253,16 @@ pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Closes every descriptor from `first` on.
+///
+/// # Safety
+/// None of them may have an owner in this process.
+pub(crate) unsafe fn close_from(first: u32) -> io::Result<()> {
+    // SAFETY: takes integers only; what is closed is the caller's promise.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) })?;
+    Ok(())
+}
+
 /// Makes `from` also the descriptor `to`, which is 0, 1 or 2, and open across an exec.
 pub(crate) fn duplicate_onto(from: BorrowedFd<'_>, to: RawFd) -> io::Result<()> {
     if from.as_raw_fd() == to {

@@ -76,7 +76,9 @@ fn detach() -> io::Result<OwnedFd> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     // Keys typed at the terminal are for the parent, which decides what becomes of the sandboxes.
     rustix::process::setsid()?;
-    sys::close_on_exec_from(3)?;
+    // SAFETY: the process has just been executed and has opened nothing yet; these are leaks of its parent, which
+    // must not stay open for as long as this process lives.
+    unsafe { sys::close_from(3) }?;
     let socket = sys::duplicate_standard_input()?;
     sys::duplicate_onto(File::open("/dev/null")?.as_fd(), 0)?;
     Ok(socket)

@@ -27,6 +27,7 @@ pub(crate) struct Place {
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) stdout: String,
+    #[expect(dead_code, reason = "shown when a test fails")]
     pub(crate) stderr: String,
     pub(crate) exit: Exit,
 }

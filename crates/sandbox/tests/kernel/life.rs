@@ -10,7 +10,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use stave_sandbox::{CgroupLimits, ExitStatus, TerminalSize, WaitError};
 
 use crate::Test;
-use crate::fixture::{LAUNCHER, Place, read, run, start};
+use crate::fixture::{Place, read, run, start};
 
 pub(crate) const TESTS: &[Test] = &[
     ("life::exit_codes", exit_codes),
@@ -157,7 +157,7 @@ fn the_end_of_the_launcher_takes_everything() {
     // Tests beside this one may start theirs at the same moment: its own is an ancestor of the process found.
     let own = new
         .into_iter()
-        .find(|pid| children(*pid).iter().any(|child| children(*child).len() > 0))
+        .find(|pid| children(*pid).iter().any(|child| !children(*child).is_empty()))
         .expect("it");
     kill_process(own, Signal::KILL).expect("a signal");
     assert_ends(&process);
@@ -256,5 +256,4 @@ fn memory_limit() {
     let left =
         Command::new("find").args(["/sys/fs/cgroup", "-name", &format!("{group}*")]).output().expect("find");
     assert_eq!(String::from_utf8_lossy(&left.stdout), "");
-    let _unused = &*LAUNCHER;
 }
