@@ -12,13 +12,14 @@ use reqwest::header::{CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
 use stave_oci::{Descriptor, Hasher, Reference};
 use tokio::io::AsyncRead;
 
+use crate::answer::Answer;
 use crate::auth::ScopeSet;
 use crate::client::Subject;
 use crate::config::Capability;
 use crate::endpoint::{Endpoint, endpoints};
 use crate::error::{Action, ErrorKind, MirrorFailure, ResponseFault};
 use crate::limits::{MAX_CONFIG_BYTES, RESUME_PROGRESS_BYTES};
-use crate::request::{Answer, Call, Exchange, Failure};
+use crate::request::{Call, Exchange, Failure};
 use crate::{Client, RegistryError};
 
 /// The bytes of one blob, verified as they pass: the stream's last item is an error unless digest and size are

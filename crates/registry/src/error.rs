@@ -79,7 +79,7 @@ pub enum ErrorKind {
     },
     /// Any other answer that is no success.
     #[error(transparent)]
-    Status(#[from] StatusFault),
+    Status(#[from] Box<StatusFault>),
     /// No connection: name resolution, TCP or TLS.
     #[error("cannot connect: {reason}")]
     Connect {
@@ -128,7 +128,7 @@ pub enum ErrorKind {
     #[error("no match for platform {wanted}{}", platforms(.available))]
     PlatformNotFound {
         /// What was asked for.
-        wanted: Platform,
+        wanted: Box<Platform>,
         /// What there is.
         available: Vec<Platform>,
     },

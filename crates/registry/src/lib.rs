@@ -6,6 +6,7 @@
 //!
 //! Start with [`Client`]; then [`ResolvedImage`], [`BlobStream`], [`Keychain`] and [`RegistryError`].
 
+mod answer;
 mod auth;
 mod blob;
 mod client;

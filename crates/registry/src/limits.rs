@@ -20,8 +20,6 @@ pub(crate) const MAX_SERVER_MESSAGE_CHARS: usize = 300;
 pub(crate) const MAX_HEADER_VALUE_BYTES: usize = 16 << 10;
 /// Most headers one HTTP/1.1 answer may carry.
 pub(crate) const MAX_HEADERS: usize = 128;
-/// Largest header list of one HTTP/2 answer, in bytes.
-pub(crate) const MAX_HEADER_LIST_BYTES: u32 = 64 << 10;
 /// Most redirects followed for one request.
 pub(crate) const MAX_REDIRECTS: usize = 10;
 /// Deepest nesting of indexes inside indexes.
@@ -58,6 +56,8 @@ pub struct Limits {
     pub connect_timeout: Duration,
     /// Longest silence while waiting for an answer or between two pieces of a body.
     pub idle_timeout: Duration,
+    /// Longest silence after the last byte of an upload: registries move large blobs about before they answer.
+    pub commit_timeout: Duration,
     /// Uploads are sent in pieces of this many bytes; `None` sends each blob in one request.
     pub upload_chunk: Option<u64>,
 }
@@ -71,6 +71,7 @@ impl Default for Limits {
             retry_after_ceiling: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(60),
+            commit_timeout: Duration::from_secs(600),
             upload_chunk: None,
         }
     }

@@ -2,19 +2,20 @@
 
 use bytes::Bytes;
 use reqwest::Method;
-use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
 use stave_oci::{
     Descriptor, Digest, Hasher, ImageConfig, Index, Manifest, ManifestOrIndex, Platform, Reference,
     media_type,
 };
 
+use crate::answer::Answer;
 use crate::auth::ScopeSet;
 use crate::client::Subject;
 use crate::config::Capability;
 use crate::endpoint::endpoints;
 use crate::error::{Action, ErrorKind, MirrorFailure};
 use crate::limits::{MAX_INDEX_DEPTH, MAX_MANIFEST_BYTES};
-use crate::request::{Answer, Call, Exchange};
+use crate::request::{Call, Exchange};
 use crate::{Client, RegistryError};
 
 /// The document types asked for. Schema 1 is left out: a registry must not convert to it.
@@ -59,21 +60,7 @@ impl Client {
     /// # Errors
     /// [`RegistryError`] with its kinds for names that are not there, may not be read, or cannot be reached.
     pub async fn resolve_digest(&self, reference: &Reference) -> Result<Descriptor, RegistryError> {
-        let found = self.from_any(reference, Action::Resolve, async |exchange| {
-            let answer = request_manifest(&exchange, reference, Method::HEAD).await?;
-            match (
-                answer.digest_header()?,
-                answer.header("content-length").and_then(|text| text.parse().ok()),
-            ) {
-                (Some(digest), Some(size)) if reference.digest().is_none_or(|pinned| *pinned == digest) => {
-                    let media_type = answer.header(CONTENT_TYPE.as_str()).unwrap_or_default();
-                    Ok(Descriptor::new(essence(media_type), digest, size))
-                }
-                // Neither header is a must. The document tells.
-                _ => Ok(download(&exchange, reference).await?.descriptor),
-            }
-        });
-        found.await
+        Ok(self.ask_in_turn(reference, Ask::Descriptor).await?.descriptor)
     }
 
     /// Fetches what a name stands for: a manifest or an index.
@@ -81,7 +68,7 @@ impl Client {
     /// # Errors
     /// As [`Client::resolve_digest`], and for documents that are too large or not what their digest says.
     pub async fn fetch_manifest(&self, reference: &Reference) -> Result<FetchedManifest, RegistryError> {
-        self.from_any(reference, Action::Resolve, async |exchange| download(&exchange, reference).await).await
+        self.ask_in_turn(reference, Ask::Document).await
     }
 
     /// Fetches the manifest and configuration of the image for `platform`; of an index, only that one.
@@ -119,13 +106,8 @@ impl Client {
     }
 
     /// Asks each endpoint in turn until one serves: mirrors, then the registry itself.
-    async fn from_any<T>(
-        &self,
-        reference: &Reference,
-        action: Action,
-        ask: impl AsyncFn(Exchange) -> Result<T, ErrorKind>,
-    ) -> Result<T, RegistryError> {
-        let subject = Subject::of(action, reference);
+    async fn ask_in_turn(&self, reference: &Reference, ask: Ask) -> Result<FetchedManifest, RegistryError> {
+        let subject = Subject::of(Action::Resolve, reference);
         let wanted = if reference.digest().is_some() { Capability::Pull } else { Capability::Resolve };
         let mut mirrors = Vec::new();
         let mut hosts =
@@ -134,7 +116,7 @@ impl Client {
             let host = endpoint.host.clone();
             let scope = ScopeSet::pull(reference.repository());
             let result = match Exchange::open(&self.shared, endpoint, scope).await {
-                Ok(exchange) => ask(exchange).await,
+                Ok(exchange) => ask.of(&exchange, reference).await,
                 Err(kind) => Err(kind),
             };
             match result {
@@ -148,6 +130,35 @@ impl Client {
         }
         let registry = reference.registry();
         Err(subject.error(registry, ErrorKind::NoEndpoint(registry.to_owned())))
+    }
+}
+
+/// How much of a manifest is wanted.
+#[derive(Debug, Clone, Copy)]
+enum Ask {
+    /// Its descriptor; the bytes are left empty where a `HEAD` tells enough.
+    Descriptor,
+    Document,
+}
+
+impl Ask {
+    async fn of(self, exchange: &Exchange, reference: &Reference) -> Result<FetchedManifest, ErrorKind> {
+        if matches!(self, Self::Document) {
+            return download(exchange, reference).await;
+        }
+        let answer = request_manifest(exchange, reference, Method::HEAD).await?;
+        let size = answer.header(CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok());
+        match (answer.digest_header()?, size) {
+            (Some(digest), Some(size)) if reference.digest().is_none_or(|pinned| *pinned == digest) => {
+                let media_type = essence(answer.header(CONTENT_TYPE.as_str()).unwrap_or_default());
+                Ok(FetchedManifest {
+                    descriptor: Descriptor::new(media_type, digest, size),
+                    bytes: Bytes::new(),
+                })
+            }
+            // Neither header is a must. The document tells.
+            _ => download(exchange, reference).await,
+        }
     }
 }
 
@@ -245,7 +256,7 @@ fn choose(index: &Index, wanted: &Platform) -> Result<Descriptor, ErrorKind> {
     // Attestations are listed as images for an unknown platform.
     let available =
         images().filter_map(|entry| entry.platform.clone()).filter(|made| made.os != "unknown").collect();
-    Err(ErrorKind::PlatformNotFound { wanted: wanted.clone(), available })
+    Err(ErrorKind::PlatformNotFound { wanted: Box::new(wanted.clone()), available })
 }
 
 /// What a platform can run, best first (containerd's platform vector): variants are downward compatible.

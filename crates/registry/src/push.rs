@@ -18,7 +18,7 @@ use crate::endpoint::endpoints;
 use crate::error::{Action, ErrorKind};
 use crate::limits::MAX_MANIFEST_BYTES;
 use crate::request::{Call, Exchange, Payload};
-use crate::upload::{Upload, next_location};
+use crate::upload::{Upload, holds, next_location};
 use crate::{Client, RegistryError};
 
 /// Where an upload's bytes come from, at any offset: an upload that was cut resumes in the middle.
@@ -47,7 +47,7 @@ impl BlobSource for File {
     }
 }
 
-/// Called with the number of bytes handed to the network so far; it falls back when an upload starts over.
+/// Called with the number of bytes of the blob handed to the network; it falls back when an upload starts over.
 pub type Progress = Arc<dyn Fn(u64) + Send + Sync>;
 
 /// The bytes of an upload, and who watches them go.
@@ -194,15 +194,7 @@ impl<'a> Session<'a> {
     }
 
     async fn has(&self, digest: &Digest) -> Result<bool, ErrorKind> {
-        let url = self.exchange.url(&format!("{}/blobs/{digest}", self.name.repository()))?;
-        let mut call = Call::new(Method::HEAD, url);
-        call.is_verified = true;
-        let answer = self.exchange.send(&call).await?;
-        match answer.response.status() {
-            status if status.is_success() => Ok(true),
-            StatusCode::NOT_FOUND => Ok(false),
-            _ => Err(answer.fault().await.kind),
-        }
+        holds(&self.exchange, self.name.repository(), digest).await
     }
 
     async fn mount(&self, digest: &Digest, from: &str) -> Result<Mounting, ErrorKind> {

@@ -2,9 +2,12 @@
 //!
 //! Owns what a connection is made with; knows nothing of the distribution protocol. Start with [`Transport`].
 
+use std::error::Error;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
@@ -219,11 +222,11 @@ impl ServerCertVerifier for AcceptAny {
     }
 }
 
-/// Why a request got no answer, in our kinds.
-pub(crate) fn connection_fault(error: &reqwest::Error, limits: &Limits) -> ErrorKind {
+/// Why a request got no answer, in our kinds. `patience` is what a timeout waited for.
+pub(crate) fn connection_fault(error: &reqwest::Error, patience: Duration) -> ErrorKind {
     let reason = innermost(error);
     if error.is_timeout() {
-        return ErrorKind::Timeout(limits.connect_timeout);
+        return ErrorKind::Timeout(patience);
     }
     if error.is_connect() {
         let is_certificate = matches!(tls_fault(error), Some(rustls::Error::InvalidCertificate(_)));
@@ -235,8 +238,8 @@ pub(crate) fn connection_fault(error: &reqwest::Error, limits: &Limits) -> Error
 /// Whether the host answered, but not in TLS.
 pub(crate) fn is_not_tls(error: &reqwest::Error) -> bool {
     let broken = || {
-        sources(error).filter_map(|source| source.downcast_ref::<std::io::Error>()).any(|error| {
-            use std::io::ErrorKind::{ConnectionReset, UnexpectedEof};
+        sources(error).filter_map(|source| source.downcast_ref::<io::Error>()).any(|error| {
+            use io::ErrorKind::{ConnectionReset, UnexpectedEof};
             matches!(error.kind(), UnexpectedEof | ConnectionReset)
         })
     };
@@ -247,16 +250,20 @@ pub(crate) fn is_not_tls(error: &reqwest::Error) -> bool {
 }
 
 fn tls_fault(error: &reqwest::Error) -> Option<&rustls::Error> {
-    sources(error).find_map(|source| {
-        let wrapped = source.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        source.downcast_ref::<rustls::Error>().or_else(|| wrapped?.downcast_ref())
-    })
+    sources(error).find_map(|source| source.downcast_ref())
 }
 
-fn sources<'a>(
-    error: &'a reqwest::Error,
-) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> + 'a {
-    std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| error.source())
+/// An error and all those beneath it. An `io::Error` hides the one it wraps: its source is that one's source.
+fn sources(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(Some(error as &(dyn Error + 'static)), beneath)
+}
+
+fn beneath<'a>(error: &&'a (dyn Error + 'static)) -> Option<&'a (dyn Error + 'static)> {
+    let error = *error;
+    match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(wrapped) => Some(wrapped),
+        None => error.source(),
+    }
 }
 
 /// The last error of a chain: the system's word for it. Outer ones repeat the URL, which can hold secrets.

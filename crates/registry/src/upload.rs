@@ -1,20 +1,22 @@
 //! One blob's upload: a session at the registry, filled in one request or in pieces, resumed after a cut.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures::stream;
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Method, StatusCode};
-use stave_oci::Descriptor;
+use stave_oci::{Descriptor, Digest};
 use url::Url;
 
-use crate::error::{ErrorKind, ResponseFault};
+use crate::answer::Answer;
+use crate::client::lock;
+use crate::error::{ErrorKind, RedirectFault, ResponseFault};
 use crate::limits::UPLOAD_READ_BYTES;
 use crate::push::BlobContent;
-use crate::request::{Answer, Call, Exchange, Failure, Payload, location};
+use crate::request::{Call, Exchange, Failure, Payload, location, shown};
 
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
@@ -57,6 +59,8 @@ impl Upload {
             }
             session = match resume(exchange, &session).await {
                 Some(session) if session.received <= self.blob.size => session,
+                // The answer may have been lost after the work was done.
+                _ if holds(exchange, repository, &self.blob.digest).await? => return Ok(()),
                 _ => start(exchange, repository).await?,
             };
             tracing::debug!(digest = %self.blob.digest, received = session.received, "upload goes on");
@@ -104,59 +108,34 @@ impl Upload {
             let text = format!("{}-{}", range.start, range.end.saturating_sub(1));
             headers.extend(HeaderValue::from_str(&text).ok().map(|value| (CONTENT_RANGE, value)));
         }
-        let unreadable = Arc::new(std::sync::Mutex::new(None));
+        let unreadable = Arc::new(Mutex::new(None));
         let payload = self.payload(range, &unreadable);
         let sent = exchange.send_once(&Call { method, url, headers, payload, is_verified: false }).await;
         // A source that fails breaks the connection; the reason is here, not there.
-        match crate::client::lock(&unreadable).take() {
+        match lock(&unreadable).take() {
             Some(error) => Err(ErrorKind::Source(error).into()),
             None => sent,
         }
     }
 
-    fn payload(
-        &self,
-        range: std::ops::Range<u64>,
-        unreadable: &Arc<std::sync::Mutex<Option<io::Error>>>,
-    ) -> Payload {
+    fn payload(&self, range: std::ops::Range<u64>, unreadable: &Arc<Mutex<Option<io::Error>>>) -> Payload {
         if range.is_empty() {
             return Payload::Bytes(Bytes::new());
         }
-        let moved = Arc::new(AtomicU64::new(0));
-        let counter = Arc::clone(&moved);
-        let (upload, unreadable) = (self.clone(), Arc::clone(unreadable));
+        let handed_out = Arc::new(AtomicU64::new(0));
         let length = range.end - range.start;
-        let open = move || {
-            let (upload, moved, unreadable) = (upload.clone(), Arc::clone(&moved), Arc::clone(&unreadable));
-            let end = range.end;
-            reqwest::Body::wrap_stream(stream::try_unfold(range.start, move |position| {
-                let (upload, moved, unreadable) =
-                    (upload.clone(), Arc::clone(&moved), Arc::clone(&unreadable));
-                async move {
-                    // The pull for more bytes means that those before have left.
-                    moved.fetch_add(1, Ordering::Relaxed);
-                    if let Some(progress) = &upload.content.progress {
-                        progress(position);
-                    }
-                    if position >= end {
-                        return Ok(None);
-                    }
-                    match upload.read(position, end).await {
-                        Ok(piece) => {
-                            let next = position + piece.len() as u64;
-                            Ok(Some((piece, next)))
-                        }
-                        Err(error) => {
-                            let broken = io::Error::from(error.kind());
-                            *crate::client::lock(&unreadable) = Some(error);
-                            Err(broken)
-                        }
-                    }
-                }
-            }))
+        let open = {
+            let (upload, handed_out, unreadable) =
+                (self.clone(), Arc::clone(&handed_out), Arc::clone(unreadable));
+            move || {
+                handed_out.store(0, Ordering::Relaxed);
+                let (upload, handed_out, unreadable) =
+                    (upload.clone(), Arc::clone(&handed_out), Arc::clone(&unreadable));
+                let first = Reading { upload, handed_out, unreadable, position: range.start, end: range.end };
+                reqwest::Body::wrap_stream(stream::try_unfold(first, Reading::next))
+            }
         };
-        let is_moving = move || counter.load(Ordering::Relaxed);
-        Payload::Stream { length, open: Arc::new(open), is_moving: Arc::new(is_moving) }
+        Payload::Stream { length, open: Arc::new(open), handed_out }
     }
 
     async fn read(&self, position: u64, end: u64) -> io::Result<Bytes> {
@@ -172,6 +151,50 @@ impl Upload {
         }
         piece.truncate(length);
         Ok(piece)
+    }
+}
+
+/// The bytes of one request's body on their way out.
+struct Reading {
+    upload: Upload,
+    handed_out: Arc<AtomicU64>,
+    unreadable: Arc<Mutex<Option<io::Error>>>,
+    position: u64,
+    end: u64,
+}
+
+impl Reading {
+    async fn next(mut self) -> io::Result<Option<(Bytes, Self)>> {
+        if self.position >= self.end {
+            return Ok(None);
+        }
+        match self.upload.read(self.position, self.end).await {
+            Ok(piece) => {
+                self.position += piece.len() as u64;
+                self.handed_out.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                if let Some(progress) = &self.upload.content.progress {
+                    progress(self.position);
+                }
+                Ok(Some((piece, self)))
+            }
+            Err(error) => {
+                let broken = io::Error::from(error.kind());
+                *lock(&self.unreadable) = Some(error);
+                Err(broken)
+            }
+        }
+    }
+}
+
+/// Whether a repository holds a blob.
+pub(crate) async fn holds(exchange: &Exchange, repository: &str, digest: &Digest) -> Result<bool, ErrorKind> {
+    let mut call = Call::new(Method::HEAD, exchange.url(&format!("{repository}/blobs/{digest}"))?);
+    call.is_verified = true;
+    let answer = exchange.send(&call).await?;
+    match answer.response.status() {
+        status if status.is_success() => Ok(true),
+        StatusCode::NOT_FOUND => Ok(false),
+        _ => Err(answer.fault().await.kind),
     }
 }
 
@@ -205,7 +228,7 @@ async fn resume(exchange: &Exchange, session: &Session) -> Option<Session> {
 pub(crate) fn next_location(answer: &Answer) -> Result<Url, ErrorKind> {
     let next = location(answer.response.headers(), &answer.url).ok_or(ResponseFault::Location)?;
     if answer.url.scheme() == "https" && next.scheme() == "http" {
-        return Err(crate::error::RedirectFault::Downgrade(crate::request::shown(&next)).into());
+        return Err(RedirectFault::Downgrade(shown(&next)).into());
     }
     Ok(next)
 }

@@ -278,7 +278,12 @@ fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
             return connection.close();
         }
         let body = connection.read_body(&head, usize::MAX)?;
-        let response = routes::respond(&mut shared.state(), &head, &body);
+        // A request that fails or is sent elsewhere has not done its work.
+        let is_replaced = matches!(misbehaviour, Some(Misbehaviour::Status(..) | Misbehaviour::Redirect(_)));
+        let response = match is_replaced {
+            true => Response::new(500),
+            false => routes::respond(&mut shared.state(), &head, &body),
+        };
         if !send(&mut connection, &head, response, misbehaviour)? {
             return Ok(());
         }

@@ -9,10 +9,11 @@ use serde::Deserialize;
 use url::Url;
 
 use super::{Authorization, Bearer, basic_header, sensitive};
+use crate::answer::Answer;
 use crate::error::{AuthFault, ErrorKind};
 use crate::keychain::{Credential, Secret};
 use crate::limits::{DEFAULT_TOKEN_LIFE, MAX_TOKEN_BYTES, MAX_TOKEN_RESPONSE_BYTES, TOKEN_RENEWAL_MARGIN};
-use crate::request::{Answer, Call, Exchange, Failure, Payload, shown};
+use crate::request::{Call, Exchange, Failure, Payload, shown};
 
 /// What the token service is told that we are.
 const CLIENT_ID: &str = "stave";
