@@ -212,7 +212,7 @@ fn form(text: &str, tokens: Tokens) -> Form {
 }
 
 /// The shortest path that says the same, as Go's `filepath.Clean` gives it; nothing becomes `.`.
-fn clean(path: &str) -> String {
+pub fn clean(path: &str) -> String {
     let rooted = path.starts_with('/');
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {

@@ -1,0 +1,443 @@
+//! Making graphs the way BuildKit's own client does.
+//!
+//! Owns the order of vertices, inputs and mounts, the capabilities a definition asks for and the
+//! operation at its end, so that equal steps have BuildKit's digests. Must not know Dockerfiles. Start
+//! with [`GraphBuilder`].
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use stave_oci::{Digest, Platform};
+
+use crate::{
+    definition::{CUSTOM_NAME, Definition, Edge, Vertex, VertexMetadata},
+    exec::{ExecOp, Mount, NetMode, SecurityMode},
+    file::{Chown, FileAction, FileActionKind, FileInput, FileOp, UserOrGroup},
+    op::{DiffOp, MergeOp, Op},
+    source::{SourceIdentifier, SourceOp},
+    source_map::{SourceInfo, SourceLocation, SourceMap},
+    wire,
+};
+
+/// A graph in the making. Operations are added after what they take; nothing has a digest before
+/// [`GraphBuilder::finish`].
+#[derive(Clone, Debug, Default)]
+pub struct GraphBuilder {
+    nodes: Vec<Node>,
+    infos: Vec<SourceInfo>,
+}
+
+/// What an operation added to a [`GraphBuilder`] makes. Only of use with the builder it is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Output {
+    node: usize,
+    index: u32,
+}
+
+/// What is said about an operation outside its digest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct About {
+    /// The name it is shown with; empty for none.
+    pub name: String,
+    /// Everything else; `caps` are added to.
+    pub metadata: VertexMetadata,
+    /// Where it comes from.
+    pub locations: Vec<SourceLocation>,
+}
+
+/// A process to add.
+#[derive(Clone, Debug)]
+pub struct ExecSpec {
+    /// The process; its mounts are ignored in favour of `mounts`.
+    pub op: ExecOp,
+    /// What is mounted, the root file system at `/` among it, in any order.
+    pub mounts: Vec<MountSpec>,
+    /// Where it must run.
+    pub platform: Platform,
+    /// What is said about it.
+    pub about: About,
+}
+
+/// A mount to add.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountSpec {
+    /// The mount; input and output indices in it are ignored.
+    pub mount: Mount,
+    /// What it shows; `None` is an empty file system.
+    pub source: Option<Output>,
+    /// Whether what is written to it is thrown away; read-only mounts have no output anyway.
+    pub no_output: bool,
+}
+
+/// File actions to add.
+#[derive(Clone, Debug, Default)]
+pub struct FileSpec {
+    /// The file system that is changed; `None` is an empty one.
+    pub base: Option<Output>,
+    /// The actions in order, each on the result of the one before. Owners' inputs in them are ignored:
+    /// names are always looked up in `base`.
+    pub actions: Vec<FileStep>,
+    /// What is said about it.
+    pub about: About,
+}
+
+/// One action to add.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileStep {
+    /// What it does.
+    pub kind: FileActionKind,
+    /// What a copy copies from; `None` is an empty file system.
+    pub source: Option<Output>,
+}
+
+#[derive(Clone, Debug)]
+struct Node {
+    kind: NodeKind,
+    platform: Option<Platform>,
+    about: About,
+}
+
+#[derive(Clone, Debug)]
+enum NodeKind {
+    Source(SourceOp),
+    Exec(ExecOp, Vec<MountSpec>),
+    File(Option<Output>, Vec<FileStep>),
+    Merge(Vec<Output>),
+    Diff(Option<Output>, Option<Output>),
+}
+
+impl GraphBuilder {
+    /// Takes up a file that vertices come from; the result is the index for [`SourceLocation`].
+    pub fn add_file(&mut self, info: SourceInfo) -> usize {
+        self.infos.push(info);
+        self.infos.len() - 1
+    }
+
+    /// Adds a source. The platform counts only for images.
+    pub fn source(&mut self, op: SourceOp, platform: &Platform, about: About) -> Output {
+        let image =
+            matches!(op.identifier, SourceIdentifier::DockerImage { .. } | SourceIdentifier::OciLayout { .. });
+        let platform = image.then(|| platform.clone());
+        self.add(NodeKind::Source(op), platform, about)
+    }
+
+    /// Adds options to a source that is in the graph already; of other outputs nothing changes.
+    pub fn extend_source(&mut self, source: Output, attrs: impl IntoIterator<Item = (String, String)>) {
+        if let Some(Node { kind: NodeKind::Source(op), .. }) = self.nodes.get_mut(source.node) {
+            op.attrs.extend(attrs);
+        }
+    }
+
+    /// Adds a process; the result is its root file system afterwards.
+    pub fn exec(&mut self, spec: ExecSpec) -> Output {
+        let mut mounts = spec.mounts;
+        // By target, then secrets, then agents, each of these in the order given.
+        mounts.sort_by(|a, b| rank(&a.mount).cmp(&rank(&b.mount)));
+        self.add(NodeKind::Exec(spec.op, mounts), Some(spec.platform), spec.about)
+    }
+
+    /// Adds file actions; the result is the file system after the last.
+    pub fn file(&mut self, spec: FileSpec) -> Output {
+        self.add(NodeKind::File(spec.base, spec.actions), None, spec.about)
+    }
+
+    /// Lays file systems over each other, the first at the bottom. Empty ones have no effect, and one
+    /// alone is itself.
+    pub fn merge(&mut self, layers: impl IntoIterator<Item = Option<Output>>, about: About) -> Option<Output> {
+        let layers: Vec<Output> = layers.into_iter().flatten().collect();
+        match layers.as_slice() {
+            [] => None,
+            [one] => Some(*one),
+            _ => Some(self.add(NodeKind::Merge(layers), None, about)),
+        }
+    }
+
+    /// What `upper` has that `lower` lacks.
+    pub fn diff(&mut self, lower: Option<Output>, upper: Option<Output>, about: About) -> Option<Output> {
+        match (lower, upper) {
+            (None, None) => None,
+            (None, Some(upper)) => Some(upper),
+            (Some(lower), upper) if Some(lower) == upper => None,
+            _ => Some(self.add(NodeKind::Diff(lower, upper), None, about)),
+        }
+    }
+
+    /// The definition of everything `output` needs; `None` is an empty file system.
+    pub fn finish(self, output: Option<Output>) -> Definition {
+        let mut definition = Definition::empty();
+        let Some(output) = output else { return definition };
+        let mut digests: HashMap<usize, Digest> = HashMap::new();
+        let mut locations: BTreeMap<Digest, Vec<SourceLocation>> = BTreeMap::new();
+        for at in self.order(output.node) {
+            let node = &self.nodes[at];
+            let (vertex, bytes) = node.vertex(&digests);
+            digests.insert(at, vertex.digest.clone());
+            let places = locations.entry(vertex.digest.clone()).or_default();
+            places.extend(node.about.locations.iter().cloned());
+            definition.push(vertex, bytes);
+        }
+        definition.outputs = vec![edge(output, &digests)];
+        definition.return_op = wire::encode_return(&definition.outputs);
+        definition.return_metadata.caps = end_caps(definition.vertices());
+        definition.source_map = SourceMap { infos: self.infos, locations };
+        definition
+    }
+
+    fn add(&mut self, kind: NodeKind, platform: Option<Platform>, about: About) -> Output {
+        self.nodes.push(Node { kind, platform, about });
+        Output { node: self.nodes.len() - 1, index: 0 }
+    }
+
+    /// Nodes below `root` and `root`, inputs first, in the order in which a depth-first walk leaves them.
+    fn order(&self, root: usize) -> Vec<usize> {
+        let mut order = Vec::new();
+        let mut seen = BTreeSet::from([root]);
+        // An explicit stack: a long chain of steps must not exhaust the thread's.
+        let mut stack = vec![(root, self.nodes[root].walk(), 0)];
+        while let Some((node, inputs, next)) = stack.last_mut() {
+            match inputs.get(*next) {
+                Some(input) => {
+                    let input = input.node;
+                    *next += 1;
+                    if seen.insert(input) {
+                        stack.push((input, self.nodes[input].walk(), 0));
+                    }
+                }
+                None => {
+                    order.push(*node);
+                    stack.pop();
+                }
+            }
+        }
+        order
+    }
+}
+
+impl About {
+    /// Only a name.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
+
+    /// With a description entry.
+    #[must_use]
+    pub fn described(mut self, key: &str, text: impl Into<String>) -> Self {
+        self.metadata.description.insert(key.to_owned(), text.into());
+        self
+    }
+}
+
+impl Node {
+    /// Inputs in the order the client walks them, which is not the order on the wire.
+    fn walk(&self) -> Vec<Output> {
+        match &self.kind {
+            NodeKind::Source(_) => Vec::new(),
+            NodeKind::Exec(_, mounts) => mounts.iter().filter_map(|mount| mount.source).collect(),
+            NodeKind::File(base, steps) => {
+                base.iter().copied().chain(steps.iter().rev().filter_map(|step| step.source)).collect()
+            }
+            NodeKind::Merge(layers) => layers.clone(),
+            NodeKind::Diff(lower, upper) => [*lower, *upper].into_iter().flatten().collect(),
+        }
+    }
+
+    fn vertex(&self, digests: &HashMap<usize, Digest>) -> (Vertex, Vec<u8>) {
+        let mut inputs = Inputs { edges: Vec::new(), digests };
+        let mut caps = self.about.metadata.caps.clone();
+        let mut add = |all: &[&str]| caps.extend(all.iter().map(|cap| (*cap).to_owned()));
+        let op = match &self.kind {
+            NodeKind::Source(source) => {
+                add(source_caps(&source.identifier));
+                Op::Source(source.clone())
+            }
+            NodeKind::Exec(exec, mounts) => {
+                let exec = exec_op(exec, mounts, &mut inputs);
+                add(&exec_caps(&exec));
+                Op::Exec(exec)
+            }
+            NodeKind::File(base, steps) => {
+                add(&["file.base"]);
+                Op::File(file_op(*base, steps, &mut inputs))
+            }
+            NodeKind::Merge(layers) => {
+                add(&["mergeop"]);
+                // The client does not look for equal layers here.
+                let layers = layers.iter().map(|layer| Some(inputs.push(*layer)));
+                Op::Merge(MergeOp { inputs: layers.collect() })
+            }
+            NodeKind::Diff(lower, upper) => {
+                add(&["diffop"]);
+                let mut input = |of: Option<Output>| of.map(|of| inputs.push(of));
+                Op::Diff(DiffOp { lower: input(*lower), upper: input(*upper) })
+            }
+        };
+        let inputs = inputs.edges;
+        let mut metadata = self.about.metadata.clone();
+        metadata.caps = caps;
+        if !self.about.name.is_empty() {
+            metadata.description.insert(CUSTOM_NAME.to_owned(), self.about.name.clone());
+        }
+        let constraints = Some(Vec::new());
+        let bytes = wire::encode_op(&op, &inputs, self.platform.as_ref(), constraints.as_deref());
+        let digest = Digest::sha256(&bytes);
+        (Vertex { digest, op, inputs, platform: self.platform.clone(), constraints, metadata }, bytes)
+    }
+}
+
+/// The inputs of a vertex as they come up.
+struct Inputs<'a> {
+    edges: Vec<Edge>,
+    digests: &'a HashMap<usize, Digest>,
+}
+
+impl Inputs<'_> {
+    fn push(&mut self, output: Output) -> u32 {
+        self.edges.push(edge(output, self.digests));
+        index(self.edges.len() - 1)
+    }
+
+    /// The index of an input, which is only added if it is new.
+    fn find(&mut self, output: Output) -> u32 {
+        let edge = edge(output, self.digests);
+        match self.edges.iter().position(|known| *known == edge) {
+            Some(at) => index(at),
+            None => self.push(output),
+        }
+    }
+}
+
+fn edge(output: Output, digests: &HashMap<usize, Digest>) -> Edge {
+    // Inputs are walked before their users, so that each has its digest by now.
+    Edge { vertex: digests[&output.node].clone(), output: output.index }
+}
+
+fn index(at: usize) -> u32 {
+    u32::try_from(at).unwrap_or(u32::MAX)
+}
+
+fn rank(mount: &Mount) -> (u8, &str) {
+    match mount {
+        Mount::Bind { target, .. } | Mount::Cache { target, .. } | Mount::Tmpfs { target, .. } => (0, target),
+        Mount::Secret { .. } => (1, ""),
+        Mount::Ssh { .. } => (2, ""),
+    }
+}
+
+fn exec_op(template: &ExecOp, specs: &[MountSpec], inputs: &mut Inputs<'_>) -> ExecOp {
+    let mut mounts = Vec::with_capacity(specs.len());
+    let mut outputs = 0..;
+    for spec in specs {
+        let from = spec.source.map(|source| inputs.find(source));
+        let mut mount = spec.mount.clone();
+        match &mut mount {
+            Mount::Bind { input, output, readonly, .. } => {
+                *input = from;
+                *output = if *readonly || spec.no_output { None } else { outputs.next() };
+            }
+            Mount::Cache { input, .. } => *input = from,
+            Mount::Tmpfs { .. } | Mount::Secret { .. } | Mount::Ssh { .. } => {}
+        }
+        mounts.push(mount);
+    }
+    ExecOp { mounts, ..template.clone() }
+}
+
+fn file_op(base: Option<Output>, steps: &[FileStep], inputs: &mut Inputs<'_>) -> FileOp {
+    let base = base.map_or(FileInput::Scratch, |base| FileInput::Input(inputs.find(base)));
+    let mut actions = Vec::with_capacity(steps.len());
+    for (at, step) in steps.iter().enumerate() {
+        let secondary = match (&step.kind, step.source) {
+            (FileActionKind::Copy(_), Some(source)) => FileInput::Input(inputs.find(source)),
+            _ => FileInput::Scratch,
+        };
+        let mut kind = step.kind.clone();
+        if let Some(owner) = owner_of(&mut kind) {
+            for who in [&mut owner.user, &mut owner.group] {
+                if let Some(UserOrGroup::Name { input, .. }) = who {
+                    *input = base;
+                }
+            }
+        }
+        actions.push(FileAction {
+            input: at.checked_sub(1).map_or(base, |before| FileInput::Action(index(before))),
+            secondary,
+            output: (at + 1 == steps.len()).then_some(0),
+            kind,
+        });
+    }
+    FileOp { actions }
+}
+
+fn owner_of(kind: &mut FileActionKind) -> Option<&mut Chown> {
+    match kind {
+        FileActionKind::Copy(copy) => copy.owner.as_mut(),
+        FileActionKind::Mkfile(file) => file.owner.as_mut(),
+        FileActionKind::Mkdir(dir) => dir.owner.as_mut(),
+        FileActionKind::Symlink(link) => link.owner.as_mut(),
+        FileActionKind::Rm(_) => None,
+    }
+}
+
+fn source_caps(identifier: &SourceIdentifier) -> &'static [&'static str] {
+    match identifier {
+        SourceIdentifier::DockerImage { .. } => &["source.image"],
+        SourceIdentifier::Local { .. } => &["source.local"],
+        SourceIdentifier::Git(_) => &["source.git"],
+        SourceIdentifier::Http { .. } => &["source.http"],
+        SourceIdentifier::OciLayout { .. } => &["source.ocilayout"],
+        SourceIdentifier::Blob { .. } => &["source.imageblob"],
+        SourceIdentifier::Unknown { .. } => &[],
+    }
+}
+
+fn exec_caps(exec: &ExecOp) -> Vec<&'static str> {
+    let mut caps = vec!["exec.meta.base", "exec.meta.setsdefaultpath"];
+    let mut when = |condition: bool, cap: &'static str| {
+        if condition {
+            caps.push(cap);
+        }
+    };
+    when(!exec.valid_exit_codes.is_empty(), "exec.validexitcode");
+    when(!exec.ulimits.is_empty(), "exec.meta.ulimit");
+    when(exec.network != NetMode::Default, "exec.meta.network");
+    when(exec.security == SecurityMode::Insecure, "exec.meta.security");
+    when(exec.proxy_env.is_some(), "exec.meta.proxyenv");
+    when(!exec.secret_env.is_empty(), "exec.secretenv");
+    when(!exec.devices.is_empty(), "exec.meta.cdi");
+    for mount in &exec.mounts {
+        match mount {
+            Mount::Bind { selector, input, .. } => {
+                when(!selector.is_empty(), "exec.mount.selector");
+                when(input.is_some(), "exec.mount.bind");
+            }
+            Mount::Cache { selector, .. } => {
+                when(!selector.is_empty(), "exec.mount.selector");
+                when(true, "exec.mount.cache");
+                when(true, "exec.mount.cache.sharing");
+            }
+            Mount::Tmpfs { size, .. } => {
+                when(true, "exec.mount.tmpfs");
+                when(*size > 0, "exec.mount.tmpfs.size");
+            }
+            Mount::Secret { .. } => when(true, "exec.mount.secret"),
+            Mount::Ssh { .. } => when(true, "exec.mount.ssh"),
+        }
+    }
+    caps
+}
+
+/// What the definition as a whole asks for, said at its last operation.
+fn end_caps(vertices: &[Vertex]) -> BTreeSet<String> {
+    let mut caps = BTreeSet::from(["constraints".to_owned(), "platform".to_owned()]);
+    for Vertex { metadata, .. } in vertices {
+        if metadata.ignore_cache {
+            caps.insert("meta.ignorecache".to_owned());
+        }
+        if !metadata.description.is_empty() {
+            caps.insert("meta.description".to_owned());
+        }
+        if metadata.export_cache.is_some() {
+            caps.insert("meta.exportcache".to_owned());
+        }
+    }
+    caps
+}

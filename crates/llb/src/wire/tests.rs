@@ -1,0 +1,5 @@
+use super::*;
+#[test]
+fn placeholder_empty() {
+    assert!(decode_definition(&[]).is_ok());
+}
