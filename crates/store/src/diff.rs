@@ -1,8 +1,29 @@
 //! From a layer directory to a layer archive. Start with [`Store::write_layer_tar`].
+//!
+//! The directory is what an overlay mount left: whiteouts are character devices 0/0, opaque
+//! directories carry an xattr, and overlay's other notes to itself are left out. `redirect` and
+//! `metacopy` would make files live elsewhere; mounts of ours turn them off, so finding one is an
+//! error.
 
-use std::io::Write;
+mod header;
+#[cfg(test)]
+mod tests;
 
-use crate::{LayerId, Store, StoreError};
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read as _, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{Dir, FileType, Mode, OFlags, major, minor, open};
+use rustix::io::Errno;
+
+use crate::view::{MergedEntry, directory_flags, is_whiteout};
+use crate::{LayerId, MergedView, OverlayXattrs, Snapshot, Store, StoreError};
+use header::{Header, write_end, write_padding};
 
 /// How exactly modification times are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,15 +49,249 @@ impl Default for TarOptions {
     }
 }
 
+/// Bytes copied at once.
+const BUFFER: usize = 128 << 10;
+/// What an error in writing the archive itself is about.
+const OUTPUT: &str = "(layer archive)";
+
 impl Store {
-    /// Writes the layer as a deterministic pax tar: sorted, whiteouts as `.wh.` entries.
+    /// Writes the layer as a deterministic pax tar: sorted, whiteouts as `.wh.` entries, without an
+    /// entry for the root itself. Errors of `output` come as [`StoreError::Io`] (or `StorageFull`).
     pub fn write_layer_tar(
         &self,
         layer: LayerId,
         output: &mut impl Write,
         options: &TarOptions,
     ) -> Result<(), StoreError> {
-        let _ = output;
-        todo!("{layer} {options:?}")
+        let paths = self.layer_paths(&Snapshot::new(vec![layer]))?;
+        let xattrs = self.inner.config.xattrs;
+        let mut writer = TarWriter::new(output, *options, xattrs);
+        for path in paths {
+            let root = open(&path, directory_flags(), Mode::empty())
+                .map_err(|error| StoreError::io("open", &path, error))?;
+            writer.layer_directory(&Arc::new(root), &path, Path::new(""))?;
+        }
+        writer.finish()
     }
+
+    /// Writes the whole file system of a snapshot as one tar, as `-o type=tar` gives it.
+    pub fn write_snapshot_tar(
+        &self,
+        snapshot: &Snapshot,
+        output: &mut impl Write,
+        options: &TarOptions,
+    ) -> Result<(), StoreError> {
+        let view = self.view(snapshot)?;
+        view.write_tar(output, options, self.inner.config.xattrs)
+    }
+}
+
+impl MergedView {
+    fn write_tar(
+        &self,
+        output: &mut impl Write,
+        options: &TarOptions,
+        xattrs: OverlayXattrs,
+    ) -> Result<(), StoreError> {
+        let mut writer = TarWriter::new(output, *options, xattrs);
+        for entry in self.walk() {
+            let entry = entry?;
+            if !entry.path().as_os_str().is_empty() {
+                writer.entry(&entry, entry.path())?;
+            }
+        }
+        writer.finish()
+    }
+}
+
+/// Writes entries as they come; keeps what is needed to find hard links.
+struct TarWriter<'a, W> {
+    output: &'a mut W,
+    options: TarOptions,
+    xattrs: OverlayXattrs,
+    links: HashMap<(u64, u64), Vec<u8>>,
+    buffer: Vec<u8>,
+}
+
+fn write_failed(error: io::Error) -> StoreError {
+    StoreError::io("write", OUTPUT, error)
+}
+
+impl<'a, W: Write> TarWriter<'a, W> {
+    fn new(output: &'a mut W, options: TarOptions, xattrs: OverlayXattrs) -> Self {
+        Self { output, options, xattrs, links: HashMap::new(), buffer: vec![0; BUFFER] }
+    }
+
+    fn finish(self) -> Result<(), StoreError> {
+        write_end(self.output).and_then(|()| self.output.flush()).map_err(write_failed)
+    }
+
+    /// Writes what a layer has in one directory, and below it.
+    fn layer_directory(&mut self, fd: &Arc<OwnedFd>, root: &Path, path: &Path) -> Result<(), StoreError> {
+        let failed = |error: Errno| StoreError::io("read", root.join(path), error);
+        for name in sorted_names(fd).map_err(failed)? {
+            let entry_path = path.join(&name);
+            let entry = MergedEntry::lookup(fd, &name, entry_path.clone())
+                .map_err(|error| StoreError::io("read", root.join(&entry_path), error))?;
+            let Some(entry) = entry else { continue };
+            if is_whiteout(entry.stat()) {
+                let mut hidden = OsString::from(".wh.");
+                hidden.push(&name);
+                self.marker(&path.join(hidden))?;
+                continue;
+            }
+            self.entry(&entry, &entry_path)?;
+            if entry.file_type() == FileType::Directory {
+                let directory = Arc::new(entry.open_directory()?);
+                if entry.is_opaque(self.xattrs)? {
+                    self.marker(&entry_path.join(".wh..wh..opq"))?;
+                }
+                self.layer_directory(&directory, root, &entry_path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// An empty file whose name says it all.
+    fn marker(&mut self, path: &Path) -> Result<(), StoreError> {
+        let header = Header { path: path.as_os_str().as_bytes().to_vec(), flag: b'0', ..Header::default() };
+        header.write(self.output).map_err(write_failed)
+    }
+
+    fn entry(&mut self, entry: &MergedEntry, path: &Path) -> Result<(), StoreError> {
+        let stat = entry.stat();
+        let kind = entry.file_type();
+        let flag = match kind {
+            FileType::RegularFile => b'0',
+            FileType::Symlink => b'2',
+            FileType::CharacterDevice => b'3',
+            FileType::BlockDevice => b'4',
+            FileType::Directory => b'5',
+            FileType::Fifo => b'6',
+            // A socket means nothing without the process behind it.
+            _ => return Ok(()),
+        };
+        let mut header = Header {
+            path: path.as_os_str().as_bytes().to_vec(),
+            flag,
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            xattrs: self.entry_xattrs(entry)?,
+            ..Header::default()
+        };
+        self.set_time(&mut header, entry);
+        match kind {
+            FileType::Directory => header.path.push(b'/'),
+            FileType::Symlink => header.link = entry.read_link()?.into_os_string().into_vec(),
+            FileType::CharacterDevice | FileType::BlockDevice => {
+                header.device = (major(stat.st_rdev), minor(stat.st_rdev));
+            }
+            _ => {}
+        }
+        if kind != FileType::Directory && stat.st_nlink > 1 {
+            if let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino)) {
+                (header.flag, header.link) = (b'1', first.clone());
+                header.xattrs.clear();
+                return header.write(self.output).map_err(write_failed);
+            }
+            self.links.insert((stat.st_dev, stat.st_ino), header.path.clone());
+        }
+        if kind != FileType::RegularFile {
+            return header.write(self.output).map_err(write_failed);
+        }
+        header.size = u64::try_from(stat.st_size).unwrap_or(0);
+        header.write(self.output).map_err(write_failed)?;
+        self.data(&mut entry.open()?, header.size, path)
+    }
+
+    fn set_time(&self, header: &mut Header, entry: &MergedEntry) {
+        let (seconds, nanoseconds) = entry.mtime();
+        header.seconds = seconds;
+        header.nanoseconds = match self.options.timestamps {
+            Timestamps::Seconds => 0,
+            Timestamps::Nanoseconds => nanoseconds,
+        };
+        if let Some(clamp) = self.options.clamp.filter(|clamp| (seconds, nanoseconds) > (*clamp, 0)) {
+            (header.seconds, header.nanoseconds) = (clamp, 0);
+        }
+    }
+
+    /// The xattrs that belong to the content.
+    fn entry_xattrs(&self, entry: &MergedEntry) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, StoreError> {
+        let mut kept = BTreeMap::new();
+        for (name, value) in entry.xattrs()? {
+            let own = name.as_bytes().strip_prefix(self.xattrs.prefix().as_bytes());
+            if let Some(feature @ (b"redirect" | b"metacopy")) = own {
+                let feature = String::from_utf8_lossy(feature).into_owned();
+                return Err(StoreError::OverlayFeature { path: entry.path().to_owned(), feature });
+            }
+            // Both spellings are overlay's; the SELinux label is the host's.
+            let name = name.as_bytes();
+            let foreign = name.starts_with(b"trusted.overlay.")
+                || name.starts_with(b"user.overlay.")
+                || name == b"security.selinux";
+            if !foreign {
+                kept.insert(name.to_vec(), value);
+            }
+        }
+        Ok(kept)
+    }
+
+    fn data(&mut self, file: &mut File, size: u64, path: &Path) -> Result<(), StoreError> {
+        let mut left = size;
+        while left > 0 {
+            let room = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let count = match file.read(&mut self.buffer[..room]) {
+                Ok(0) => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                result => result,
+            };
+            let count = count.map_err(|error| StoreError::io("read", path, error))?;
+            self.output.write_all(&self.buffer[..count]).map_err(write_failed)?;
+            left -= count as u64;
+        }
+        write_padding(self.output, size).map_err(write_failed)
+    }
+}
+
+/// The names in a directory, sorted by their bytes.
+pub(crate) fn sorted_names(fd: &OwnedFd) -> Result<Vec<OsString>, Errno> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(fd)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(OsStr::from_bytes(name).to_owned());
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Allocated bytes of a directory tree, hard links counted once.
+pub(crate) fn allocated(path: &Path) -> Result<u64, StoreError> {
+    let root =
+        open(path, directory_flags(), Mode::empty()).map_err(|error| StoreError::io("open", path, error))?;
+    let mut total = 0;
+    let mut seen = std::collections::HashSet::new();
+    let mut pending = vec![(Arc::new(root), PathBuf::new())];
+    while let Some((fd, below)) = pending.pop() {
+        let names = sorted_names(&fd).map_err(|error| StoreError::io("read", path.join(&below), error))?;
+        for name in names {
+            let entry_path = below.join(&name);
+            let entry = MergedEntry::lookup(&fd, &name, entry_path.clone())
+                .map_err(|error| StoreError::io("read", path.join(&entry_path), error))?;
+            let Some(entry) = entry else { continue };
+            let stat = entry.stat();
+            if stat.st_nlink > 1 && entry.file_type() != FileType::Directory && !seen.insert(stat.st_ino) {
+                continue;
+            }
+            total += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+            if entry.file_type() == FileType::Directory {
+                pending.push((Arc::new(entry.open_directory()?), entry_path));
+            }
+        }
+    }
+    Ok(total)
 }

@@ -1,72 +1,377 @@
 //! A snapshot read without mounting it: the overlay merge in user space. Start with [`MergedView`].
+//!
+//! Every step is one `openat` or `statat` of one name below an open directory, never following a
+//! symlink; symlinks are resolved here, within the view. So no layer can lead the reader out of it.
 
-use std::ffi::OsString;
+use std::collections::{BTreeMap, VecDeque};
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
-use crate::{Snapshot, Store, StoreError};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, Stat, fgetxattr, lgetxattr, llistxattr, open, openat, readlinkat, statat,
+};
+use rustix::io::Errno;
+
+use crate::diff::sorted_names;
+use crate::{OverlayXattrs, Snapshot, Store, StoreError};
+
+/// Symlinks followed for one path (the kernel's own limit).
+const MAX_SYMLINKS: usize = 40;
 
 /// A snapshot's merged file system, read-only. Holds the layers' directories open.
 #[derive(Debug)]
 pub struct MergedView {
-    roots: Vec<std::os::fd::OwnedFd>,
+    root: Directory,
+    xattrs: OverlayXattrs,
 }
+
+/// A merged directory: its versions in the layers, top first.
+type Directory = Vec<Arc<OwnedFd>>;
 
 /// An entry of the merged view.
 #[derive(Debug, Clone)]
 pub struct MergedEntry {
+    path: PathBuf,
+    stat: Stat,
+    parent: Arc<OwnedFd>,
+    name: OsString,
+}
+
+impl MergedEntry {
+    /// The entry `name` of one directory; `None` if there is none.
+    pub(crate) fn lookup(parent: &Arc<OwnedFd>, name: &OsStr, path: PathBuf) -> Result<Option<Self>, Errno> {
+        match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(Self { path, stat, parent: Arc::clone(parent), name: name.to_owned() })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Relative to the root; empty for the root itself.
-    pub path: PathBuf,
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// `lstat` of the topmost version.
-    pub stat: rustix::fs::Stat,
-    /// The directory of the layer it is in, and its path below it: to read data, link target, xattrs.
-    pub location: PathBuf,
+    pub fn stat(&self) -> &Stat {
+        &self.stat
+    }
+
+    /// What kind of file it is.
+    pub fn file_type(&self) -> FileType {
+        FileType::from_raw_mode(self.stat.st_mode)
+    }
+
+    /// The modification time: seconds and nanoseconds since the epoch.
+    pub fn mtime(&self) -> (i64, u32) {
+        (self.stat.st_mtime, u32::try_from(self.stat.st_mtime_nsec).unwrap_or(0))
+    }
+
+    /// Opens a regular file for reading.
+    pub fn open(&self) -> Result<File, StoreError> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let opened = match self.file_type() {
+            FileType::RegularFile => openat(&self.parent, &self.name, flags, Mode::empty()),
+            FileType::Directory => Err(Errno::ISDIR),
+            _ => Err(Errno::INVAL),
+        };
+        opened.map(File::from).map_err(|error| self.failed("open", error))
+    }
+
+    /// A symlink's target.
+    pub fn read_link(&self) -> Result<PathBuf, StoreError> {
+        let target = readlinkat(&self.parent, &self.name, Vec::new());
+        let target = target.map_err(|error| self.failed("read the link", error))?;
+        Ok(OsString::from_vec(target.into_bytes()).into())
+    }
+
+    /// All extended attributes, overlay's own included.
+    pub fn xattrs(&self) -> Result<Vec<(OsString, Vec<u8>)>, StoreError> {
+        let path = self.through_parent();
+        let failed = |error| self.failed("read the attributes of", error);
+        let names = match growing(|buffer| llistxattr(&path, buffer)) {
+            Err(Errno::NOTSUP) => return Ok(Vec::new()),
+            result => result.map_err(failed)?,
+        };
+        let mut found = Vec::new();
+        for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(OsStr::from_bytes) {
+            found.push((name.to_owned(), growing(|buffer| lgetxattr(&path, name, buffer)).map_err(failed)?));
+        }
+        Ok(found)
+    }
+
+    pub(crate) fn open_directory(&self) -> Result<OwnedFd, StoreError> {
+        openat(&self.parent, &self.name, directory_flags(), Mode::empty())
+            .map_err(|error| self.failed("open", error))
+    }
+
+    pub(crate) fn is_opaque(&self, xattrs: OverlayXattrs) -> Result<bool, StoreError> {
+        let mut value = [0u8; 1];
+        match lgetxattr(self.through_parent(), xattrs.opaque(), &mut value) {
+            Ok(_) => Ok(value == *b"y"),
+            Err(Errno::NODATA | Errno::NOTSUP) => Ok(false),
+            Err(error) => Err(self.failed("read the attributes of", error)),
+        }
+    }
+
+    /// The calls on xattrs take paths only; this one starts at the open directory.
+    fn through_parent(&self) -> PathBuf {
+        Path::new("/proc/self/fd").join(self.parent.as_raw_fd().to_string()).join(&self.name)
+    }
+
+    fn failed(&self, action: &'static str, error: Errno) -> StoreError {
+        StoreError::io(action, &self.path, error)
+    }
+}
+
+/// Calls with a larger buffer until the answer fits.
+fn growing(mut call: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Result<Vec<u8>, Errno> {
+    /// The kernel's limit for a list of names or a value (`XATTR_SIZE_MAX`).
+    const MOST: usize = 64 << 10;
+    let mut buffer = vec![0; 256];
+    loop {
+        match call(&mut buffer) {
+            Ok(length) => {
+                buffer.truncate(length);
+                return Ok(buffer);
+            }
+            Err(Errno::RANGE) if buffer.len() < MOST => buffer.resize(MOST, 0),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Flags to open a directory that is not behind a symlink.
+pub(crate) fn directory_flags() -> OFlags {
+    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
+}
+
+/// Overlay's mark for "removed here".
+pub(crate) fn is_whiteout(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
+}
+
+/// What a name in a merged directory is.
+struct Found {
+    entry: MergedEntry,
+    /// The merged directory, if it is one.
+    directory: Option<Directory>,
+}
+
+impl MergedView {
+    /// The entry at `path`, symlinks on the way (and at its end) followed inside the view.
+    pub fn metadata(&self, path: &Path) -> Result<Option<MergedEntry>, StoreError> {
+        Ok(self.resolve(path, true)?.map(|found| found.entry))
+    }
+
+    /// The entry at `path`, a symlink at its end not followed.
+    pub fn symlink_metadata(&self, path: &Path) -> Result<Option<MergedEntry>, StoreError> {
+        Ok(self.resolve(path, false)?.map(|found| found.entry))
+    }
+
+    /// Opens a regular file for reading, symlinks followed inside the view.
+    pub fn open(&self, path: &Path) -> Result<Option<File>, StoreError> {
+        self.metadata(path)?.map(|entry| entry.open()).transpose()
+    }
+
+    /// The names in a directory, sorted; `None` if it is none.
+    pub fn read_dir(&self, path: &Path) -> Result<Option<Vec<OsString>>, StoreError> {
+        let Some(directory) = self.resolve(path, true)?.and_then(|found| found.directory) else {
+            return Ok(None);
+        };
+        let mut names = Vec::new();
+        for (name, layer) in merged_names(&directory, path)? {
+            if self.child(&directory[layer..], &name, path.join(&name))?.is_some() {
+                names.push(name);
+            }
+        }
+        Ok(Some(names))
+    }
+
+    /// Walks everything: the root first, parents before children, names sorted.
+    pub fn walk(&self) -> Walk<'_> {
+        Walk { view: self, frames: Vec::new(), started: false }
+    }
+
+    /// The root's own entry; `None` for scratch.
+    fn root_entry(&self) -> Result<Option<MergedEntry>, StoreError> {
+        let Some(top) = self.root.first() else { return Ok(None) };
+        MergedEntry::lookup(top, OsStr::new("."), PathBuf::new())
+            .map_err(|error| StoreError::io("read", "/", error))
+    }
+
+    /// Looks a name up through the layers of a merged directory.
+    fn child(
+        &self,
+        layers: &[Arc<OwnedFd>],
+        name: &OsStr,
+        path: PathBuf,
+    ) -> Result<Option<Found>, StoreError> {
+        let mut found: Option<Found> = None;
+        for (index, layer) in layers.iter().enumerate() {
+            let entry = MergedEntry::lookup(layer, name, path.clone())
+                .map_err(|error| StoreError::io("read", &path, error))?;
+            let Some(entry) = entry else { continue };
+            let is_directory = entry.file_type() == FileType::Directory;
+            match &mut found {
+                None if is_whiteout(entry.stat()) => return Ok(None),
+                None if !is_directory => return Ok(Some(Found { entry, directory: None })),
+                Some(_) if !is_directory => break,
+                _ => {}
+            }
+            let opened = entry.open_directory()?;
+            let last = index + 1 == layers.len() || self.is_opaque(&opened, &path)?;
+            let directory = found.get_or_insert_with(|| Found { entry, directory: Some(Vec::new()) });
+            directory.directory.get_or_insert_default().push(Arc::new(opened));
+            if last {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    fn is_opaque(&self, directory: &OwnedFd, path: &Path) -> Result<bool, StoreError> {
+        let mut value = [0u8; 1];
+        match fgetxattr(directory, self.xattrs.opaque(), &mut value) {
+            Ok(_) => Ok(value == *b"y"),
+            Err(Errno::NODATA | Errno::NOTSUP) => Ok(false),
+            Err(error) => Err(StoreError::io("read the attributes of", path, error)),
+        }
+    }
+
+    /// Follows a path from the root; `..` at the root stays there, as chroot does it.
+    fn resolve(&self, path: &Path, follow_last: bool) -> Result<Option<Found>, StoreError> {
+        let Some(root) = self.root_entry()? else { return Ok(None) };
+        let mut trail = vec![Found { entry: root, directory: Some(self.root.clone()) }];
+        let mut pending: VecDeque<OsString> = names_of(path);
+        let mut symlinks = 0;
+        while let Some(name) = pending.pop_front() {
+            if name == ".." {
+                if trail.len() > 1 {
+                    trail.pop();
+                }
+                continue;
+            }
+            let Some(here) = trail.last() else { return Ok(None) };
+            let Some(directory) = &here.directory else { return Ok(None) };
+            let Some(found) = self.child(directory, &name, here.entry.path().join(&name))? else {
+                return Ok(None);
+            };
+            let is_symlink = found.entry.file_type() == FileType::Symlink;
+            if !is_symlink || (pending.is_empty() && !follow_last) {
+                trail.push(found);
+                continue;
+            }
+            symlinks += 1;
+            if symlinks > MAX_SYMLINKS {
+                let source = io::Error::from(Errno::LOOP);
+                return Err(StoreError::View { path: path.to_owned(), source });
+            }
+            let target = found.entry.read_link()?;
+            if target.is_absolute() {
+                trail.truncate(1);
+            }
+            for name in names_of(&target).into_iter().rev() {
+                pending.push_front(name);
+            }
+        }
+        Ok(trail.pop())
+    }
+}
+
+fn names_of(path: &Path) -> VecDeque<OsString> {
+    let name = |component: Component<'_>| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some(OsString::from("..")),
+        _ => None,
+    };
+    path.components().filter_map(name).collect()
+}
+
+/// Every name in some version of a directory, with the topmost layer that has it.
+fn merged_names(directory: &Directory, path: &Path) -> Result<BTreeMap<OsString, usize>, StoreError> {
+    let mut names = BTreeMap::new();
+    for (index, layer) in directory.iter().enumerate() {
+        for name in sorted_names(layer).map_err(|error| StoreError::io("read", path, error))? {
+            names.entry(name).or_insert(index);
+        }
+    }
+    Ok(names)
 }
 
 /// All entries, parents before children, names sorted; the root first.
 #[derive(Debug)]
 pub struct Walk<'view> {
-    _view: &'view MergedView,
+    view: &'view MergedView,
+    frames: Vec<Frame>,
+    started: bool,
+}
+
+#[derive(Debug)]
+struct Frame {
+    path: PathBuf,
+    directory: Directory,
+    names: std::collections::btree_map::IntoIter<OsString, usize>,
+}
+
+impl Frame {
+    fn new(path: &Path, directory: Directory) -> Result<Self, StoreError> {
+        let names = merged_names(&directory, path)?.into_iter();
+        Ok(Self { path: path.to_owned(), directory, names })
+    }
+}
+
+impl Walk<'_> {
+    fn step(&mut self) -> Result<Option<MergedEntry>, StoreError> {
+        if !self.started {
+            self.started = true;
+            let Some(root) = self.view.root_entry()? else { return Ok(None) };
+            self.frames.push(Frame::new(root.path(), self.view.root.clone())?);
+            return Ok(Some(root));
+        }
+        while let Some(frame) = self.frames.last_mut() {
+            let Some((name, layer)) = frame.names.next() else {
+                self.frames.pop();
+                continue;
+            };
+            let path = frame.path.join(&name);
+            let Some(found) = self.view.child(&frame.directory[layer..], &name, path)? else { continue };
+            if let Some(directory) = found.directory {
+                self.frames.push(Frame::new(found.entry.path(), directory)?);
+            }
+            return Ok(Some(found.entry));
+        }
+        Ok(None)
+    }
 }
 
 impl Iterator for Walk<'_> {
     type Item = Result<MergedEntry, StoreError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        todo!()
-    }
-}
-
-impl MergedView {
-    /// The entry at `path`, symlinks on the way (and at its end) followed inside the view.
-    pub fn metadata(&self, path: &Path) -> Result<Option<MergedEntry>, StoreError> {
-        todo!("{path:?}")
-    }
-
-    /// The entry at `path`, a symlink at its end not followed.
-    pub fn symlink_metadata(&self, path: &Path) -> Result<Option<MergedEntry>, StoreError> {
-        todo!("{path:?}")
-    }
-
-    /// Opens a regular file for reading, symlinks followed inside the view.
-    pub fn open(&self, path: &Path) -> Result<Option<File>, StoreError> {
-        todo!("{path:?} {}", self.roots.len())
-    }
-
-    /// The names in a directory, sorted; `None` if it is none.
-    pub fn read_dir(&self, path: &Path) -> Result<Option<Vec<OsString>>, StoreError> {
-        todo!("{path:?}")
-    }
-
-    /// Walks everything.
-    pub fn walk(&self) -> Walk<'_> {
-        todo!()
+        let step = self.step();
+        if step.is_err() {
+            // What follows an error would be a guess.
+            self.frames.clear();
+        }
+        step.transpose()
     }
 }
 
 impl Store {
     /// A merged view of a snapshot. Counts as a use; keep a lease while reading.
     pub fn view(&self, snapshot: &Snapshot) -> Result<MergedView, StoreError> {
-        todo!("{snapshot}")
+        let paths = self.layer_paths(snapshot)?;
+        let open = |path: &PathBuf| {
+            let opened = open(path, directory_flags(), Mode::empty());
+            opened.map(Arc::new).map_err(|error| StoreError::io("open", path, error))
+        };
+        let root = paths.iter().map(open).collect::<Result<_, _>>()?;
+        Ok(MergedView { root, xattrs: self.inner.config.xattrs })
     }
 }
