@@ -91,7 +91,7 @@ fn clip(value: &str) -> String {
     if value.len() <= TEXT_LIMIT {
         return value.to_owned();
     }
-    let end = value.floor_char_boundary(TEXT_LIMIT);
+    let end = (0..=TEXT_LIMIT).rev().find(|end| value.is_char_boundary(*end)).unwrap_or_default();
     format!("{}… (blake3 {})", &value[..end], ContentDigest::of(value.as_bytes()))
 }
 

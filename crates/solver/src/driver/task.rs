@@ -1,0 +1,229 @@
+//! What each task does: one call of the worker or the index, between its permit and its answer.
+//!
+//! Owns the permits, the clocks and the catching of panics. A stopped task still waits for the worker;
+//! only waiting for a permit is given up at once. Trouble with the index is a miss, never a failure.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use futures::FutureExt as _;
+use stave_cache::{CacheIndex, CacheKey, CacheRecord, KeyEntry, NewRecord, TOUCH_GRANULARITY};
+use stave_llb::{Op, Vertex};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{OpError, OpErrorKind, Panicked};
+use crate::event::{Broadcast, EventSubscription, SolveEvent};
+use crate::graph::{Answer, Made};
+use crate::key::label;
+use crate::solver::{JobId, Limits};
+use crate::worker::{JobContext, Selector, Worker};
+
+/// What all tasks share.
+pub(super) struct Environment<W: Worker> {
+    worker: Arc<W>,
+    index: CacheIndex,
+    execs: Semaphore,
+    sources: Semaphore,
+    files: Semaphore,
+    digests: Semaphore,
+}
+
+/// What all tasks of one node share.
+pub(super) struct NodeContext<W: Worker> {
+    pub(super) vertex: Arc<Vertex>,
+    pub(super) job: JobId,
+    pub(super) session: Arc<W::Session>,
+    pub(super) broadcast: Arc<Broadcast>,
+}
+
+/// One task's view.
+pub(super) struct Work<W: Worker> {
+    environment: Arc<Environment<W>>,
+    node: Arc<NodeContext<W>>,
+    cx: JobContext<W::Session>,
+}
+
+impl<W: Worker> Environment<W> {
+    pub(super) fn new(worker: Arc<W>, index: CacheIndex, limits: Limits) -> Self {
+        let permits = |count: usize| Semaphore::new(count.clamp(1, Semaphore::MAX_PERMITS));
+        Self {
+            worker,
+            index,
+            execs: permits(limits.execs),
+            sources: permits(limits.sources),
+            files: permits(limits.files),
+            digests: permits(limits.digests),
+        }
+    }
+
+    fn permits_for(&self, op: &Op) -> &Semaphore {
+        match op {
+            Op::Exec(_) => &self.execs,
+            Op::Source(_) => &self.sources,
+            Op::File(_) | Op::Merge(_) | Op::Diff(_) | Op::Build(_) => &self.files,
+        }
+    }
+}
+
+impl<W: Worker> Work<W> {
+    pub(super) fn new(
+        environment: Arc<Environment<W>>,
+        node: Arc<NodeContext<W>>,
+        cancel: CancellationToken,
+    ) -> Self {
+        let cx = JobContext {
+            job: node.job,
+            session: Arc::clone(&node.session),
+            events: EventSubscription::new(Arc::clone(&node.broadcast)),
+            cancel,
+            vertex: node.vertex.digest.clone(),
+        };
+        Self { environment, node, cx }
+    }
+
+    fn worker(&self) -> &W {
+        &self.environment.worker
+    }
+
+    fn send(&self, event: impl FnOnce(stave_oci::Digest) -> SolveEvent) {
+        self.node.broadcast.send(&event(self.cx.vertex.clone()));
+    }
+}
+
+pub(super) async fn map<W: Worker>(work: Work<W>) -> Answer<W::Result> {
+    Answer::Mapped(caught(work.worker().cache_map(&work.node.vertex, &work.cx)).await)
+}
+
+pub(super) fn look_up<W: Worker, R>(environment: &Environment<W>, key: &CacheKey) -> Answer<R> {
+    let index = &environment.index;
+    let record = index.lookup(key).unwrap_or_else(|error| {
+        tracing::warn!(error = &error as &dyn std::error::Error, "cache look-up failed");
+        None
+    });
+    if let Some(record) = &record {
+        let now = SystemTime::now();
+        if now.duration_since(record.used_at).is_ok_and(|age| age > TOUCH_GRANULARITY)
+            && let Err(error) = index.touch(&[record.id], now)
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cache use not noted");
+        }
+    }
+    Answer::LookedUp(record)
+}
+
+pub(super) async fn load<W: Worker>(work: Work<W>, record: Arc<CacheRecord>) -> Answer<W::Result> {
+    let loaded = caught(work.worker().load(&record)).await;
+    if let Ok(None) = &loaded {
+        let environment = Arc::clone(&work.environment);
+        in_index(move || environment.index.remove(&record.result), "cache record not removed").await;
+    }
+    Answer::Loaded(loaded.map(|outputs| outputs.map(Arc::from)))
+}
+
+pub(super) async fn digest<W: Worker>(
+    work: Work<W>,
+    input: W::Result,
+    selector: Selector,
+) -> Answer<W::Result> {
+    let Some(_permit) = permit(&work.environment.digests, &work.cx.cancel).await else {
+        return Answer::Digested(Err(OpError::cancelled()));
+    };
+    Answer::Digested(caught(work.worker().content_digest(&input, &selector, &work.cx)).await)
+}
+
+pub(super) async fn execute<W: Worker>(
+    work: Work<W>,
+    inputs: Vec<W::Result>,
+    entries: Vec<KeyEntry>,
+) -> Answer<W::Result> {
+    let permits = work.environment.permits_for(&work.node.vertex.op);
+    let Some(_permit) = permit(permits, &work.cx.cancel).await else {
+        return Answer::Executed(Err(OpError::cancelled()));
+    };
+    let (at, start) = (SystemTime::now(), Instant::now());
+    work.send(|vertex| SolveEvent::Started { vertex, at });
+    let outcome = run(&work, &inputs, entries, start).await;
+    let duration = start.elapsed();
+    match &outcome {
+        Ok(_) => work.send(|vertex| SolveEvent::Completed { vertex, duration }),
+        Err(_) if work.cx.cancel.is_cancelled() => work.send(|vertex| SolveEvent::Cancelled { vertex }),
+        Err(error) => {
+            work.send(|vertex| SolveEvent::Failed { vertex, duration, message: error.to_string() });
+        }
+    }
+    Answer::Executed(outcome)
+}
+
+async fn run<W: Worker>(
+    work: &Work<W>,
+    inputs: &[W::Result],
+    entries: Vec<KeyEntry>,
+    start: Instant,
+) -> Result<Made<W::Result>, OpError> {
+    let outputs = caught(work.worker().execute(&work.node.vertex, inputs, &work.cx)).await?;
+    let duration = start.elapsed();
+    let result = caught(work.worker().persist(&outputs)).await?;
+    let record = result.map(|result| {
+        Arc::new(NewRecord {
+            result,
+            vertex: work.node.vertex.digest.to_string(),
+            vertex_name: label(&work.node.vertex).to_owned(),
+            created_at: SystemTime::now(),
+            duration,
+        })
+    });
+    if let Some(record) = &record {
+        insert(Arc::clone(&work.environment), entries, Arc::clone(record)).await;
+    }
+    Ok(Made { outputs: Arc::from(outputs), record })
+}
+
+pub(super) async fn record<W: Worker>(
+    environment: Arc<Environment<W>>,
+    entries: Vec<KeyEntry>,
+    record: Arc<NewRecord>,
+) -> Answer<W::Result> {
+    insert(environment, entries, record).await;
+    Answer::Recorded
+}
+
+async fn insert<W: Worker>(environment: Arc<Environment<W>>, entries: Vec<KeyEntry>, record: Arc<NewRecord>) {
+    if !entries.is_empty() {
+        in_index(move || environment.index.insert(&entries, &record), "result not recorded").await;
+    }
+}
+
+/// Writes to the index off the async threads: another process may hold it for a while.
+async fn in_index<T: Send + 'static>(
+    write: impl FnOnce() -> Result<T, stave_cache::IndexError> + Send + 'static,
+    otherwise: &'static str,
+) {
+    match tokio::task::spawn_blocking(write).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "{otherwise}"),
+        Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "{otherwise}"),
+    }
+}
+
+async fn permit<'a>(permits: &'a Semaphore, cancel: &CancellationToken) -> Option<SemaphorePermit<'a>> {
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => None,
+        permit = permits.acquire() => permit.ok(),
+    }
+}
+
+/// The worker's outcome, with a panic made an error of the vertex.
+async fn caught<T>(future: impl Future<Output = Result<T, OpError>>) -> Result<T, OpError> {
+    AssertUnwindSafe(future).catch_unwind().await.unwrap_or_else(|panic| {
+        let message = panic
+            .downcast_ref::<&str>()
+            .map(ToString::to_string)
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "unknown cause".to_owned());
+        Err(OpError::new(OpErrorKind::Internal, Panicked { message }))
+    })
+}
