@@ -1,68 +1,131 @@
 //! Build checks: what works but should be written otherwise.
 //!
-//! Owns the rules' names, descriptions and messages, and which of them a build switched off. The
-//! places where a rule is broken are found by the steps that see them. Start with [`Rule`].
+//! Owns the rules' names and texts, which of them a file switches off, and the checks that need no
+//! more than the text. Those that need scopes are made by planning and lowering, through [`Checks`].
+//! Start with [`Rule`].
 
-/// A build check, named as the reference names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[expect(missing_docs, reason = "each rule is described by `Rule::description`")]
-pub enum Rule {
-    StageNameCasing,
-    FromAsCasing,
-    NoEmptyContinuation,
-    ConsistentInstructionCasing,
-    DuplicateStageName,
-    ReservedStageName,
-    JSONArgsRecommended,
-    MaintainerDeprecated,
-    UndefinedArgInFrom,
-    WorkdirRelativePath,
-    UndefinedVar,
-    MultipleInstructionsDisallowed,
-    LegacyKeyValueFormat,
-    InvalidBaseImagePlatform,
-    RedundantTargetPlatform,
-    SecretsUsedInArgOrEnv,
-    InvalidDefaultArgInFrom,
-    FromPlatformFlagConstDisallowed,
-    CopyIgnoredFile,
-    InvalidDefinitionDescription,
-    ExposeProtoCasing,
-    ExposeInvalidFormat,
+use crate::{
+    ast::{DirectiveKind, Dockerfile},
+    diagnostic::Diagnostic,
+    grammar,
+    source::Span,
+};
+
+mod rule;
+mod text;
+
+pub use rule::Rule;
+pub(crate) use text::of_text;
+
+/// Which checks are made, as `# check=` and the build say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checks {
+    skip: Selection,
+    experimental: Selection,
+    /// Whether a finding fails the build.
+    pub fail: bool,
 }
 
-impl Rule {
-    /// The rule's name as reports and `# check=skip=` write it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::StageNameCasing => "StageNameCasing",
-            Self::FromAsCasing => "FromAsCasing",
-            Self::NoEmptyContinuation => "NoEmptyContinuation",
-            Self::ConsistentInstructionCasing => "ConsistentInstructionCasing",
-            Self::DuplicateStageName => "DuplicateStageName",
-            Self::ReservedStageName => "ReservedStageName",
-            Self::JSONArgsRecommended => "JSONArgsRecommended",
-            Self::MaintainerDeprecated => "MaintainerDeprecated",
-            Self::UndefinedArgInFrom => "UndefinedArgInFrom",
-            Self::WorkdirRelativePath => "WorkdirRelativePath",
-            Self::UndefinedVar => "UndefinedVar",
-            Self::MultipleInstructionsDisallowed => "MultipleInstructionsDisallowed",
-            Self::LegacyKeyValueFormat => "LegacyKeyValueFormat",
-            Self::InvalidBaseImagePlatform => "InvalidBaseImagePlatform",
-            Self::RedundantTargetPlatform => "RedundantTargetPlatform",
-            Self::SecretsUsedInArgOrEnv => "SecretsUsedInArgOrEnv",
-            Self::InvalidDefaultArgInFrom => "InvalidDefaultArgInFrom",
-            Self::FromPlatformFlagConstDisallowed => "FromPlatformFlagConstDisallowed",
-            Self::CopyIgnoredFile => "CopyIgnoredFile",
-            Self::InvalidDefinitionDescription => "InvalidDefinitionDescription",
-            Self::ExposeProtoCasing => "ExposeProtoCasing",
-            Self::ExposeInvalidFormat => "ExposeInvalidFormat",
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Selection {
+    all: bool,
+    names: Vec<String>,
+}
+
+/// Options of `check=` that are none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CheckOptionsError {
+    /// An option without value or of an unknown name.
+    #[error("failed to parse check options: invalid check option {}", crate::quote::quote(.0))]
+    Unknown(String),
+    /// `error=` something that is neither true nor false.
+    #[error("failed to parse check options: failed to parse check option {}: strconv.ParseBool: parsing {}: invalid syntax", crate::quote::quote(.0), crate::quote::quote(.1))]
+    NotBool(String, String),
+}
+
+impl Selection {
+    fn read(text: &str) -> Self {
+        match text.trim() {
+            "all" => Self { all: true, names: Vec::new() },
+            names => {
+                Self { all: false, names: names.split(',').map(|name| name.trim().to_owned()).collect() }
+            }
         }
+    }
+
+    fn has(&self, rule: Rule) -> bool {
+        self.all || self.names.iter().any(|name| name == rule.name())
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.all |= other.all;
+        self.names.extend(other.names);
     }
 }
 
-/// The findings that need no more than the text.
-pub(crate) fn of_text(dockerfile: &crate::ast::Dockerfile) -> Vec<crate::diagnostic::Diagnostic> {
-    let _ = dockerfile;
-    Vec::new()
+impl Checks {
+    /// Reads `skip=A,B;experimental=C;error=true`.
+    ///
+    /// # Errors
+    /// For an option that does not exist.
+    pub fn parse(options: &str) -> Result<Self, CheckOptionsError> {
+        let mut checks = Self::default();
+        if options.trim().is_empty() {
+            return Ok(checks);
+        }
+        for option in options.trim().splitn(3, ';') {
+            let unknown = |text: &str| CheckOptionsError::Unknown(text.to_owned());
+            let (name, value) = option.split_once('=').ok_or_else(|| unknown(option))?;
+            match name.trim() {
+                "skip" => checks.skip = Selection::read(value),
+                "experimental" => checks.experimental = Selection::read(value),
+                "error" => {
+                    checks.fail = match value.trim() {
+                        "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
+                        "0" | "f" | "F" | "false" | "FALSE" | "False" => false,
+                        other => return Err(CheckOptionsError::NotBool(option.to_owned(), other.to_owned())),
+                    }
+                }
+                other => return Err(unknown(other)),
+            }
+        }
+        Ok(checks)
+    }
+
+    /// The checks a file asks for; unreadable options are an error of the file and leave the default.
+    pub fn of(dockerfile: &Dockerfile) -> Self {
+        Self::directive(dockerfile).unwrap_or_default()
+    }
+
+    /// As [`Checks::of`].
+    ///
+    /// # Errors
+    /// For options that cannot be read.
+    pub(crate) fn directive(dockerfile: &Dockerfile) -> Result<Self, CheckOptionsError> {
+        let value = dockerfile.directive(DirectiveKind::Check).unwrap_or_default();
+        Self::parse(value.split(' ').next().unwrap_or_default())
+    }
+
+    /// With what a `# check=` among the comments above an instruction adds.
+    #[must_use]
+    pub fn with_comments(&self, comments: &[String]) -> Self {
+        let mut checks = self.clone();
+        let options = comments.iter().find_map(|comment| {
+            let (name, value) = grammar::directive(comment)?;
+            name.eq_ignore_ascii_case("check").then(|| value.split(' ').next().unwrap_or_default())
+        });
+        if let Some(Ok(extra)) = options.map(Self::parse) {
+            checks.skip.merge(extra.skip);
+            checks.experimental.merge(extra.experimental);
+        }
+        checks
+    }
+
+    /// Adds a finding to `findings` unless the rule is off.
+    pub fn report(&self, findings: &mut Vec<Diagnostic>, rule: Rule, span: Span, message: String) {
+        let on = if rule.is_experimental() { self.experimental.has(rule) } else { !self.skip.has(rule) };
+        if on {
+            findings.push(Diagnostic::warning(rule, span, message).with_help(rule.description()));
+        }
+    }
 }

@@ -17,6 +17,7 @@
 pub mod ast;
 pub mod check;
 pub mod diagnostic;
+pub mod dockerignore;
 mod duration;
 pub mod expand;
 mod flags;

@@ -8,11 +8,22 @@ use stave_oci::{Platform, Reference};
 
 use crate::{
     ast::{Dockerfile, Instruction},
-    diagnostic::Diagnostic,
+    check::{self, Checks},
+    diagnostic::{Code, Diagnostic},
+    expand::Expander,
     request::{NamedContext, PlanRequest, ResolvedSources, SourceRequest},
-    scope::Variables,
+    scope::{Lookup as _, Variables},
     source::Span,
+    suggest,
 };
+
+mod globals;
+mod links;
+mod stages;
+mod triggers;
+
+use links::Links;
+use stages::StageReader;
 
 /// Everything lowering needs besides the resolved images.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,8 +58,8 @@ pub struct PlannedStage {
     pub implicit: bool,
     /// What it starts from.
     pub base: Base,
-    /// The base as written and expanded, for messages.
-    pub base_name: String,
+    /// The base as written, variables expanded, for messages.
+    pub written_base: String,
     /// `FROM --platform`, if given.
     pub platform: Option<Platform>,
     /// The `FROM` instruction's one-line text, empty for implicit stages.
@@ -107,24 +118,52 @@ pub struct PlanError {
 /// With the file's own errors if it has any; else for a missing stage, a cycle, a base name or a
 /// platform that is empty or malformed.
 pub fn plan(dockerfile: &Dockerfile, request: &PlanRequest) -> Result<BuildPlan, PlanError> {
-    let _ = request;
-    Err(PlanError { diagnostics: dockerfile.errors().to_vec() })
+    if !dockerfile.errors().is_empty() {
+        return Err(PlanError { diagnostics: dockerfile.errors().to_vec() });
+    }
+    let checks = Checks::of(dockerfile);
+    let mut warnings = check::of_text(dockerfile);
+    globals::check_defaults(dockerfile, request, &checks, &mut warnings);
+    let (globals, declared) = globals::build(dockerfile, request, &request.build_args)?;
+    let epoch = globals::epoch(dockerfile, request, &globals)?;
+    let expander = Expander::new(dockerfile.escape);
+    let mut links = Links::new(request, expander);
+    let mut reader = StageReader {
+        request,
+        globals: &globals,
+        declared: &declared,
+        expander,
+        checks,
+        warnings: &mut warnings,
+    };
+    reader.add_all(dockerfile, &mut links)?;
+    let target = links.target(request.target.as_deref())?;
+    links.link_all()?;
+    let mut plan = BuildPlan {
+        dockerfile: dockerfile.clone(),
+        request: request.clone(),
+        stages: links.finish()?,
+        globals,
+        epoch,
+        target,
+        warnings,
+    };
+    plan.mark_reachable();
+    plan.check_order()?;
+    Ok(plan)
 }
 
 impl BuildPlan {
-    /// The images the target needs and `resolved` lacks.
+    /// The images the target needs and `resolved` lacks, each once, in the order of their stages.
     pub fn missing(&self, resolved: &ResolvedSources) -> Vec<SourceRequest> {
-        let _ = resolved;
-        Vec::new()
-    }
-
-    /// The plan with the triggers of all bases known by now put in front of their stages.
-    ///
-    /// # Errors
-    /// For a trigger that is not a sound instruction or names a missing stage.
-    pub fn with_triggers(self, resolved: &ResolvedSources) -> Result<Self, PlanError> {
-        let _ = resolved;
-        Ok(self)
+        let mut missing = Vec::new();
+        for index in (0..self.stages.len()).filter(|&index| self.stages[index].reachable) {
+            let Some(request) = self.request_of(StageIndex(index)) else { continue };
+            if resolved.get(&request).is_none() && !missing.contains(&request) {
+                missing.push(request);
+            }
+        }
+        missing
     }
 
     /// The image request of a stage that starts from an image.
@@ -134,4 +173,70 @@ impl BuildPlan {
         let platform = stage.platform.as_ref().unwrap_or_else(|| self.request.platform()).clone();
         Some(SourceRequest { reference: reference.clone(), platform })
     }
+
+    /// What to say where an image of [`BuildPlan::missing`] cannot be had: at the place that names
+    /// it, with the stages that exist, because a mistyped stage looks like an image.
+    pub fn unresolved(&self, request: &SourceRequest, reason: &str) -> Diagnostic {
+        let indexes = (0..self.stages.len()).map(StageIndex);
+        let stage = indexes.into_iter().find(|&index| self.request_of(index).as_ref() == Some(request));
+        let stage = stage.map(|index| &self.stages[index.0]);
+        let name = stage.map_or_else(|| request.reference.familiar(), |stage| stage.written_base.clone());
+        let span = stage.map_or_else(Span::default, |stage| stage.span);
+        let stages: Vec<&str> = self.stage_names().collect();
+        let images = ["alpine", "busybox", "centos", "debian", "golang", "ubuntu", "fedora"];
+        let suggestion = suggest::similar(&name, stages.iter().copied().chain(images));
+        let error =
+            Diagnostic::error(Code::Plan, span, format!("{name}: {reason}")).with_suggestion(suggestion);
+        match stages.is_empty() {
+            true => error,
+            false => error.with_note(None, format!("the stages here are {}", stages.join(", "))),
+        }
+    }
+
+    /// The names stages were given, in order.
+    pub fn stage_names(&self) -> impl Iterator<Item = &str> {
+        let named = self.dockerfile.stages.iter().filter_map(|stage| stage.from.name.as_ref());
+        named.map(|name| name.name.as_str())
+    }
+
+    /// The value of an `ARG` declared in a stage: a build arg, else the default (already expanded),
+    /// else the global scope's.
+    pub fn argument_value(&self, name: &str, default: Option<String>) -> Option<String> {
+        let given = self.request.build_args.get(name).cloned();
+        given.or(default).or_else(|| self.globals.value(name).map(str::to_owned))
+    }
+
+    /// Marks what the target needs.
+    fn mark_reachable(&mut self) {
+        let mut waiting = vec![self.target];
+        for stage in &mut self.stages {
+            stage.reachable = false;
+        }
+        while let Some(index) = waiting.pop() {
+            let Some(stage) = self.stages.get_mut(index.0) else { continue };
+            if std::mem::replace(&mut stage.reachable, true) {
+                continue;
+            }
+            if let Base::Stage(base) = stage.base {
+                waiting.push(base);
+            }
+            waiting.extend(
+                stage.instructions.iter().flat_map(|instruction| instruction.sources.iter().flatten()),
+            );
+        }
+    }
 }
+
+impl From<Diagnostic> for PlanError {
+    fn from(diagnostic: Diagnostic) -> Self {
+        Self { diagnostics: vec![diagnostic] }
+    }
+}
+
+/// An error of the plan at `span`.
+fn error(span: Span, message: impl Into<String>) -> Diagnostic {
+    Diagnostic::error(Code::Plan, span, message)
+}
+
+#[cfg(test)]
+mod tests;

@@ -13,14 +13,15 @@ pub(crate) fn similar<'a>(word: &str, options: impl IntoIterator<Item = &'a str>
         return None;
     }
     let mut best = None;
-    let mut limit = DISTANCE_LIMIT;
+    let mut nearest = (DISTANCE_LIMIT, 0);
     for option in options {
         if option == word {
             return None;
         }
-        let distance = distance(word, option);
-        if distance < limit {
-            (best, limit) = (Some(option.to_owned()), distance);
+        // Among equals the one that swaps letters wins: people swap letters.
+        let distance = (distance(word, option, false), distance(word, option, true));
+        if distance < nearest {
+            (best, nearest) = (Some(option.to_owned()), distance);
         }
     }
     best
@@ -40,20 +41,24 @@ pub(crate) fn similar_ignoring_case<'a>(
     })
 }
 
-/// The Levenshtein distance.
-fn distance(one: &str, other: &str) -> usize {
+/// The Levenshtein distance; with `swaps`, two letters swapped count as one edit.
+fn distance(one: &str, other: &str, swaps: bool) -> usize {
+    let one: Vec<char> = one.chars().collect();
     let other: Vec<char> = other.chars().collect();
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (index, letter) in one.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = index + 1;
-        for column in 0..other.len() {
-            let substituted = diagonal + usize::from(other[column] != letter);
-            diagonal = row[column + 1];
-            row[column + 1] = substituted.min(row[column] + 1).min(diagonal + 1);
+    let mut rows: Vec<Vec<usize>> = vec![(0..=other.len()).collect()];
+    for (i, letter) in one.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, wanted) in other.iter().enumerate() {
+            let substituted = rows[i][j] + usize::from(letter != wanted);
+            let mut least = substituted.min(rows[i][j + 1] + 1).min(row[j] + 1);
+            if swaps && i > 0 && j > 0 && *letter == other[j - 1] && one[i - 1] == *wanted {
+                least = least.min(rows[i - 1][j - 1] + 1);
+            }
+            row.push(least);
         }
+        rows.push(row);
     }
-    row[other.len()]
+    rows[one.len()][other.len()]
 }
 
 #[cfg(test)]
@@ -65,6 +70,7 @@ mod tests {
         let options = ["build", "test", "release"];
         assert_eq!(similar("bulid", options), Some("build".to_owned()));
         assert_eq!(similar("tests", options), Some("test".to_owned()));
+        assert_eq!(similar("chwon", ["chmod", "chown"]), Some("chown".to_owned()));
         assert_eq!(similar("test", options), None);
         assert_eq!(similar("deploy", options), None);
         assert_eq!(similar_ignoring_case("FRMO", ["from", "run"]), Some("FROM".to_owned()));

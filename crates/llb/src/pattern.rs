@@ -95,7 +95,14 @@ impl PatternMatcher {
 
     /// Whether the list selects `path`: by itself, or because it selects a directory above it.
     pub fn matches(&self, path: &str) -> bool {
-        self.decide(path, |pattern| pattern.matches(path) || pattern.matches_parent_of(path))
+        let mut selected = false;
+        for pattern in &self.patterns {
+            let matters = pattern.exclusion == selected;
+            if matters && (pattern.matches(path) || pattern.matches_parent_of(path)) {
+                selected = !pattern.exclusion;
+            }
+        }
+        selected
     }
 
     /// As [`PatternMatcher::matches`], for a walk from the top: `parent` is the answer for the
@@ -114,16 +121,6 @@ impl PatternMatcher {
             }
         }
         (selected, DirectoryMatches { matched })
-    }
-
-    fn decide(&self, path: &str, matches: impl Fn(&Pattern) -> bool) -> bool {
-        let mut selected = false;
-        for pattern in &self.patterns {
-            if pattern.exclusion == selected && matches(pattern) {
-                selected = !pattern.exclusion;
-            }
-        }
-        selected
     }
 
     /// Whether a `!` pattern may match something below `directory`, so that a walk must enter it

@@ -200,14 +200,14 @@ fn errors_read_as_dockers() {
 
 #[test]
 fn every_error_is_reported_once() {
-    let parsed = read("FROM a b\nRUN x\nFOO\nENV a\n");
+    let parsed = read("FROM a b\nRUN x\nQUUX\nENV a\n");
     let messages: Vec<_> = parsed.dockerfile.errors().iter().map(ToString::to_string).collect();
     assert_eq!(
         messages,
         [
             "ENV must have two arguments",
             "dockerfile parse error on line 1: FROM requires either one or three arguments",
-            "dockerfile parse error on line 3: unknown instruction: FOO",
+            "dockerfile parse error on line 3: unknown instruction: QUUX",
         ]
     );
 }

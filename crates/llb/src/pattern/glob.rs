@@ -79,7 +79,7 @@ impl Tokens {
         let mut tokens = Vec::new();
         let mut letters = pattern.chars().peekable();
         while let Some(letter) = letters.next() {
-            tokens.push(match letter {
+            let token = match letter {
                 '*' if deep && letters.peek() == Some(&'*') => {
                     letters.next();
                     if letters.peek() == Some(&'/') {
@@ -97,7 +97,8 @@ impl Tokens {
                 '\\' => Token::Escaped(letters.next().ok_or_else(fail)?),
                 '[' => class(&mut letters).ok_or_else(fail)?,
                 other => Token::Letter(other),
-            });
+            };
+            tokens.push(token);
         }
         Ok(Self(tokens))
     }

@@ -1,0 +1,119 @@
+//! The global scope.
+//!
+//! Owns the platform arguments, `ARG`s before the first `FROM`, build args over both, and
+//! `SOURCE_DATE_EPOCH`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use stave_oci::Reference;
+
+use crate::{
+    ast::{Dockerfile, InstructionKind},
+    check::{Checks, Rule},
+    diagnostic::Diagnostic,
+    expand::Expander,
+    request::PlanRequest,
+    scope::{Lookup as _, Variables},
+    source::Span,
+};
+
+use super::error;
+
+/// The variable that sets the time of everything a build makes.
+const EPOCH: &str = "SOURCE_DATE_EPOCH";
+
+/// The global scope, and the names declared in the file.
+pub(super) fn build(
+    dockerfile: &Dockerfile,
+    request: &PlanRequest,
+    build_args: &BTreeMap<String, String>,
+) -> Result<(Variables, BTreeSet<String>), Diagnostic> {
+    let mut globals = platform_arguments(dockerfile, request);
+    let mut declared = BTreeSet::new();
+    let expander = Expander::new(dockerfile.escape);
+    for instruction in &dockerfile.globals {
+        let InstructionKind::Arg(arguments) = &instruction.kind else { continue };
+        for argument in arguments {
+            let name = &argument.name.text;
+            declared.insert(name.clone());
+            let value = match (build_args.get(name), &argument.default) {
+                (Some(given), _) => given.clone(),
+                (None, Some(default)) => expander
+                    .text(&default.text, &globals)
+                    .map_err(|failure| error(instruction.span, failure.to_string()))?,
+                (None, None) => continue,
+            };
+            globals.set(name.as_str(), value);
+        }
+    }
+    Ok((globals, declared))
+}
+
+fn platform_arguments(dockerfile: &Dockerfile, request: &PlanRequest) -> Variables {
+    let build = &request.build_platform;
+    let target = request.platform();
+    let last_name = || dockerfile.stages.last()?.from.name.as_ref().map(|name| name.name.clone());
+    let stage = request.target.clone().filter(|name| !name.is_empty()).or_else(last_name);
+    let text = |part: &Option<String>| part.clone().unwrap_or_default();
+    let defaults = [
+        ("BUILDPLATFORM", build.to_string()),
+        ("BUILDOS", build.os.clone()),
+        ("BUILDOSVERSION", text(&build.os_version)),
+        ("BUILDARCH", build.architecture.clone()),
+        ("BUILDVARIANT", text(&build.variant)),
+        ("TARGETPLATFORM", target.to_string()),
+        ("TARGETOS", target.os.clone()),
+        ("TARGETOSVERSION", text(&target.os_version)),
+        ("TARGETARCH", target.architecture.clone()),
+        ("TARGETVARIANT", text(&target.variant)),
+        ("TARGETSTAGE", stage.unwrap_or_else(|| "default".to_owned())),
+    ];
+    let mut globals = Variables::default();
+    for (name, default) in defaults {
+        globals.set(name, request.build_args.get(name).cloned().unwrap_or(default));
+    }
+    globals
+}
+
+/// The time of everything the build makes, in seconds.
+pub(super) fn epoch(
+    dockerfile: &Dockerfile,
+    request: &PlanRequest,
+    globals: &Variables,
+) -> Result<Option<i64>, Diagnostic> {
+    let value = match request.build_args.get(EPOCH) {
+        Some(value) => value.as_str(),
+        None => globals.value(EPOCH).unwrap_or_default(),
+    };
+    // A local context has no time of its own to give.
+    if value.is_empty() || value == "context" {
+        return Ok(None);
+    }
+    let declaration = dockerfile.globals.iter().find(|instruction| match &instruction.kind {
+        InstructionKind::Arg(arguments) => arguments.iter().any(|argument| argument.name.text == EPOCH),
+        _ => false,
+    });
+    let span = declaration.map_or_else(Span::default, |instruction| instruction.span);
+    value.parse().map(Some).map_err(|_| {
+        error(span, format!("invalid {EPOCH}: {value}")).with_help("give it as seconds since 1970")
+    })
+}
+
+/// Whether the bases are sound where no build arg is given.
+pub(super) fn check_defaults(
+    dockerfile: &Dockerfile,
+    request: &PlanRequest,
+    checks: &Checks,
+    warnings: &mut Vec<Diagnostic>,
+) {
+    let Ok((globals, _)) = build(dockerfile, request, &BTreeMap::new()) else { return };
+    let expander = Expander::new(dockerfile.escape);
+    for stage in &dockerfile.stages {
+        let base = &stage.from.base.text;
+        let Ok(name) = expander.text(base, &globals) else { return };
+        if name.parse::<Reference>().is_err() {
+            let message = format!("Default value for ARG {base} results in empty or invalid base image name");
+            checks.report(warnings, Rule::InvalidDefaultArgInFrom, stage.instruction.span, message);
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! `ONBUILD` triggers of bases.
+//!
+//! Owns when a stage's triggers are known and what becomes of them: instructions in front of the
+//! stage's own, which may name further images.
+
+use crate::{
+    ast::{Instruction, InstructionKind},
+    diagnostic::Diagnostic,
+    parse,
+    request::ResolvedSources,
+};
+
+use super::{Base, BuildPlan, PlanError, StageIndex, links::Links};
+
+/// Triggers one base may bring along.
+const MAX_TRIGGERS: usize = 1000;
+
+impl BuildPlan {
+    /// The plan with the triggers of all bases known by now put in front of their stages.
+    ///
+    /// # Errors
+    /// For a trigger that is not a sound instruction or names a missing stage.
+    pub fn with_triggers(mut self, resolved: &ResolvedSources) -> Result<Self, PlanError> {
+        // A trigger may make further stages reachable, whose triggers then count, too.
+        while let Some((stage, expressions)) = self.next_triggers(resolved) {
+            let triggers = self.parse_triggers(stage, &expressions)?;
+            let stages = std::mem::take(&mut self.stages);
+            let mut links = Links::of_plan(&self, stages);
+            links.prepend(stage, triggers)?;
+            self.stages = links.finish()?;
+            self.stages[stage.0].triggers_done = true;
+            self.mark_reachable();
+        }
+        self.check_order()?;
+        Ok(self)
+    }
+
+    /// A stage whose triggers are known and not yet in it.
+    fn next_triggers(&self, resolved: &ResolvedSources) -> Option<(StageIndex, Vec<String>)> {
+        let waiting = |index: &usize| self.stages[*index].reachable && !self.stages[*index].triggers_done;
+        (0..self.stages.len()).filter(waiting).find_map(|index| {
+            let index = StageIndex(index);
+            Some((index, self.expressions(index, resolved)?))
+        })
+    }
+
+    /// The triggers of a stage's base; `None` while its image is not resolved.
+    fn expressions(&self, stage: StageIndex, resolved: &ResolvedSources) -> Option<Vec<String>> {
+        match &self.stages[stage.0].base {
+            Base::Scratch | Base::Context(_) => Some(Vec::new()),
+            Base::Stage(base) => {
+                let instructions = self.stages[base.0].instructions.iter();
+                let expression = |kind: &InstructionKind| match kind {
+                    InstructionKind::Onbuild(onbuild) => Some(onbuild.expression.clone()),
+                    _ => None,
+                };
+                Some(instructions.filter_map(|planned| expression(&planned.instruction.kind)).collect())
+            }
+            Base::Image(_) => {
+                let image = resolved.get(&self.request_of(stage)?)?;
+                Some(image.config.config.on_build.clone())
+            }
+        }
+    }
+
+    fn parse_triggers(
+        &self,
+        stage: StageIndex,
+        expressions: &[String],
+    ) -> Result<Vec<Instruction>, Diagnostic> {
+        let Some(from) = self.dockerfile.stages.get(stage.0).map(|stage| &stage.instruction) else {
+            return Ok(Vec::new());
+        };
+        if expressions.len() > MAX_TRIGGERS {
+            let message = format!("the base has {} triggers, more than {MAX_TRIGGERS}", expressions.len());
+            return Err(super::error(from.span, message));
+        }
+        expressions.iter().map(|expression| parse::parse_trigger(expression, from)).collect()
+    }
+}
