@@ -69,7 +69,6 @@ impl Launcher {
     /// When the spec is wrong, a step of the set-up fails, or the program cannot be executed.
     pub fn spawn(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<Sandbox, SpawnError> {
         spec.validate()?;
-        let running = self.running()?;
         let mut spec = spec.clone();
         if let RootFs::Overlay(root) = &spec.rootfs
             && let Some(stubs) = &root.stubs
@@ -86,7 +85,31 @@ impl Launcher {
             cgroup_controllers: cgroup.as_ref().map(CgroupGuard::v1_controllers).unwrap_or_default(),
             spec,
         };
-        running.spawn(&request, stdio, cgroup)
+        let order = Order::new(&request, stdio).map_err(SpawnError::LauncherGone)?;
+        let running = self.deliver(&order)?;
+        order.collect(running, cgroup)
+    }
+
+    /// Hands the order over. A launcher that died takes no more; then it was not begun, and a new one gets it.
+    fn deliver(&self, order: &Order) -> Result<Arc<Running>, SpawnError> {
+        let running = self.running()?;
+        match running.send(order) {
+            Ok(()) => Ok(running),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.forget(&running);
+                let next = self.running()?;
+                next.send(order).map_err(SpawnError::LauncherGone)?;
+                Ok(next)
+            }
+            Err(error) => Err(SpawnError::LauncherGone(error)),
+        }
+    }
+
+    fn forget(&self, dead: &Arc<Running>) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if running.as_ref().is_some_and(|current| Arc::ptr_eq(current, dead)) {
+            *running = None;
+        }
     }
 
     /// The running process; started when there is none, or when the last one died.
@@ -135,40 +158,12 @@ impl Running {
         self.keeper.as_ref().is_some_and(|keeper| !keeper.is_finished())
     }
 
-    fn spawn(
-        self: Arc<Self>,
-        request: &Request,
-        stdio: Stdio,
-        cgroup: Option<CgroupGuard>,
-    ) -> Result<Sandbox, SpawnError> {
-        let gone = SpawnError::LauncherGone;
-        let (control, control_inside) = packet_pair().map_err(gone)?;
-        let (report, report_inside) =
-            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| gone(error.into()))?;
-        let body = body(request).map_err(gone)?;
-        let socket = self.socket.as_ref().ok_or_else(|| gone(io::ErrorKind::NotConnected.into()))?;
-        let descriptors = [
-            body.as_fd(),
-            stdio.stdin.as_fd(),
-            stdio.stdout.as_fd(),
-            stdio.stderr.as_fd(),
-            control_inside.as_fd(),
-            report_inside.as_fd(),
-        ];
-        send(socket.as_fd(), b"spawn", &descriptors).map_err(gone)?;
-        // Only the sandbox's ends may stay open: their closing is what tells of its progress and its end.
-        drop((stdio, control_inside, report_inside, body));
-        let replies = Replies::collect(&control)?;
-        let pidfd = replies.pidfd.ok_or_else(|| gone(io::ErrorKind::UnexpectedEof.into()))?;
-        Ok(Sandbox {
-            pidfd,
-            report,
-            terminal: replies.terminal,
-            created: replies.created,
-            cgroup,
-            exit: None,
-            _launcher: self,
-        })
+    fn send(&self, order: &Order) -> io::Result<()> {
+        let socket = self.socket.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
+        let Order { body, stdio, control_inside, report_inside, .. } = order;
+        let Stdio { stdin, stdout, stderr } = stdio;
+        let descriptors = [body, stdin, stdout, stderr, control_inside, report_inside].map(AsFd::as_fd);
+        send(socket.as_fd(), b"spawn", &descriptors)
     }
 }
 
@@ -178,6 +173,34 @@ impl Drop for Running {
         if let Some(keeper) = self.keeper.take() {
             let _panicked = keeper.join();
         }
+    }
+}
+
+/// A request and the ends of its channels, before it is handed over.
+struct Order {
+    body: OwnedFd,
+    stdio: Stdio,
+    control: OwnedFd,
+    control_inside: OwnedFd,
+    report: OwnedFd,
+    report_inside: OwnedFd,
+}
+
+impl Order {
+    fn new(request: &Request, stdio: Stdio) -> io::Result<Self> {
+        let (control, control_inside) = packet_pair()?;
+        let (report, report_inside) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        Ok(Self { body: body(request)?, stdio, control, control_inside, report, report_inside })
+    }
+
+    /// Waits until the program is being executed, or cannot be.
+    fn collect(self, launcher: Arc<Running>, cgroup: Option<CgroupGuard>) -> Result<Sandbox, SpawnError> {
+        let Self { stdio, control, control_inside, report, report_inside, .. } = self;
+        // Only the sandbox's ends may stay open: their closing is what tells of its progress and its end.
+        drop((stdio, control_inside, report_inside));
+        let Replies { pidfd, terminal, created } = Replies::collect(&control)?;
+        let pidfd = pidfd.ok_or_else(|| SpawnError::LauncherGone(io::ErrorKind::UnexpectedEof.into()))?;
+        Ok(Sandbox { pidfd, report, terminal, created, cgroup, exit: None, _launcher: launcher })
     }
 }
 

@@ -159,8 +159,10 @@ fn the_end_of_the_launcher_takes_everything() {
         .into_iter()
         .find(|pid| children(*pid).iter().any(|child| !children(*child).is_empty()))
         .expect("it");
+    let handle = pidfd_open(own, PidfdFlags::empty()).expect("a handle");
     kill_process(own, Signal::KILL).expect("a signal");
     assert_ends(&process);
+    assert_ends(&handle);
     assert!(matches!(sandbox.wait(), Err(WaitError::LauncherGone)));
     drop(sandbox);
     fs::remove_dir_all(place.path("work"))
