@@ -18,7 +18,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{Dir, FileType, Mode, OFlags, major, minor, open};
+use rustix::fs::{Dir, FileType, Mode, major, minor, open};
 use rustix::io::Errno;
 
 use crate::view::{MergedEntry, directory_flags, is_whiteout};

@@ -1,11 +1,22 @@
 //! Garbage collection, safe beside running builds. Start with [`Store::prune`].
+//!
+//! Two transactions: the first picks what no image, no live lease and no lock needs and marks it, so
+//! that from its commit on nobody finds it; the second, under the write lock again, renames what is
+//! still marked into the session's directory and deletes the rows. The slow removal comes last and
+//! blocks nobody. Killed in between, marked rows and moved files fall to the next sweep.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
+use rusqlite::Transaction;
 use stave_oci::Digest;
 
-use crate::{LayerId, Store, StoreError, UsageKind};
+use crate::database::Failure;
+use crate::fault::reach;
+use crate::reconcile::{self, move_aside};
+use crate::usage::rows;
+use crate::{LayerId, Store, StoreError, UsageId, UsageKind, UsageRecord};
 
 /// Which images go before their layers are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,9 +57,126 @@ pub struct Pruned {
     pub freed: u64,
 }
 
+impl PruneRequest {
+    /// Everything that neither an image nor a live lease needs.
+    pub fn unused() -> Self {
+        Self { images: ImagePrune::Keep, kinds: BTreeSet::new(), unused_for: None, keep_bytes: None }
+    }
+
+    fn wants(&self, kind: UsageKind) -> bool {
+        self.kinds.is_empty() || self.kinds.contains(&kind)
+    }
+
+    /// The latest last use that still goes.
+    fn cutoff(&self) -> Option<SystemTime> {
+        self.unused_for.map(|age| SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH))
+    }
+}
+
 impl Store {
     /// Removes what the request says and nothing needs.
     pub fn prune(&self, request: &PruneRequest) -> Result<Pruned, StoreError> {
-        todo!("{request:?}")
+        let inner = &self.inner;
+        // First, so that leases of dead processes protect nothing.
+        reconcile::sweep(&inner.root, &inner.database, &inner.session)?;
+        self.measure_layers()?;
+        let mounts = self.cache_mount_usage()?;
+        let mut pruned = Pruned::default();
+        let chosen = inner.database.write(|tx| {
+            pruned.images = remove_images(tx, request)?;
+            let mut records = rows(tx)?;
+            records.extend(mounts);
+            let chosen = choose(records, request);
+            mark(tx, &chosen)?;
+            Ok(chosen)
+        })?;
+        reach("prune-marked");
+        let rubbish = inner.database.write(|tx| self.move_marked(tx))?;
+        reach("prune-moved");
+        reconcile::remove_all(&rubbish)?;
+        for record in chosen {
+            match record.id {
+                UsageId::Layer(layer) => pruned.layers.push(layer),
+                UsageId::Blob(digest) => pruned.blobs.push(digest),
+                UsageId::CacheMount(name) if self.remove_cache_mount(&name)? => {
+                    pruned.cache_mounts.push(name)
+                }
+                // Someone began to use it since.
+                UsageId::CacheMount(_) => continue,
+            }
+            pruned.freed += record.size;
+        }
+        Ok(pruned)
     }
+
+    /// Moves everything marked (by whomever) into the session's directory and deletes its rows.
+    fn move_marked(&self, tx: &Transaction<'_>) -> Result<Vec<PathBuf>, Failure> {
+        let mut moved = Vec::new();
+        let mut aside = |from: PathBuf| {
+            let aside = self.inner.session.fresh_path("d");
+            if move_aside(&from, &aside)? {
+                moved.push(aside);
+            }
+            Ok::<(), StoreError>(())
+        };
+        let mut statement = tx.prepare("DELETE FROM layer WHERE state = 1 RETURNING name")?;
+        let names = statement.query_map([], |row| row.get::<_, String>(0))?;
+        for name in names.collect::<rusqlite::Result<Vec<_>>>()? {
+            aside(self.layer_path(&name))?;
+        }
+        let mut statement = tx.prepare("DELETE FROM blob WHERE state = 1 RETURNING digest")?;
+        let digests = statement.query_map([], |row| row.get::<_, String>(0))?;
+        for digest in digests.collect::<rusqlite::Result<Vec<_>>>()? {
+            let digest = digest.parse().map_err(|_| StoreError::DamagedRecord { what: "a blob" })?;
+            aside(self.blob_path(&digest))?;
+        }
+        Ok(moved)
+    }
+}
+
+fn remove_images(tx: &Transaction<'_>, request: &PruneRequest) -> Result<Vec<Digest>, Failure> {
+    let condition = match request.images {
+        ImagePrune::Keep => return Ok(Vec::new()),
+        ImagePrune::Dangling => "id NOT IN (SELECT image FROM image_name)",
+        ImagePrune::All => "1",
+    };
+    let latest = request.cutoff().and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+    let latest = latest.map_or(i64::MAX, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
+    let mut statement =
+        tx.prepare(&format!("DELETE FROM image WHERE stored <= ?1 AND {condition} RETURNING id"))?;
+    let ids = statement.query_map([latest], |row| row.get::<_, String>(0))?;
+    let damaged = |_| Failure::Store(StoreError::DamagedRecord { what: "an image" });
+    ids.map(|id| id?.parse().map_err(damaged)).collect()
+}
+
+/// What goes: the least recently used first, a layer before the older ones it may lie on.
+fn choose(mut records: Vec<UsageRecord>, request: &PruneRequest) -> Vec<UsageRecord> {
+    let mut total: u64 = records.iter().map(|record| record.size).sum();
+    let cutoff = request.cutoff();
+    records.sort_by(|a, b| (a.last_used, &b.id).cmp(&(b.last_used, &a.id)));
+    let mut chosen = Vec::new();
+    for record in records {
+        if request.keep_bytes.is_some_and(|keep| total <= keep) {
+            break;
+        }
+        let old_enough = cutoff.is_none_or(|cutoff| record.last_used <= cutoff);
+        if old_enough && request.wants(record.id.kind()) && !record.in_use && !record.in_image {
+            total -= record.size;
+            chosen.push(record);
+        }
+    }
+    chosen
+}
+
+fn mark(tx: &Transaction<'_>, chosen: &[UsageRecord]) -> Result<(), Failure> {
+    let mut layer = tx.prepare_cached("UPDATE layer SET state = 1 WHERE id = ?1")?;
+    let mut blob = tx.prepare_cached("UPDATE blob SET state = 1 WHERE digest = ?1")?;
+    for record in chosen {
+        match &record.id {
+            UsageId::Layer(id) => layer.execute([id.0])?,
+            UsageId::Blob(digest) => blob.execute([digest.as_str()])?,
+            UsageId::CacheMount(_) => 0,
+        };
+    }
+    Ok(())
 }

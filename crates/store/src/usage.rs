@@ -2,8 +2,11 @@
 
 use std::time::SystemTime;
 
+use rusqlite::Transaction;
 use stave_oci::Digest;
 
+use crate::database::{Failure, time};
+use crate::diff::allocated;
 use crate::{LayerId, Store, StoreError};
 
 /// A kind of thing that takes room.
@@ -81,9 +84,82 @@ impl DiskUsage {
     }
 }
 
+/// What every kind of row tells of itself. A lease that began no later than the stamp keeps it.
+const LAYERS: &str = "SELECT id, description, coalesce(size, 0), created, used,
+    use_seq >= coalesce((SELECT min(start) FROM lease), use_seq + 1),
+    EXISTS (SELECT 1 FROM image_layer WHERE layer = layer_row.id)
+    FROM layer AS layer_row WHERE state = 0";
+const BLOBS: &str = "SELECT digest, '', size, created, used,
+    use_seq >= coalesce((SELECT min(start) FROM lease), use_seq + 1),
+    EXISTS (SELECT 1 FROM image_layer WHERE blob_digest = digest)
+    FROM blob WHERE state = 0";
+
 impl Store {
     /// Measures everything. Sizes of layers are measured once and remembered.
     pub fn disk_usage(&self) -> Result<DiskUsage, StoreError> {
-        todo!()
+        self.measure_layers()?;
+        let mut records = self.inner.database.read(rows)?;
+        records.extend(self.cache_mount_usage()?);
+        records.sort_by(|a, b| (a.last_used, &b.id).cmp(&(b.last_used, &a.id)));
+        Ok(DiskUsage { records })
     }
+
+    /// Measures the layers that were not yet.
+    pub(crate) fn measure_layers(&self) -> Result<(), StoreError> {
+        let unknown: Vec<(i64, String)> = self.inner.database.read(|tx| {
+            let mut statement =
+                tx.prepare_cached("SELECT id, name FROM layer WHERE size IS NULL AND state = 0")?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })?;
+        let mut sizes = Vec::with_capacity(unknown.len());
+        for (id, name) in unknown {
+            match allocated(&self.layer_path(&name)) {
+                Ok(size) => sizes.push((id, i64::try_from(size).unwrap_or(i64::MAX))),
+                // Collected by another process meanwhile.
+                Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if sizes.is_empty() {
+            return Ok(());
+        }
+        self.inner.database.write(|tx| {
+            let mut statement = tx.prepare_cached("UPDATE layer SET size = ?2 WHERE id = ?1")?;
+            for size in sizes {
+                statement.execute(size)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The layers and blobs, in one consistent state.
+pub(crate) fn rows(tx: &Transaction<'_>) -> Result<Vec<UsageRecord>, Failure> {
+    let mut records = Vec::new();
+    let mut statement = tx.prepare_cached(LAYERS)?;
+    let mut layers = statement.query([])?;
+    while let Some(row) = layers.next()? {
+        records.push(record(UsageId::Layer(LayerId(row.get(0)?)), row)?);
+    }
+    let mut statement = tx.prepare_cached(BLOBS)?;
+    let mut blobs = statement.query([])?;
+    while let Some(row) = blobs.next()? {
+        let damaged = |_| StoreError::DamagedRecord { what: "a blob" };
+        let digest = row.get::<_, String>(0)?.parse().map_err(damaged)?;
+        records.push(record(UsageId::Blob(digest), row)?);
+    }
+    Ok(records)
+}
+
+fn record(id: UsageId, row: &rusqlite::Row<'_>) -> rusqlite::Result<UsageRecord> {
+    Ok(UsageRecord {
+        id,
+        description: row.get(1)?,
+        size: u64::try_from(row.get::<_, i64>(2)?).unwrap_or(0),
+        created: time(row.get(3)?),
+        last_used: time(row.get(4)?),
+        in_use: row.get(5)?,
+        in_image: row.get(6)?,
+    })
 }
