@@ -5,8 +5,8 @@
 //! is missing from it and named in the diagnostics. Start with [`parse`].
 
 use crate::{
-    ast::{Dockerfile, Heredoc, Instruction, InstructionKind, Stage},
-    check,
+    ast::{DirectiveKind, Dockerfile, Heredoc, Instruction, InstructionKind, Stage},
+    check::{self, Checks},
     diagnostic::{Code, Diagnostic},
     heredoc,
     instruction::{self, Reading, Split},
@@ -109,6 +109,12 @@ impl Tree {
     fn finish(self, end: Span) -> Parsed {
         let Self { mut dockerfile, lost_stage, syntax_errors } = self;
         let mut errors = syntax_errors;
+        if let Err(failure) = Checks::directive(&dockerfile) {
+            let check = dockerfile.directives.iter().find(|directive| directive.kind == DirectiveKind::Check);
+            let span = check.map_or(end, |directive| directive.span);
+            let help = "the options are skip, experimental and error, as in `# check=skip=all;error=true`";
+            errors.insert(0, Diagnostic::error(Code::Syntax, span, failure.to_string()).with_help(help));
+        }
         errors.append(&mut dockerfile.errors);
         if errors.is_empty() && dockerfile.stages.is_empty() && !lost_stage {
             let error = Diagnostic::error(Code::Plan, end, "dockerfile contains no stages to build")

@@ -192,6 +192,11 @@ fn errors_read_as_dockers() {
             "dockerfile parse error on line 2: 'from' doesn't support variable expansion, define alias stage instead",
             "--mount=from=$x",
         ),
+        (
+            "# check=skp=all\nFROM a",
+            "failed to parse check options: invalid check option \"skp\"",
+            "# check=skp=all",
+        ),
         ("# escape=x\nFROM a", "invalid escape token 'x' does not match ` or \\", "# escape=x"),
     ] {
         check_error(text, expected, pointed_at);
