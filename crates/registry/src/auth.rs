@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 
 pub(crate) use challenge::{Bearer, Challenge, challenges};
 pub(crate) use scope::ScopeSet;
@@ -76,7 +76,11 @@ impl Exchange {
             return self.bearer(&bearer, sent).await.map(Some);
         }
         if !asked.contains(&Challenge::Basic) {
-            return Err(ErrorKind::from(AuthFault::Challenge(String::new())).into());
+            // Without any challenge the answer is a plain no.
+            let Some(other) = headers.get(WWW_AUTHENTICATE) else { return Ok(None) };
+            let scheme = other.to_str().unwrap_or_default().split(' ').next().unwrap_or_default();
+            let scheme = scheme.chars().filter(char::is_ascii_alphanumeric).take(32).collect();
+            return Err(ErrorKind::from(AuthFault::Challenge(scheme)).into());
         }
         let Some(header) = self.basic().await? else { return Ok(None) };
         if sent.is_some_and(|sent| sent.header == header) {

@@ -208,10 +208,12 @@ impl Download {
             }
             match self.read().await {
                 Ok(Some(piece)) => return Ok(Some(piece)),
-                Ok(None) => {
+                // A connection that breaks after the last byte has done its work.
+                Ok(None) | Err(ErrorKind::Interrupted(_)) if self.position == self.blob.size => {
                     self.verify().map_err(|kind| self.error(kind))?;
                     return Ok(None);
                 }
+                Ok(None) => return Err(self.error(self.wrong_size(self.position, false))),
                 Err(kind) => self.resume(kind).await?,
             }
         }
@@ -245,9 +247,6 @@ impl Download {
     }
 
     fn verify(&mut self) -> Result<(), ErrorKind> {
-        if self.position != self.blob.size {
-            return Err(self.wrong_size(self.position, false));
-        }
         let Some(hasher) = self.hasher.take() else { return Ok(()) };
         let actual = hasher.finish();
         if actual == self.blob.digest {

@@ -195,9 +195,6 @@ pub enum ResponseFault {
     /// A `Docker-Content-Digest` header that is no digest.
     #[error("registry sent an invalid `Docker-Content-Digest` header")]
     DigestHeader,
-    /// The answer is not HTTP that we read (header too long, bad framing).
-    #[error("malformed HTTP response: {0}")]
-    Http(String),
 }
 
 /// Why a redirect is not followed.
@@ -217,7 +214,7 @@ pub enum RedirectFault {
 /// Why no token was obtained.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AuthFault {
-    /// 401 without a challenge we understand.
+    /// 401 with a challenge of another scheme than basic and bearer.
     #[error("registry asks for authentication in a way that is not supported{}", server_says(.0))]
     Challenge(String),
     /// The token service's address is not http(s), or http for a registry on https.

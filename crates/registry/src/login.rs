@@ -42,9 +42,7 @@ impl Client {
         let answer = exchange.send(&Call::get(exchange.url("")?)).await?;
         match answer.response.status() {
             status if status.is_success() => Ok(()),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                Err(ErrorKind::Unauthorized(answer.message().await))
-            }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(ErrorKind::Unauthorized(String::new())),
             _ => Err(answer.fault().await.kind),
         }
     }

@@ -228,9 +228,18 @@ pub(crate) fn connection_fault(error: &reqwest::Error, patience: Duration) -> Er
     if error.is_timeout() {
         return ErrorKind::Timeout(patience);
     }
-    if error.is_connect() {
-        let is_certificate = matches!(tls_fault(error), Some(rustls::Error::InvalidCertificate(_)));
-        return ErrorKind::Connect { reason, is_dns: error.is_dns(), is_certificate };
+    // A server that does not accept our certificate may say so only after the handshake.
+    let is_certificate = matches!(
+        tls_fault(error),
+        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_))
+    );
+    if error.is_dns() {
+        // The resolver spells the whole query out.
+        let reason = if reason.starts_with("no records found") { "no such host".to_owned() } else { reason };
+        return ErrorKind::Connect { reason, is_dns: true, is_certificate };
+    }
+    if error.is_connect() || is_certificate {
+        return ErrorKind::Connect { reason, is_dns: false, is_certificate };
     }
     ErrorKind::Interrupted(reason)
 }

@@ -7,16 +7,19 @@
 mod http;
 mod routes;
 mod state;
+mod tls;
 
 use std::io::Read as _;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use stave_oci::{Descriptor, Digest, Reference, media_type};
 
-use http::{Head, Response};
+use http::{Head, Response, Stream};
 use state::State;
+pub use tls::Tls;
 
 /// Who is let in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,6 +126,7 @@ pub struct TestRegistry {
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
+    tls: Option<Arc<ServerConfig>>,
     /// Open connections, so that dropping the registry ends their threads.
     open: Mutex<Vec<TcpStream>>,
 }
@@ -139,9 +143,21 @@ impl TestRegistry {
     /// # Panics
     /// When loopback has no port left.
     pub fn start() -> Self {
+        Self::listen(None)
+    }
+
+    /// Starts an empty registry on https, open to everybody.
+    ///
+    /// # Panics
+    /// When the files do not hold what they should.
+    pub fn start_tls(tls: Tls<'_>) -> Self {
+        Self::listen(Some(tls.config()))
+    }
+
+    fn listen(tls: Option<Arc<ServerConfig>>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { tls, ..Shared::default() });
         shared.state().host = address.to_string();
         let acceptor = thread::spawn({
             let shared = Arc::clone(&shared);
@@ -220,6 +236,11 @@ impl TestRegistry {
         self.shared.state().faults.len()
     }
 
+    /// Answers every request from now on with 401 and this challenge.
+    pub fn refuse_with(&self, challenge: &str) {
+        self.shared.state().challenge = Some(challenge.to_owned());
+    }
+
     /// Makes every token given out so far worthless.
     pub fn revoke_tokens(&self) {
         self.shared.state().tokens.clear();
@@ -269,6 +290,13 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 }
 
 fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
+    let stream = match &shared.tls {
+        None => Stream::Plain(stream),
+        Some(config) => {
+            let connection = ServerConnection::new(Arc::clone(config)).map_err(std::io::Error::other)?;
+            Stream::Tls(Box::new(StreamOwned::new(connection, stream)))
+        }
+    };
     let mut connection = http::Connection::new(stream);
     while let Some(head) = connection.read_head()? {
         let misbehaviour = shared.state().record(&head);

@@ -136,7 +136,9 @@ async fn read(answer: Answer, authenticated: bool, realm: &Url) -> Result<TokenR
     if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
         return Err(answer.fault().await);
     }
-    let message = answer.message().await;
+    // Our own text says the same.
+    let message = Some(answer.message().await).filter(|text| text != "incorrect username or password");
+    let message = message.unwrap_or_default();
     Err(match (status, authenticated) {
         (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, false) => {
             ErrorKind::AccessDenied { authenticated, message }.into()

@@ -4,6 +4,7 @@ mod auth;
 mod pull;
 mod push;
 mod resolve;
+mod tls;
 
 use std::time::Duration;
 

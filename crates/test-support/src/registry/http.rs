@@ -1,7 +1,9 @@
 //! As much of HTTP/1.1 as a registry's clients speak.
 
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
+
+use rustls::{ServerConnection, StreamOwned};
 
 /// Longest request line or header accepted.
 const MAX_LINE: u64 = 64 << 10;
@@ -114,17 +116,48 @@ impl Response {
     }
 }
 
+/// Bytes to and from a client, in the clear or not.
+pub(super) enum Stream {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ServerConnection, TcpStream>>),
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.write(bytes),
+            Self::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.flush(),
+            Self::Tls(stream) => stream.flush(),
+        }
+    }
+}
+
 /// One client's connection.
 pub(super) struct Connection {
-    reader: BufReader<TcpStream>,
+    reader: BufReader<Stream>,
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream) -> Self {
+    pub(super) fn new(stream: Stream) -> Self {
         Self { reader: BufReader::new(stream) }
     }
 
-    pub(super) fn stream(&mut self) -> &mut TcpStream {
+    pub(super) fn stream(&mut self) -> &mut Stream {
         self.reader.get_mut()
     }
 
@@ -213,7 +246,11 @@ impl Connection {
         }
     }
 
+    /// Breaks the connection, as a machine that loses power does: TLS says no goodbye either.
     pub(super) fn close(&mut self) -> io::Result<()> {
-        self.stream().shutdown(Shutdown::Both)
+        match self.stream() {
+            Stream::Plain(stream) => stream.shutdown(Shutdown::Both),
+            Stream::Tls(stream) => stream.sock.shutdown(Shutdown::Both),
+        }
     }
 }

@@ -70,6 +70,7 @@ fn refuse(state: &State, head: &Head, repository: &str) -> Option<Response> {
     let shown = head.header("authorization").unwrap_or_default();
     let action = if matches!(head.method.as_str(), "GET" | "HEAD") { "pull" } else { "push" };
     let challenge = match &state.auth {
+        _ if state.challenge.is_some() => state.challenge.clone().unwrap_or_default(),
         Auth::Open => return None,
         Auth::Basic(user) if is_user(shown, user) => return None,
         Auth::Basic(_) => "Basic realm=\"test\"".to_owned(),

@@ -12,6 +12,8 @@ use super::{Auth, Fault, Misbehaviour, Recorded};
 pub(super) struct State {
     pub(super) host: String,
     pub(super) auth: Auth,
+    /// If set, nobody is let in, and this is what they are told.
+    pub(super) challenge: Option<String>,
     pub(super) faults: Vec<Fault>,
     pub(super) requests: Vec<Recorded>,
     /// Tokens given out, with the scopes each is good for.
@@ -28,6 +30,7 @@ impl Default for State {
         Self {
             host: String::new(),
             auth: Auth::Open,
+            challenge: None,
             faults: Vec::new(),
             requests: Vec::new(),
             tokens: HashMap::new(),
