@@ -1,0 +1,293 @@
+//! Running processes over mounted snapshots.
+//! Owns the seam [`Executor`] and its implementation on the sandbox crate: starting, output, waiting, cancelling.
+//! Must not know LLB or the store: a [`MountSet`] already names directories. Read [`Executor`] first.
+
+pub(crate) mod network_files;
+
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use stave_sandbox::{
+    Exit, ExitStatus, Launcher, MountSpec, Network, Process, RootFs, Sandbox, SandboxSpec, Security,
+    SpawnError, Stdio, WaitError,
+};
+use stave_solver::{EventSubscription, LogStream};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
+use tokio_util::sync::CancellationToken;
+
+/// Bytes of output read at a time.
+const OUTPUT_BUFFER: usize = 16 << 10;
+
+/// Pause after a wake-up without an end.
+const SPURIOUS_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
+
+/// Bytes of output kept for the error message of a failed step.
+pub(crate) const TAIL_LIMIT: usize = 8 << 10;
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct ProcessSpec {
+    /// Program, environment, user, limits.
+    pub process: Process,
+    /// Host name inside.
+    pub hostname: String,
+    /// Which network.
+    pub network: Network,
+    /// How confined.
+    pub security: Security,
+}
+
+/// What the process sees as file system.
+#[derive(Debug, Clone)]
+pub struct MountSet {
+    /// The root.
+    pub root: RootFs,
+    /// Whether the root refuses writes.
+    pub readonly_root: bool,
+    /// Mounts on top, in this order.
+    pub mounts: Vec<MountSpec>,
+    /// Size of `/dev/shm` in bytes; `None` for the default.
+    pub shm_size: Option<u64>,
+}
+
+/// Where input comes from and output goes to.
+#[derive(Debug)]
+pub enum ProcessIo {
+    /// No input; output becomes log events of a vertex.
+    Logged(EventSubscription),
+    /// The given descriptors.
+    Given(Stdio),
+}
+
+/// The end of a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finished {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// The last of what it wrote, both streams together; empty when it wrote to given descriptors.
+    pub tail: Vec<u8>,
+    /// Mount points that had to be created in the root, absolute paths inside.
+    pub created_mount_points: Vec<PathBuf>,
+}
+
+/// Why a process did not run to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// It could not be started.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// Its end could not be learnt.
+    #[error(transparent)]
+    Wait(#[from] WaitError),
+    /// Its output could not be read.
+    #[error("reading the output of a process")]
+    Output(#[source] io::Error),
+    /// It was killed because nobody wanted the outcome any more.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// Runs processes. A second implementation (an external OCI runtime) fits behind this.
+pub trait Executor: Send + Sync + 'static {
+    /// Runs a process to its end. When `cancel` fires, everything inside is killed and waited for first.
+    fn run(
+        &self,
+        process: ProcessSpec,
+        mounts: MountSet,
+        io: ProcessIo,
+        cancel: &CancellationToken,
+    ) -> impl Future<Output = Result<Finished, ExecError>> + Send;
+}
+
+/// Runs processes in sandboxes of this machine.
+#[derive(Debug, Clone)]
+pub struct SandboxExecutor {
+    launcher: Launcher,
+}
+
+impl SandboxExecutor {
+    /// An executor; its launcher is started by the first process.
+    #[must_use]
+    pub fn new(launcher: Launcher) -> Self {
+        Self { launcher }
+    }
+
+    /// Starts a sandbox and returns it running, for those who want to talk to it.
+    pub(crate) async fn spawn(&self, spec: SandboxSpec, stdio: Stdio) -> Result<Sandbox, ExecError> {
+        let launcher = self.launcher.clone();
+        let spawned = tokio::task::spawn_blocking(move || launcher.spawn(&spec, stdio)).await;
+        match spawned {
+            Ok(sandbox) => Ok(sandbox?),
+            Err(join) => std::panic::resume_unwind(join.into_panic()),
+        }
+    }
+}
+
+impl Executor for SandboxExecutor {
+    async fn run(
+        &self,
+        process: ProcessSpec,
+        mounts: MountSet,
+        io: ProcessIo,
+        cancel: &CancellationToken,
+    ) -> Result<Finished, ExecError> {
+        let spec = sandbox_spec(process, mounts);
+        let (stdio, output) = match io {
+            ProcessIo::Given(stdio) => (stdio, None),
+            ProcessIo::Logged(events) => {
+                let (stdio, stdout, stderr) = logged_stdio().map_err(ExecError::Output)?;
+                (stdio, Some((events, stdout, stderr)))
+            }
+        };
+        let mut sandbox = self.spawn(spec, stdio).await?;
+        let tail = Arc::new(Tail::default());
+        let reading = async {
+            match output {
+                Some((events, stdout, stderr)) => {
+                    tokio::try_join!(
+                        forward(stdout, LogStream::Stdout, &events, &tail),
+                        forward(stderr, LogStream::Stderr, &events, &tail),
+                    )?;
+                    Ok(())
+                }
+                None => Ok(()),
+            }
+        };
+        let waiting = async {
+            let exit = wait(&mut sandbox, cancel).await;
+            exit.map(|exit| (exit, sandbox.created_mount_points().to_vec()))
+        };
+        // The pipes reach their end when the last process inside is gone, so both always finish.
+        let (read, exit) = tokio::join!(reading, waiting);
+        let (exit, created_mount_points) = exit?;
+        read.map_err(ExecError::Output)?;
+        Ok(Finished { status: exit.status, tail: tail.bytes(), created_mount_points })
+    }
+}
+
+/// The sandbox for a process.
+pub(crate) fn sandbox_spec(process: ProcessSpec, mounts: MountSet) -> SandboxSpec {
+    let mut spec = SandboxSpec::new(mounts.root, process.process);
+    spec.readonly_root = mounts.readonly_root;
+    spec.mounts = mounts.mounts;
+    spec.hostname = process.hostname;
+    spec.network = process.network;
+    spec.security = process.security;
+    if let Some(size) = mounts.shm_size {
+        spec.shm_size = size;
+    }
+    spec
+}
+
+/// Waits for the end; kills when cancelled, and still waits.
+pub(crate) async fn wait(sandbox: &mut Sandbox, cancel: &CancellationToken) -> Result<Exit, ExecError> {
+    let ended = sandbox.as_fd().try_clone_to_owned().map_err(ExecError::Output)?;
+    rustix::io::ioctl_fionbio(&ended, true).map_err(|error| ExecError::Output(error.into()))?;
+    let ended = pipe::Receiver::from_owned_fd_unchecked(ended).map_err(ExecError::Output)?;
+    let mut cancelled = false;
+    loop {
+        if let Some(exit) = sandbox.try_wait()? {
+            return if cancelled { Err(ExecError::Cancelled) } else { Ok(exit) };
+        }
+        tokio::select! {
+            ready = ended.readable() => {
+                ready.map_err(ExecError::Output)?;
+                if let Some(exit) = sandbox.try_wait()? {
+                    return if cancelled { Err(ExecError::Cancelled) } else { Ok(exit) };
+                }
+                // Ready without a report: the runtime cannot forget that without reading, so look again later.
+                tokio::time::sleep(SPURIOUS_PAUSE).await;
+            }
+            () = cancel.cancelled(), if !cancelled => {
+                cancelled = true;
+                sandbox.kill().map_err(ExecError::Output)?;
+            }
+        }
+    }
+}
+
+fn logged_stdio() -> io::Result<(Stdio, OwnedFd, OwnedFd)> {
+    use rustix::fs::{CWD, Mode, OFlags, openat};
+    let stdin = openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let (stdout, stdout_write) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (stderr, stderr_write) = pipe_with(PipeFlags::CLOEXEC)?;
+    Ok((Stdio { stdin, stdout: stdout_write, stderr: stderr_write }, stdout, stderr))
+}
+
+/// Sends everything a pipe yields, in order, until its end.
+async fn forward(
+    pipe: OwnedFd,
+    stream: LogStream,
+    events: &EventSubscription,
+    tail: &Tail,
+) -> io::Result<()> {
+    rustix::io::ioctl_fionbio(&pipe, true)?;
+    let mut receiver = pipe::Receiver::from_owned_fd_unchecked(pipe)?;
+    let mut buffer = vec![0; OUTPUT_BUFFER];
+    loop {
+        let length = receiver.read(&mut buffer).await?;
+        if length == 0 {
+            return Ok(());
+        }
+        tail.push(&buffer[..length]);
+        events.log(stream, &buffer[..length]).await;
+    }
+}
+
+/// The last bytes written.
+#[derive(Debug, Default)]
+struct Tail(std::sync::Mutex<Vec<u8>>);
+
+impl Tail {
+    fn push(&self, bytes: &[u8]) {
+        let mut kept = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        kept.extend_from_slice(bytes);
+        if kept.len() > 2 * TAIL_LIMIT {
+            let surplus = kept.len() - TAIL_LIMIT;
+            kept.drain(..surplus);
+        }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let kept = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        kept[kept.len().saturating_sub(TAIL_LIMIT)..].to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tail_is_the_end() {
+        let tail = Tail::default();
+        for number in 0..10_000u32 {
+            tail.push(format!("{number}\n").as_bytes());
+        }
+        let bytes = tail.bytes();
+        assert_eq!(bytes.len(), TAIL_LIMIT);
+        assert!(bytes.ends_with(b"9998\n9999\n"));
+    }
+
+    #[tokio::test]
+    async fn a_pipe_is_read_to_its_end() {
+        use std::io::Write as _;
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC).expect("pipe");
+        let writer = std::thread::spawn(move || {
+            let mut write = std::fs::File::from(write);
+            for _ in 0..1000 {
+                write.write_all(&[b'x'; 997]).expect("write");
+            }
+        });
+        let tail = Tail::default();
+        let events = EventSubscription::silent(stave_oci::Digest::sha256(b"vertex"));
+        forward(read, LogStream::Stdout, &events, &tail).await.expect("forward");
+        writer.join().expect("join");
+        assert_eq!(tail.bytes(), vec![b'x'; TAIL_LIMIT]);
+    }
+}

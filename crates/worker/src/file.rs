@@ -1,0 +1,297 @@
+//! File ops: LLB's actions carried out on layers.
+//! Owns the chain of actions (which state is changed in place, which is committed) and what names of owners mean.
+//! Must not know how single actions work: see [`action`]. Read [`execute`] first.
+
+pub(crate) mod action;
+pub(crate) mod copy;
+pub(crate) mod place;
+pub(crate) mod unpack;
+pub(crate) mod wildcard;
+
+use std::path::Path;
+
+use stave_llb::{
+    Chown, CopyAction, CopyMode, FileAction, FileActionKind, FileInput, FileOp, MkdirAction, MkfileAction,
+    SymlinkAction, UserOrGroup,
+};
+use stave_store::{ActiveLayer, Snapshot};
+use tokio_util::sync::CancellationToken;
+
+use self::action::{CopyRequest, FileError};
+use self::copy::{Copier, CopyRules};
+use self::place::{Stamp, Time};
+use crate::input::Input;
+use crate::mode::ModeChange;
+use crate::root::RootDir;
+use crate::users::UserTable;
+use crate::worker::{MountError, Ref, Shared, writable};
+
+impl From<MountError> for FileError {
+    fn from(error: MountError) -> Self {
+        match error {
+            MountError::Store(error) => Self::Store(error),
+            MountError::View(error) => Self::View(error),
+        }
+    }
+}
+
+/// Carries out the actions; the outputs in order of their index. Blocks.
+pub(crate) fn execute(
+    shared: &Shared,
+    op: &FileOp,
+    inputs: &[Ref],
+    description: &str,
+    cancel: &CancellationToken,
+) -> Result<Vec<Ref>, FileError> {
+    let mut chain = Chain { shared, op, inputs, description, cancel, states: Vec::new() };
+    for (index, action) in op.actions.iter().enumerate() {
+        let state = chain.act(index, action)?;
+        chain.states.push(state);
+    }
+    chain.outputs()
+}
+
+/// What an action made.
+enum State {
+    /// Still being written; nobody else may see it.
+    Open(Layer),
+    Done(Ref),
+    /// Taken over by a later action.
+    Consumed,
+}
+
+/// A layer being written, and whether something it holds changed while it was read.
+struct Layer {
+    root: RootDir,
+    active: ActiveLayer,
+    settled: bool,
+}
+
+impl Layer {
+    fn on(shared: &Shared, base: &Snapshot, settled: bool, description: &str) -> Result<Self, FileError> {
+        let active = shared.prepare(base, description)?;
+        let root = writable(&active)?;
+        Ok(Self { root, active, settled })
+    }
+
+    fn commit(self) -> Result<Ref, FileError> {
+        // The view must be gone first: a mounted layer cannot be committed.
+        drop(self.root);
+        let snapshot = self.active.commit()?;
+        Ok(if self.settled { Ref::Snapshot(snapshot) } else { Ref::Unsettled(snapshot) })
+    }
+}
+
+struct Chain<'a> {
+    shared: &'a Shared,
+    op: &'a FileOp,
+    inputs: &'a [Ref],
+    description: &'a str,
+    cancel: &'a CancellationToken,
+    states: Vec<State>,
+}
+
+impl Chain<'_> {
+    fn act(&mut self, index: usize, action: &FileAction) -> Result<State, FileError> {
+        let mut layer = self.base(index, action)?;
+        let root = &layer.root;
+        match &action.kind {
+            FileActionKind::Copy(copy) => {
+                let source = self.source(action.secondary)?;
+                let request = request(root, copy)?;
+                if action::copy(root, &source, &request, self.cancel)? {
+                    layer.settled = false;
+                }
+            }
+            FileActionKind::Mkdir(MkdirAction { path, mode, make_parents, owner, timestamp }) => {
+                let stamp = stamp(root, owner.as_ref(), *timestamp)?;
+                action::mkdir(root, path, *mode, *make_parents, &stamp)?;
+            }
+            FileActionKind::Mkfile(MkfileAction { path, mode, data, owner, timestamp }) => {
+                let stamp = stamp(root, owner.as_ref(), *timestamp)?;
+                action::mkfile(root, path, *mode, data, &stamp)?;
+            }
+            FileActionKind::Symlink(SymlinkAction { target, path, owner, timestamp }) => {
+                let stamp = stamp(root, owner.as_ref(), *timestamp)?;
+                action::symlink(root, target, path, &stamp)?;
+            }
+            FileActionKind::Rm(remove) => {
+                action::remove(root, &remove.path, remove.allow_wildcard, remove.allow_not_found)?;
+            }
+        }
+        Ok(State::Open(layer))
+    }
+
+    /// The layer an action writes: the one before, if nobody else needs it as it is now.
+    fn base(&mut self, index: usize, action: &FileAction) -> Result<Layer, FileError> {
+        if let FileInput::Action(earlier) = action.input {
+            let earlier = earlier as usize;
+            let exclusive = self.op.actions.get(earlier).is_some_and(|action| action.output.is_none())
+                && self.uses(earlier, index) == 1;
+            if exclusive && matches!(self.states.get(earlier), Some(State::Open(_))) {
+                let taken = std::mem::replace(&mut self.states[earlier], State::Consumed);
+                if let State::Open(layer) = taken {
+                    return Ok(layer);
+                }
+            }
+        }
+        let base = self.finished(action.input)?;
+        let settled = !matches!(base, Some(Ref::Unsettled(_)));
+        let snapshot = match &base {
+            None => Snapshot::scratch(),
+            Some(base) => snapshot_of(self.shared, base, self.cancel)?,
+        };
+        Layer::on(self.shared, &snapshot, settled, self.description)
+    }
+
+    /// How often the result of an action is used by this and later actions.
+    fn uses(&self, earlier: usize, from: usize) -> usize {
+        let wanted =
+            |input: &FileInput| matches!(input, FileInput::Action(index) if *index as usize == earlier);
+        let later = self.op.actions.iter().skip(from);
+        later.flat_map(|action| [&action.input, &action.secondary]).filter(|input| wanted(input)).count()
+    }
+
+    fn source(&mut self, input: FileInput) -> Result<Input, FileError> {
+        match self.finished(input)? {
+            Some(result) => Ok(self.shared.input(&result)?),
+            None => Ok(Input::View(self.shared.view(&Snapshot::scratch())?)),
+        }
+    }
+
+    /// A state that others may see; `None` is scratch.
+    fn finished(&mut self, input: FileInput) -> Result<Option<Ref>, FileError> {
+        match input {
+            FileInput::Scratch => Ok(None),
+            FileInput::Input(index) => {
+                let result = self.inputs.get(index as usize).ok_or(FileError::Reference("an input"))?;
+                Ok(Some(result.clone()))
+            }
+            FileInput::Action(index) => {
+                let state =
+                    self.states.get_mut(index as usize).ok_or(FileError::Reference("an earlier action"))?;
+                Ok(Some(finish(state)?))
+            }
+        }
+    }
+
+    fn outputs(mut self) -> Result<Vec<Ref>, FileError> {
+        let mut outputs: Vec<(u32, usize)> = Vec::new();
+        for (index, action) in self.op.actions.iter().enumerate() {
+            outputs.extend(action.output.map(|output| (output, index)));
+        }
+        outputs.sort_unstable();
+        let mut results = Vec::with_capacity(outputs.len());
+        for (position, (output, index)) in outputs.into_iter().enumerate() {
+            if output as usize != position {
+                return Err(FileError::Reference("an output"));
+            }
+            results.push(finish(&mut self.states[index])?);
+        }
+        Ok(results)
+    }
+}
+
+/// Commits a state that is still open.
+fn finish(state: &mut State) -> Result<Ref, FileError> {
+    match std::mem::replace(state, State::Consumed) {
+        State::Open(layer) => {
+            let result = layer.commit()?;
+            *state = State::Done(result.clone());
+            Ok(result)
+        }
+        State::Done(result) => {
+            *state = State::Done(result.clone());
+            Ok(result)
+        }
+        State::Consumed => Err(FileError::Reference("an earlier action")),
+    }
+}
+
+/// A result as layers: a local context is copied into one, once.
+pub(crate) fn snapshot_of(
+    shared: &Shared,
+    result: &Ref,
+    cancel: &CancellationToken,
+) -> Result<Snapshot, FileError> {
+    let context = match result {
+        Ref::Snapshot(snapshot) | Ref::Unsettled(snapshot) => return Ok(snapshot.clone()),
+        Ref::Context(context) => context,
+    };
+    if let Some(snapshot) = context.materialised().get() {
+        return Ok(snapshot.clone());
+    }
+    let layer = Layer::on(shared, &Snapshot::scratch(), true, "local context")?;
+    let rules = CopyRules {
+        owner: None,
+        mode: ModeChange::Keep,
+        time: None,
+        replace: false,
+        keep_directories: false,
+    };
+    let input = Input::Context(std::sync::Arc::clone(context));
+    let mut copier = Copier::new(context.root(), &layer.root, input.owners(), &rules, cancel);
+    copier.copy(context.tree(), Path::new(""), Path::new(""))?;
+    if copier.source_changed() {
+        context.mark_changed();
+    }
+    let made = layer.commit()?;
+    let snapshot = made.snapshot().cloned().unwrap_or_default();
+    Ok(context.materialised().get_or_init(|| snapshot).clone())
+}
+
+fn request(root: &RootDir, copy: &CopyAction) -> Result<CopyRequest, FileError> {
+    let mode = match &copy.mode {
+        CopyMode::Keep => ModeChange::Keep,
+        CopyMode::Bits(bits) => ModeChange::Set(bits & 0o7777),
+        CopyMode::Symbolic(text) => ModeChange::parse(text)?,
+    };
+    let rules = CopyRules {
+        owner: owner(root, copy.owner.as_ref())?,
+        mode,
+        time: copy.timestamp.map(time),
+        replace: copy.always_replace_existing_dest_paths,
+        keep_directories: !copy.include_patterns.is_empty(),
+    };
+    Ok(CopyRequest {
+        source: copy.src.clone(),
+        destination: copy.dest.clone(),
+        follow_symlinks: copy.follow_symlink,
+        directory_contents: copy.dir_copy_contents,
+        attempt_unpack: copy.attempt_unpack,
+        create_destination: copy.create_dest_path,
+        wildcard: copy.allow_wildcard,
+        allow_empty_wildcard: copy.allow_empty_wildcard,
+        include: copy.include_patterns.clone(),
+        exclude: copy.exclude_patterns.clone(),
+        required: copy.required_paths.clone(),
+        rules,
+    })
+}
+
+fn stamp(root: &RootDir, chown: Option<&Chown>, timestamp: Option<i64>) -> Result<Stamp, FileError> {
+    Ok(Stamp { owner: owner(root, chown)?, time: timestamp.map(time) })
+}
+
+/// Numbers for an owner. Names are those of the file system being changed; a user brings its own group.
+fn owner(root: &RootDir, chown: Option<&Chown>) -> Result<Option<(u32, u32)>, FileError> {
+    let Some(chown) = chown else { return Ok(None) };
+    let named = [&chown.user, &chown.group].iter().any(|part| matches!(part, Some(UserOrGroup::Name { .. })));
+    let table = if named { UserTable::read(root) } else { UserTable::default() };
+    let (uid, own_gid) = match &chown.user {
+        None => (0, 0),
+        Some(UserOrGroup::Id(uid)) => (*uid, *uid),
+        Some(UserOrGroup::Name { name, .. }) => table.named_user(name)?,
+    };
+    let gid = match &chown.group {
+        None => own_gid,
+        Some(UserOrGroup::Id(gid)) => *gid,
+        Some(UserOrGroup::Name { name, .. }) => table.gid(name)?,
+    };
+    Ok(Some((uid, gid)))
+}
+
+fn time(nanoseconds: i64) -> Time {
+    let rest = u32::try_from(nanoseconds.rem_euclid(1_000_000_000)).unwrap_or(0);
+    (nanoseconds.div_euclid(1_000_000_000), rest)
+}

@@ -1,0 +1,392 @@
+//! Copies a scanned tree into a root: BuildKit's rules for what replaces what, and all that a file carries.
+//! Owns content transfer (in the kernel where it can), holes, hard links, devices, owners, modes, times and
+//! attributes. Must not know definitions, wildcards or where the tree came from. Read [`Copier`] first.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+use tokio_util::sync::CancellationToken;
+
+use super::place::{Stamp, Time, remove_all};
+use crate::digest::Owners;
+use crate::mode::ModeChange;
+use crate::root::{At as _, IoAt, RootDir, stat_at};
+use crate::tree::{Kind, Meta, Node, open_directory};
+use crate::xattr;
+
+/// Bytes moved by one call.
+const CHUNK: usize = 1 << 20;
+
+/// Files up to this size are read and written by one call each.
+const SMALL: usize = 64 << 10;
+
+/// What a copy changes on the way.
+#[derive(Debug, Clone)]
+pub(crate) struct CopyRules {
+    /// Numeric owner for everything, instead of the source's.
+    pub owner: Option<(u32, u32)>,
+    /// Change of the permission bits (not of symlinks).
+    pub mode: ModeChange,
+    /// One time for everything, instead of the source's.
+    pub time: Option<Time>,
+    /// Remove whatever is in the way, even a directory.
+    pub replace: bool,
+    /// Directories that exist already keep their metadata even below the top one.
+    pub keep_directories: bool,
+}
+
+/// Why a copy stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// The operating system refused.
+    #[error(transparent)]
+    Io(#[from] IoAt),
+    /// A directory cannot take the place of a file.
+    #[error("cannot copy to non-directory: `/{}`", .0.display())]
+    ToNonDirectory(PathBuf),
+    /// A file cannot take the place of a directory.
+    #[error("cannot replace to directory `/{}` with file", .0.display())]
+    OverDirectory(PathBuf),
+    /// A 0:0 character device means "deleted" in a layer.
+    #[error("`/{}` is a 0:0 character device, which a layer cannot hold", .0.display())]
+    Whiteout(PathBuf),
+    /// The build was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// One copy operation; hard links among the files it copies stay hard links.
+pub(crate) struct Copier<'a> {
+    source: &'a RootDir,
+    destination: &'a RootDir,
+    owners: Owners,
+    rules: &'a CopyRules,
+    cancel: &'a CancellationToken,
+    links: HashMap<(u64, u64), PathBuf>,
+    changed: bool,
+    buffer: Vec<u8>,
+}
+
+/// An entry to create: the open parent, the name in it, and the canonical path for messages and links.
+struct Slot<'s> {
+    parent: BorrowedFd<'s>,
+    name: &'s OsStr,
+    path: &'s Path,
+}
+
+impl<'a> Copier<'a> {
+    /// Prepares a copy between two roots.
+    pub(crate) fn new(
+        source: &'a RootDir,
+        destination: &'a RootDir,
+        owners: Owners,
+        rules: &'a CopyRules,
+        cancel: &'a CancellationToken,
+    ) -> Self {
+        Self {
+            source,
+            destination,
+            owners,
+            rules,
+            cancel,
+            links: HashMap::new(),
+            changed: false,
+            buffer: vec![0; SMALL],
+        }
+    }
+
+    /// Whether some source file was no longer what the scan saw: the result must not be cached.
+    pub(crate) fn source_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// Copies the node at canonical path `from` to canonical path `to`, whose parent exists. The root itself can
+    /// only be the destination of a directory.
+    pub(crate) fn copy(&mut self, node: &Node, from: &Path, to: &Path) -> Result<(), CopyError> {
+        if to.as_os_str().is_empty() {
+            return self.into_root(node, from);
+        }
+        let (parent, name) = self.destination.entry(to).at("opening the parent of", to)?;
+        let slot = Slot { parent: parent.as_fd(), name, path: to };
+        if node.is_dir() {
+            let directory = self.source.open_at(from, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty());
+            return self.directory(node, directory.at("opening", from)?, &slot, true);
+        }
+        let source = self.source.directory(from.parent().unwrap_or(Path::new(""))).at("opening", from)?;
+        self.leaf(node, source.as_fd(), from, &slot)
+    }
+
+    fn into_root(&mut self, node: &Node, from: &Path) -> Result<(), CopyError> {
+        if !node.is_dir() {
+            return Err(CopyError::OverDirectory(PathBuf::new()));
+        }
+        let source = self.source.open_at(from, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty());
+        let source = source.at("opening", from)?;
+        let into = self.destination.open_at(Path::new(""), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty());
+        let into = into.at("opening", Path::new("/"))?;
+        self.children(node, &source, &into, Path::new(""))
+    }
+
+    fn directory(&mut self, node: &Node, from: OwnedFd, slot: &Slot<'_>, top: bool) -> Result<(), CopyError> {
+        let existing = stat_at(slot.parent, slot.name).at("looking at", slot.path)?;
+        let mut created = false;
+        match existing.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+            Some(FileType::Directory) => {}
+            Some(_) if !self.rules.replace => return Err(CopyError::ToNonDirectory(slot.path.to_owned())),
+            other => {
+                if other.is_some() {
+                    remove_all(slot.parent, slot.name).at("removing", slot.path)?;
+                }
+                let mode = Mode::from_raw_mode(0o700);
+                rustix::fs::mkdirat(slot.parent, slot.name, mode).at("creating directory", slot.path)?;
+                created = true;
+            }
+        }
+        let into = open_directory(slot.parent, slot.name).at("opening", slot.path)?;
+        self.children(node, &from, &into, slot.path)?;
+        if created || (node.selected && !top && !self.rules.keep_directories) {
+            self.finish(node, &from, &into).at("setting metadata of", slot.path)?;
+        }
+        Ok(())
+    }
+
+    fn children(
+        &mut self,
+        node: &Node,
+        from: &OwnedFd,
+        into: &OwnedFd,
+        path: &Path,
+    ) -> Result<(), CopyError> {
+        for child in node.children() {
+            if self.cancel.is_cancelled() {
+                return Err(CopyError::Cancelled);
+            }
+            let child_path = path.join(&child.name);
+            let slot = Slot { parent: into.as_fd(), name: &child.name, path: &child_path };
+            if child.is_dir() {
+                let directory = open_directory(from.as_fd(), &child.name).at("opening", &child_path)?;
+                self.directory(child, directory, &slot, false)?;
+            } else {
+                self.leaf(child, from.as_fd(), Path::new(&child.name), &slot)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn leaf(
+        &mut self,
+        node: &Node,
+        from: BorrowedFd<'_>,
+        from_path: &Path,
+        slot: &Slot<'_>,
+    ) -> Result<(), CopyError> {
+        self.make_room(slot)?;
+        let name = from_path.file_name().unwrap_or_default();
+        match &node.kind {
+            Kind::File => self.file(node, from, name, slot),
+            Kind::Symlink(target) => {
+                rustix::fs::symlinkat(target.as_os_str(), slot.parent, slot.name)
+                    .at("creating symlink", slot.path)?;
+                Ok(self
+                    .stamp(&node.meta)
+                    .apply_at(slot.parent, slot.name)
+                    .at("setting metadata of", slot.path)?)
+            }
+            Kind::Special | Kind::Directory(_) => self.special(node, slot),
+        }
+    }
+
+    /// Removes what is in the way of a file.
+    fn make_room(&self, slot: &Slot<'_>) -> Result<(), CopyError> {
+        let Some(stat) = stat_at(slot.parent, slot.name).at("looking at", slot.path)? else { return Ok(()) };
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            rustix::fs::unlinkat(slot.parent, slot.name, AtFlags::empty()).at("replacing", slot.path)?;
+        } else if self.rules.replace {
+            remove_all(slot.parent, slot.name).at("removing", slot.path)?;
+        } else {
+            return Err(CopyError::OverDirectory(slot.path.to_owned()));
+        }
+        Ok(())
+    }
+
+    fn file(
+        &mut self,
+        node: &Node,
+        from: BorrowedFd<'_>,
+        name: &OsStr,
+        slot: &Slot<'_>,
+    ) -> Result<(), CopyError> {
+        let identity = (node.meta.dev, node.meta.ino);
+        if node.meta.nlink > 1 {
+            if let Some(first) = self.links.get(&identity) {
+                let (parent, first_name) = self.destination.entry(first).at("opening", first)?;
+                let linked =
+                    rustix::fs::linkat(&parent, first_name, slot.parent, slot.name, AtFlags::empty());
+                return Ok(linked.at("linking", slot.path)?);
+            }
+            self.links.insert(identity, slot.path.to_owned());
+        }
+        self.transfer(node, from, name, slot).at("copying", slot.path)?;
+        Ok(())
+    }
+
+    fn transfer(
+        &mut self,
+        node: &Node,
+        from: BorrowedFd<'_>,
+        name: &OsStr,
+        slot: &Slot<'_>,
+    ) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let source = rustix::fs::openat(from, name, flags, Mode::empty())?;
+        let before = rustix::fs::fstat(&source)?;
+        if FileType::from_raw_mode(before.st_mode) != FileType::RegularFile {
+            return Err(Errno::STALE.into());
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let target = rustix::fs::openat(slot.parent, slot.name, flags, Mode::from_raw_mode(0o600))?;
+        let size = u64::try_from(before.st_size).unwrap_or(0);
+        let allocated = u64::try_from(before.st_blocks).unwrap_or(0).saturating_mul(512);
+        if size > 0 {
+            if allocated < size {
+                copy_data_ranges(&source, &target, size)?;
+            } else {
+                self.contents(&source, &target, size)?;
+            }
+        }
+        self.finish(node, &source, &target)?;
+        if Meta::from(&rustix::fs::fstat(&source)?) != node.meta {
+            self.changed = true;
+        }
+        Ok(())
+    }
+
+    fn contents(&mut self, source: &OwnedFd, target: &OwnedFd, size: u64) -> io::Result<()> {
+        if size > SMALL as u64 && in_kernel(source, target)? {
+            return Ok(());
+        }
+        loop {
+            let length = rustix::io::retry_on_intr(|| rustix::io::read(source, &mut self.buffer[..]))?;
+            if length == 0 {
+                return Ok(());
+            }
+            write_all(target, &self.buffer[..length])?;
+        }
+    }
+
+    fn special(&self, node: &Node, slot: &Slot<'_>) -> Result<(), CopyError> {
+        let file_type = node.meta.file_type();
+        if file_type == FileType::CharacterDevice && node.meta.rdev == 0 {
+            return Err(CopyError::Whiteout(slot.path.to_owned()));
+        }
+        let create = || -> io::Result<()> {
+            let mode = Mode::from_raw_mode(0o600);
+            rustix::fs::mknodat(slot.parent, slot.name, file_type, mode, node.meta.rdev)?;
+            self.stamp(&node.meta).apply_at(slot.parent, slot.name)?;
+            let mode = Mode::from_raw_mode(self.rules.mode.apply(node.meta.mode, false));
+            rustix::fs::chmodat(slot.parent, slot.name, mode, AtFlags::empty())?;
+            Ok(())
+        };
+        Ok(create().at("creating", slot.path)?)
+    }
+
+    /// Attributes first: setting them after the time would be seen in ctime only, but chown drops capabilities.
+    fn finish(&self, node: &Node, source: &OwnedFd, target: &OwnedFd) -> io::Result<()> {
+        let mode = self.rules.mode.apply(node.meta.mode, node.is_dir());
+        let attributes = xattr::read(source)?;
+        let stamp = self.stamp(&node.meta);
+        if attributes.is_empty() {
+            return stamp.apply(target, mode);
+        }
+        Stamp { time: None, ..stamp }.apply(target, mode)?;
+        xattr::write(target, &attributes)?;
+        if let Some(time) = stamp.time {
+            rustix::fs::futimens(target, &super::place::times(time))?;
+        }
+        Ok(())
+    }
+
+    fn stamp(&self, meta: &Meta) -> Stamp {
+        let source = match self.owners {
+            Owners::Kept => (meta.uid, meta.gid),
+            Owners::Root => (0, 0),
+        };
+        Stamp {
+            owner: Some(self.rules.owner.unwrap_or(source)),
+            time: Some(self.rules.time.unwrap_or(meta.mtime)),
+        }
+    }
+}
+
+/// Lets the kernel move the bytes; false when it cannot between these two file systems and nothing was moved.
+fn in_kernel(source: &OwnedFd, target: &OwnedFd) -> io::Result<bool> {
+    if rustix::fs::ioctl_ficlone(target, source).is_ok() {
+        return Ok(true);
+    }
+    let mut moved = false;
+    loop {
+        match rustix::fs::copy_file_range(source, None, target, None, CHUNK * 64) {
+            Ok(0) => return Ok(moved),
+            Ok(_) => moved = true,
+            Err(Errno::INTR) => {}
+            Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) if !moved => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    loop {
+        match rustix::fs::sendfile(target, source, None, CHUNK) {
+            Ok(0) => return Ok(moved),
+            Ok(_) => moved = true,
+            Err(Errno::INTR) => {}
+            Err(Errno::INVAL | Errno::NOSYS) if !moved => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Copies only the ranges that hold data, so that holes stay holes.
+fn copy_data_ranges(source: &OwnedFd, target: &OwnedFd, size: u64) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    let mut at = 0;
+    while at < size {
+        let start = match rustix::fs::seek(source, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => break,
+            // No hole support: everything is data.
+            Err(Errno::INVAL) => at,
+            Err(error) => return Err(error.into()),
+        };
+        let end = rustix::fs::seek(source, SeekFrom::Hole(start)).unwrap_or(size).min(size);
+        at = start;
+        while at < end {
+            let want = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
+            let length = rustix::io::retry_on_intr(|| rustix::io::pread(source, &mut buffer[..want], at))?;
+            if length == 0 {
+                break;
+            }
+            let mut written = 0;
+            while written < length {
+                let position = at + written as u64;
+                written += rustix::io::retry_on_intr(|| {
+                    rustix::io::pwrite(target, &buffer[written..length], position)
+                })?;
+            }
+            at += length as u64;
+        }
+        at = end.max(start + 1);
+    }
+    Ok(rustix::fs::ftruncate(target, size)?)
+}
+
+fn write_all(target: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let written = rustix::io::retry_on_intr(|| rustix::io::write(target, bytes))?;
+        bytes = &bytes[written..];
+    }
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! Creating and removing entries inside a root: directories with their owner and time, whole trees gone.
+//! Every name is reached from an open parent directory, never by a joined string. Must not know definitions.
+//! Read [`Stamp`] first.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Timespec, Timestamps, Uid};
+use rustix::io::Errno;
+
+use crate::root::{At as _, IoAt, RootDir, stat_at};
+use crate::tree::open_directory;
+
+/// Directories created on the way to a destination.
+pub(crate) const PARENT_MODE: u32 = 0o755;
+
+/// Depth of a tree that can be removed.
+const DEPTH_LIMIT: usize = 4096;
+
+/// Seconds and nanoseconds since the epoch.
+pub(crate) type Time = (i64, u32);
+
+/// Owner and time given to what an action creates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    /// Numeric owner; root when the definition names none.
+    pub owner: Option<(u32, u32)>,
+    /// Access and modification time; now when the definition names none.
+    pub time: Option<Time>,
+}
+
+impl Stamp {
+    /// Stamps an open file or directory that was just created with `mode`.
+    pub(crate) fn apply(&self, fd: impl AsFd, mode: u32) -> io::Result<()> {
+        let (uid, gid) = self.owner.unwrap_or((0, 0));
+        rustix::fs::fchown(&fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+        // After chown, which clears set-id bits; and explicitly, because of this process's umask.
+        rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode & 0o7777))?;
+        if let Some(time) = self.time {
+            rustix::fs::futimens(&fd, &times(time))?;
+        }
+        Ok(())
+    }
+
+    /// Stamps a name that cannot be opened (symlink, device).
+    pub(crate) fn apply_at(&self, parent: impl AsFd, name: &OsStr) -> io::Result<()> {
+        let (uid, gid) = self.owner.unwrap_or((0, 0));
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::chownat(&parent, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), flags)?;
+        if let Some(time) = self.time {
+            rustix::fs::utimensat(&parent, name, &times(time), flags)?;
+        }
+        Ok(())
+    }
+}
+
+/// The same moment for access and modification.
+pub(crate) fn times((seconds, nanoseconds): Time) -> Timestamps {
+    let moment = Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
+    Timestamps { last_access: moment, last_modification: moment }
+}
+
+/// Makes sure that every directory of a canonical path exists; new ones get `mode` and the stamp.
+pub(crate) fn create_directories(root: &RootDir, path: &Path, mode: u32, stamp: &Stamp) -> Result<(), IoAt> {
+    if root.directory(path).is_ok() {
+        return Ok(());
+    }
+    let mut prefix = PathBuf::new();
+    for name in path {
+        prefix.push(name);
+        create_directory(root, &prefix, mode, stamp)?;
+    }
+    Ok(())
+}
+
+/// Creates one directory; true if it was not there. Anything else in its place is an error.
+pub(crate) fn create_directory(root: &RootDir, path: &Path, mode: u32, stamp: &Stamp) -> Result<bool, IoAt> {
+    let create = || -> io::Result<bool> {
+        let (parent, name) = match root.entry(path) {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => return Ok(false),
+            other => other?,
+        };
+        match stat_at(&parent, name)? {
+            Some(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => return Ok(false),
+            Some(_) => return Err(Errno::NOTDIR.into()),
+            None => {}
+        }
+        rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o700))?;
+        stamp.apply(open_directory(parent.as_fd(), name)?, mode)?;
+        Ok(true)
+    };
+    create().at("creating directory", path)
+}
+
+/// Removes a name and everything below it; symlinks are removed, not followed. Absent is fine.
+pub(crate) fn remove_all(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    remove_below(parent, name, 0)
+}
+
+fn remove_below(parent: BorrowedFd<'_>, name: &OsStr, depth: usize) -> io::Result<()> {
+    if depth > DEPTH_LIMIT {
+        return Err(Errno::NAMETOOLONG.into());
+    }
+    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let directory: OwnedFd = open_directory(parent, name)?;
+    for child in RootDir::from_fd(directory.try_clone()?).list(Path::new(""))? {
+        remove_below(directory.as_fd(), &child, depth + 1)?;
+    }
+    Ok(rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{MetadataExt as _, symlink};
+
+    const STAMP: Stamp = Stamp { owner: None, time: Some((1000, 5)) };
+
+    #[test]
+    fn creates_only_what_is_missing() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        std::fs::create_dir(directory.path().join("a")).expect("mkdir");
+        let root = RootDir::open(directory.path()).expect("root");
+        create_directories(&root, Path::new("a/b/c"), 0o2775, &STAMP).expect("create");
+        let status = std::fs::metadata(directory.path().join("a/b/c")).expect("stat");
+        assert_eq!((status.mode() & 0o7777, status.mtime()), (0o2775, 1000));
+        assert_ne!(std::fs::metadata(directory.path().join("a")).expect("stat").mtime(), 1000);
+        std::fs::write(directory.path().join("file"), "").expect("write");
+        assert!(create_directories(&root, Path::new("file/x"), 0o755, &STAMP).is_err());
+    }
+
+    #[test]
+    fn removal_does_not_follow_symlinks() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let outside = tempfile::tempdir().expect("tempdir");
+        std::fs::write(outside.path().join("keep"), "x").expect("write");
+        std::fs::create_dir_all(directory.path().join("gone/deep/er")).expect("mkdir");
+        symlink(outside.path(), directory.path().join("gone/link")).expect("symlink");
+        let root = RootDir::open(directory.path()).expect("root");
+        remove_all(root.fd(), OsStr::new("gone")).expect("remove");
+        remove_all(root.fd(), OsStr::new("gone")).expect("absent is fine");
+        assert!(outside.path().join("keep").exists());
+        assert!(!directory.path().join("gone").exists());
+    }
+}

@@ -1,0 +1,223 @@
+//! `stave run`: one process over an image's file system, whose changes are thrown away.
+//! Owns the preparation and the running handle. Must not know command lines or terminals of the host: the caller
+//! decides what its descriptors and signals are. Read [`RunSpec`], then [`Running`].
+
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+
+use stave_oci::Platform;
+use stave_sandbox::{
+    DEFAULT_PATH, ExitStatus, MountSpec, Process, Rlimit, Sandbox, Security, Stdio, TerminalSize,
+};
+use stave_store::{ActiveLayer, Snapshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::exec::network_files::HostEntry;
+use crate::exec::{ExecError, MountSet, ProcessSpec, SandboxExecutor, sandbox_spec, wait};
+use crate::rootfs::{Names, RootError, network, network_mounts, overlay_root};
+use crate::session::StepNetwork;
+use crate::source::image::blocking;
+use crate::users::{Identity, UserError, UserTable};
+use crate::worker::{LocalWorker, MountError, absolute};
+
+/// What to run and over what.
+#[derive(Debug)]
+pub struct RunSpec {
+    /// The image's file system.
+    pub snapshot: Snapshot,
+    /// What the image was made for; only shown in errors.
+    pub platform: Platform,
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// Environment, `NAME=value`; `PATH` and `HOME` are added when absent.
+    pub env: Vec<String>,
+    /// Working directory; `/` when empty.
+    pub cwd: String,
+    /// User as in `USER`; root when empty.
+    pub user: String,
+    /// Host name; the network files name it.
+    pub hostname: String,
+    /// Host directories and files to mount.
+    pub binds: Vec<Bind>,
+    /// Whether the root refuses writes.
+    pub readonly_root: bool,
+    /// The network.
+    pub network: StepNetwork,
+    /// Extra names, `(name, address)`.
+    pub extra_hosts: Vec<(String, String)>,
+    /// Limits.
+    pub rlimits: Vec<Rlimit>,
+    /// Size of `/dev/shm` in bytes; `None` for the default.
+    pub shm_size: Option<u64>,
+    /// A terminal of this size instead of the descriptors.
+    pub terminal: Option<TerminalSize>,
+}
+
+/// A directory or file of the host to be seen inside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bind {
+    /// On the host. Created as a directory when absent, as docker does.
+    pub source: PathBuf,
+    /// Inside, absolute.
+    pub target: PathBuf,
+    /// Refuses writes.
+    pub readonly: bool,
+}
+
+/// Why a process was not started.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The file system could not be prepared.
+    #[error(transparent)]
+    Root(#[from] RootError),
+    /// The file system could not be looked at.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The user is not known in the image.
+    #[error(transparent)]
+    User(#[from] UserError),
+    /// There is nothing to run.
+    #[error("no command specified")]
+    NoCommand,
+    /// A path of the host to mount could not be made.
+    #[error("mounting `{}`", path.display())]
+    Bind {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The sandbox failed.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+}
+
+impl RunError {
+    /// The exit code docker's `run` has for it: 127 not found, 126 not executable, 125 anything else.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Exec(ExecError::Spawn(error)) => error.exit_code(),
+            _ => 125,
+        }
+    }
+}
+
+/// A running process. Dropped, it is killed and its changes are gone.
+#[derive(Debug)]
+pub struct Running {
+    sandbox: Sandbox,
+    // After the sandbox: directories go away when nothing has them mounted.
+    _layer: ActiveLayer,
+}
+
+impl Running {
+    /// Waits for the end. When `cancel` fires everything inside is killed first.
+    ///
+    /// # Errors
+    /// [`ExecError::Cancelled`], or when the end cannot be learnt.
+    pub async fn wait(&mut self, cancel: &CancellationToken) -> Result<ExitStatus, ExecError> {
+        Ok(wait(&mut self.sandbox, cancel).await?.status)
+    }
+
+    /// Sends a signal to the process.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn signal(&self, signal: i32) -> std::io::Result<()> {
+        self.sandbox.signal(signal)
+    }
+
+    /// The terminal's master side, if one was asked for.
+    #[must_use]
+    pub fn terminal(&self) -> Option<BorrowedFd<'_>> {
+        self.sandbox.terminal()
+    }
+
+    /// Changes the terminal's size.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn resize(&self, size: TerminalSize) -> std::io::Result<()> {
+        self.sandbox.resize(size)
+    }
+}
+
+impl LocalWorker<SandboxExecutor> {
+    /// Starts a process over a throw-away layer on an image's file system.
+    ///
+    /// # Errors
+    /// [`RunError`], with docker's exit code for it.
+    pub async fn start(&self, spec: RunSpec, stdio: Stdio) -> Result<Running, RunError> {
+        if spec.args.is_empty() {
+            return Err(RunError::NoCommand);
+        }
+        let shared = std::sync::Arc::clone(&self.shared);
+        let (layer, sandbox) = blocking(move || -> Result<_, RunError> {
+            let view = shared.view(&spec.snapshot)?;
+            let identity = UserTable::read(&view).identity(&spec.user)?;
+            let layer = shared.prepare(&spec.snapshot, "run").map_err(RootError::from)?;
+            let root = overlay_root(&shared, &layer);
+            let mounts = mounts(&spec)?;
+            let set = MountSet { root, readonly_root: spec.readonly_root, mounts, shm_size: spec.shm_size };
+            Ok((layer, sandbox_spec(process(&spec, identity), set)))
+        })
+        .await?;
+        let sandbox = self.executor.spawn(sandbox, stdio).await?;
+        Ok(Running { sandbox, _layer: layer })
+    }
+}
+
+fn mounts(spec: &RunSpec) -> Result<Vec<MountSpec>, RunError> {
+    let names = Names {
+        hostname: spec.hostname.clone(),
+        extra: spec
+            .extra_hosts
+            .iter()
+            .map(|(name, address)| HostEntry { name: name.clone(), address: address.clone() })
+            .collect(),
+    };
+    let mut mounts = network_mounts(&names, spec.network);
+    for bind in &spec.binds {
+        let source = absolute(&bind.source);
+        if !source.exists() {
+            std::fs::create_dir_all(&source)
+                .map_err(|error| RunError::Bind { path: source.clone(), source: error })?;
+        }
+        let target = Path::new("/").join(&bind.target);
+        mounts.push(MountSpec::Bind { source, target, readonly: bind.readonly, recursive: true });
+    }
+    Ok(mounts)
+}
+
+fn process(spec: &RunSpec, identity: Identity) -> ProcessSpec {
+    let mut process = Process::new(spec.args.clone());
+    process.env = environment(&spec.env, &identity, spec.terminal.is_some());
+    process.cwd = Path::new("/").join(&spec.cwd);
+    (process.uid, process.gid, process.groups) = (identity.uid, identity.gid, identity.groups);
+    process.terminal = spec.terminal;
+    process.rlimits = spec.rlimits.clone();
+    ProcessSpec {
+        process,
+        hostname: spec.hostname.clone(),
+        network: network(spec.network),
+        security: Security::Default,
+    }
+}
+
+/// docker's additions to what was asked for; nothing comes from this process's environment.
+fn environment(asked: &[String], identity: &Identity, terminal: bool) -> Vec<String> {
+    let mut env = asked.to_vec();
+    let has = |env: &[String], name: &str| env.iter().any(|entry| entry.split('=').next() == Some(name));
+    if !has(&env, "PATH") {
+        env.push(format!("PATH={DEFAULT_PATH}"));
+    }
+    if !has(&env, "HOME") {
+        env.push(format!("HOME={}", identity.home));
+    }
+    if terminal && !has(&env, "TERM") {
+        env.push("TERM=xterm".to_owned());
+    }
+    env
+}

@@ -1,0 +1,72 @@
+//! What one build may use of the machine and its owner: directories, secrets, registries.
+//! Plain data. Nothing here enters a digest, a snapshot, a record or an event. Read [`Session`] first.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use stave_oci::Digest;
+use stave_registry::{Client, ResolvedImage};
+
+/// Rights that steps may ask for beyond the default sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Entitlements {
+    /// `RUN --security=insecure`.
+    pub security_insecure: bool,
+}
+
+/// What one build may use.
+#[derive(Clone)]
+pub struct Session {
+    /// Local build contexts by name (`context`, `dockerfile`, …): directories of this machine.
+    pub contexts: BTreeMap<String, PathBuf>,
+    /// Secret values by id.
+    pub secrets: BTreeMap<String, Secret>,
+    /// Registries, with credentials.
+    pub registry: Client,
+    /// Images that were resolved before the build, by the digest they are pinned to. They are not asked for again.
+    pub resolved: BTreeMap<Digest, ResolvedImage>,
+    /// Rights granted to this build.
+    pub entitlements: Entitlements,
+    /// Network of steps that ask for no particular one.
+    pub default_network: StepNetwork,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let secrets: Vec<&String> = self.secrets.keys().collect();
+        f.debug_struct("Session")
+            .field("contexts", &self.contexts)
+            .field("secrets", &secrets)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The network a step gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StepNetwork {
+    /// The host's.
+    #[default]
+    Host,
+    /// Loopback only.
+    None,
+}
+
+/// Where a secret's value is.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Secret {
+    /// In memory.
+    Value(Vec<u8>),
+    /// In a file, read when a step asks for it.
+    File(PathBuf),
+}
+
+/// Never shows a value.
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value(_) => f.write_str("Value(…)"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+        }
+    }
+}

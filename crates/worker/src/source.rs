@@ -1,0 +1,113 @@
+//! Sources: ops without inputs, which bring something from outside: images, local contexts, URLs.
+//! Owns their fetching and what their attributes mean. Must not know graphs. Read [`SourceError`] for what may go
+//! wrong, then the module of the kind.
+
+pub(crate) mod http;
+pub(crate) mod image;
+
+use std::path::PathBuf;
+
+use stave_oci::Reference;
+use stave_registry::RegistryError;
+use stave_store::StoreError;
+
+use crate::context::ContextError;
+use crate::root::IoAt;
+
+/// Why a source could not be fetched.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The definition names a context that the session does not have.
+    #[error("no build context named `{0}`")]
+    UnknownContext(String),
+    /// A local context could not be read.
+    #[error("reading build context `{}`", directory.display())]
+    Context {
+        /// The directory.
+        directory: PathBuf,
+        /// Why.
+        #[source]
+        source: ContextError,
+    },
+    /// A registry failed.
+    #[error("pulling `{}`", image.familiar())]
+    Registry {
+        /// The image.
+        image: Reference,
+        /// Why.
+        #[source]
+        source: RegistryError,
+    },
+    /// A layer of an image could not be unpacked or kept.
+    #[error("unpacking layer {layer} of `{}`", image.familiar())]
+    Layer {
+        /// The image.
+        image: Reference,
+        /// The layer's digest.
+        layer: stave_oci::Digest,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
+    /// The image's configuration makes no sense.
+    #[error("image `{}`: {fault}", image.familiar())]
+    Image {
+        /// The image.
+        image: Reference,
+        /// What is wrong.
+        fault: ImageFault,
+    },
+    /// A URL could not be fetched.
+    #[error("fetching `{url}`")]
+    Http {
+        /// The URL without credentials.
+        url: String,
+        /// Why.
+        #[source]
+        source: http::HttpError,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The operating system refused.
+    #[error(transparent)]
+    Io(#[from] IoAt),
+    /// This kind of source is not there yet.
+    #[error("sources of the form `{0}` are not supported yet")]
+    Unsupported(String),
+    /// An attribute has a value that makes no sense.
+    #[error("source attribute `{name}` has the invalid value `{value}`")]
+    Attribute {
+        /// The attribute.
+        name: String,
+        /// Its value.
+        value: String,
+    },
+    /// Nobody wants it any more.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// What is wrong with an image.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageFault {
+    /// The configuration is not an image configuration.
+    #[error("its configuration cannot be read: {0}")]
+    Config(String),
+    /// Layers and diff ids do not pair up.
+    #[error("its manifest lists {layers} layers, its configuration {diff_ids}")]
+    LayerCount {
+        /// In the manifest.
+        layers: usize,
+        /// In the configuration.
+        diff_ids: usize,
+    },
+    /// A layer whose media type is not a tar.
+    #[error("layer {digest} has the unsupported media type `{media_type}`")]
+    MediaType {
+        /// The layer.
+        digest: stave_oci::Digest,
+        /// What it says it is.
+        media_type: String,
+    },
+}

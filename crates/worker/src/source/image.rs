@@ -1,0 +1,292 @@
+//! Images as sources: the layers of one platform's image, fetched in parallel straight into the store.
+//! A layer the store has, under whatever blob it came, is not fetched; a blob it has is not downloaded. What is
+//! downloaded is verified, kept as a blob and unpacked in one pass.
+//! Must not know the store's files or how registries speak. Read [`Puller`] first.
+
+use std::io::{self, Read};
+
+use bytes::Bytes;
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use stave_oci::{
+    Compression, Descriptor, Digest, ImageConfig, LayerMediaType, Platform, Reference, layer_media_type,
+};
+use stave_registry::{Client, ErrorKind, RegistryError, ResolvedImage};
+use stave_store::{
+    AbsoluteNames, AppliedLayer, ApplyOptions, ImageLayer, LayerId, LayerLimits, LocalImage, Store,
+    StoreError, StoredManifest,
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{ImageFault, SourceError};
+
+/// Layers fetched at the same time, as docker does.
+const PARALLEL_LAYERS: usize = 3;
+
+/// Times a layer is fetched when what arrives is not what its digest says.
+const FETCH_ATTEMPTS: usize = 3;
+
+/// Pieces of a download waiting to be unpacked.
+const PIECE_QUEUE: usize = 64;
+
+/// Bounds on one layer of an image nobody vouches for.
+const LAYER_LIMITS: LayerLimits = LayerLimits { entries: 10_000_000, path_bytes: 4096, total_bytes: 1 << 40 };
+
+/// Hears about the progress of a pull: layer, bytes so far, bytes in all.
+pub trait PullProgress: Send + Sync {
+    /// A layer moved on. Called often.
+    fn progress(&self, layer: &Digest, current: u64, total: u64);
+}
+
+impl<F: Fn(&Digest, u64, u64) + Send + Sync> PullProgress for F {
+    fn progress(&self, layer: &Digest, current: u64, total: u64) {
+        self(layer, current, total);
+    }
+}
+
+/// Brings images into a store.
+pub struct Puller<'a> {
+    /// Where to.
+    pub store: &'a Store,
+    /// Where from.
+    pub client: &'a Client,
+    /// Who hears about it.
+    pub progress: &'a dyn PullProgress,
+    /// Ends it.
+    pub cancel: &'a CancellationToken,
+}
+
+impl Puller<'_> {
+    /// The image of this name and platform that is in the store already, without asking anybody. A pinned name
+    /// finds an image by its manifest's digest, or a built one by its id.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn local(&self, name: &Reference, platform: &Platform) -> Result<Option<LocalImage>, StoreError> {
+        let Some(digest) = name.digest() else {
+            return Ok(self.store.image_by_name(name)?.filter(|image| image.platform.matches(platform)));
+        };
+        if let Some(image) = self.store.image_by_id(digest)? {
+            return Ok(Some(image));
+        }
+        let listed = self.store.images()?.into_iter().map(|listed| listed.image);
+        let mut pinned = listed.filter(|image| {
+            image.manifest.as_ref().is_some_and(|manifest| manifest.digest == *digest)
+                && image.platform.matches(platform)
+        });
+        Ok(pinned.next())
+    }
+
+    /// Resolves a name and pulls what it stands for.
+    ///
+    /// # Errors
+    /// [`SourceError`], by registry, layer or configuration.
+    pub async fn pull(&self, name: &Reference, platform: &Platform) -> Result<LocalImage, SourceError> {
+        let resolving = self.client.resolve(name, platform);
+        let resolved = tokio::select! {
+            resolved = resolving => resolved,
+            () = self.cancel.cancelled() => return Err(SourceError::Cancelled),
+        };
+        let resolved = resolved.map_err(|source| SourceError::Registry { image: name.clone(), source })?;
+        self.pull_resolved(name, &resolved).await
+    }
+
+    /// Pulls the layers of a resolved image. The image is not put under a name: that is the caller's choice.
+    ///
+    /// # Errors
+    /// [`SourceError`], by registry, layer or configuration.
+    pub async fn pull_resolved(
+        &self,
+        name: &Reference,
+        image: &ResolvedImage,
+    ) -> Result<LocalImage, SourceError> {
+        let fault = |fault| SourceError::Image { image: name.clone(), fault };
+        let config: ImageConfig = serde_json::from_slice(&image.config)
+            .map_err(|error| fault(ImageFault::Config(error.to_string())))?;
+        let (layers, diff_ids) = (&image.parsed.layers, &config.rootfs.diff_ids);
+        if layers.len() != diff_ids.len() {
+            return Err(fault(ImageFault::LayerCount { layers: layers.len(), diff_ids: diff_ids.len() }));
+        }
+        let mut fetches = Vec::with_capacity(layers.len());
+        for (blob, diff_id) in layers.iter().zip(diff_ids) {
+            fetches.push(self.layer(name, blob, diff_id).boxed());
+        }
+        let fetching = futures::stream::iter(fetches).buffered(PARALLEL_LAYERS).try_collect::<Vec<LayerId>>();
+        let ids = tokio::select! {
+            ids = fetching => ids?,
+            () = self.cancel.cancelled() => return Err(SourceError::Cancelled),
+        };
+        let layers = layers.iter().zip(diff_ids).zip(ids);
+        let layers = layers.map(|((blob, diff_id), layer)| ImageLayer {
+            layer,
+            diff_id: diff_id.clone(),
+            blob: Some(blob.clone()),
+        });
+        Ok(LocalImage {
+            id: Digest::sha256(&image.config),
+            config: image.config.to_vec(),
+            layers: layers.collect(),
+            manifest: Some(StoredManifest {
+                media_type: image.manifest.descriptor.media_type.clone(),
+                digest: image.manifest.descriptor.digest.clone(),
+                bytes: image.manifest.bytes.to_vec(),
+            }),
+            platform: config.platform(),
+        })
+    }
+
+    async fn layer(
+        &self,
+        name: &Reference,
+        blob: &Descriptor,
+        diff_id: &Digest,
+    ) -> Result<LayerId, SourceError> {
+        let compression = self.compression(name, blob)?;
+        let options = ApplyOptions {
+            // By the first bytes: media types in the wild lie.
+            compression: None,
+            diff_id: Some(diff_id.clone()),
+            limits: LAYER_LIMITS,
+            absolute_names: AbsoluteNames::Refuse,
+            description: format!("pulled from {}", name.familiar()),
+        };
+        let (store, digest, wanted) = (self.store.clone(), blob.digest.clone(), diff_id.clone());
+        let unpack = options.clone();
+        let known = blocking(move || -> Result<Option<LayerId>, StoreError> {
+            if let Some(layer) = store.layer_by_diff_id(&wanted)? {
+                return Ok(Some(layer));
+            }
+            let Some(file) = store.open_blob(&digest)? else { return Ok(None) };
+            Ok(Some(store.apply_layer(io::BufReader::new(file), &unpack)?.layer))
+        })
+        .await;
+        let broken = |source| SourceError::Layer { image: name.clone(), layer: blob.digest.clone(), source };
+        if let Some(layer) = known.map_err(broken)? {
+            self.progress.progress(&blob.digest, blob.size, blob.size);
+            return Ok(layer);
+        }
+        for attempt in 1.. {
+            match self.download(name, blob, &options).await {
+                Ok(applied) => {
+                    let store = self.store.clone();
+                    let (layer, descriptor) = (applied.layer, blob.clone());
+                    let remembered = blocking(move || store.set_compressed(layer, compression, &descriptor));
+                    remembered.await.map_err(broken)?;
+                    return Ok(applied.layer);
+                }
+                Err(Fetch::Registry(error))
+                    if attempt < FETCH_ATTEMPTS
+                        && matches!(*error.kind, ErrorKind::DigestMismatch { .. }) => {}
+                Err(Fetch::Registry(source)) => {
+                    return Err(SourceError::Registry { image: name.clone(), source });
+                }
+                Err(Fetch::Store(source)) => return Err(broken(source)),
+            }
+        }
+        Err(SourceError::Cancelled)
+    }
+
+    fn compression(&self, name: &Reference, blob: &Descriptor) -> Result<Compression, SourceError> {
+        match layer_media_type(&blob.media_type) {
+            Some(LayerMediaType { compression, .. }) => Ok(compression),
+            None => {
+                let fault = ImageFault::MediaType {
+                    digest: blob.digest.clone(),
+                    media_type: blob.media_type.clone(),
+                };
+                Err(SourceError::Image { image: name.clone(), fault })
+            }
+        }
+    }
+
+    /// Downloads, keeps and unpacks in one pass. The two halves run at the same time; the first real error wins.
+    async fn download(
+        &self,
+        name: &Reference,
+        blob: &Descriptor,
+        options: &ApplyOptions,
+    ) -> Result<AppliedLayer, Fetch> {
+        let mut stream = self.client.fetch_blob(name, blob).await.map_err(Fetch::Registry)?;
+        let (sender, receiver) = mpsc::channel::<Result<Bytes, Cut>>(PIECE_QUEUE);
+        let (store, options, expected) = (self.store.clone(), options.clone(), blob.clone());
+        let unpacking = tokio::task::spawn_blocking(move || -> Result<AppliedLayer, StoreError> {
+            let mut kept = store.blob_writer(Some(&expected.digest), expected.size)?;
+            let reader = Pieces { receiver, current: Bytes::new(), kept: &mut kept };
+            let applied = store.apply_layer(reader, &options)?;
+            kept.commit()?;
+            Ok(applied)
+        });
+        let mut done = 0;
+        let mut failed = None;
+        while let Some(piece) = stream.next().await {
+            let piece = match piece {
+                Ok(bytes) => {
+                    done += bytes.len() as u64;
+                    self.progress.progress(&blob.digest, done, blob.size);
+                    Ok(bytes)
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    Err(Cut)
+                }
+            };
+            // A closed queue means that unpacking failed; its error is awaited below.
+            if sender.send(piece).await.is_err() || failed.is_some() {
+                break;
+            }
+        }
+        drop(sender);
+        let applied = match unpacking.await {
+            Ok(applied) => applied,
+            Err(join) => std::panic::resume_unwind(join.into_panic()),
+        };
+        match failed {
+            Some(error) => Err(Fetch::Registry(error)),
+            None => applied.map_err(Fetch::Store),
+        }
+    }
+}
+
+/// Which half of a download failed.
+enum Fetch {
+    Registry(RegistryError),
+    Store(StoreError),
+}
+
+/// The download broke off.
+#[derive(Debug, thiserror::Error)]
+#[error("the download broke off")]
+struct Cut;
+
+/// The blocking end of a download: what is read is also kept.
+struct Pieces<'a, W> {
+    receiver: mpsc::Receiver<Result<Bytes, Cut>>,
+    current: Bytes,
+    kept: &'a mut W,
+}
+
+impl<W: io::Write> Read for Pieces<'_, W> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.receiver.blocking_recv() {
+                Some(Ok(bytes)) => {
+                    self.kept.write_all(&bytes)?;
+                    self.current = bytes;
+                }
+                Some(Err(cut)) => return Err(io::Error::other(cut)),
+                None => return Ok(0),
+            }
+        }
+        let length = buffer.len().min(self.current.len());
+        buffer[..length].copy_from_slice(&self.current.split_to(length));
+        Ok(length)
+    }
+}
+
+/// Runs blocking work beside the runtime; a panic in it is a panic here.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(join) => std::panic::resume_unwind(join.into_panic()),
+    }
+}

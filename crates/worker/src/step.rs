@@ -1,0 +1,390 @@
+//! Exec ops: a process over its mounts, and what it wrote as new layers.
+//! Owns the order prepare → run → commit, and what an exit code means. Mounts are built in [`mounts`].
+//! Must not know how processes are isolated. Read [`execute`] first.
+
+pub(crate) mod mounts;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use stave_llb::{ExecOp, HostIp, Mount, NetMode, ProxyEnv, SecurityMode, Sharing, Ulimit};
+use stave_sandbox::{
+    DEFAULT_PATH, ExitStatus, OverlayRoot, Process, Rlimit, RlimitResource, RootFs, Security,
+    remove_mount_points,
+};
+use stave_solver::{JobContext, Selector};
+use stave_store::{MutableDir, StoreError};
+use tokio_util::sync::CancellationToken;
+
+use self::mounts::{Caches, Plan, Prepared, Written};
+use crate::exec::network_files::HostEntry;
+use crate::exec::{ExecError, Executor, Finished, MountSet, ProcessIo, ProcessSpec};
+use crate::file::action::FileError;
+use crate::root::IoAt;
+use crate::rootfs::{Names, network, network_mounts};
+use crate::session::{Secret, Session, StepNetwork};
+use crate::source::image::blocking;
+use crate::users::{Identity, UserError, UserTable};
+use crate::worker::{DigestError, MountError, Ref, Shared};
+
+/// Host name of steps that name none: BuildKit's.
+const HOSTNAME: &str = "buildkitsandbox";
+
+/// Bytes of one secret, as BuildKit limits them.
+const SECRET_LIMIT: u64 = 500 << 10;
+
+/// Between two tries for a cache mount that another build holds.
+const LOCK_POLL: std::time::Duration = std::time::Duration::from_millis(50);
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The process ended with a code that is not accepted. The text is BuildKit's.
+    #[error("process {command:?} did not complete successfully: exit code: {code}")]
+    Exit {
+        /// The command as a shell user would write it.
+        command: String,
+        /// The code; 128 and the signal's number when a signal ended it.
+        code: i32,
+        /// The signal that ended it.
+        signal: Option<i32>,
+        /// The last of its output.
+        tail: Vec<u8>,
+    },
+    /// No mount at `/`.
+    #[error("exec op without a root mount")]
+    NoRoot,
+    /// The op refers to an input it does not have.
+    #[error("exec op refers to an input it does not have")]
+    NoInput,
+    /// A secret that is required and not there.
+    #[error("secret {0}: not found")]
+    MissingSecret(String),
+    /// A secret that cannot be used.
+    #[error("secret {id}: {fault}")]
+    Secret {
+        /// Its id.
+        id: String,
+        /// What is wrong.
+        fault: SecretFault,
+    },
+    /// The build was not granted what the step asks for.
+    #[error("{0} is not allowed")]
+    NotEntitled(&'static str),
+    /// Not there yet.
+    #[error("{0} is not supported yet")]
+    Unsupported(&'static str),
+    /// A limit docker does not know.
+    #[error("unknown resource limit `{0}`")]
+    Ulimit(String),
+    /// The user is not known in the image.
+    #[error(transparent)]
+    User(#[from] UserError),
+    /// A mount could not be prepared.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// A mount could not be made in this process.
+    #[error(transparent)]
+    Overlay(#[from] stave_sandbox::MountError),
+    /// A path could not be resolved or changed.
+    #[error(transparent)]
+    Io(#[from] IoAt),
+    /// An input could not be made a directory.
+    #[error(transparent)]
+    Input(#[from] FileError),
+    /// A cache mount's seed could not be identified.
+    #[error(transparent)]
+    Seed(#[from] DigestError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The process could not be run.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+}
+
+/// Why a secret cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretFault {
+    /// Its file cannot be read.
+    #[error("cannot be read: {0}")]
+    Unreadable(std::io::Error),
+    /// Larger than allowed.
+    #[error("larger than {SECRET_LIMIT} bytes")]
+    TooLarge,
+    /// Not text, or with a NUL byte, and so no environment variable.
+    #[error("cannot be an environment variable")]
+    NotText,
+}
+
+/// Runs a step; the outputs in order of their index.
+pub(crate) async fn execute<E: Executor>(
+    shared: &Arc<Shared>,
+    executor: &E,
+    op: &ExecOp,
+    inputs: &[Ref],
+    cx: &JobContext<Session>,
+) -> Result<Vec<Ref>, StepError> {
+    check_supported(op, &cx.session)?;
+    let caches = lock_caches(shared, op, inputs, &cx.cancel).await?;
+    let prepared = {
+        let plan = Plan {
+            shared: Arc::clone(shared),
+            op: op.clone(),
+            inputs: inputs.to_vec(),
+            session: Arc::clone(&cx.session),
+            cancel: cx.cancel.clone(),
+        };
+        blocking(move || prepare(&plan, caches)).await?
+    };
+    let Ready { process, mounts, prepared } = prepared;
+    let finished = executor.run(process, mounts, ProcessIo::Logged(cx.events.clone()), &cx.cancel).await;
+    let finished = finished.map_err(|error| start_failure(op, error))?;
+    check_exit(op, &finished)?;
+    blocking(move || commit(prepared, &finished.created_mount_points)).await
+}
+
+/// A step ready to run.
+struct Ready {
+    process: ProcessSpec,
+    mounts: MountSet,
+    prepared: Prepared,
+}
+
+fn prepare(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
+    let op = &plan.op;
+    let network_mode = step_network(op, &plan.session);
+    let hostname = if op.hostname.is_empty() { HOSTNAME } else { &op.hostname };
+    let names =
+        Names { hostname: hostname.to_owned(), extra: op.extra_hosts.iter().map(host_entry).collect() };
+    let prepared = mounts::prepare(plan, caches)?;
+    let identity = UserTable::read(&*prepared.root_view).identity(&op.user)?;
+    let mut specs = network_mounts(&names, network_mode);
+    specs.extend(prepared.specs.iter().cloned());
+    let mut process = Process::new(op.args.clone());
+    process.env = environment(op, &identity, &plan.session)?;
+    process.cwd = Path::new("/").join(&op.cwd);
+    (process.uid, process.gid, process.groups) = (identity.uid, identity.gid, identity.groups);
+    process.rlimits = op.ulimits.iter().map(rlimit).collect::<Result<_, _>>()?;
+    let security = match op.security {
+        SecurityMode::Sandbox => Security::Default,
+        SecurityMode::Insecure => Security::Insecure,
+    };
+    let process =
+        ProcessSpec { process, hostname: hostname.to_owned(), network: network(network_mode), security };
+    let root = RootFs::Overlay(OverlayRoot {
+        lower: prepared.root.lowers().to_vec(),
+        upper: prepared.root.upper().to_owned(),
+        work: prepared.root.work().to_owned(),
+        // The store syncs what it commits.
+        volatile: true,
+        stubs: Some(plan.shared.stubs()),
+    });
+    let mounts = MountSet { root, readonly_root: prepared.readonly_root, mounts: specs, shm_size: None };
+    Ok(Ready { process, mounts, prepared })
+}
+
+fn commit(prepared: Prepared, created: &[PathBuf]) -> Result<Vec<Ref>, StepError> {
+    let Prepared { root, root_output, written, contexts, guards, root_view, caches, .. } = prepared;
+    // Everything that has the layers mounted goes first.
+    drop((guards, root_view, caches));
+    if !created.is_empty() {
+        let upper = root.upper().to_owned();
+        remove_mount_points(&upper, created).map_err(|source| StoreError::Io {
+            action: "clean",
+            path: upper,
+            source,
+        })?;
+    }
+    let mut outputs: Vec<(u32, Ref)> = Vec::new();
+    let settled = !contexts.iter().any(|context| context.has_changed());
+    let result = |snapshot| if settled { Ref::Snapshot(snapshot) } else { Ref::Unsettled(snapshot) };
+    if let Some(output) = root_output {
+        outputs.push((output, result(root.commit()?)));
+    }
+    for (output, written) in written {
+        let made = match written {
+            Written::Layer(layer) => result(layer.commit()?),
+            Written::Unchanged(input) => input,
+        };
+        outputs.push((output, made));
+    }
+    outputs.sort_unstable_by_key(|(output, _)| *output);
+    Ok(outputs.into_iter().map(|(_, result)| result).collect())
+}
+
+fn check_supported(op: &ExecOp, session: &Session) -> Result<(), StepError> {
+    if op.security == SecurityMode::Insecure && !session.entitlements.security_insecure {
+        return Err(StepError::NotEntitled("security.insecure"));
+    }
+    if op.devices.iter().any(|device| !device.optional) {
+        return Err(StepError::Unsupported("a CDI device"));
+    }
+    if !op.cgroup_parent.is_empty() {
+        return Err(StepError::Unsupported("a cgroup parent"));
+    }
+    for mount in &op.mounts {
+        if matches!(mount, Mount::Ssh { optional: false, .. }) {
+            return Err(StepError::Unsupported("an ssh agent mount"));
+        }
+    }
+    Ok(())
+}
+
+/// Takes the cache mounts of a step, one after the other by id, so that two steps never wait for each other.
+async fn lock_caches(
+    shared: &Arc<Shared>,
+    op: &ExecOp,
+    inputs: &[Ref],
+    cancel: &CancellationToken,
+) -> Result<Caches, StepError> {
+    let mut wanted = Vec::new();
+    for (index, mount) in op.mounts.iter().enumerate() {
+        let Mount::Cache { id, sharing, input, selector, .. } = mount else { continue };
+        let mut key = id.clone();
+        if let Some(input) = input {
+            // Another seed is another cache; its content says which, so that a rebuilt seed finds it again.
+            let seed = inputs.get(*input as usize).ok_or(StepError::NoInput)?.clone();
+            let shared = Arc::clone(shared);
+            let selector = if selector.is_empty() { Selector::whole() } else { Selector::path(selector) };
+            let digest = blocking(move || shared.digest(&seed, &selector)).await?;
+            key = format!("{id}:{digest}");
+        }
+        wanted.push((key, *sharing, index));
+    }
+    wanted.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    let mut caches = Caches::new();
+    for (key, sharing, index) in wanted {
+        let sharing = match sharing {
+            Sharing::Shared => stave_store::Sharing::Shared,
+            Sharing::Private => stave_store::Sharing::Private,
+            Sharing::Locked => stave_store::Sharing::Locked,
+        };
+        let directory: MutableDir = loop {
+            let (shared, key) = (Arc::clone(shared), key.clone());
+            match blocking(move || shared.store.try_mutable_dir(&key, sharing)).await? {
+                Some(directory) => break directory,
+                None => tokio::select! {
+                    () = tokio::time::sleep(LOCK_POLL) => {}
+                    () = cancel.cancelled() => return Err(ExecError::Cancelled.into()),
+                },
+            }
+        };
+        caches.insert(index, directory);
+    }
+    Ok(caches)
+}
+
+fn step_network(op: &ExecOp, session: &Session) -> StepNetwork {
+    match op.network {
+        NetMode::Default => session.default_network,
+        NetMode::Host => StepNetwork::Host,
+        NetMode::None => StepNetwork::None,
+    }
+}
+
+fn host_entry(host: &HostIp) -> HostEntry {
+    HostEntry { name: host.host.clone(), address: host.ip.clone() }
+}
+
+fn rlimit(limit: &Ulimit) -> Result<Rlimit, StepError> {
+    let resource =
+        RlimitResource::from_name(&limit.name).ok_or_else(|| StepError::Ulimit(limit.name.clone()))?;
+    // Negative means none.
+    let value = |value: i64| u64::try_from(value).unwrap_or(u64::MAX);
+    Ok(Rlimit { resource, soft: value(limit.soft), hard: value(limit.hard) })
+}
+
+/// The op's own environment, then what it lacks: proxies, secrets, `PATH`, `HOME`. Nothing of this process's.
+fn environment(op: &ExecOp, identity: &Identity, session: &Session) -> Result<Vec<String>, StepError> {
+    let mut env = op.env.clone();
+    let has = |env: &[String], name: &str| env.iter().any(|entry| entry.split('=').next() == Some(name));
+    if let Some(ProxyEnv { http_proxy, https_proxy, ftp_proxy, no_proxy, all_proxy }) = &op.proxy_env {
+        let proxies = [
+            ("HTTP_PROXY", http_proxy),
+            ("HTTPS_PROXY", https_proxy),
+            ("FTP_PROXY", ftp_proxy),
+            ("NO_PROXY", no_proxy),
+            ("ALL_PROXY", all_proxy),
+        ];
+        for (name, value) in proxies.into_iter().filter(|(_, value)| !value.is_empty()) {
+            for name in [name.to_owned(), name.to_lowercase()] {
+                if !has(&env, &name) {
+                    env.push(format!("{name}={value}"));
+                }
+            }
+        }
+    }
+    for secret in &op.secret_env {
+        let Some(value) = secret_value(session, &secret.id, secret.optional)? else { continue };
+        let fault = || StepError::Secret { id: secret.id.clone(), fault: SecretFault::NotText };
+        let value = String::from_utf8(value).map_err(|_| fault())?;
+        if value.contains('\0') {
+            return Err(fault());
+        }
+        env.push(format!("{}={value}", secret.name));
+    }
+    if !has(&env, "PATH") {
+        env.push(format!("PATH={DEFAULT_PATH}"));
+    }
+    if !has(&env, "HOME") {
+        env.push(format!("HOME={}", identity.home));
+    }
+    Ok(env)
+}
+
+/// A secret's value; `None` when it is not there and need not be.
+pub(crate) fn secret_value(
+    session: &Session,
+    id: &str,
+    optional: bool,
+) -> Result<Option<Vec<u8>>, StepError> {
+    let fault = |fault| StepError::Secret { id: id.to_owned(), fault };
+    let value = match session.secrets.get(id) {
+        None if optional => return Ok(None),
+        None => return Err(StepError::MissingSecret(id.to_owned())),
+        Some(Secret::Value(value)) => value.clone(),
+        Some(Secret::File(path)) => {
+            use std::io::Read as _;
+            let mut value = Vec::new();
+            let file = std::fs::File::open(path).map_err(|error| fault(SecretFault::Unreadable(error)))?;
+            let read = file.take(SECRET_LIMIT + 1).read_to_end(&mut value);
+            read.map_err(|error| fault(SecretFault::Unreadable(error)))?;
+            value
+        }
+    };
+    if value.len() as u64 > SECRET_LIMIT {
+        return Err(fault(SecretFault::TooLarge));
+    }
+    Ok(Some(value))
+}
+
+fn check_exit(op: &ExecOp, finished: &Finished) -> Result<(), StepError> {
+    let code = finished.status.code();
+    let accepted =
+        if op.valid_exit_codes.is_empty() { code == 0 } else { op.valid_exit_codes.contains(&code) };
+    if accepted {
+        return Ok(());
+    }
+    let signal = match finished.status {
+        ExitStatus::Signaled(signal) => Some(signal),
+        ExitStatus::Exited(_) => None,
+    };
+    Err(StepError::Exit { command: op.args.join(" "), code, signal, tail: finished.tail.clone() })
+}
+
+/// A program that is not there is the step's failure, not the machine's: docker gives it a code.
+fn start_failure(op: &ExecOp, error: ExecError) -> StepError {
+    match error {
+        ExecError::Spawn(spawn) if spawn.exit_code() != 125 => StepError::Exit {
+            command: op.args.join(" "),
+            code: i32::from(spawn.exit_code()),
+            signal: None,
+            tail: spawn.to_string().into_bytes(),
+        },
+        other => other.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,89 @@
+use super::*;
+use stave_llb::SecretEnv;
+
+fn identity() -> Identity {
+    Identity { uid: 0, gid: 0, groups: Vec::new(), home: "/root".into() }
+}
+
+fn session(secrets: &[(&str, &[u8])]) -> Session {
+    let client = stave_registry::Client::new(stave_registry::ClientConfig {
+        registries: stave_registry::RegistryTables::default(),
+        keychain: stave_registry::Keychain::anonymous(),
+        limits: stave_registry::Limits::default(),
+        user_agent: "test".into(),
+    });
+    Session {
+        contexts: std::collections::BTreeMap::new(),
+        secrets: secrets
+            .iter()
+            .map(|(id, value)| ((*id).to_owned(), Secret::Value(value.to_vec())))
+            .collect(),
+        registry: client.expect("client"),
+        resolved: std::collections::BTreeMap::new(),
+        entitlements: crate::session::Entitlements::default(),
+        default_network: StepNetwork::Host,
+    }
+}
+
+#[track_caller]
+fn check_environment(op: &ExecOp, secrets: &[(&str, &[u8])], expected: &[&str]) {
+    let env = environment(op, &identity(), &session(secrets)).expect("environment");
+    assert_eq!(env, expected);
+}
+
+#[test]
+fn environments() {
+    let path = format!("PATH={DEFAULT_PATH}");
+    check_environment(&ExecOp::default(), &[], &[&path, "HOME=/root"]);
+    let op = ExecOp { env: vec!["PATH=/x".into(), "HOME=/y".into()], ..ExecOp::default() };
+    check_environment(&op, &[], &["PATH=/x", "HOME=/y"]);
+    let proxy = ProxyEnv { http_proxy: "p".into(), ..ProxyEnv::default() };
+    let op = ExecOp { env: vec!["http_proxy=own".into()], proxy_env: Some(proxy), ..ExecOp::default() };
+    check_environment(&op, &[], &["http_proxy=own", "HTTP_PROXY=p", &path, "HOME=/root"]);
+    let secret = SecretEnv { id: "token".into(), name: "TOKEN".into(), optional: false };
+    let op = ExecOp { secret_env: vec![secret], ..ExecOp::default() };
+    check_environment(&op, &[("token", b"s3")], &["TOKEN=s3", &path, "HOME=/root"]);
+    assert!(
+        matches!(environment(&op, &identity(), &session(&[])), Err(StepError::MissingSecret(id)) if id == "token")
+    );
+    assert!(matches!(
+        environment(&op, &identity(), &session(&[("token", b"a\0b")])),
+        Err(StepError::Secret { fault: SecretFault::NotText, .. })
+    ));
+}
+
+#[track_caller]
+fn check_code(valid: &[i32], status: ExitStatus, expected: Option<(i32, Option<i32>)>) {
+    let op = ExecOp { args: vec!["/bin/sh".into()], valid_exit_codes: valid.to_vec(), ..ExecOp::default() };
+    let finished = Finished { status, tail: b"end".to_vec(), created_mount_points: Vec::new() };
+    let found = match check_exit(&op, &finished) {
+        Ok(()) => None,
+        Err(StepError::Exit { code, signal, .. }) => Some((code, signal)),
+        Err(other) => panic!("{other}"),
+    };
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn exit_codes() {
+    check_code(&[], ExitStatus::Exited(0), None);
+    check_code(&[], ExitStatus::Exited(3), Some((3, None)));
+    check_code(&[0, 3], ExitStatus::Exited(3), None);
+    check_code(&[3], ExitStatus::Exited(0), Some((0, None)));
+    check_code(&[], ExitStatus::Signaled(9), Some((137, Some(9))));
+}
+
+#[test]
+fn limits() {
+    let limit = Ulimit { name: "nofile".into(), soft: 10, hard: -1 };
+    let found = rlimit(&limit).expect("limit");
+    assert_eq!((found.resource, found.soft, found.hard), (RlimitResource::Nofile, 10, u64::MAX));
+    assert!(rlimit(&Ulimit { name: "speed".into(), ..limit }).is_err());
+}
+
+#[test]
+fn an_unentitled_step_is_refused() {
+    let op = ExecOp { security: SecurityMode::Insecure, ..ExecOp::default() };
+    let refused = check_supported(&op, &session(&[]));
+    assert!(matches!(refused, Err(StepError::NotEntitled("security.insecure"))));
+}

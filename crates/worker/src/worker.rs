@@ -1,0 +1,209 @@
+//! The worker of this machine: ops in, snapshots out.
+//! Owns what all ops share: the store, the lease that protects what a build uses, merged views, digests already
+//! made. Must not know scheduling or cache lookup. Read [`LocalWorker`] first.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use dashmap::DashMap;
+use stave_cache::ContentDigest;
+use stave_sandbox::Launcher;
+use stave_solver::Selector;
+use stave_store::{ActiveLayer, Lease, ScratchDir, Snapshot, Store, StoreError};
+
+use crate::context::Context;
+use crate::exec::SandboxExecutor;
+use crate::input::Input;
+use crate::root::RootDir;
+use crate::view::{ViewError, readable};
+
+/// What ops consume and produce.
+#[derive(Clone)]
+pub enum Ref {
+    /// Layers of the store.
+    Snapshot(Snapshot),
+    /// Layers made while a local file changed under our hands: usable in this build, never recorded.
+    Unsettled(Snapshot),
+    /// A scanned directory of this machine.
+    Context(Arc<Context>),
+}
+
+impl Ref {
+    /// The layers; `None` for a local context, which has none.
+    #[must_use]
+    pub fn snapshot(&self) -> Option<&Snapshot> {
+        match self {
+            Self::Snapshot(snapshot) | Self::Unsettled(snapshot) => Some(snapshot),
+            Self::Context(_) => None,
+        }
+    }
+}
+
+impl fmt::Debug for Ref {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Snapshot(snapshot) => write!(f, "Snapshot({snapshot})"),
+            Self::Unsettled(snapshot) => write!(f, "Unsettled({snapshot})"),
+            Self::Context(context) => write!(f, "Context({} files)", context.count()),
+        }
+    }
+}
+
+/// What a [`LocalWorker`] is made from.
+#[derive(Debug, Clone)]
+pub struct LocalWorkerConfig {
+    /// Where layers are.
+    pub store: Store,
+    /// What starts sandboxes.
+    pub launcher: Launcher,
+    /// A directory for what is remembered of local contexts; `None` remembers nothing.
+    pub fingerprints: Option<PathBuf>,
+}
+
+/// Runs ops on this machine. While it lives, nothing it used or made is collected.
+#[derive(Debug)]
+pub struct LocalWorker<E = SandboxExecutor> {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) executor: E,
+}
+
+/// What ops running at the same time share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) fingerprints: Option<PathBuf>,
+    /// Mount-point stubs of this process, and an empty directory that stands for scratch.
+    scratch: ScratchDir,
+    views: Mutex<HashMap<Snapshot, Weak<RootDir>>>,
+    digests: DashMap<(Snapshot, Selector), ContentDigest>,
+    _lease: Lease,
+}
+
+impl LocalWorker<SandboxExecutor> {
+    /// A worker that runs processes in sandboxes.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn new(config: LocalWorkerConfig) -> Result<Self, StoreError> {
+        let executor = SandboxExecutor::new(config.launcher);
+        Self::with_executor(config.store, config.fingerprints, executor)
+    }
+}
+
+impl<E> LocalWorker<E> {
+    /// A worker that runs processes by other means.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn with_executor(
+        store: Store,
+        fingerprints: Option<PathBuf>,
+        executor: E,
+    ) -> Result<Self, StoreError> {
+        let lease = store.lease()?;
+        let scratch = store.scratch_dir()?;
+        for name in ["stubs", "empty"] {
+            let path = scratch.path().join(name);
+            std::fs::create_dir(&path).map_err(|source| StoreError::Io { action: "create", path, source })?;
+        }
+        let shared = Shared {
+            store,
+            fingerprints,
+            scratch,
+            views: Mutex::default(),
+            digests: DashMap::new(),
+            _lease: lease,
+        };
+        Ok(Self { shared: Arc::new(shared), executor })
+    }
+
+    /// The store the worker works in.
+    pub fn store(&self) -> &Store {
+        &self.shared.store
+    }
+}
+
+impl Shared {
+    /// Where mount-point stubs go.
+    pub(crate) fn stubs(&self) -> PathBuf {
+        self.scratch.path().join("stubs")
+    }
+
+    /// A directory with nothing in it.
+    pub(crate) fn empty(&self) -> PathBuf {
+        self.scratch.path().join("empty")
+    }
+
+    /// The merged, read-only file system of a snapshot; shared by all who look at the same time.
+    pub(crate) fn view(&self, snapshot: &Snapshot) -> Result<Arc<RootDir>, MountError> {
+        let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(view) = views.get(snapshot).and_then(Weak::upgrade) {
+            return Ok(view);
+        }
+        let lowers = self.store.layer_paths(snapshot)?;
+        let view = Arc::new(readable(&lowers, &self.empty())?);
+        views.retain(|_, view| view.strong_count() > 0);
+        views.insert(snapshot.clone(), Arc::downgrade(&view));
+        Ok(view)
+    }
+
+    /// What an op can read of a result.
+    pub(crate) fn input(&self, result: &Ref) -> Result<Input, MountError> {
+        match result {
+            Ref::Context(context) => Ok(Input::Context(Arc::clone(context))),
+            Ref::Snapshot(snapshot) | Ref::Unsettled(snapshot) => Ok(Input::View(self.view(snapshot)?)),
+        }
+    }
+
+    /// The digest of what a selector picks. Layers never change, so that of a snapshot is made once.
+    pub(crate) fn digest(&self, result: &Ref, selector: &Selector) -> Result<ContentDigest, DigestError> {
+        let memo = result.snapshot().map(|snapshot| (snapshot.clone(), selector.clone()));
+        if let Some(known) = memo.as_ref().and_then(|key| self.digests.get(key)) {
+            return Ok(*known);
+        }
+        let digest = ContentDigest::from_bytes(self.input(result)?.digest(selector)?);
+        if let Some(key) = memo {
+            self.digests.insert(key, digest);
+        }
+        Ok(digest)
+    }
+
+    /// Begins a layer on a snapshot.
+    pub(crate) fn prepare(&self, base: &Snapshot, description: &str) -> Result<ActiveLayer, StoreError> {
+        Ok(self.store.prepare(base)?.described(description))
+    }
+}
+
+/// Why a snapshot could not be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The view could not be mounted.
+    #[error(transparent)]
+    View(#[from] ViewError),
+}
+
+/// Why content could not be digested.
+#[derive(Debug, thiserror::Error)]
+pub enum DigestError {
+    /// The input could not be mounted.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The selection could not be read.
+    #[error(transparent)]
+    Select(#[from] crate::input::SelectError),
+}
+
+/// The writable view of a layer being made.
+pub(crate) fn writable(layer: &ActiveLayer) -> Result<RootDir, ViewError> {
+    crate::view::writable(layer.lowers(), layer.upper(), layer.work())
+}
+
+/// A path of the host as an absolute one.
+pub(crate) fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
