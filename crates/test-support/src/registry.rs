@@ -83,6 +83,8 @@ pub enum Misbehaviour {
     Endless,
     /// A redirect (307) to an address.
     Redirect(String),
+    /// Every token given out expires just before this request.
+    ExpireTokens,
     /// Another `Content-Type`.
     ContentType(String),
     /// A header more, or another value for one.
@@ -306,6 +308,9 @@ fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
             return connection.close();
         }
         let body = connection.read_body(&head, usize::MAX)?;
+        if let Some(Misbehaviour::ExpireTokens) = misbehaviour {
+            shared.state().tokens.clear();
+        }
         // A request that fails or is sent elsewhere has not done its work.
         let is_replaced = matches!(misbehaviour, Some(Misbehaviour::Status(..) | Misbehaviour::Redirect(_)));
         let response = match is_replaced {
@@ -328,7 +333,7 @@ fn send(
 ) -> std::io::Result<bool> {
     let is_head = head.method == "HEAD";
     let response = match misbehaviour {
-        None => response,
+        None | Some(Misbehaviour::ExpireTokens) => response,
         Some(Misbehaviour::Status(code, retry_after, body)) => {
             let other =
                 Response::new(code).header("Content-Type", "application/json").with_body(body.into_bytes());

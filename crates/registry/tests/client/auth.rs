@@ -104,6 +104,35 @@ async fn a_token_that_expires_is_renewed_once() {
 }
 
 #[tokio::test]
+async fn a_token_that_expires_during_a_push_is_renewed() {
+    let registry = bearer(false);
+    let home = Home::with_user(&registry, "me:pa:ss");
+    let bytes = Bytes::from(crate::noise(400_000));
+    let layer = Descriptor::of(media_type::OCI_LAYER, &bytes);
+    registry.script("PUT", "/uploads/", Misbehaviour::ExpireTokens);
+    let name = registry.reference("app:1");
+    home.client()
+        .push_blob(&name, &layer, BlobContent::new(bytes.clone()), None)
+        .await
+        .expect("a new token is fetched");
+    assert_eq!(registry.blob("app", &layer.digest).as_deref(), Some(&bytes[..]));
+    assert_eq!((registry.count("PUT", ""), registry.count("GET", "/token")), (2, 2));
+}
+
+#[tokio::test]
+async fn many_requests_share_one_token() {
+    let registry = bearer(true);
+    let client = Home::new("{}").client();
+    resolve(&client, &registry).await.expect("everybody may read");
+    registry.revoke_tokens();
+    let fetches = (0..16).map(|_| resolve(&client, &registry));
+    for result in futures::future::join_all(fetches).await {
+        result.expect("everybody may read");
+    }
+    assert_eq!(registry.count("GET", "/token"), 2);
+}
+
+#[tokio::test]
 async fn a_registry_that_always_says_401_is_left() {
     let registry = bearer(true);
     let client = Home::new("{}").client();
