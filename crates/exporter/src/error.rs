@@ -38,14 +38,6 @@ pub enum ExportErrorKind {
     /// The destination of an archive is a directory.
     #[error("`{}` is a directory: give a file, or `tar=false` or `type=local` for a directory", .0.display())]
     IsDirectory(PathBuf),
-    /// A directory tree nested too deep.
-    #[error("directories nest deeper than {limit} at `{}`", .path.display())]
-    TooDeep {
-        /// Where.
-        path: PathBuf,
-        /// The limit.
-        limit: usize,
-    },
     /// The local store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

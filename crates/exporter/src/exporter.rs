@@ -218,8 +218,8 @@ impl Exporter {
         let snapshot = image.snapshot();
         let size = self
             .blocking(move |context| {
-                let layers = context.store.layer_paths(&snapshot)?;
-                context.events.step(ExportStep::Files, || sink::local::write(&layers, &dest, &context.cancel))
+                let view = context.store.view(&snapshot)?;
+                context.events.step(ExportStep::Files, || sink::local::write(&view, &dest, &context.cancel))
             })
             .await?;
         Ok(Exported { size, ..Exported::nothing() })
@@ -229,9 +229,9 @@ impl Exporter {
         let snapshot = image.snapshot();
         let size = self
             .blocking(move |context| {
-                let layers = context.store.layer_paths(&snapshot)?;
+                let view = context.store.view(&snapshot)?;
                 context.events.step(ExportStep::Archive, || {
-                    output::write(context, &dest, |out| sink::tar::write(&layers, out))
+                    output::write(context, &dest, |out| sink::tar::write(&view, out))
                 })
             })
             .await?;

@@ -100,7 +100,7 @@ pub(crate) enum LayerContent {
     /// The store's blob of the descriptor's digest.
     Blob,
     /// An uncompressed tar, made while it is written.
-    Plain(ImageLayerRef),
+    Plain(Box<ImageLayerRef>),
 }
 
 /// The config's bytes with everything filled in, and the layers' diff ids.
@@ -194,7 +194,7 @@ fn prepare_layer(
         write_plain(&context.store, layer, diff_id, &mut counted)?;
         let media_type = Compression::None.oci_media_type();
         let descriptor = Descriptor::new(media_type, diff_id.clone(), counted.written);
-        return Ok(PreparedLayer { descriptor, content: LayerContent::Plain(layer.clone()) });
+        return Ok(PreparedLayer { descriptor, content: LayerContent::Plain(Box::new(layer.clone())) });
     }
     let descriptor = blob(&context.store, layer, diff_id, format, &context.cancel)?;
     Ok(PreparedLayer { descriptor, content: LayerContent::Blob })

@@ -13,6 +13,7 @@ use std::path::Path;
 
 use rustix::fs::FileType;
 
+use crate::error::ExportErrorKind;
 use crate::merged::{Entry, Kind};
 
 /// The largest number ustar's twelve-digit fields (size, time) hold.
@@ -95,13 +96,13 @@ impl<W: Write> TarWriter<W> {
     }
 
     /// An entry of a root file system.
-    pub(crate) fn entry(&mut self, entry: &Entry<'_>) -> io::Result<()> {
-        let stat = &entry.stat;
+    pub(crate) fn entry(&mut self, entry: &Entry) -> Result<(), ExportErrorKind> {
+        let stat = entry.stat();
         let (kind, link) = match &entry.kind {
             Kind::Directory => (tar::EntryType::Directory, Vec::new()),
             Kind::File => (tar::EntryType::Regular, Vec::new()),
             Kind::HardLink(first) => (tar::EntryType::Link, first.as_os_str().as_bytes().to_vec()),
-            Kind::Symlink(target) => (tar::EntryType::Symlink, target.as_bytes().to_vec()),
+            Kind::Symlink(target) => (tar::EntryType::Symlink, target.as_os_str().as_bytes().to_vec()),
             Kind::Special(FileType::CharacterDevice) => (tar::EntryType::Char, Vec::new()),
             Kind::Special(FileType::BlockDevice) => (tar::EntryType::Block, Vec::new()),
             Kind::Special(FileType::Fifo) => (tar::EntryType::Fifo, Vec::new()),
@@ -112,7 +113,7 @@ impl<W: Write> TarWriter<W> {
         // A hard link's attributes are those of the entry it names.
         let xattrs = if matches!(entry.kind, Kind::HardLink(_)) { Vec::new() } else { entry.xattrs()? };
         self.header(&Header {
-            path: tar_path(entry.path, entry.kind == Kind::Directory),
+            path: tar_path(entry.path(), entry.kind == Kind::Directory),
             link,
             kind,
             mode: stat.st_mode & 0o7777,
@@ -127,7 +128,9 @@ impl<W: Write> TarWriter<W> {
             let mut exact = Exact { output: &mut self.output, left: size };
             io::copy(&mut entry.open()?, &mut exact)?;
             if exact.left != 0 {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "file shrank while it was read"));
+                return Err(
+                    io::Error::new(io::ErrorKind::UnexpectedEof, "file shrank while it was read").into()
+                );
             }
             self.pad(size)?;
         }

@@ -209,7 +209,7 @@ mod tests {
 
     use super::*;
 
-    const NARROW: Window = Window { rows: 24, columns: 41 };
+    const NARROW: Window = Window { rows: 24, columns: 42 };
 
     fn seconds(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
@@ -255,7 +255,7 @@ mod tests {
          => CACHED [build 0/5] RUN a rather… 0.0s
          => [build 1/5] RUN a rather long c… 1.5s
          => [build 2/5] RUN a rather long c… 9.0s
-         => => sha256:b2edf1a2ca20… 12.30MB… 8.0s
+         => => sha256:dac1d7cfa950… 12.30MB… 8.0s
          => [build 3/5] RUN a rather long c… 9.0s
          => => # 3.000 line    3 red and more tha
          => => # 4.000 line    4 red and more tha
