@@ -116,7 +116,7 @@ enum Purpose {
     Node(NodeId),
     /// Index writes: never stopped, and every job of the node waits for them.
     Recording(NodeId),
-    Stopped,
+    Stopped(NodeId),
 }
 
 /// The state machine. `R` is the worker's result, only cloned and dropped here.
@@ -233,8 +233,11 @@ impl<R: Clone> Graph<R> {
         for draining in self.draining.values_mut() {
             draining.tasks.remove(&task);
         }
-        if let Some(Purpose::Node(node)) = self.tasks.remove(&task) {
-            self.node_answer(node, task, answer);
+        match self.tasks.remove(&task) {
+            Some(Purpose::Node(node)) => self.node_answer(node, task, answer),
+            // A node wanted again does not run until its stopped run has ended.
+            Some(Purpose::Stopped(node)) => self.ready.push_back(node),
+            Some(Purpose::Recording(_)) | None => {}
         }
     }
 
@@ -246,8 +249,10 @@ impl<R: Clone> Graph<R> {
     }
 
     fn stop(&mut self, task: TaskId) {
-        if let Some(purpose @ Purpose::Node(_)) = self.tasks.get_mut(&task) {
-            *purpose = Purpose::Stopped;
+        if let Some(purpose) = self.tasks.get_mut(&task)
+            && let Purpose::Node(node) = *purpose
+        {
+            *purpose = Purpose::Stopped(node);
             self.commands.push(Command::Stop { task });
         }
     }

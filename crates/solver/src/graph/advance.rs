@@ -269,6 +269,9 @@ impl<R: Clone> Graph<R> {
                 Some(Ok(value)) => inputs.push(value),
             }
         }
+        if self.tasks.values().any(|purpose| *purpose == Purpose::Stopped(id)) {
+            return false;
+        }
         let entries = self.entries(node, None);
         if !node.ignore_cache
             && let Some(leader) = self.leader(id, &entries)

@@ -36,7 +36,7 @@ impl<R: Clone> Graph<R> {
         let holds = |purpose: &Purpose| match purpose {
             Purpose::Node(_) => false,
             Purpose::Recording(node) => members.contains(node),
-            Purpose::Stopped => true,
+            Purpose::Stopped(_) => true,
         };
         self.tasks.iter().filter(|(_, purpose)| holds(purpose)).map(|(task, _)| *task).collect()
     }
