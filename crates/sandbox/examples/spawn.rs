@@ -1,7 +1,7 @@
 //! Runs a command in sandboxes again and again and prints how long it takes: `spawn ROOTFS COUNT COMMAND…`.
 //!
-//! Variables: `STAVE_SPAWN_HOST` uses the host's network, `STAVE_SPAWN_LIMIT` a control group, and
-//! `STAVE_SPAWN_SCRATCH` is the directory for layers.
+//! Variables: `STAVE_SPAWN_HOST` uses the host's network, `STAVE_SPAWN_LIMIT` a control group,
+//! `STAVE_SPAWN_SYNC` an overlay that is not volatile; `STAVE_SPAWN_SCRATCH` is the directory for layers.
 
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
@@ -30,7 +30,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         std::fs::create_dir_all(&upper)?;
         std::fs::create_dir_all(&work)?;
         let stubs = Some(scratch.join("stubs"));
-        let root = OverlayRoot { lower: vec![rootfs.clone().into()], upper, work, volatile: true, stubs };
+        let root = OverlayRoot {
+            lower: vec![rootfs.clone().into()],
+            upper,
+            work,
+            volatile: std::env::var_os("STAVE_SPAWN_SYNC").is_none(),
+            stubs,
+        };
         let mut spec = SandboxSpec::new(RootFs::Overlay(root), Process::new(args.clone()));
         spec.network =
             if std::env::var_os("STAVE_SPAWN_HOST").is_some() { Network::Host } else { Network::None };

@@ -48,8 +48,10 @@ pub(crate) struct Child<'a> {
     pub(crate) request: &'a Request,
     pub(crate) streams: StandardStreams,
     pub(crate) control: &'a OwnedFd,
-    /// Bounding set.
+    /// What the program's bounding set will be.
     pub(crate) capabilities: CapabilitySet,
+    /// The bounding set until then.
+    pub(crate) bounding: CapabilitySet,
     pub(crate) filter: Option<&'a Filter>,
     pub(crate) hierarchy: CgroupHierarchy,
 }
@@ -75,7 +77,6 @@ impl Child<'_> {
 
     fn set_up(&self) -> Result<std::convert::Infallible, Failure> {
         let spec = &self.request.spec;
-        sys::reset_signals();
         rustix::process::setsid().at(SetupStep::Session)?;
         sys::leave_session_keyring();
         self.enter_namespaces()?;
@@ -101,6 +102,7 @@ impl Child<'_> {
             sys::restrict_mount(root.as_fd(), readonly, false).at(SetupStep::MountRoot)?;
         }
         drop(root);
+        sys::limit_bounding_set(self.bounding, self.capabilities).at(SetupStep::Capabilities)?;
         identity::assume(&spec.process, self.capabilities, self.filter)?;
         Err(program::execute(&spec.process))
     }

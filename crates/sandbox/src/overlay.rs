@@ -5,10 +5,10 @@
 //! Options: `index`, `metacopy` and `redirect_dir` are off, because the upper directory becomes an image layer and
 //! must hold whole files and directories; `userxattr` inside a user namespace, where `trusted.*` is out of reach.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::LazyLock;
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
@@ -127,10 +127,12 @@ fn mount_legacy(layers: &OverlayLayers, nodev: bool, at: &Path) -> io::Result<()
 
 /// Whether this process is in a user namespace other than the first: its ids are mapped there.
 pub(crate) fn in_user_namespace() -> bool {
-    use std::io::Read as _;
-    let mut map = String::new();
-    let read = File::open("/proc/self/uid_map").and_then(|mut file| file.read_to_string(&mut map));
-    read.is_ok() && map.split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"]
+    // It is entered before the first mount or never, so one look is enough, also for the launcher's children.
+    static INSIDE: LazyLock<bool> = LazyLock::new(|| {
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        !map.is_empty() && map.split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"]
+    });
+    *INSIDE
 }
 
 #[cfg(test)]

@@ -158,18 +158,23 @@ pub(crate) fn set_capabilities(set: CapabilitySet) -> io::Result<()> {
     Ok(())
 }
 
-/// Drops every capability the kernel knows from the bounding set, except those of `keep`.
-pub(crate) fn limit_bounding_set(keep: CapabilitySet) -> io::Result<()> {
+/// The bounding set of this thread.
+pub(crate) fn bounding_set() -> CapabilitySet {
+    let mut bits = 0;
     for number in 0..64 {
-        // SAFETY: takes and returns integers only.
+        // SAFETY: takes and returns integers only; numbers past the kernel's last capability yield an error.
         let present = unsafe { libc::prctl(libc::PR_CAPBSET_READ, number as libc::c_ulong, 0, 0, 0) };
-        if present < 0 {
-            break; // past the last capability of this kernel
-        }
-        if present == 1 && keep.bits() & 1 << number == 0 {
-            // SAFETY: takes integers only.
-            check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number as libc::c_ulong, 0, 0, 0) }.into())?;
-        }
+        bits |= u64::from(present == 1) << number;
+    }
+    CapabilitySet::from_bits(bits)
+}
+
+/// Drops the capabilities of `bounding`, the present bounding set, that are not in `keep`.
+pub(crate) fn limit_bounding_set(bounding: CapabilitySet, keep: CapabilitySet) -> io::Result<()> {
+    let dropped = bounding.bits() & !keep.bits();
+    for number in (0..64).filter(|number| dropped & 1 << number != 0) {
+        // SAFETY: takes integers only.
+        check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number as libc::c_ulong, 0, 0, 0) }.into())?;
     }
     Ok(())
 }

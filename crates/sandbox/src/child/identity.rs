@@ -25,7 +25,6 @@ pub(super) fn assume(
         set_limit(*limit).with(SetupStep::Rlimit, format!("{:?}", limit.resource))?;
     }
     sys::close_on_exec_from(3).at(SetupStep::Descriptors)?;
-    sys::limit_bounding_set(capabilities).at(SetupStep::Capabilities)?;
     if process.no_new_privileges {
         set_no_new_privs(true).at(SetupStep::NoNewPrivileges)?;
     }

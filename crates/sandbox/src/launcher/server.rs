@@ -38,6 +38,7 @@ struct Live {
 
 struct Server {
     permitted: CapabilitySet,
+    bounding: CapabilitySet,
     hierarchy: CgroupHierarchy,
     /// The filter last used: nearly every sandbox has the default capabilities.
     filter: Option<Filter>,
@@ -48,6 +49,7 @@ fn serve() -> io::Result<()> {
     let socket = detach()?;
     let mut server = Server {
         permitted: sys::permitted_capabilities()?,
+        bounding: sys::bounding_set(),
         hierarchy: CgroupHierarchy::detect(),
         filter: None,
         live: Vec::new(),
@@ -74,6 +76,8 @@ fn serve() -> io::Result<()> {
 /// Cuts the ties to whoever executed this: its terminal, descriptors, umask. Returns the socket.
 fn detach() -> io::Result<OwnedFd> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    // Here once for all sandboxes, which inherit it.
+    sys::reset_signals();
     // Keys typed at the terminal are for the parent, which decides what becomes of the sandboxes.
     rustix::process::setsid()?;
     // SAFETY: the process has just been executed and has opened nothing yet; these are leaks of its parent, which
@@ -138,6 +142,7 @@ impl Server {
                 streams,
                 control,
                 capabilities: granted,
+                bounding: self.bounding,
                 filter: self.filter.as_ref().filter(|_| filter.is_some()),
                 hierarchy: self.hierarchy,
             }
