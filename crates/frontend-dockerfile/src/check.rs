@@ -8,14 +8,21 @@ use crate::{
     ast::{DirectiveKind, Dockerfile},
     diagnostic::Diagnostic,
     grammar,
+    request::PlanRequest,
     source::Span,
 };
 
+mod lowering;
 mod rule;
 mod text;
 
+#[expect(unused_imports, reason = "lowering uses it")]
+pub(crate) use lowering::Findings;
 pub use rule::Rule;
 pub(crate) use text::of_text;
+
+/// The build arg that stands in for `# check=`.
+const CHECK_BUILD_ARG: &str = "BUILDKIT_DOCKERFILE_CHECK";
 
 /// Which checks are made, as `# check=` and the build say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -95,6 +102,20 @@ impl Checks {
     /// The checks a file asks for; unreadable options are an error of the file and leave the default.
     pub fn of(dockerfile: &Dockerfile) -> Self {
         Self::directive(dockerfile).unwrap_or_default()
+    }
+
+    /// The checks of a build: those its build args ask for, else those of the file.
+    ///
+    /// # Errors
+    /// For options in the build arg that cannot be read.
+    pub(crate) fn of_build(
+        dockerfile: &Dockerfile,
+        request: &PlanRequest,
+    ) -> Result<Self, CheckOptionsError> {
+        match request.build_args.get(CHECK_BUILD_ARG) {
+            Some(options) => Self::parse(options),
+            None => Ok(Self::of(dockerfile)),
+        }
     }
 
     /// As [`Checks::of`].

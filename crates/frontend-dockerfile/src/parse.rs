@@ -123,7 +123,7 @@ impl Tree {
         }
         dockerfile.errors.clone_from(&errors);
         let mut diagnostics = errors;
-        diagnostics.extend(check::of_text(&dockerfile));
+        diagnostics.extend(check::of_text(&dockerfile, &Checks::of(&dockerfile)));
         Parsed { dockerfile, diagnostics }
     }
 }

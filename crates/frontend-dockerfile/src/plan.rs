@@ -41,6 +41,8 @@ pub struct BuildPlan {
     pub stages: Vec<PlannedStage>,
     /// The stage to build.
     pub target: StageIndex,
+    /// Which build checks are made.
+    pub checks: Checks,
     /// Warnings found so far, those of parsing included.
     pub warnings: Vec<Diagnostic>,
 }
@@ -121,8 +123,9 @@ pub fn plan(dockerfile: &Dockerfile, request: &PlanRequest) -> Result<BuildPlan,
     if !dockerfile.errors().is_empty() {
         return Err(PlanError { diagnostics: dockerfile.errors().to_vec() });
     }
-    let checks = Checks::of(dockerfile);
-    let mut warnings = check::of_text(dockerfile);
+    let checks = Checks::of_build(dockerfile, request)
+        .map_err(|failure| error(Span::default(), failure.to_string()))?;
+    let mut warnings = check::of_text(dockerfile, &checks);
     globals::check_defaults(dockerfile, request, &checks, &mut warnings);
     let (globals, declared) = globals::build(dockerfile, request, &request.build_args)?;
     let epoch = globals::epoch(dockerfile, request, &globals)?;
@@ -133,7 +136,7 @@ pub fn plan(dockerfile: &Dockerfile, request: &PlanRequest) -> Result<BuildPlan,
         globals: &globals,
         declared: &declared,
         expander,
-        checks,
+        checks: checks.clone(),
         warnings: &mut warnings,
     };
     reader.add_all(dockerfile, &mut links)?;
@@ -146,6 +149,7 @@ pub fn plan(dockerfile: &Dockerfile, request: &PlanRequest) -> Result<BuildPlan,
         globals,
         epoch,
         target,
+        checks,
         warnings,
     };
     plan.mark_reachable();

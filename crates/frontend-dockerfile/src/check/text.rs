@@ -16,23 +16,22 @@ use super::{Checks, Rule};
 const RESERVED_NAMES: [&str; 2] = ["context", "scratch"];
 
 /// All findings of the text, rule by rule.
-pub(crate) fn of_text(dockerfile: &Dockerfile) -> Vec<Diagnostic> {
-    let checks = Checks::of(dockerfile);
+pub(crate) fn of_text(dockerfile: &Dockerfile, checks: &Checks) -> Vec<Diagnostic> {
     let mut findings = Vec::new();
     for &span in &dockerfile.empty_continuations {
         checks.report(&mut findings, Rule::NoEmptyContinuation, span, "Empty continuation line".to_owned());
     }
     for global in &dockerfile.globals {
-        of_instruction(&checks, global, &mut findings);
+        of_instruction(checks, global, &mut findings);
     }
     for stage in &dockerfile.stages {
-        of_from(&checks, stage, &mut findings);
+        of_from(checks, stage, &mut findings);
         for instruction in &stage.instructions {
-            of_instruction(&checks, instruction, &mut findings);
+            of_instruction(checks, instruction, &mut findings);
         }
     }
-    stage_names(&checks, dockerfile, &mut findings);
-    casing(&checks, dockerfile, &mut findings);
+    stage_names(checks, dockerfile, &mut findings);
+    casing(checks, dockerfile, &mut findings);
     findings
 }
 

@@ -13,7 +13,7 @@ use crate::{
     quote::quote,
 };
 
-use super::{Arguments, Reading, Split, json};
+use super::{Arguments, Reading, Split, split::json};
 
 const FLAGS: [(&str, FlagKind); 5] = [
     ("interval", FlagKind::Value),
