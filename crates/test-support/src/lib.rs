@@ -2,7 +2,9 @@
 //!
 //! Start with [`TestRegistry`] and [`workloads::Workload`].
 
+pub mod fake_worker;
 pub mod registry;
 pub mod workloads;
 
+pub use fake_worker::FakeWorker;
 pub use registry::TestRegistry;

@@ -152,4 +152,17 @@ mod tests {
         check("\u{e9} Basic", &[]);
         check("Bearer realm=\"x\\", &[bearer("x", None, None)]);
     }
+
+    #[test]
+    fn cut_and_mangled_headers_end_somewhere() {
+        let whole = "Basic realm=\"a\\\"b\", Bearer realm=\"\u{e9}\" ,service=x,, scope = \"repository:a/b:pull\" Negotiate a==";
+        for (position, _) in whole.char_indices() {
+            let (front, back) = whole.split_at(position);
+            for mark in ["", "\"", "\\", "=", ",", " ", "\u{e9}"] {
+                let found =
+                    parse(&format!("{front}{mark}{back}")).len() + parse(&format!("{front}{mark}")).len();
+                assert!(found <= 6, "{front}{mark}{back}");
+            }
+        }
+    }
 }
