@@ -36,6 +36,8 @@ mod reconcile;
 mod session;
 mod snapshot;
 mod store;
+#[cfg(test)]
+mod tests;
 mod usage;
 mod view;
 

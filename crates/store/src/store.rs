@@ -49,8 +49,11 @@ pub struct StoreConfig {
 impl StoreConfig {
     /// The configuration this process can use: trusted marks for root, user marks for others.
     pub fn for_this_process() -> Self {
-        let is_root = rustix::process::geteuid().is_root();
-        Self { xattrs: if is_root { OverlayXattrs::Trusted } else { OverlayXattrs::User } }
+        // Root of a user namespace maps fewer ids, and may not set trusted attributes.
+        let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        let maps_all = map.split_whitespace().eq(["0", "0", "4294967295"]);
+        let trusted = maps_all && rustix::process::geteuid().is_root();
+        Self { xattrs: if trusted { OverlayXattrs::Trusted } else { OverlayXattrs::User } }
     }
 }
 

@@ -375,3 +375,6 @@ impl Store {
         Ok(MergedView { root, xattrs: self.inner.config.xattrs })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -135,7 +135,7 @@ mod tests {
             assert!(parse(bad.as_bytes(), &mut Extensions::default()).is_err(), "{bad:?}");
         }
         let mut found = Extensions::default();
-        parse(b"12 path=a b\n30 SCHILY.xattr.user.x=a=\n\x00b\n", &mut found).expect("two good records");
+        parse(b"12 path=a b\n29 SCHILY.xattr.user.x=a=\n\x00b\n", &mut found).expect("two good records");
         assert_eq!(found.path.as_deref(), Some(&b"a b"[..]));
         assert_eq!(found.xattrs, vec![(b"user.x".to_vec(), b"a=\n\0b".to_vec())]);
         assert!(parse(b"11 path=a\0\n", &mut Extensions::default()).is_err(), "a NUL in a name");

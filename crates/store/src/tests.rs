@@ -1,0 +1,63 @@
+//! Tests of the store as a whole: what survives, what is swept, what is collected.
+
+mod collection;
+mod full_disk;
+mod images;
+mod kills;
+mod lifecycle;
+mod speed;
+
+use std::fs;
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use crate::{LayerId, Snapshot, Store, StoreConfig};
+
+/// A store in a directory of its own.
+pub(crate) struct TestStore {
+    pub(crate) directory: TempDir,
+    pub(crate) store: Store,
+}
+
+impl TestStore {
+    pub(crate) fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let store = Store::open(directory.path()).expect("a new store");
+        Self { directory, store }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Another session of the same store, as another process has it.
+    pub(crate) fn other(&self) -> Store {
+        Store::open(self.root()).expect("a second session")
+    }
+
+    /// A session after a restart of the machine.
+    pub(crate) fn after_reboot(&self, boot: &str) -> Store {
+        Store::open_in_boot(self.root(), &StoreConfig::for_this_process(), boot).expect("an opening")
+    }
+
+    /// A layer with one file on `base`.
+    pub(crate) fn layer(&self, base: &Snapshot, name: &str, content: &str) -> Snapshot {
+        layer(&self.store, base, name, content)
+    }
+}
+
+pub(crate) fn layer(store: &Store, base: &Snapshot, name: &str, content: &str) -> Snapshot {
+    let active = store.prepare(base).expect("a layer").described(name);
+    fs::write(active.upper().join(name), content).expect("a file");
+    active.commit().expect("a commit")
+}
+
+pub(crate) fn top(snapshot: &Snapshot) -> LayerId {
+    snapshot.top().expect("a layer")
+}
+
+/// The number of entries in a directory of the store.
+pub(crate) fn count(path: &Path) -> usize {
+    fs::read_dir(path).expect("a directory").count()
+}

@@ -1,0 +1,109 @@
+use stave_oci::{Descriptor, Digest, Platform, Reference};
+
+use super::{TestStore, top};
+use crate::{ImageLayer, ImagePrune, LocalImage, PruneRequest, Snapshot, StoreError, StoredManifest};
+
+fn image(test: &TestStore, config: &str) -> LocalImage {
+    let layer = top(&test.layer(&Snapshot::scratch(), "f", config));
+    let diff_id = test.store.diff_id(layer).expect("a digest");
+    let manifest = format!("manifest of {config}").into_bytes();
+    LocalImage {
+        id: Digest::sha256(config.as_bytes()),
+        config: config.as_bytes().to_vec(),
+        layers: vec![ImageLayer { layer, diff_id, blob: Some(Descriptor::of("application/x", b"blob")) }],
+        manifest: Some(StoredManifest {
+            media_type: "application/y".to_owned(),
+            digest: Digest::sha256(&manifest),
+            bytes: manifest,
+        }),
+        platform: Platform::new("linux", "arm64", Some("v8")),
+    }
+}
+
+fn name(text: &str) -> Reference {
+    text.parse().expect("a reference")
+}
+
+#[test]
+fn a_stored_image_reads_back_by_every_name() {
+    let test = TestStore::new();
+    let image = image(&test, "{}");
+    test.store.put_image(&[name("app:1.0"), name("app")], &image).expect("a record");
+    let digest = image.manifest.as_ref().map(|manifest| manifest.digest.to_string()).unwrap_or_default();
+    let store = test.other();
+    let hex = image.id.hex();
+    let pinned = format!("app@{digest}");
+    for text in ["app", "app:1.0", "docker.io/library/app:latest", hex, image.id.as_str(), &hex[..4], &pinned]
+    {
+        assert_eq!(store.image(text).expect("an answer").as_ref(), Some(&image), "{text}");
+    }
+    let elsewhere = format!("other@{digest}");
+    for text in ["app:2", "zz", "", "!", "ffffffff", &elsewhere] {
+        assert_eq!(store.image(text).expect("an answer"), None, "{text}");
+    }
+    let listed = store.images().expect("a listing");
+    assert_eq!(listed[0].names, vec![name("app:1.0"), name("app:latest")]);
+    assert!(listed[0].size > 0);
+}
+
+#[test]
+fn a_moved_name_leaves_a_dangling_image() {
+    let test = TestStore::new();
+    let (old, new) = (image(&test, "old"), image(&test, "new"));
+    test.store.put_image(&[name("app")], &old).expect("a record");
+    test.store.put_image(&[name("app")], &new).expect("a record");
+    assert_eq!(test.store.image("app").expect("an answer"), Some(new.clone()));
+    assert_eq!(test.store.image_names(&old.id).expect("an answer"), vec![]);
+    let request = PruneRequest { images: ImagePrune::Dangling, ..PruneRequest::unused() };
+    let pruned = test.store.prune(&request).expect("a collection");
+    assert_eq!((pruned.images, pruned.layers), (vec![old.id], vec![old.layers[0].layer]));
+    assert!(test.store.exists(&new.snapshot()).expect("an image keeps its layers"));
+}
+
+#[test]
+fn tags_come_and_go() {
+    let test = TestStore::new();
+    let image = image(&test, "{}");
+    test.store.put_image(&[], &image).expect("a record");
+    assert!(test.store.tag(&image.id, &name("a")).expect("an answer"));
+    assert!(!test.store.tag(&Digest::sha256(b"none"), &name("a")).expect("an answer"));
+    assert_eq!(test.store.untag(&name("a")).expect("an answer"), Some(image.id.clone()));
+    assert_eq!(test.store.untag(&name("a")).expect("an answer"), None);
+    assert!(test.store.remove_image(&image.id).expect("an answer"));
+    assert!(!test.store.remove_image(&image.id).expect("an answer"));
+    assert_eq!(test.store.images().expect("a listing"), vec![]);
+}
+
+#[test]
+fn ambiguous_prefixes_and_bad_records_are_errors() {
+    let test = TestStore::new();
+    for config in 0..40 {
+        test.store.put_image(&[], &image(&test, &config.to_string())).expect("a record");
+    }
+    let first = Digest::sha256(b"0").hex()[..1].to_owned();
+    match test.store.image(&first) {
+        Err(StoreError::AmbiguousId { matches, .. }) => assert!(matches > 1),
+        other => panic!("{other:?}"),
+    }
+    let mut bad = image(&test, "{}");
+    bad.config.push(b' ');
+    let error = test.store.put_image(&[], &bad).expect_err("another config");
+    assert!(error.to_string().ends_with("its id is not the digest of its config"), "{error}");
+    let mut gone = image(&test, "{}");
+    gone.layers[0].layer = crate::LayerId(999);
+    let error = test.store.put_image(&[name("x")], &gone).expect_err("no such layer");
+    assert!(matches!(error, StoreError::LayerGone(_)), "{error}");
+    assert_eq!(test.store.image("x").expect("an answer"), None, "not even its name was stored");
+}
+
+#[test]
+fn images_lose_to_a_restart_only_with_their_layers() {
+    let test = TestStore::new();
+    let safe = image(&test, "safe");
+    test.store.put_image(&[name("safe")], &safe).expect("a record");
+    test.store.sync().expect("a sync");
+    test.store.put_image(&[name("lost")], &image(&test, "lost")).expect("a record");
+    let store = test.after_reboot("another boot");
+    assert_eq!(store.image("safe").expect("an answer"), Some(safe));
+    assert_eq!(store.image("lost").expect("an answer"), None);
+}

@@ -1,0 +1,171 @@
+use std::fs;
+use std::io::Write as _;
+
+use stave_oci::{Compression, Descriptor, Digest};
+
+use super::{TestStore, count, layer, top};
+use crate::{Sharing, Snapshot, Store, StoreError};
+
+#[test]
+fn layers_stack_and_are_shared_between_sessions() {
+    let test = TestStore::new();
+    let base = test.layer(&Snapshot::scratch(), "a", "1");
+    let both = test.layer(&base, "b", "2");
+    let paths = test.other().layer_paths(&both).expect("paths");
+    assert_eq!(fs::read_to_string(paths[0].join("b")).expect("the top layer first"), "2");
+    assert_eq!(fs::read_to_string(paths[1].join("a")).expect("the base last"), "1");
+    assert_eq!(both.to_string(), "1,2");
+}
+
+#[test]
+fn an_abandoned_layer_leaves_nothing() {
+    let test = TestStore::new();
+    let active = test.store.prepare(&Snapshot::scratch()).expect("a layer");
+    let upper = active.upper().to_owned();
+    fs::create_dir(upper.join("d")).expect("a directory");
+    drop(active);
+    assert!(!upper.exists());
+    assert_eq!(count(&test.root().join("l")), 0);
+    let scratch = test.store.scratch_dir().expect("a directory");
+    let path = scratch.path().to_owned();
+    drop(scratch);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_session_ends_with_its_store() {
+    let test = TestStore::new();
+    let other = test.other();
+    assert_eq!(count(&test.root().join("sessions")), 2);
+    drop(other);
+    assert_eq!(count(&test.root().join("sessions")), 1);
+    assert_eq!(count(&test.root().join("tmp")), 1);
+}
+
+#[test]
+fn the_upper_directory_takes_the_root_of_its_base() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let test = TestStore::new();
+    let active = test.store.prepare(&Snapshot::scratch()).expect("a layer");
+    fs::set_permissions(active.upper(), fs::Permissions::from_mode(0o1777)).expect("a mode");
+    let base = active.commit().expect("a commit");
+    let active = test.store.prepare(&base).expect("a layer");
+    let mode = fs::metadata(active.upper()).expect("the upper directory").permissions().mode();
+    assert_eq!(mode & 0o7777, 0o1777);
+}
+
+#[test]
+fn unknown_layers_are_named() {
+    let test = TestStore::new();
+    let missing: Snapshot = "7".parse().expect("a snapshot");
+    assert!(!test.store.exists(&missing).expect("an answer"));
+    let error = test.store.prepare(&missing).expect_err("no such base");
+    assert_eq!(error.to_string(), "layer 7 is not in the store");
+}
+
+#[test]
+fn blobs_are_verified_and_kept_once() {
+    let test = TestStore::new();
+    let digest = Digest::sha256(b"content");
+    for _ in 0..2 {
+        let mut writer = test.store.blob_writer(Some(&digest), 100).expect("a writer");
+        writer.write_all(b"content").expect("room");
+        assert_eq!(writer.commit().expect("a commit"), (digest.clone(), 7));
+    }
+    assert_eq!(count(&test.root().join("blobs/sha256")), 1);
+    assert_eq!(test.other().blob_size(&digest).expect("an answer"), Some(7));
+    let mut writer = test.store.blob_writer(Some(&digest), 100).expect("a writer");
+    writer.write_all(b"contents").expect("room");
+    let error = writer.commit().expect_err("another digest");
+    assert!(matches!(error, StoreError::DigestMismatch { .. }), "{error}");
+    let mut writer = test.store.blob_writer(None, 3).expect("a writer");
+    let error = writer.push(b"1234").expect_err("one byte too many");
+    assert!(matches!(error, StoreError::BlobTooLarge { limit: 3 }), "{error}");
+    drop(writer);
+    let session = test.root().join("tmp").join(test.store.inner.session.name());
+    assert_eq!(count(&session), 0, "nothing half-written stays");
+}
+
+#[test]
+fn what_a_layer_compresses_to_is_remembered() {
+    let test = TestStore::new();
+    let snapshot = test.layer(&Snapshot::scratch(), "a", "1");
+    let blob = Descriptor::of(Compression::Gzip.oci_media_type(), b"blob");
+    test.store.set_compressed(top(&snapshot), Compression::Gzip, &blob).expect("a record");
+    let other = test.other();
+    assert_eq!(other.compressed(top(&snapshot), Compression::Gzip).expect("an answer"), Some(blob));
+    assert_eq!(other.compressed(top(&snapshot), Compression::Zstd).expect("an answer"), None);
+}
+
+#[test]
+fn a_newer_format_is_refused() {
+    let test = TestStore::new();
+    let root = test.root().to_owned();
+    let database = rusqlite::Connection::open(root.join("store.db")).expect("the database");
+    database.pragma_update(None, "user_version", 99).expect("a newer format");
+    let error = Store::open(&root).expect_err("a newer store");
+    assert!(matches!(error, StoreError::NewerFormat { found: 99, supported: 1, .. }), "{error}");
+}
+
+/// Changing the schema is a format break: `FORMAT` goes up, and this digest follows.
+#[test]
+fn the_schema_belongs_to_its_format() {
+    let schema = Digest::sha256(include_bytes!("../schema.sql"));
+    assert_eq!((crate::database::FORMAT, schema.short()), (1, "f96961f91dd2"));
+}
+
+#[test]
+fn a_restart_takes_unsynced_layers_and_their_images_only() {
+    let test = TestStore::new();
+    let safe = test.layer(&Snapshot::scratch(), "a", "1");
+    test.store.sync().expect("a sync");
+    let lost = test.layer(&safe, "b", "2");
+    let store = test.after_reboot("another boot");
+    assert!(store.exists(&safe).expect("an answer"));
+    assert!(!store.exists(&lost).expect("an answer"));
+    assert_eq!(count(&test.root().join("l")), 1, "the lost layer's files went too");
+    let next = layer(&store, &safe, "c", "3");
+    assert!(top(&next) > top(&lost), "numbers the old boot may have given out are not given again");
+}
+
+#[test]
+fn a_restart_forgets_rows_whose_files_are_gone() {
+    let test = TestStore::new();
+    let snapshot = test.layer(&Snapshot::scratch(), "a", "1");
+    test.store.sync().expect("a sync");
+    let path = test.store.layer_paths(&snapshot).expect("paths").remove(0);
+    fs::remove_dir_all(path).expect("a removal");
+    assert!(!test.after_reboot("another boot").exists(&snapshot).expect("an answer"));
+}
+
+#[test]
+fn cache_mounts_are_shared_private_or_locked() {
+    let test = TestStore::new();
+    let open = |sharing| test.store.try_mutable_dir("go", sharing).expect("an answer");
+    let first = open(Sharing::Shared).expect("free");
+    assert!(first.is_fresh());
+    assert!(open(Sharing::Shared).is_none(), "its first content is being made");
+    fs::write(first.path().join("x"), "1").expect("a file");
+    let first = first.initialised().expect("a mark");
+    let second = open(Sharing::Shared).expect("shared");
+    assert_eq!((second.path(), second.is_fresh()), (first.path(), false));
+    assert!(open(Sharing::Locked).is_none());
+    let private = open(Sharing::Private).expect("another copy");
+    assert_ne!(private.path(), first.path());
+    assert!(private.is_fresh());
+    drop((first, second, private));
+    let locked = open(Sharing::Locked).expect("free again");
+    assert_eq!(fs::read_to_string(locked.path().join("x")).expect("what was written"), "1");
+    assert!(open(Sharing::Shared).is_none());
+}
+
+#[test]
+fn a_cache_mount_without_whole_first_content_starts_anew() {
+    let test = TestStore::new();
+    let first = test.store.mutable_dir("go", Sharing::Locked).expect("free");
+    fs::write(first.path().join("half"), "1").expect("a file");
+    drop(first);
+    let again = test.store.mutable_dir("go", Sharing::Locked).expect("free");
+    assert!(again.is_fresh());
+    assert_eq!(count(again.path()), 0);
+}
