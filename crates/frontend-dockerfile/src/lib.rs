@@ -28,6 +28,7 @@ mod lines;
 pub mod mount;
 mod parse;
 pub mod plan;
+mod port;
 mod quote;
 pub mod request;
 pub mod scope;

@@ -1,0 +1,170 @@
+//! The last stage of the front end: a plan and its images become operations and an image config.
+//!
+//! Owns what each instruction means, vertex for vertex as BuildKit's own front end lowers it, and the
+//! texts of names and history. Must not resolve anything. Start with [`lower`] and [`Lowered`]; behind
+//! it, `stage` holds what a stage has come to, and each other module one kind of instruction.
+
+use stave_llb::{
+    Definition, Position, SourceInfo, SourceLocation, SourceOp, SourceRange,
+    builder::{About, GraphBuilder, Output},
+};
+use stave_oci::{ImageConfig, Platform};
+
+use crate::{
+    ast::InstructionKind,
+    diagnostic::{Code, Diagnostic},
+    plan::{BuildPlan, PlannedInstruction, StageIndex},
+    request::ResolvedSources,
+    source::{Lines, Span},
+};
+
+mod base;
+mod chmod;
+mod config;
+mod context;
+mod git;
+mod history;
+mod mounts;
+mod path;
+mod ports;
+mod run;
+mod signal;
+mod stage;
+mod transfer;
+
+use context::BuildContext;
+use stage::StageState;
+
+/// What a plan comes to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lowered {
+    /// The graph to solve; without outputs where the image has no files.
+    pub definition: Definition,
+    /// The image's config. Its layers (`rootfs`) are still the base image's, and it has no creation time.
+    pub image: ImageConfig,
+    /// All warnings, those of the plan included.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// Why a plan cannot be lowered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{diagnostic}")]
+pub struct LowerError {
+    /// What is wrong, and where.
+    pub diagnostic: Diagnostic,
+}
+
+/// Everything a stage's lowering shares with the others'.
+struct Lowering<'a> {
+    plan: &'a BuildPlan,
+    resolved: &'a ResolvedSources,
+    graph: GraphBuilder,
+    context: BuildContext,
+    /// The Dockerfile's place among the graph's files.
+    file: usize,
+    /// The stages lowered so far.
+    stages: Vec<Option<StageState>>,
+}
+
+/// The operations and the image config of a plan.
+///
+/// # Errors
+/// For an instruction whose expanded values are not sound, an image that is not among `resolved`, and
+/// for what is not supported yet.
+pub fn lower(plan: &BuildPlan, resolved: &ResolvedSources) -> Result<Lowered, LowerError> {
+    let mut graph = GraphBuilder::default();
+    let file = graph.add_file(SourceInfo {
+        filename: plan.dockerfile.source.name.clone(),
+        data: plan.dockerfile.source.text.clone().into_bytes(),
+        language: "Dockerfile".to_owned(),
+    });
+    let context = BuildContext::new(&mut graph, plan);
+    let stages = vec![None; plan.stages.len()];
+    let mut lowering = Lowering { plan, resolved, graph, context, file, stages };
+    lowering.all_stages().map_err(|diagnostic| LowerError { diagnostic })?;
+    lowering.finish().map_err(|diagnostic| LowerError { diagnostic })
+}
+
+impl Lowering<'_> {
+    fn all_stages(&mut self) -> Result<(), Diagnostic> {
+        // Stages that stand for images have no instructions and use nothing, but any stage may use them.
+        for implicit in [true, false] {
+            for (at, stage) in self.plan.stages.iter().enumerate() {
+                if stage.reachable && stage.implicit == implicit {
+                    let state = self.stage(StageIndex(at))?;
+                    self.stages[at] = Some(state);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn stage(&mut self, index: StageIndex) -> Result<StageState, Diagnostic> {
+        let plan = self.plan;
+        let mut state = self.base(index)?;
+        for planned in &plan.stages[index.0].instructions {
+            state.on_build = planned.on_build;
+            self.instruction(&mut state, planned)?;
+        }
+        Ok(state)
+    }
+
+    fn instruction(&mut self, state: &mut StageState, planned: &PlannedInstruction) -> Result<(), Diagnostic> {
+        match &planned.instruction.kind {
+            InstructionKind::Run(run) => self.run(state, planned, run),
+            InstructionKind::Copy(copy) => self.copy(state, planned, copy),
+            InstructionKind::Add(add) => self.add(state, planned, add),
+            InstructionKind::Workdir(path) => self.workdir(state, planned, path),
+            _ => self.configure(state, &planned.instruction),
+        }
+    }
+
+    /// The lowered stage that an instruction takes files from.
+    fn source_stage(&self, index: StageIndex, span: Span) -> Result<&StageState, Diagnostic> {
+        let stage = self.stages.get(index.0).and_then(Option::as_ref);
+        stage.ok_or_else(|| {
+            let name = self.plan.stages.get(index.0).map_or("", |stage| stage.display_name.as_str());
+            error(span, format!("stage \"{name}\" needs to be defined before it is used"))
+        })
+    }
+
+    fn location(&self, lines: Lines) -> SourceLocation {
+        let position = |line: u32| Position { line: i32::try_from(line).unwrap_or(i32::MAX), character: 0 };
+        let range = SourceRange { start: position(lines.first), end: position(lines.last) };
+        SourceLocation { source: self.file, ranges: vec![range] }
+    }
+
+    fn source(&mut self, op: SourceOp, platform: &Platform, about: About) -> Output {
+        self.graph.source(op, platform, about)
+    }
+
+    fn finish(mut self) -> Result<Lowered, Diagnostic> {
+        let target = self.plan.target;
+        let Some(state) = self.stages.get_mut(target.0).and_then(Option::take) else {
+            return Err(error(Span::default(), "the target stage was not lowered"));
+        };
+        let StageState { output, mut image, .. } = state;
+        image.config.labels.extend(self.plan.request.labels.clone());
+        if let Some(platform) = &self.plan.request.target_platform {
+            stage::set_platform(&mut image, platform);
+        }
+        let platform = image.platform();
+        let normal = Platform::new(&platform.os, &platform.architecture, platform.variant.as_deref());
+        image.os = normal.os;
+        image.architecture = normal.architecture;
+        image.variant = normal.variant.unwrap_or_default();
+        self.context.finish(&mut self.graph);
+        let definition = self.graph.finish(output);
+        Ok(Lowered { definition, image, warnings: self.plan.warnings.clone() })
+    }
+}
+
+/// An error of lowering at `span`.
+fn error(span: Span, message: impl Into<String>) -> Diagnostic {
+    Diagnostic::error(Code::Lower, span, message)
+}
+
+/// What is sound but not carried out yet.
+fn unsupported(span: Span, what: &str) -> Diagnostic {
+    Diagnostic::error(Code::Unsupported, span, format!("not supported yet: {what}"))
+}

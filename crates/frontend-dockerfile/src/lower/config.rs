@@ -1,0 +1,273 @@
+//! Instructions that only change the image config and the stage's variables, and `WORKDIR`.
+//!
+//! Owns `ENV`, `ARG`, `LABEL`, `USER`, `EXPOSE`, `VOLUME`, `CMD`, `ENTRYPOINT`, `SHELL`, `STOPSIGNAL`,
+//! `HEALTHCHECK`, `ONBUILD`, `MAINTAINER` and `WORKDIR`. Start with [`Lowering::configure`].
+
+use stave_llb::{
+    FileActionKind, MkdirAction,
+    builder::{About, FileSpec, FileStep},
+};
+use stave_oci::{Healthcheck as Check, Unit};
+
+use super::{
+    Lowering, error,
+    history::{self, commit},
+    ports, signal,
+    stage::StageState,
+    transfer::chown,
+};
+use crate::{
+    ast::{Argument, CommandLine, Healthcheck, Instruction, InstructionKind, Pair, Word},
+    diagnostic::Diagnostic,
+    expand::Expander,
+    plan::PlannedInstruction,
+    quote::quote_list,
+    scope::Lookup as _,
+};
+
+/// `ARG`s that are for the builder and not for steps.
+const BUILDER_ARGS: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
+
+impl Lowering<'_> {
+    /// An instruction that makes no vertex.
+    pub(super) fn configure(&self, state: &mut StageState, instruction: &Instruction) -> Result<(), Diagnostic> {
+        let message = match &instruction.kind {
+            InstructionKind::Env(pairs) => self.env(state, pairs)?,
+            InstructionKind::Label(pairs) => self.label(state, pairs)?,
+            InstructionKind::Arg(arguments) => self.arg(state, arguments)?,
+            InstructionKind::User(word) => {
+                let user = state.expand(self.escape(), word)?;
+                state.user.clone_from(&user);
+                state.image.config.user.clone_from(&user);
+                format!("USER {user}")
+            }
+            InstructionKind::Expose(words) => self.expose(state, words, instruction)?,
+            InstructionKind::Volume(words) => self.volume(state, words)?,
+            InstructionKind::Cmd(command) => cmd(state, command),
+            InstructionKind::Entrypoint(command) => entrypoint(state, command),
+            InstructionKind::Shell(shell) => {
+                state.image.config.shell = Some(shell.clone());
+                format!("SHELL {}", history::list(shell))
+            }
+            InstructionKind::StopSignal(word) => {
+                let name = state.expand(self.escape(), word)?;
+                if !signal::is_signal(&name) {
+                    return Err(error(word.span, format!("invalid signal: {name}")));
+                }
+                state.image.config.stop_signal.clone_from(&name);
+                format!("STOPSIGNAL {name}")
+            }
+            InstructionKind::Healthcheck(check) => healthcheck(state, check),
+            InstructionKind::Maintainer(word) => {
+                state.image.author.clone_from(&word.text);
+                format!("MAINTAINER {}", word.text)
+            }
+            InstructionKind::Onbuild(trigger) => {
+                state.image.config.on_build.push(trigger.expression.clone());
+                return Ok(());
+            }
+            InstructionKind::From(_)
+            | InstructionKind::Run(_)
+            | InstructionKind::Copy(_)
+            | InstructionKind::Add(_)
+            | InstructionKind::Workdir(_) => return Ok(()),
+        };
+        commit(&mut state.image, message, false, self.plan.epoch);
+        Ok(())
+    }
+
+    pub(super) fn escape(&self) -> char {
+        self.plan.dockerfile.escape
+    }
+
+    fn pairs(&self, state: &StageState, pairs: &[Pair]) -> Result<Vec<(String, String)>, Diagnostic> {
+        // All of an instruction see the variables as they were before it.
+        let both = |pair: &Pair| {
+            Ok((state.expand(self.escape(), &pair.name)?, state.expand(self.escape(), &pair.value)?))
+        };
+        pairs.iter().map(both).collect()
+    }
+
+    fn env(&self, state: &mut StageState, pairs: &[Pair]) -> Result<String, Diagnostic> {
+        let mut message = "ENV".to_owned();
+        for (name, value) in self.pairs(state, pairs)? {
+            let entry = format!("{name}={value}");
+            message = format!("{message} {entry}");
+            let known = |old: &&mut String| old.split_once('=').map_or(old.as_str(), |(key, _)| key) == name;
+            match state.image.config.env.iter_mut().find(known) {
+                Some(old) => *old = entry,
+                None => state.image.config.env.push(entry),
+            }
+            state.env.set(name, value);
+        }
+        Ok(message)
+    }
+
+    fn label(&self, state: &mut StageState, pairs: &[Pair]) -> Result<String, Diagnostic> {
+        let mut message = "LABEL".to_owned();
+        for (name, value) in self.pairs(state, pairs)? {
+            message = format!("{message} {name}={value}");
+            state.image.config.labels.insert(name, value);
+        }
+        Ok(message)
+    }
+
+    fn arg(&self, state: &mut StageState, arguments: &[Argument]) -> Result<String, Diagnostic> {
+        let mut message = "ARG".to_owned();
+        for argument in arguments {
+            let name = &argument.name.text;
+            let given = self.plan.request.build_args.contains_key(name);
+            // A default that is not used is not even looked at, so that `${x:?}` in it does no harm.
+            let default = match &argument.default {
+                Some(word) if !given => Some(state.expand(self.escape(), word)?),
+                _ => None,
+            };
+            let value = self.plan.argument_value(name, default);
+            message = format!("{message} {name}");
+            if let Some(value) = &value {
+                message = format!("{message}={value}");
+                if !BUILDER_ARGS.contains(&name.as_str()) {
+                    state.env.set(name, value);
+                }
+            }
+            state.args.push((name.clone(), value));
+        }
+        Ok(message)
+    }
+
+    fn expose(
+        &self,
+        state: &mut StageState,
+        words: &[Word],
+        instruction: &Instruction,
+    ) -> Result<String, Diagnostic> {
+        let mut all = Vec::new();
+        for word in words {
+            let expanded = Expander::new(self.escape()).expand(&word.text, &state.env);
+            let expanded = expanded.map_err(|cause| error(word.span, cause.to_string()))?;
+            for port in expanded.words {
+                let ports = ports::parse(&port).map_err(|cause| error(instruction.span, cause.to_string()))?;
+                all.extend(ports);
+            }
+        }
+        state.image.config.exposed_ports.extend(all.iter().map(|port| (port.clone(), Unit {})));
+        Ok(format!("EXPOSE {}", history::list(&all)))
+    }
+
+    fn volume(&self, state: &mut StageState, words: &[Word]) -> Result<String, Diagnostic> {
+        let mut all = Vec::with_capacity(words.len());
+        for word in words {
+            let volume = state.expand(self.escape(), word)?;
+            if volume.is_empty() {
+                return Err(error(word.span, "VOLUME specified can not be an empty string"));
+            }
+            state.image.config.volumes.insert(volume.clone(), Unit {});
+            all.push(volume);
+        }
+        Ok(format!("VOLUME {}", history::list(&all)))
+    }
+
+    /// `WORKDIR`, which makes the directory.
+    pub(super) fn workdir(
+        &mut self,
+        state: &mut StageState,
+        planned: &PlannedInstruction,
+        word: &Word,
+    ) -> Result<(), Diagnostic> {
+        let wanted = state.expand(self.escape(), word)?;
+        let directory = state.change_directory(&wanted);
+        let layer = directory != "/";
+        if layer {
+            let shown = state.shown(Expander::new(self.escape()), &planned.instruction.code, &state.env);
+            let mut about = About::named(state.step_name(self.plan, &shown));
+            about.locations.push(self.location(planned.instruction.lines));
+            let user = &state.image.config.user;
+            let kind = FileActionKind::Mkdir(MkdirAction {
+                path: super::path::clean(&directory),
+                mode: 0o755,
+                make_parents: true,
+                owner: (!user.is_empty()).then(|| chown(user)),
+                timestamp: self.plan.epoch.map(|seconds| seconds.saturating_mul(1_000_000_000)),
+            });
+            let actions = vec![FileStep { kind, source: None }];
+            state.output = Some(self.graph.file(FileSpec { base: state.output, actions, about }));
+        }
+        commit(&mut state.image, format!("WORKDIR {directory}"), layer, self.plan.epoch);
+        Ok(())
+    }
+}
+
+/// A command as an argument list, in the shell if it is in shell form.
+fn arguments(state: &StageState, command: &CommandLine) -> Vec<String> {
+    match command {
+        CommandLine::Shell(word) => state.with_shell(&word.text),
+        CommandLine::Exec(args) => args.clone(),
+    }
+}
+
+fn cmd(state: &mut StageState, command: &CommandLine) -> String {
+    let args = arguments(state, command);
+    let message = format!("CMD {}", quote_list(&args));
+    state.sets_command = true;
+    state.image.config.cmd = Some(args).filter(|args| !args.is_empty());
+    state.image.config.args_escaped = true;
+    message
+}
+
+fn entrypoint(state: &mut StageState, command: &CommandLine) -> String {
+    let args = arguments(state, command);
+    let message = format!("ENTRYPOINT {}", quote_list(&args));
+    state.image.config.entrypoint = Some(args).filter(|args| !args.is_empty());
+    // The base image's command was meant for its own entry point.
+    if !state.sets_command {
+        state.image.config.cmd = None;
+    }
+    message
+}
+
+fn healthcheck(state: &mut StageState, check: &Healthcheck) -> String {
+    let check = match check {
+        Healthcheck::None => Check { test: vec!["NONE".to_owned()], ..Check::default() },
+        Healthcheck::Command { command, interval, timeout, start_period, start_interval, retries } => {
+            let mut test = Vec::new();
+            match command {
+                CommandLine::Shell(word) => test.extend(["CMD-SHELL".to_owned(), word.text.clone()]),
+                CommandLine::Exec(args) => {
+                    test.push("CMD".to_owned());
+                    test.extend_from_slice(args);
+                }
+            }
+            Check {
+                test,
+                interval: *interval,
+                timeout: *timeout,
+                start_period: *start_period,
+                start_interval: *start_interval,
+                retries: i64::from(*retries),
+            }
+        }
+    };
+    let message = format!("HEALTHCHECK {}", history::healthcheck(&check));
+    state.image.config.healthcheck = Some(check);
+    message
+}
+
+/// `RUN`'s line in the history: the `ARG`s in effect, then the command.
+pub(super) fn run_message(state: &StageState, args: &[String]) -> String {
+    let mut entries: Vec<(&str, String)> = Vec::new();
+    for (name, value) in &state.args {
+        let value = state.env.value(name).or(value.as_deref()).unwrap_or_default();
+        let entry = format!("{name}={value}");
+        match entries.iter_mut().find(|(known, _)| known == name) {
+            Some(old) => old.1 = entry,
+            None => entries.push((name, entry)),
+        }
+    }
+    let mut words = Vec::new();
+    if !entries.is_empty() {
+        words.push(format!("|{}", entries.len()));
+        words.extend(entries.into_iter().map(|(_, entry)| entry));
+    }
+    words.extend_from_slice(args);
+    format!("RUN {} # buildkit", words.join(" "))
+}

@@ -1,0 +1,112 @@
+//! Slash-separated paths as text.
+//!
+//! Owns cleaning and joining as Go's `path` does them. Must not look at a file system. Start with
+//! [`clean`].
+
+/// The shortest equal path: no `.`, no `..` that can be resolved, no doubled slashes; `.` for nothing.
+pub(super) fn clean(path: &str) -> String {
+    let rooted = path.starts_with('/');
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => match parts.last() {
+                Some(&last) if last != ".." => {
+                    parts.pop();
+                }
+                _ if rooted => {}
+                _ => parts.push(".."),
+            },
+            other => parts.push(other),
+        }
+    }
+    match (rooted, parts.is_empty()) {
+        (true, _) => format!("/{}", parts.join("/")),
+        (false, true) => ".".to_owned(),
+        (false, false) => parts.join("/"),
+    }
+}
+
+/// `path` below `parent`, cleaned.
+pub(super) fn join(parent: &str, path: &str) -> String {
+    match (parent.is_empty(), path.is_empty()) {
+        (true, true) => String::new(),
+        (true, false) => clean(path),
+        (false, true) => clean(parent),
+        (false, false) => clean(&format!("{parent}/{path}")),
+    }
+}
+
+/// The last part of a path: `.` for nothing, `/` for slashes only.
+pub(super) fn base(path: &str) -> &str {
+    if path.is_empty() {
+        return ".";
+    }
+    let trimmed = path.trim_end_matches('/');
+    if trimmed.is_empty() { "/" } else { trimmed.rsplit('/').next().unwrap_or(trimmed) }
+}
+
+/// `path` seen from directory `parent`, absolute. An absolute path is not cleaned.
+pub(super) fn absolute(parent: &str, path: &str) -> String {
+    let parent = match parent {
+        "" => "/".to_owned(),
+        relative if !relative.starts_with('/') => join("/", relative),
+        absolute => absolute.to_owned(),
+    };
+    match path {
+        "" => parent,
+        absolute if absolute.starts_with('/') => absolute.to_owned(),
+        relative => join(&parent, relative),
+    }
+}
+
+/// As [`absolute`], then cleaned, but a final `/` or `/.` stays: it says that a directory is meant.
+pub(super) fn destination(parent: &str, path: &str) -> String {
+    let path = if matches!(path, "" | ".") { "./" } else { path };
+    let mut result = clean(&absolute(parent, path));
+    if path.ends_with('/') && !result.ends_with('/') {
+        result.push('/');
+    } else if path.ends_with("/.") {
+        if result != "/" {
+            result.push('/');
+        }
+        result.push('.');
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(input: &str, expected: &str) {
+        assert_eq!(clean(input), expected);
+    }
+
+    #[test]
+    fn paths_are_cleaned() {
+        check("", ".");
+        check("/", "/");
+        check("//a//b/./c/..", "/a/b");
+        check("/../a", "/a");
+        check("../a/..", "..");
+        check("a/b/../../..", "..");
+    }
+
+    #[test]
+    fn destinations_keep_what_makes_them_directories() {
+        assert_eq!(destination("/app", "."), "/app/");
+        assert_eq!(destination("/app", ""), "/app/");
+        assert_eq!(destination("/app", "x"), "/app/x");
+        assert_eq!(destination("/app", "/x/"), "/x/");
+        assert_eq!(destination("/", "/"), "/");
+        assert_eq!(destination("/app", "/x/."), "/x/.");
+        assert_eq!(destination("/", "."), "/");
+    }
+
+    #[test]
+    fn last_parts() {
+        assert_eq!([base(""), base("/"), base("/a/b/"), base("c")], [".", "/", "b", "c"]);
+    }
+}
