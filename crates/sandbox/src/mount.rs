@@ -67,14 +67,15 @@ pub fn enter_private_mounts() -> Result<(), MountError> {
     rustix::mount::mount_change("/", downstream).map_err(|error| fail(error.into()))
 }
 
-/// Mounts an overlay at the existing directory `at`, in this thread's mount namespace.
+/// Mounts an overlay at the existing directory `at`, in this thread's mount namespace. Device nodes in it cannot
+/// be opened. The file system of an upper directory is synced as a whole on unmount, unless `volatile`.
 ///
 /// # Errors
 /// When there are no layers or too many, or the kernel refuses.
 pub fn mount_overlay(layers: &OverlayLayers, at: &Path) -> Result<MountGuard, MountError> {
     let mounted = match (layers.lower.as_slice(), &layers.upper) {
         ([only], None) => bind_readonly(only, at),
-        _ => mount_overlay_at(layers, false, at),
+        _ => mount_overlay_at(layers, true, at),
     };
     mounted.map_err(|source| MountError { action: "mount an overlay", at: at.into(), source })?;
     Ok(MountGuard { at: at.into() })
@@ -83,7 +84,7 @@ pub fn mount_overlay(layers: &OverlayLayers, at: &Path) -> Result<MountGuard, Mo
 fn bind_readonly(source: &Path, at: &Path) -> io::Result<()> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = rustix::mount::open_tree(CWD, source, flags)?;
-    restrict_mount(tree.as_fd(), MountFlags { readonly: true, ..MountFlags::default() }, false)?;
+    restrict_mount(tree.as_fd(), MountFlags { readonly: true, nosuid: true, nodev: true }, false)?;
     rustix::mount::move_mount(&tree, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     Ok(())
 }

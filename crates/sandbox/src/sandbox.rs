@@ -242,6 +242,13 @@ mod tests {
     }
 
     #[test]
+    fn a_sandbox_may_be_waited_for_on_any_thread() {
+        fn shared<T: Send + Sync + 'static>() {}
+        shared::<Sandbox>();
+        shared::<crate::Launcher>();
+    }
+
+    #[test]
     fn reports_survive_the_pipe() {
         check(ExitStatus::Exited(0), 0);
         check(ExitStatus::Exited(255), 255);

@@ -47,6 +47,8 @@ struct Server {
 
 fn serve() -> io::Result<()> {
     let socket = detach()?;
+    // Looked up here, the answer is inherited by every sandbox's first process.
+    let _known = crate::overlay::in_user_namespace();
     let mut server = Server {
         permitted: sys::permitted_capabilities()?,
         bounding: sys::bounding_set(),
