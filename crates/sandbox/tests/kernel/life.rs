@@ -20,6 +20,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("life::dropping_takes_everything", dropping_takes_everything),
     ("life::the_end_of_the_caller_takes_everything", the_end_of_the_caller_takes_everything),
     ("life::the_end_of_the_launcher_takes_everything", the_end_of_the_launcher_takes_everything),
+    (
+        "life::a_program_whose_file_is_gone_still_starts_sandboxes",
+        a_program_whose_file_is_gone_still_starts_sandboxes,
+    ),
     ("life::many_at_once", many_at_once),
     ("life::terminal", terminal),
     ("life::usage_is_counted", usage_is_counted),
@@ -172,6 +176,23 @@ fn the_end_of_the_launcher_takes_everything() {
     let mut next = launcher.spawn(&place.script("echo again"), streams).expect("a sandbox of a new launcher");
     assert_eq!(read(OwnedFd::from(output).into()), "again\n");
     assert!(next.wait().expect("an end").status.success());
+}
+
+/// The program as a caller that an upgrade has removed: the launcher can only be a copy of what runs.
+pub(crate) fn be_a_deleted_caller(word: &str) -> ExitCode {
+    fs::remove_file(std::env::current_exe().expect("this program")).expect("its file");
+    stave_sandbox::enter_private_mounts().expect("private mounts");
+    print!("{}", Place::new().output(&format!("echo {word}")));
+    ExitCode::SUCCESS
+}
+
+fn a_program_whose_file_is_gone_still_starts_sandboxes() {
+    let place = Place::new();
+    let copy = place.path("copy");
+    fs::copy(std::env::current_exe().expect("this program"), &copy).expect("a copy");
+    let output = Command::new(&copy).args(["deleted", "works"]).output().expect("a caller");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "works\n", "{output:?}");
+    assert!(!copy.exists());
 }
 
 /// Launchers this process started.

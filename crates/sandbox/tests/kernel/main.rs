@@ -1,7 +1,7 @@
 //! The sandbox on the real kernel: every default checked from inside, every way of dying from outside.
 //!
-//! The program is three things by its first argument: the tests, a probe run inside sandboxes, and a caller that
-//! exists to be killed. Needs root; without, it fails in CI and elsewhere says why it does nothing.
+//! The program is several things by its first argument: the tests, a probe run inside sandboxes, a caller that
+//! exists to be killed, and one whose file is gone. Needs root; without, it fails in CI and elsewhere says why it does nothing.
 
 mod fixture;
 mod isolation;
@@ -20,6 +20,7 @@ fn main() -> ExitCode {
     match (arguments.next().as_deref(), arguments.next()) {
         (Some("probe"), Some(what)) => return probe::run(&what),
         (Some("caller"), Some(marker)) => return life::be_a_caller(&marker),
+        (Some("deleted"), Some(word)) => return life::be_a_deleted_caller(&word),
         _ => {}
     }
     let listing = Arguments::from_args();
