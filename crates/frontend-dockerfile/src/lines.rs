@@ -15,6 +15,9 @@ use crate::{
 /// What a Dockerfile escapes with unless a directive says otherwise.
 const DEFAULT_ESCAPE: char = '\\';
 
+/// Longer lines are refused, as the reference's reader refuses them.
+const MAX_LINE_LENGTH: usize = 64 * 1024 - 1;
+
 /// A line of the file: its place and its number.
 #[derive(Clone, Copy, Debug)]
 struct PhysicalLine {
@@ -48,13 +51,15 @@ pub(crate) struct HeredocBody {
     pub(crate) end: usize,
 }
 
-/// What is wrong with the directives at the top.
+/// What is wrong with the file before any instruction is read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum DirectiveError {
+pub(crate) enum LineError {
     #[error("only one {0} parser directive can be used")]
     Repeated(String),
     #[error("invalid escape token '{0}' does not match ` or \\")]
     Escape(String),
+    #[error("dockerfile line greater than max allowed size of {MAX_LINE_LENGTH}")]
+    LongLine,
 }
 
 /// Hands out logical lines and heredoc bodies in order.
@@ -65,7 +70,7 @@ pub(crate) struct LineReader<'a> {
     next: usize,
     escape: char,
     directives: Vec<Directive>,
-    errors: Vec<(DirectiveError, Span)>,
+    errors: Vec<(LineError, Span)>,
     comments: Vec<String>,
 }
 
@@ -82,6 +87,7 @@ impl<'a> LineReader<'a> {
             comments: Vec::new(),
         };
         reader.read_directives();
+        reader.refuse_long_lines();
         reader
     }
 
@@ -89,7 +95,7 @@ impl<'a> LineReader<'a> {
         self.escape
     }
 
-    pub(crate) fn take_directives(&mut self) -> (Vec<Directive>, Vec<(DirectiveError, Span)>) {
+    pub(crate) fn take_directives(&mut self) -> (Vec<Directive>, Vec<(LineError, Span)>) {
         (std::mem::take(&mut self.directives), std::mem::take(&mut self.errors))
     }
 
@@ -113,19 +119,26 @@ impl<'a> LineReader<'a> {
                 _ => return,
             };
             if self.directives.iter().any(|directive| directive.kind == kind) {
-                self.errors.push((DirectiveError::Repeated(name), line.content));
+                self.errors.push((LineError::Repeated(name), line.content));
                 continue;
             }
             if kind == DirectiveKind::Escape && !shebang {
                 match value {
                     "\\" => self.escape = '\\',
                     "`" => self.escape = '`',
-                    _ => self.errors.push((DirectiveError::Escape(value.to_owned()), line.content)),
+                    _ => self.errors.push((LineError::Escape(value.to_owned()), line.content)),
                 }
             }
             self.directives.push(Directive { kind, value: value.to_owned(), span: line.content });
             self.next = if shebang { 0 } else { index + 1 };
         }
+    }
+
+    fn refuse_long_lines(&mut self) {
+        let long = self.lines.iter().find(|line| line.content.len() > MAX_LINE_LENGTH);
+        self.errors.extend(
+            long.map(|line| (LineError::LongLine, Span::new(line.content.start, line.content.start))),
+        );
     }
 
     /// The next line that holds an instruction.

@@ -62,7 +62,7 @@ pub struct PlannedStage {
     pub base: Base,
     /// The base as written, variables expanded, for messages.
     pub written_base: String,
-    /// `FROM --platform`, if given.
+    /// `FROM --platform`, if given. It chooses an image; `scratch` and stages are not changed by it.
     pub platform: Option<Platform>,
     /// The `FROM` instruction's one-line text, empty for implicit stages.
     pub code: String,

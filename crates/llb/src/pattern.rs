@@ -176,13 +176,13 @@ impl Pattern {
     fn may_match_below(&self, directory: &str) -> bool {
         match &self.form {
             // What lies below a match is matched, too.
-            _ if self.matches(directory) => true,
+            _ if self.matches(directory) || self.matches_parent_of(directory) => true,
             Form::Exact => below(&self.text, directory),
             Form::Prefix(prefix) => {
                 below(prefix, directory) || directory.starts_with(prefix) || prefix.starts_with(directory)
             }
             Form::Suffix(_) => true,
-            Form::Wild(tokens) => tokens.may_match_after(directory) || self.matches_parent_of(directory),
+            Form::Wild(tokens) => tokens.may_match_after(directory),
         }
     }
 }

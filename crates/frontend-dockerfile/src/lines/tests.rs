@@ -71,3 +71,10 @@ fn comments_gather_above_an_instruction() {
     assert_eq!(reader.next_line().map(|line| line.comments), Some(vec!["one".to_owned(), "two".to_owned()]));
     assert_eq!(reader.next_line().map(|line| line.comments), Some(Vec::new()));
 }
+
+#[test]
+fn long_lines_are_refused() {
+    let errors = |text: &str| LineReader::new(text).take_directives().1.len();
+    assert_eq!(errors(&format!("FROM {}\n", "a".repeat(MAX_LINE_LENGTH - 5))), 0);
+    assert_eq!(errors(&format!("FROM {}\n", "a".repeat(MAX_LINE_LENGTH))), 1);
+}
