@@ -170,8 +170,11 @@ impl Exporter {
         }
         if target.store {
             let manifest = pushed.map(|pushed| pushed.manifest);
-            let local = self.put(image, config, &diff_ids, manifest, target.names.clone()).await?;
+            let (local, size) = self.put(image, config, &diff_ids, manifest, target.names.clone()).await?;
             exported.stored = Some(local);
+            if exported.manifest.is_none() {
+                exported.size = size;
+            }
         }
         Ok(exported)
     }
@@ -183,7 +186,7 @@ impl Exporter {
         diff_ids: &[stave_oci::Digest],
         manifest: Option<crate::document::Document>,
         names: Vec<Reference>,
-    ) -> Result<LocalImage, ExportErrorKind> {
+    ) -> Result<(LocalImage, u64), ExportErrorKind> {
         let (image, diff_ids) = (image.clone(), diff_ids.to_vec());
         self.blocking(move |context| sink::store::put(context, &image, config, &diff_ids, manifest, &names))
             .await

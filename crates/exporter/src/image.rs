@@ -89,7 +89,8 @@ pub struct Exported {
     pub manifest: Option<Descriptor>,
     /// The names given.
     pub names: Vec<Reference>,
-    /// Bytes of the result: the manifest's blobs, the archive, or the files.
+    /// Bytes of the result: the manifest's blobs, the archive, the files, or what the files of a
+    /// stored image take on disk.
     pub size: u64,
     /// The image as the local store has it, if it went there.
     pub stored: Option<LocalImage>,

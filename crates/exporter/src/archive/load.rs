@@ -16,10 +16,7 @@ use stave_oci::{
     Algorithm, Compression, Descriptor, Digest, Hasher, ImageConfig, Index, MAX_MANIFEST_SIZE, Manifest,
     ManifestOrIndex, Platform, Reference, layer_media_type, media_type,
 };
-use stave_store::{
-    AbsoluteNames, ApplyOptions, ImageLayer, LayerId, LayerLimits, LocalImage, Store, StoreError,
-    StoredManifest,
-};
+use stave_store::{ApplyOptions, ImageLayer, LayerId, LocalImage, Store, StoreError, StoredManifest};
 
 use super::source::{ArchiveSource, Content};
 use crate::document::{CONTAINERD_NAME, DockerArchiveEntry, REF_NAME, blob_path};
@@ -36,8 +33,6 @@ pub const MAX_LAYERS: usize = 512;
 pub const MAX_SPOOL: u64 = 1 << 40;
 /// The largest image config read, in bytes.
 const MAX_CONFIG: u64 = 8 << 20;
-/// What one layer of an archive may demand.
-const LAYER_LIMITS: LayerLimits = LayerLimits { entries: 4_000_000, path_bytes: 4096, total_bytes: 1 << 40 };
 /// How deep indexes may nest.
 const MAX_INDEX_DEPTH: usize = 4;
 /// The annotation by which BuildKit marks attestations, which are no images.
@@ -289,11 +284,9 @@ impl Loader<'_> {
         let cancel = &self.context.cancel;
         let content = Cancellable { input: content, cancelled: || cancel.is_cancelled() };
         let options = ApplyOptions {
-            compression: None,
             diff_id: Some(diff_id.clone()),
-            limits: LAYER_LIMITS,
-            absolute_names: AbsoluteNames::Refuse,
             description: format!("loaded {}", diff_id.short()),
+            ..ApplyOptions::default()
         };
         let applied = self.context.events.step(ExportStep::LoadingLayer(diff_id.clone()), || {
             self.store()

@@ -9,7 +9,8 @@ use crate::event::ExportStep;
 use crate::exporter::Context;
 use crate::image::Image;
 
-/// Stores `image` under `names`, with the manifest it was pushed under, if it was.
+/// Stores `image` under `names`, with the manifest it was pushed under, if it was. Returns it with the
+/// bytes its files take.
 pub(crate) fn put(
     context: &Context,
     image: &Image,
@@ -17,7 +18,7 @@ pub(crate) fn put(
     diff_ids: &[Digest],
     manifest: Option<Document>,
     names: &[Reference],
-) -> Result<LocalImage, ExportErrorKind> {
+) -> Result<(LocalImage, u64), ExportErrorKind> {
     let layers = image.layers.iter().zip(diff_ids).map(|(layer, diff_id)| ImageLayer {
         layer: layer.layer,
         diff_id: diff_id.clone(),
@@ -40,5 +41,11 @@ pub(crate) fn put(
     for name in names {
         context.events.done(ExportStep::Naming(name.canonical()));
     }
-    Ok(local)
+    let size = context
+        .store
+        .images()?
+        .into_iter()
+        .find(|listed| listed.image.id == local.id)
+        .map_or(0, |listed| listed.size);
+    Ok((local, size))
 }

@@ -1,0 +1,100 @@
+//! Pushes to a registry in this process.
+
+use std::sync::{Arc, Mutex};
+
+use stave_exporter::{ExportEvent, ExportEvents, ExportStep, ExportTarget, Image, ImageTarget, PushOptions};
+use stave_oci::{Digest, Manifest, Reference};
+use stave_test_support::TestRegistry;
+
+use crate::Bench;
+
+fn target(names: Vec<Reference>, store: bool) -> ExportTarget {
+    ExportTarget::Image(ImageTarget {
+        names,
+        store,
+        push: Some(PushOptions::default()),
+        ..ImageTarget::default()
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_is_pushed_once() {
+    let (bench, registry) = (Bench::new(), TestRegistry::start());
+    let image = bench.built();
+    let names = vec![registry.reference("app:1"), registry.reference("app:2")];
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let events = Arc::clone(&seen);
+    let exporter = bench.exporter.clone().with_events(ExportEvents::new(move |event| {
+        events.lock().expect("no panic").push(event);
+    }));
+    let exported = exporter.export(&image, &target(names.clone(), true)).await.expect("pushes");
+    let (media_type, bytes) = registry.manifest("app", "1").expect("is there");
+    let descriptor = exported.manifest.expect("a manifest");
+    assert_eq!((descriptor.media_type, descriptor.digest), (media_type, Digest::sha256(&bytes)));
+    assert_eq!(registry.manifest("app", "2").map(|(_, bytes)| bytes), Some(bytes.clone()));
+    let manifest: Manifest = serde_json::from_slice(&bytes).expect("JSON");
+    for blob in manifest.layers.iter().chain([&manifest.config]) {
+        assert_eq!(registry.blob("app", &blob.digest).map(|bytes| bytes.len() as u64), Some(blob.size));
+    }
+    // Progress ends at the size of each blob.
+    let seen = seen.lock().expect("no panic").clone();
+    for layer in &manifest.layers {
+        let step = ExportStep::PushingBlob(layer.digest.clone());
+        let (current, total) = (layer.size, Some(layer.size));
+        assert!(seen.contains(&ExportEvent::Progress { step: step.clone(), current, total }));
+        assert!(seen.contains(&ExportEvent::Done(step)));
+    }
+    let stored = bench.store.image_by_name(&names[0]).expect("looks").expect("is there");
+    assert_eq!(stored.manifest.expect("it was pushed").digest, Digest::sha256(&bytes));
+
+    // A second push sends nothing but the manifest.
+    let uploads = registry.count("POST", "/blobs/uploads/");
+    bench.exporter.export(&image, &target(names, false)).await.expect("pushes");
+    assert_eq!(registry.count("POST", "/blobs/uploads/"), uploads);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn base_layers_are_mounted_not_sent() {
+    let (bench, registry) = (Bench::new(), TestRegistry::start());
+    let origin = registry.reference("base:1");
+    let (image, blob) = bench.on_pulled_base(Some(origin));
+    registry.put_blob("base", &blob);
+    // The blob itself is no longer here, and need not be.
+    bench.exporter.export(&image, &target(vec![registry.reference("app:1")], false)).await.expect("pushes");
+    assert_eq!(registry.blob("app", &Digest::sha256(&blob)), Some(blob.clone()));
+    assert!(registry.count("POST", "mount=") > 0);
+    assert_eq!(registry.count("GET", "/blobs/"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blob_that_is_gone_is_fetched_back_for_another_registry() {
+    let (bench, from, to) = (Bench::new(), TestRegistry::start(), TestRegistry::start());
+    let (image, blob) = bench.on_pulled_base(Some(from.reference("base:1")));
+    from.put_blob("base", &blob);
+    bench.exporter.export(&image, &target(vec![to.reference("app:1")], false)).await.expect("pushes");
+    assert_eq!(to.blob("app", &Digest::sha256(&blob)), Some(blob));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stored_image_keeps_its_digest_when_pushed_again() {
+    let (bench, registry) = (Bench::new(), TestRegistry::start());
+    let first = registry.reference("app:1");
+    let exported =
+        bench.exporter.export(&bench.built(), &target(vec![first.clone()], true)).await.expect("pushes");
+    let stored = bench.store.image_by_name(&first).expect("looks").expect("is there");
+    let second = target(vec![registry.reference("other:1")], false);
+    let again = bench.exporter.export(&Image::stored(&stored), &second).await.expect("pushes");
+    assert_eq!(again.manifest, exported.manifest);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_by_digest_moves_no_tag() {
+    let (bench, registry) = (Bench::new(), TestRegistry::start());
+    let push = Some(PushOptions { by_digest: true });
+    let names = vec![registry.reference("app:1")];
+    let target = ExportTarget::Image(ImageTarget { names, push, ..ImageTarget::default() });
+    let exported = bench.exporter.export(&bench.built(), &target).await.expect("pushes");
+    let digest = exported.manifest.expect("a manifest").digest;
+    assert!(registry.manifest("app", digest.as_str()).is_some());
+    assert!(registry.manifest("app", "1").is_none());
+}

@@ -1,0 +1,98 @@
+//! What we write in the hands of the programs people use: written by others, in another language, with
+//! other readers of tar, gzip and zstd. They must be installed; a silent pass would prove nothing.
+
+use std::path::Path;
+use std::process::Command;
+
+use stave_exporter::{ExportTarget, ImageTarget, PushOptions};
+use stave_oci::{Compression, Digest, ImageConfig, Manifest};
+use stave_test_support::TestRegistry;
+
+use crate::{Bench, names, tar_target};
+
+/// Runs skopeo on this machine's files only, and gives its output.
+fn skopeo(home: &Path, arguments: &[&str]) -> String {
+    let policy = home.join("policy.json");
+    std::fs::write(&policy, r#"{"default":[{"type":"insecureAcceptAnything"}]}"#).expect("writes");
+    let output = Command::new("skopeo")
+        .args(["--policy", &policy.display().to_string(), "--tmpdir", &home.display().to_string()])
+        .args(arguments)
+        .env("HOME", home)
+        .output()
+        .expect("skopeo must be installed (Debian package `skopeo`)");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "skopeo {arguments:?}: {error}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// Copies an image with skopeo, which decompresses every layer; what comes out must be the layers
+/// that the config names.
+fn verify(home: &Path, source: &str) {
+    let copy = home.join("copy");
+    drop(std::fs::remove_dir_all(&copy));
+    let dest = format!("dir:{}", copy.display());
+    skopeo(home, &["copy", "--quiet", "--src-tls-verify=false", "--dest-decompress", source, &dest]);
+    let read = |name: &str| std::fs::read(copy.join(name)).expect("it was copied");
+    let manifest: Manifest = serde_json::from_slice(&read("manifest.json")).expect("JSON");
+    let config: ImageConfig = serde_json::from_slice(&read(manifest.config.digest.hex())).expect("JSON");
+    let layers = manifest.layers.iter().map(|layer| Digest::sha256(&read(layer.digest.hex())));
+    assert_eq!(layers.collect::<Vec<_>>(), config.rootfs.diff_ids, "{source}");
+}
+
+#[tokio::test]
+async fn oci_archives_of_every_compression() {
+    let bench = Bench::new();
+    let image = bench.built();
+    for algorithm in [Compression::None, Compression::Gzip, Compression::Zstd] {
+        let path = bench.path(&format!("{}.tar", algorithm.name()));
+        let mut target = tar_target(&path, &["app:1.0"]);
+        target.format.compression.algorithm = Some(algorithm);
+        let exported = bench.exporter.export(&image, &ExportTarget::Oci(target)).await.expect("exports");
+        let source = format!("oci-archive:{}:1.0", path.display());
+        verify(bench.directory.path(), &source);
+        let seen = skopeo(bench.directory.path(), &["inspect", "--format", "{{.Digest}}", &source]);
+        assert_eq!(Some(seen.trim()), exported.digest().map(Digest::as_str));
+    }
+}
+
+#[tokio::test]
+async fn docker_archives() {
+    let bench = Bench::new();
+    let path = bench.path("docker.tar");
+    let target = ExportTarget::Docker(tar_target(&path, &["app:1.0"]));
+    bench.exporter.export(&bench.built(), &target).await.expect("exports");
+    verify(bench.directory.path(), &format!("docker-archive:{}:app:1.0", path.display()));
+    let listed = skopeo(bench.directory.path(), &["inspect", &format!("docker-archive:{}", path.display())]);
+    assert!(listed.contains("\"Layers\""), "{listed}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pushed_images() {
+    let (bench, registry) = (Bench::new(), TestRegistry::start());
+    let name = registry.reference("app:1.0");
+    let push = Some(PushOptions::default());
+    let target = ImageTarget { names: vec![name.clone()], push, ..ImageTarget::default() };
+    bench.exporter.export(&bench.built(), &ExportTarget::Image(target)).await.expect("pushes");
+    let home = bench.directory.path().to_owned();
+    let source = format!("docker://{}", name.canonical());
+    tokio::task::spawn_blocking(move || verify(&home, &source)).await.expect("no panic");
+}
+
+#[tokio::test]
+async fn archives_that_skopeo_wrote() {
+    let bench = Bench::new();
+    let path = bench.path("ours.tar");
+    let target = ExportTarget::Oci(tar_target(&path, &["app:1.0"]));
+    let exported = bench.exporter.export(&bench.built(), &target).await.expect("exports");
+    let source = format!("oci-archive:{}:1.0", path.display());
+    for (form, list) in [("docker-archive", vec!["app:2.0"]), ("oci-archive", vec!["app:2.0"])] {
+        let theirs = bench.path(&format!("{form}.tar"));
+        let dest = format!("{form}:{}:app:2.0", theirs.display());
+        skopeo(bench.directory.path(), &["copy", "--quiet", &source, &dest]);
+        let other = Bench::new();
+        let loading = stave_exporter::LoadSource::Path(theirs);
+        let loaded = other.exporter.load(loading, &stave_oci::Platform::host()).await.expect("loads");
+        assert_eq!(loaded[0].names, names(&list), "{form}");
+        assert_eq!(Some(&loaded[0].image.id), exported.config_digest.as_ref(), "{form}");
+    }
+}
