@@ -96,3 +96,40 @@ async fn archives_that_skopeo_wrote() {
         assert_eq!(Some(&loaded[0].image.id), exported.config_digest.as_ref(), "{form}");
     }
 }
+
+/// Loads an archive with podman into a storage of its own, and gives what it said.
+fn podman_load(home: &Path, archive: &Path) -> String {
+    let storage = home.join("podman");
+    let argument = |name: &str| format!("--{name}={}", storage.join(name).display());
+    let policy = home.join("policy.json");
+    std::fs::write(&policy, r#"{"default":[{"type":"insecureAcceptAnything"}]}"#).expect("writes");
+    let output = Command::new("podman")
+        .args([argument("root"), argument("runroot"), argument("tmpdir")])
+        .args(["--storage-driver=vfs", "load", "--quiet", "--signature-policy"])
+        .arg(&policy)
+        .arg("--input")
+        .arg(archive)
+        .env("HOME", home)
+        .output()
+        .expect("podman must be installed (Debian package `podman`)");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "podman load {}: {error}", archive.display());
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+#[tokio::test]
+async fn podman_loads_both_kinds_of_archive() {
+    let bench = Bench::new();
+    let image = bench.built();
+    let [docker, oci] = ["docker.tar", "oci.tar"].map(|name| bench.path(name));
+    for target in [
+        ExportTarget::Docker(tar_target(&docker, &["app:1.0"])),
+        ExportTarget::Oci(tar_target(&oci, &["app:1.0"])),
+    ] {
+        bench.exporter.export(&image, &target).await.expect("exports");
+    }
+    let home = bench.directory.path();
+    assert!(podman_load(home, &docker).contains("docker.io/library/app:1.0"));
+    let said = podman_load(home, &oci);
+    assert!(said.contains("Loaded image"), "{said}");
+}
