@@ -8,11 +8,12 @@
 //! - [`request`]: what the caller wants and which images it found;
 //! - [`plan`]: stages, scopes of `ARG`, triggers, reachability: [`BuildPlan`];
 //! - [`scope`], [`expand`], [`mount`]: variables and words, used while lowering;
+//! - [`lower()`]: operations and image config;
 //! - [`check`]: build checks; [`dockerignore`]: the ignore file.
 //!
 //! Nothing here does I/O, waits, reads a clock or an environment: images are asked for with
 //! [`BuildPlan::missing`] and handed in as [`ResolvedSources`]. Start with [`Dockerfile`],
-//! [`BuildPlan`] and, for the result, `Lowered`.
+//! [`BuildPlan`] and, for the result, [`Lowered`].
 
 pub mod ast;
 pub mod check;
@@ -25,10 +26,10 @@ mod grammar;
 mod heredoc;
 mod instruction;
 mod lines;
+pub mod lower;
 pub mod mount;
 mod parse;
 pub mod plan;
-mod port;
 mod quote;
 pub mod request;
 pub mod scope;
@@ -37,6 +38,7 @@ mod suggest;
 
 pub use ast::Dockerfile;
 pub use diagnostic::{Code, Diagnostic, Severity};
+pub use lower::{LowerError, Lowered, lower};
 pub use parse::{Parsed, parse};
 pub use plan::{BuildPlan, PlanError, plan};
 pub use request::{PlanRequest, ResolvedImage, ResolvedSources, SourceRequest};

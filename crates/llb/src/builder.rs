@@ -130,9 +130,11 @@ impl GraphBuilder {
     /// Adds a process; the result is its root file system afterwards.
     pub fn exec(&mut self, spec: ExecSpec) -> Output {
         let mut mounts = spec.mounts;
+        let mut op = spec.op;
+        place_agents(&mut mounts, &mut op.env);
         // By target, then secrets, then agents, each of these in the order given.
         mounts.sort_by(|a, b| rank(&a.mount).cmp(&rank(&b.mount)));
-        self.add(NodeKind::Exec(spec.op, mounts), Some(spec.platform), spec.about)
+        self.add(NodeKind::Exec(op, mounts), Some(spec.platform), spec.about)
     }
 
     /// Adds file actions; the result is the file system after the last.
@@ -319,6 +321,25 @@ fn rank(mount: &Mount) -> (u8, &str) {
         Mount::Bind { target, .. } | Mount::Cache { target, .. } | Mount::Tmpfs { target, .. } => (0, target),
         Mount::Secret { .. } => (1, ""),
         Mount::Ssh { .. } => (2, ""),
+    }
+}
+
+/// Gives agents without a target their place, and says the first one's to the process.
+fn place_agents(mounts: &mut [MountSpec], env: &mut Vec<String>) {
+    let agents = mounts.iter_mut().filter_map(|spec| match &mut spec.mount {
+        Mount::Ssh { target, .. } => Some(target),
+        _ => None,
+    });
+    let mut first = None;
+    for (at, target) in agents.enumerate() {
+        if target.is_empty() {
+            *target = format!("/run/buildkit/ssh_agent.{at}");
+        }
+        first.get_or_insert_with(|| target.clone());
+    }
+    let Some(first) = first else { return };
+    if !env.iter().any(|entry| entry.starts_with("SSH_AUTH_SOCK=")) {
+        env.push(format!("SSH_AUTH_SOCK={first}"));
     }
 }
 

@@ -1,0 +1,201 @@
+//! `RUN`.
+//!
+//! Owns the process a step runs: its arguments, heredocs included, network, confinement and name.
+//! Start with [`Lowering::run`].
+
+use stave_llb::{
+    CdiDevice, ContentCache, ExecOp, FileActionKind, HostIp, MkfileAction, Mount, NetMode, ProxyEnv, SecurityMode,
+    Ulimit,
+    builder::{About, ExecSpec, FileSpec, FileStep, MountSpec},
+};
+
+use super::{Lowering, config::run_message, error, history::commit, mounts::Mounts, path, stage::StageState};
+use crate::{
+    ast::{CommandLine, Heredoc, Run, RunNetwork, RunSecurity},
+    diagnostic::Diagnostic,
+    expand::Expander,
+    heredoc,
+    plan::PlannedInstruction,
+    request::BuildNetwork,
+    scope::Lookup,
+};
+
+/// Where a heredoc that is a script of its own is mounted.
+const SCRIPTS: &str = "/dev/pipes/";
+
+/// The command of a step: its arguments, and the script it needs mounted.
+struct Command {
+    args: Vec<String>,
+    script: Option<MountSpec>,
+    /// What the step's name shows after the instruction.
+    summary: String,
+}
+
+impl Lowering<'_> {
+    pub(super) fn run(
+        &mut self,
+        state: &mut StageState,
+        planned: &PlannedInstruction,
+        run: &Run,
+    ) -> Result<(), Diagnostic> {
+        let instruction = &planned.instruction;
+        let Command { args, script, summary } = self.command(state, run);
+        if args.is_empty() {
+            return Err(error(instruction.span, "arguments are required"));
+        }
+        let Mounts { mut all, secret_env } = self.mounts(state, planned, run)?;
+        all.extend(script);
+        all.push(bind("/", state.output, "", false));
+        let shm = self.plan.request.shm_size;
+        if shm > 0 {
+            let mount = Mount::Tmpfs { target: "/dev/shm".to_owned(), size: shm };
+            all.push(MountSpec { mount, source: None, no_output: true });
+        }
+        let masked = Masked {
+            names: secret_env.iter().map(|secret| secret.name.as_str()).collect(),
+            variables: &state.env,
+        };
+        let code = format!("{}{summary}", instruction.code);
+        let shown = state.shown(Expander::display(self.escape()), &code, &masked);
+        let mut about = About::named(state.step_name(self.plan, &shown))
+            .described("com.docker.dockerfile.v1.command", &*instruction.code);
+        about.metadata.ignore_cache = self.plan.stages[state.index.0].ignore_cache;
+        about.locations.push(self.location(instruction.lines));
+        let op = ExecOp { args: args.clone(), secret_env, ..self.process(state, run) };
+        // The history shows variables as they were before the step.
+        let message = run_message(state, &args);
+        let platform = state.platform.clone();
+        state.output = Some(self.graph.exec(ExecSpec { op, mounts: all, platform, about }));
+        commit(&mut state.image, message, true, self.plan.epoch);
+        Ok(())
+    }
+
+    /// Everything about the process that is not its command or its mounts.
+    fn process(&self, state: &StageState, run: &Run) -> ExecOp {
+        let request = &self.plan.request;
+        let network = match (run.network, request.network) {
+            (RunNetwork::None, _) | (RunNetwork::Default, BuildNetwork::None) => NetMode::None,
+            (RunNetwork::Host, _) | (RunNetwork::Default, BuildNetwork::Host) => NetMode::Host,
+            (RunNetwork::Default, BuildNetwork::Sandbox) => NetMode::Default,
+        };
+        let limit = |(name, soft, hard): &(String, i64, i64)| Ulimit { name: name.clone(), soft: *soft, hard: *hard };
+        let hosts = request.extra_hosts.iter();
+        ExecOp {
+            env: state.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
+            cwd: state.directory().to_owned(),
+            user: state.user.clone(),
+            hostname: request.hostname.clone().unwrap_or_default(),
+            ulimits: request.ulimits.iter().map(limit).collect(),
+            extra_hosts: hosts.map(|one| HostIp { host: one.host.clone(), ip: one.address.to_string() }).collect(),
+            proxy_env: self.proxy(),
+            cgroup_parent: request.cgroup_parent.clone(),
+            remove_mount_stubs: true,
+            network,
+            security: match run.security {
+                RunSecurity::Sandbox => SecurityMode::Sandbox,
+                RunSecurity::Insecure => SecurityMode::Insecure,
+            },
+            devices: run
+                .devices
+                .iter()
+                .map(|device| CdiDevice { name: device.name.clone(), optional: !device.required })
+                .collect(),
+            ..ExecOp::default()
+        }
+    }
+
+    /// Proxies among the build arguments, which steps see without an `ARG` and without a cache miss.
+    fn proxy(&self) -> Option<ProxyEnv> {
+        let mut proxy = ProxyEnv::default();
+        let mut found = false;
+        for (name, value) in &self.plan.request.build_args {
+            let field = match name.to_ascii_lowercase().as_str() {
+                "http_proxy" => &mut proxy.http_proxy,
+                "https_proxy" => &mut proxy.https_proxy,
+                "ftp_proxy" => &mut proxy.ftp_proxy,
+                "no_proxy" => &mut proxy.no_proxy,
+                "all_proxy" => &mut proxy.all_proxy,
+                _ => continue,
+            };
+            field.clone_from(value);
+            found = true;
+        }
+        found.then_some(proxy)
+    }
+
+    fn command(&mut self, state: &StageState, run: &Run) -> Command {
+        let plain = |args| Command { args, script: None, summary: String::new() };
+        let word = match &run.command {
+            CommandLine::Exec(args) => return plain(args.clone()),
+            CommandLine::Shell(word) => word,
+        };
+        let Some(first) = run.heredocs.first() else { return plain(state.with_shell(&word.text)) };
+        if !matches!(heredoc::parse_word(&word.text), Ok(Some(_))) {
+            // A command that reads heredocs: the shell gets them as they were.
+            let mut text = word.text.clone();
+            for heredoc in &run.heredocs {
+                text = format!("{text}\n{}{}", heredoc.content, heredoc.name);
+            }
+            return plain(state.with_shell(&text));
+        }
+        // The heredoc is the command itself.
+        let body = first.body();
+        let summary = format!(" ({})", summarise(&first.content));
+        if state.image.os != "windows" && body.starts_with("#!") {
+            let script = self.script(first, body, state);
+            let path = path::join(SCRIPTS, &first.name);
+            return Command { args: state.with_shell(&path), script: Some(script), summary };
+        }
+        Command { args: state.with_shell(&body), script: None, summary }
+    }
+
+    fn script(&mut self, heredoc: &Heredoc, body: String, _state: &StageState) -> MountSpec {
+        let file = MkfileAction {
+            path: path::join("/", &heredoc.name),
+            mode: 0o755,
+            data: body.into_bytes(),
+            owner: None,
+            timestamp: None,
+        };
+        let output = self.graph.file(FileSpec {
+            base: None,
+            actions: vec![FileStep { kind: FileActionKind::Mkfile(file), source: None }],
+            about: About::named("[internal] preparing inline document"),
+        });
+        bind(SCRIPTS, Some(output), "/", true)
+    }
+}
+
+/// A bind mount whose writes, if it takes any, are kept.
+fn bind(target: &str, source: Option<stave_llb::builder::Output>, selector: &str, readonly: bool) -> MountSpec {
+    let mount = Mount::Bind {
+        target: target.to_owned(),
+        input: None,
+        selector: selector.to_owned(),
+        readonly,
+        output: None,
+        content_cache: ContentCache::Default,
+    };
+    MountSpec { mount, source, no_output: false }
+}
+
+/// The first line of a heredoc, with dots if there is more.
+fn summarise(content: &str) -> String {
+    let content = content.trim().replace("\r\n", "\n");
+    match content.split_once('\n') {
+        Some((first, _)) => format!("{first}..."),
+        None => content,
+    }
+}
+
+/// The stage's variables with those that come from secrets shown as stars.
+struct Masked<'a> {
+    names: Vec<&'a str>,
+    variables: &'a dyn Lookup,
+}
+
+impl Lookup for Masked<'_> {
+    fn value(&self, name: &str) -> Option<&str> {
+        if self.names.contains(&name) { Some("****") } else { self.variables.value(name) }
+    }
+}
