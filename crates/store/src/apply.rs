@@ -94,7 +94,7 @@ impl Store {
         archive: impl Read,
         options: &ApplyOptions,
     ) -> Result<AppliedLayer, StoreError> {
-        let active = self.prepare(&Snapshot::scratch())?.described(&options.description);
+        let mut active = self.prepare(&Snapshot::scratch())?.described(&options.description);
         let stream = Hashing::new(decompress(archive, options.compression)?, options.limits.total_bytes);
         let mut archive = Archive::new(stream, options.limits);
         let mut extractor = Extractor::new(active.upper(), self.inner.config.xattrs, options)?;

@@ -20,8 +20,9 @@ use crate::{DatabaseError, StoreError};
 pub(crate) const FORMAT: i64 = 1;
 /// How long a statement waits for another process's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Pages in the log before a commit copies them into the database (which syncs).
-const CHECKPOINT_PAGES: i64 = 1000;
+/// Pages in the log before a commit copies them into the database (which syncs). The first process
+/// to open the store reads the whole log, so it is kept short.
+const CHECKPOINT_PAGES: i64 = 256;
 /// More statements than this are prepared anew.
 const STATEMENT_CACHE: usize = 64;
 

@@ -29,6 +29,7 @@ pub struct ActiveLayer {
     work: PathBuf,
     lowers: Vec<PathBuf>,
     description: String,
+    is_committed: bool,
 }
 
 impl ActiveLayer {
@@ -55,14 +56,14 @@ impl ActiveLayer {
     }
 
     /// Makes the upper directory a layer on top of the base. No mount may use it any more.
-    pub fn commit(self) -> Result<Snapshot, StoreError> {
+    pub fn commit(mut self) -> Result<Snapshot, StoreError> {
         let layer = self.commit_layer(None, None)?;
         Ok(self.base.push(layer))
     }
 
     /// Commits, with what is already known of the layer.
     pub(crate) fn commit_layer(
-        &self,
+        &mut self,
         diff_id: Option<&Digest>,
         size: Option<u64>,
     ) -> Result<LayerId, StoreError> {
@@ -89,14 +90,14 @@ impl ActiveLayer {
                 tracing::warn!(path = %path.display(), %error, "left for the next sweep");
             }
         }
+        self.is_committed = committed.is_ok();
         committed
     }
 
     /// Renames the upper directory to a free name under `l/`.
     fn place(&self) -> Result<(String, PathBuf), StoreError> {
         loop {
-            let session = &self.store.inner.session;
-            let name = format!("{}{}", session.name(), session.number());
+            let name = self.store.inner.session.fresh_name();
             let path = self.store.layer_path(&name);
             match renameat_with(CWD, &self.upper, CWD, &path, RenameFlags::NOREPLACE) {
                 Ok(()) => return Ok((name, path)),
@@ -110,6 +111,10 @@ impl ActiveLayer {
 
 impl Drop for ActiveLayer {
     fn drop(&mut self) {
+        if self.is_committed {
+            // Empty directories: no room to free at once, and each removal may wait for the disk.
+            return self.store.inner.reaper.remove(&self.directory);
+        }
         if let Err(error) = remove_tree(&self.directory) {
             tracing::warn!(path = %self.directory.display(), %error, "left for the end of the session");
         }
@@ -175,6 +180,7 @@ impl Store {
             work,
             lowers,
             description: String::new(),
+            is_committed: false,
         };
         for path in [&active.directory, &active.upper, &active.work] {
             let made = fs::DirBuilder::new().mode(0o700).create(path);

@@ -29,7 +29,7 @@ impl Store {
                 .prepare_cached("UPDATE clock SET use_seq = use_seq + 1 RETURNING use_seq")?
                 .query_row([], |row| row.get(0))?;
             tx.prepare_cached("INSERT INTO lease (session, start) VALUES (?1, ?2)")?
-                .execute((self.inner.session.name(), start))?;
+                .execute((self.inner.session.slot(), start))?;
             Ok((tx.last_insert_rowid(), start))
         })?;
         self.inner.leases.lock().unwrap_or_else(PoisonError::into_inner).insert(id, start);

@@ -10,8 +10,8 @@
 //! <root>/l/<name>/       one overlay-format layer: what an overlay mount's upper directory held
 //! <root>/blobs/sha256/   compressed layers and other content, named by digest
 //! <root>/mutable/        cache mounts: directories that outlive builds, with their locks
-//! <root>/sessions/<name> one flock'ed file per open store; a lock that can be taken means a dead owner
-//! <root>/tmp/<name>/     everything a session has not finished; swept when its owner is dead
+//! <root>/sessions/<slot> one flock'ed file per open store; not locked and not empty: its owner died
+//! <root>/tmp/<slot>/     everything a session has not finished; swept when its owner is dead
 //! ```
 //!
 //! Everything is made under `tmp/`, renamed into place inside the write transaction that inserts its
@@ -32,6 +32,7 @@ mod layer;
 mod lease;
 mod mutable;
 mod prune;
+mod reaper;
 mod reconcile;
 mod session;
 mod snapshot;

@@ -98,10 +98,10 @@ impl Store {
         match sharing {
             Sharing::Shared => {
                 let name = format!("{stem}.0");
-                if let Some(lock) = self.lock_mutable(&name, FlockOperation::LockShared, wait)? {
-                    if self.mutable_path(&name).join("ready").exists() {
-                        return self.enter(&name, key, sharing, lock).map(Some);
-                    }
+                let lock = self.lock_mutable(&name, FlockOperation::LockShared, wait)?;
+                let is_ready = || self.mutable_path(&name).join("ready").exists();
+                if let Some(lock) = lock.filter(|_| is_ready()) {
+                    return self.enter(&name, key, sharing, lock).map(Some);
                 }
                 // The first content needs everyone else away.
                 let lock = self.lock_mutable(&name, FlockOperation::LockExclusive, wait)?;

@@ -99,7 +99,7 @@ impl Store {
                 UsageId::Layer(layer) => pruned.layers.push(layer),
                 UsageId::Blob(digest) => pruned.blobs.push(digest),
                 UsageId::CacheMount(name) if self.remove_cache_mount(&name)? => {
-                    pruned.cache_mounts.push(name)
+                    pruned.cache_mounts.push(name);
                 }
                 // Someone began to use it since.
                 UsageId::CacheMount(_) => continue,

@@ -19,21 +19,23 @@ const BLOB_DIRECTORIES: [&str; 2] = ["sha256", "sha512"];
 
 /// Removes what dead sessions left: their leases, files, half-done commits and deletions.
 pub(crate) fn sweep(root: &Path, database: &Database, session: &Session) -> Result<(), StoreError> {
-    let dead = dead_sessions(root)?;
+    let dead = dead_sessions(root, session)?;
     if dead.is_empty() {
         return Ok(());
     }
-    let rubbish = database.write(|tx| {
+    let mut rubbish = database.write(|tx| {
         for session in &dead {
-            tx.execute("DELETE FROM lease WHERE session = ?1", [&session.name])?;
+            tx.execute("DELETE FROM lease WHERE session = ?1", [&session.slot])?;
         }
         // Another session may be removing these too; a row that is gone and a file that is gone are
         // what both want.
         tx.execute_batch("DELETE FROM layer WHERE state = 1; DELETE FROM blob WHERE state = 1;")?;
         move_files_without_rows(root, tx, session)
     })?;
-    remove_all(&rubbish)?;
-    dead.into_iter().try_for_each(|session| session.bury(root))
+    for dead in dead {
+        rubbish.extend(dead.inherit(root, session)?);
+    }
+    remove_all(&rubbish)
 }
 
 /// Moves files without a row into the session's directory; the caller removes them after the commit.

@@ -1,13 +1,14 @@
-//! One open store in one process: its lock file, its private directory, and the sweep of dead ones.
+//! One open store in one process: its slot, its private directory, and the sweep of dead ones.
 //!
-//! A session is alive while its file under `sessions/` is locked with flock(2): the kernel drops the
-//! lock with the process, however it dies, so no process id is ever guessed at. The file is made
-//! before the directory under `tmp/` and removed after it; so a directory without a file, or with a
-//! file that can be locked, has no owner. Start with [`Session`].
+//! A session holds flock(2) on a file `sessions/<slot>`: the kernel drops the lock with the process,
+//! however it dies, so no process id is ever guessed at. While it lives the file says [`OPEN`]; a
+//! clean end empties it. So a file that can be locked and is not empty belonged to a process that
+//! died. Slots and their directories under `tmp/` are used again: removing files is the slowest thing
+//! a file system does, and a short command must not pay for it. Start with [`Session`].
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,100 +18,119 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::StoreError;
 
-/// A live session. Its drop removes its directory and its file.
+/// What the file of a live session holds.
+const OPEN: &[u8] = b"open\n";
+/// Sessions of one store at the same time.
+const MAX_SLOTS: usize = 4096;
+
+/// A live session. Its drop gives the slot back.
 #[derive(Debug)]
 pub(crate) struct Session {
-    name: String,
+    slot: String,
+    /// Random, so that nothing an earlier session named is named again.
+    prefix: String,
     directory: PathBuf,
-    file: PathBuf,
-    _lock: File,
+    lock: File,
     counter: AtomicU64,
+    /// The slot's last owner died.
+    inherited: bool,
 }
 
 impl Session {
     /// Begins a session of the store at `root`.
     pub(crate) fn begin(root: &Path) -> Result<Self, StoreError> {
-        loop {
-            let name = random_name()?;
-            let file = root.join("sessions").join(&name);
-            let lock = match File::create_new(&file) {
-                Ok(lock) => lock,
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-                Err(error) => return Err(StoreError::io("create", file, error)),
-            };
-            let locked = flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
-            // A sweep may have found the file between its creation and its lock, and removed it.
-            if !locked || !is_same_file(&lock, &file) {
+        let prefix = random_name()?;
+        for slot in 0..MAX_SLOTS {
+            let slot = slot.to_string();
+            let path = root.join("sessions").join(&slot);
+            let lock = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+            let mut lock = lock.map_err(|error| StoreError::io("open", &path, error))?;
+            if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
                 continue;
             }
-            let directory = root.join("tmp").join(&name);
-            fs::create_dir(&directory).map_err(|error| StoreError::io("create", &directory, error))?;
-            return Ok(Self { name, directory, file, _lock: lock, counter: AtomicU64::new(1) });
+            let failed = |error| StoreError::io("write", &path, error);
+            let inherited = lock.metadata().map_err(failed)?.len() > 0;
+            lock.write_all(OPEN).map_err(failed)?;
+            let directory = root.join("tmp").join(&slot);
+            match fs::create_dir(&directory) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(StoreError::io("create", &directory, error));
+                }
+                _ => {}
+            }
+            return Ok(Self { slot, prefix, directory, lock, counter: AtomicU64::new(1), inherited });
         }
+        let busy = io::Error::from(io::ErrorKind::ResourceBusy);
+        Err(StoreError::io("find a free slot in", root.join("sessions"), busy))
     }
 
-    /// The session's name.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
+    /// What the session's leases are filed under.
+    pub(crate) fn slot(&self) -> &str {
+        &self.slot
     }
 
-    /// A number no other call on this session returns.
-    pub(crate) fn number(&self) -> u64 {
-        self.counter.fetch_add(1, Ordering::Relaxed)
+    /// A file name no call on any session returned before (almost surely; the caller checks).
+    pub(crate) fn fresh_name(&self) -> String {
+        format!("{}{}", self.prefix, self.counter.fetch_add(1, Ordering::Relaxed))
     }
 
     /// A path in the session's directory that no other call returns; nothing is there yet.
     pub(crate) fn fresh_path(&self, kind: &str) -> PathBuf {
-        self.directory.join(format!("{kind}{}", self.number()))
+        self.directory.join(format!("{kind}-{}", self.fresh_name()))
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if let Err(error) = remove_tree(&self.directory).and_then(|()| fs::remove_file(&self.file)) {
+        // What could not be removed keeps the mark, and so falls to the next sweep.
+        let is_empty = fs::read_dir(&self.directory).is_ok_and(|mut entries| entries.next().is_none());
+        if is_empty && let Err(error) = self.lock.set_len(0) {
             tracing::warn!(path = %self.directory.display(), %error, "left for the next sweep");
         }
     }
 }
 
-/// A dead session, held so that nobody else sweeps it; its remains go when it is [`Self::bury`]-ed.
+/// The slot of a dead session, held so that nobody else sweeps it.
 #[derive(Debug)]
 pub(crate) struct DeadSession {
-    pub(crate) name: String,
-    _lock: Option<File>,
+    pub(crate) slot: String,
+    lock: Option<File>,
 }
 
 impl DeadSession {
-    /// Removes the directory, then the file.
-    pub(crate) fn bury(self, root: &Path) -> Result<(), StoreError> {
-        let directory = root.join("tmp").join(&self.name);
-        remove_tree(&directory).map_err(|error| StoreError::io("remove", directory, error))?;
-        remove_if_there(&root.join("sessions").join(&self.name))
+    /// Moves what it left into our directory: from here on it is ours to remove. Gives back the slot.
+    pub(crate) fn inherit(self, root: &Path, session: &Session) -> Result<Vec<PathBuf>, StoreError> {
+        let directory = root.join("tmp").join(&self.slot);
+        let mut moved = Vec::new();
+        for name in names(&directory)? {
+            let (from, aside) = (directory.join(name), session.fresh_path("d"));
+            fs::rename(&from, &aside).map_err(|error| StoreError::io("rename", &from, error))?;
+            moved.push(aside);
+        }
+        if let Some(lock) = self.lock {
+            let path = root.join("sessions").join(&self.slot);
+            lock.set_len(0).map_err(|error| StoreError::io("write", path, error))?;
+        }
+        Ok(moved)
     }
 }
 
-/// All sessions without an owner.
-pub(crate) fn dead_sessions(root: &Path) -> Result<Vec<DeadSession>, StoreError> {
+/// All slots whose last owner died, `session`'s own included.
+pub(crate) fn dead_sessions(root: &Path, session: &Session) -> Result<Vec<DeadSession>, StoreError> {
     let mut dead = Vec::new();
-    let sessions = root.join("sessions");
-    // The directories are listed first: one that is listed had its file before.
-    let directories = names(&root.join("tmp"))?;
-    let files = names(&sessions)?;
-    for name in &files {
-        let path = sessions.join(name);
-        let lock = match File::open(&path) {
-            Ok(lock) => lock,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(StoreError::io("open", path, error)),
-        };
-        let locked = flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
-        if locked && is_same_file(&lock, &path) {
-            dead.push(DeadSession { name: name.clone(), _lock: Some(lock) });
-        }
+    if session.inherited {
+        dead.push(DeadSession { slot: session.slot.clone(), lock: None });
     }
-    for name in directories {
-        if !files.contains(&name) && !sessions.join(&name).exists() {
-            dead.push(DeadSession { name, _lock: None });
+    for slot in names(&root.join("sessions"))?.into_iter().filter(|slot| *slot != session.slot) {
+        let path = root.join("sessions").join(&slot);
+        let lock = File::options().read(true).write(true).open(&path);
+        let lock = lock.map_err(|error| StoreError::io("open", &path, error))?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            continue;
+        }
+        let length = lock.metadata().map_err(|error| StoreError::io("read", &path, error))?.len();
+        if length > 0 {
+            dead.push(DeadSession { slot, lock: Some(lock) });
         }
     }
     Ok(dead)
@@ -162,13 +182,6 @@ fn open_up(directory: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-fn remove_if_there(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", path, error)),
-        _ => Ok(()),
-    }
 }
 
 /// Eight characters of [a-z2-7]: overlay options hold many of these, so they are short.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::database::Database;
 use crate::durability::{self, Flusher};
+use crate::reaper::Reaper;
 use crate::reconcile;
 use crate::session::{Session, remove_tree};
 use crate::{StoreError, lease};
@@ -63,7 +64,7 @@ pub struct Store {
     pub(crate) inner: Arc<Inner>,
 }
 
-/// Fields drop in order: the flusher is joined first, the session goes last.
+/// Fields drop in order: the threads are joined before the session gives its slot back.
 #[derive(Debug)]
 pub(crate) struct Inner {
     _flusher: Option<Flusher>,
@@ -71,6 +72,7 @@ pub(crate) struct Inner {
     pub(crate) config: StoreConfig,
     pub(crate) database: Arc<Database>,
     pub(crate) leases: Mutex<BTreeMap<i64, lease::Start>>,
+    pub(crate) reaper: Reaper,
     pub(crate) session: Session,
 }
 
@@ -121,6 +123,7 @@ impl Store {
             config: config.clone(),
             database,
             leases: Mutex::new(BTreeMap::new()),
+            reaper: Reaper::default(),
             session,
         };
         Ok(Self { inner: Arc::new(inner) })

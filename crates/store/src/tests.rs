@@ -5,7 +5,6 @@ mod full_disk;
 mod images;
 mod kills;
 mod lifecycle;
-mod speed;
 
 use std::fs;
 use std::path::Path;

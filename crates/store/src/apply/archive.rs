@@ -16,6 +16,9 @@ pub(super) const MAX_EXTENSION: u64 = 1 << 20;
 /// Segments of one sparse file.
 const MAX_SEGMENTS: usize = 1 << 16;
 
+/// Offset and length of each piece of data in a sparse file.
+pub(super) type Segments = Vec<(u64, u64)>;
+
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -44,7 +47,7 @@ pub(super) struct Entry {
     /// The file's size, holes included.
     pub(super) size: u64,
     /// Offset and length of each data segment, for a sparse file.
-    pub(super) segments: Option<Vec<(u64, u64)>>,
+    pub(super) segments: Option<Segments>,
 }
 
 /// A tar stream, positioned within it.
@@ -142,7 +145,7 @@ impl<R: Read> Archive<R> {
         &mut self,
         block: &Block,
         extensions: &Extensions,
-    ) -> Result<Option<(u64, Vec<(u64, u64)>)>, LayerErrorKind> {
+    ) -> Result<Option<(u64, Segments)>, LayerErrorKind> {
         let real_size = || extensions.real_size.ok_or(LayerErrorKind::Header("sparse file without a size"));
         let (size, segments) = match (block[156], &extensions.sparse) {
             (b'S', _) => (size_field(&block[483..495])?, self.gnu_map(block)?),
@@ -165,7 +168,7 @@ impl<R: Read> Archive<R> {
     }
 
     /// The old GNU form: four segments in the header, 21 in each block after it.
-    fn gnu_map(&mut self, block: &Block) -> Result<Vec<(u64, u64)>, LayerErrorKind> {
+    fn gnu_map(&mut self, block: &Block) -> Result<Segments, LayerErrorKind> {
         let mut segments = Vec::new();
         push_segments(&block[386..482], &mut segments)?;
         let mut more = block[482] != 0;
@@ -179,7 +182,7 @@ impl<R: Read> Archive<R> {
     }
 
     /// Pax form 1.0: decimal lines in front of the data, padded to a block.
-    fn leading_map(&mut self) -> Result<Vec<(u64, u64)>, LayerErrorKind> {
+    fn leading_map(&mut self) -> Result<Segments, LayerErrorKind> {
         let mut text = Vec::new();
         let mut numbers = Vec::new();
         let mut wanted = None;
@@ -322,7 +325,7 @@ fn name_of(block: &Block) -> Vec<u8> {
     [prefix, b"/", name].concat()
 }
 
-fn push_segments(bytes: &[u8], segments: &mut Vec<(u64, u64)>) -> Result<(), LayerErrorKind> {
+fn push_segments(bytes: &[u8], segments: &mut Segments) -> Result<(), LayerErrorKind> {
     for pair in bytes.chunks_exact(24).filter(|pair| pair[0] != 0) {
         if segments.len() == MAX_SEGMENTS {
             return Err(LayerErrorKind::Header("sparse map is too long"));

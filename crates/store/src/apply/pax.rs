@@ -48,12 +48,9 @@ fn apply(key: &[u8], value: &[u8], into: &mut Extensions) -> Result<(), LayerErr
     match key {
         // An empty value takes the record back.
         _ if value.is_empty() => {}
-        b"path" | b"GNU.sparse.name" => {
-            // The name of a sparse file's plain entry is made up; order decides nothing.
-            if key != b"path" || into.sparse.is_none() || into.path.is_none() {
-                into.path = Some(checked(value)?);
-            }
-        }
+        // The name of a sparse file's plain entry is made up.
+        b"path" if into.sparse.is_some() && into.path.is_some() => {}
+        b"path" | b"GNU.sparse.name" => into.path = Some(checked(value)?),
         b"linkpath" => into.link = Some(checked(value)?),
         b"size" => into.size = Some(decimal(value)?),
         b"uid" => into.uid = Some(decimal(value)?),

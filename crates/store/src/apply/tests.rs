@@ -94,7 +94,7 @@ fn refuse_with(tar: &[u8], options: &ApplyOptions, expected: &str) {
         other => panic!("{other:?}"),
     }
     assert_eq!(count(&test.root().join("l")), 0);
-    assert_eq!(count(&test.root().join("tmp").join(test.store.inner.session.name())), 0);
+    assert_eq!(count(&test.root().join("tmp").join(test.store.inner.session.slot())), 0);
     assert_eq!(fs::read_to_string(outside).expect("untouched"), "outside");
 }
 
@@ -245,7 +245,7 @@ fn long_names_come_in_every_form() {
     let gnu = Tar::default().raw(b'L', "././@LongLink", "", format!("{long}\0").as_bytes(), |_| {});
     check(gnu.file("cut", "1"), |path| assert!(path.join(&long).is_file()));
     check(Tar::default().pax(&[("path", &long)]).file("cut", "1"), |path| {
-        assert!(path.join(&long).is_file())
+        assert!(path.join(&long).is_file());
     });
     let prefix = "p".repeat(150);
     let split = Tar::default().raw(b'0', "name", "", b"1", |block| {

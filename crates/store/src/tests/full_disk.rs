@@ -31,7 +31,7 @@ fn child() {
     mount("tmpfs", root, "tmpfs", MountFlags::empty(), c"size=2m").expect("a small file system");
     let store = Store::open(root).expect("a store");
     let small = layer(&store, &Snapshot::scratch(), "small", "1");
-    let session = root.join("tmp").join(store.inner.session.name());
+    let session = root.join("tmp").join(store.inner.session.slot());
 
     let mut tar = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_ustar();

@@ -33,13 +33,15 @@ fn an_abandoned_layer_leaves_nothing() {
 }
 
 #[test]
-fn a_session_ends_with_its_store() {
+fn a_slot_is_used_again() {
     let test = TestStore::new();
     let other = test.other();
-    assert_eq!(count(&test.root().join("sessions")), 2);
+    assert_eq!(other.inner.session.slot(), "1");
     drop(other);
-    assert_eq!(count(&test.root().join("sessions")), 1);
-    assert_eq!(count(&test.root().join("tmp")), 1);
+    assert_eq!(fs::read(test.root().join("sessions/1")).expect("the slot's file"), b"");
+    assert_eq!(fs::read(test.root().join("sessions/0")).expect("the slot's file"), b"open\n");
+    assert_eq!(test.other().inner.session.slot(), "1");
+    assert_eq!(count(&test.root().join("sessions")), 2);
 }
 
 #[test]
@@ -82,7 +84,7 @@ fn blobs_are_verified_and_kept_once() {
     let error = writer.push(b"1234").expect_err("one byte too many");
     assert!(matches!(error, StoreError::BlobTooLarge { limit: 3 }), "{error}");
     drop(writer);
-    let session = test.root().join("tmp").join(test.store.inner.session.name());
+    let session = test.root().join("tmp").join(test.store.inner.session.slot());
     assert_eq!(count(&session), 0, "nothing half-written stays");
 }
 
