@@ -23,12 +23,13 @@ use std::time::{Duration, Instant};
 
 use stave_engine::{BuildOutcome, EngineEvent, Observer};
 use stave_frontend_dockerfile::{Diagnostic, Source};
+use stave_llb::Vertex;
 use stave_solver::SolveEvent;
 
 use self::plain::Plain;
 use self::tracker::Tracker;
 use self::tty::Live;
-use crate::commands::ProgressForm;
+use crate::commands::build::ProgressForm;
 
 /// Bytes of events waiting to be drawn, beyond which those that can be missed are.
 const MAX_QUEUED: usize = 16 << 20;
@@ -51,9 +52,9 @@ pub(crate) struct Display {
 
 enum Message {
     Event(EngineEvent),
-    /// It ended well, with these last lines.
-    Finish(Option<BuildOutcome>),
-    /// It failed; the caller says why.
+    /// A build ended well.
+    Finish(Box<BuildOutcome>),
+    /// It failed, and the caller says why; or it was no build, and there is nothing to add.
     Abandon,
 }
 
@@ -71,7 +72,6 @@ impl Display {
     }
 
     /// Starts showing something that is no build: a pull, a push, a load.
-    #[expect(dead_code, reason = "the image commands show their progress through it")]
     pub(crate) fn steps(form: ProgressForm) -> Self {
         Self::begin(form, None)
     }
@@ -115,13 +115,7 @@ impl Display {
 
     /// Draws everything and the last line: what was built.
     pub(crate) fn finish(self, outcome: &BuildOutcome) {
-        self.end(Message::Finish(Some(outcome.clone())));
-    }
-
-    /// Draws everything of something that was no build.
-    #[expect(dead_code, reason = "the image commands show their progress through it")]
-    pub(crate) fn done(self) {
-        self.end(Message::Finish(None));
+        self.end(Message::Finish(Box::new(outcome.clone())));
     }
 
     /// Draws everything, and the end of the log of what failed.
@@ -193,7 +187,7 @@ impl Renderer {
                 match next {
                     None => break,
                     Some(Message::Event(event)) => self.event(event),
-                    Some(Message::Finish(outcome)) => return self.finish(outcome.as_ref()),
+                    Some(Message::Finish(outcome)) => return self.finish(&outcome),
                     Some(Message::Abandon) => return self.abandon(),
                 }
                 next = messages.try_recv().ok();
@@ -202,7 +196,7 @@ impl Renderer {
             match next {
                 None => {}
                 Some(Message::Event(event)) => self.event(event),
-                Some(Message::Finish(outcome)) => return self.finish(outcome.as_ref()),
+                Some(Message::Finish(outcome)) => return self.finish(&outcome),
                 Some(Message::Abandon) => return self.abandon(),
             }
             if matches!(self.look, Look::Plain(_)) || drawn.elapsed() >= FRAME {
@@ -217,8 +211,11 @@ impl Renderer {
         let now = self.start.elapsed();
         match event {
             EngineEvent::Graph(definition) => {
-                let names = definition.vertices().iter();
-                self.tracker.name(names.map(|vertex| (vertex.digest.clone(), vertex.name().to_owned())));
+                let name = |vertex: &Vertex| {
+                    let name = vertex.name().map_or_else(|| vertex.digest.to_string(), str::to_owned);
+                    (vertex.digest.clone(), name)
+                };
+                self.tracker.name(definition.vertices().iter().map(name));
             }
             EngineEvent::Solve(event) => self.tracker.solve(event, now),
             EngineEvent::Warning(warning) => {
@@ -255,25 +252,20 @@ impl Renderer {
         }
     }
 
-    fn finish(mut self, outcome: Option<&BuildOutcome>) {
+    fn finish(mut self, outcome: &BuildOutcome) {
         self.settle();
-        if matches!(self.look, Look::Quiet) {
-            return;
+        if !matches!(self.look, Look::Quiet) {
+            say(&(self.warnings() + &summary::built(outcome, self.start.elapsed())));
         }
-        let mut text =
-            self.source.as_ref().map(|source| summary::warnings(source, &self.warnings)).unwrap_or_default();
-        if let Some(outcome) = outcome {
-            text.push_str(&summary::built(outcome, self.start.elapsed()));
-        }
-        say(&text);
     }
 
     fn abandon(mut self) {
         self.settle();
-        let mut text =
-            self.source.as_ref().map(|source| summary::warnings(source, &self.warnings)).unwrap_or_default();
-        text.push_str(&summary::failed_logs(&self.tracker));
-        say(&text);
+        say(&(self.warnings() + &summary::failed_logs(&self.tracker)));
+    }
+
+    fn warnings(&self) -> String {
+        self.source.as_ref().map(|source| summary::warnings(source, &self.warnings)).unwrap_or_default()
     }
 }
 

@@ -109,7 +109,8 @@ impl Tracker {
 
     pub(super) fn solve(&mut self, event: SolveEvent, now: Duration) {
         let name = self.names.get(event.vertex()).cloned();
-        let place = self.place(Key::Vertex(event.vertex().clone()), now, || name.unwrap_or_default());
+        let unnamed = || event.vertex().to_string();
+        let place = self.place(Key::Vertex(event.vertex().clone()), now, || name.unwrap_or_else(unnamed));
         match event {
             SolveEvent::Started { .. } => {}
             SolveEvent::Cached { .. } => self.end(place, State::Cached),
