@@ -12,13 +12,14 @@ use crate::{
     source::Span,
 };
 
-mod lowering;
+mod findings;
 mod rule;
+mod scopes;
 mod text;
 
-#[expect(unused_imports, reason = "lowering uses it")]
-pub(crate) use lowering::Findings;
+use findings::Findings;
 pub use rule::Rule;
+pub(crate) use scopes::of_plan;
 pub(crate) use text::of_text;
 
 /// The build arg that stands in for `# check=`.

@@ -12,6 +12,7 @@ use stave_oci::{ImageConfig, Platform};
 
 use crate::{
     ast::InstructionKind,
+    check,
     diagnostic::{Code, Diagnostic},
     plan::{BuildPlan, PlannedInstruction, StageIndex},
     request::ResolvedSources,
@@ -109,7 +110,11 @@ impl Lowering<'_> {
         Ok(state)
     }
 
-    fn instruction(&mut self, state: &mut StageState, planned: &PlannedInstruction) -> Result<(), Diagnostic> {
+    fn instruction(
+        &mut self,
+        state: &mut StageState,
+        planned: &PlannedInstruction,
+    ) -> Result<(), Diagnostic> {
         match &planned.instruction.kind {
             InstructionKind::Run(run) => self.run(state, planned, run),
             InstructionKind::Copy(copy) => self.copy(state, planned, copy),
@@ -155,7 +160,12 @@ impl Lowering<'_> {
         image.variant = normal.variant.unwrap_or_default();
         self.context.finish(&mut self.graph);
         let definition = self.graph.finish(output);
-        Ok(Lowered { definition, image, warnings: self.plan.warnings.clone() })
+        let mut warnings = self.plan.warnings.clone();
+        warnings.extend(check::of_plan(self.plan, self.resolved));
+        match self.plan.checks.verdict(&warnings) {
+            None => Ok(Lowered { definition, image, warnings }),
+            Some(message) => Err(error(Span::default(), message)),
+        }
     }
 }
 

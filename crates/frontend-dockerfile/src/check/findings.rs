@@ -1,6 +1,6 @@
-//! The checks made while a stage is lowered, when scopes and bases are known.
+//! The findings of checks that know scopes and bases.
 //!
-//! Owns their messages and what counts as a finding; lowering says what it sees. Start with
+//! Owns their messages and what counts as a finding; `scopes` says what it sees. Start with
 //! [`Findings`].
 
 use stave_llb::pattern::PatternMatcher;
@@ -19,7 +19,7 @@ const HARMLESS_WORDS: [&str; 3] = ["public", "file", "version"];
 const STEERING_VARIABLES: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
 
 /// Collects what the checks find in one instruction.
-pub(crate) struct Findings<'a> {
+pub(super) struct Findings<'a> {
     checks: Checks,
     span: Span,
     found: &'a mut Vec<Diagnostic>,
@@ -27,7 +27,7 @@ pub(crate) struct Findings<'a> {
 
 impl<'a> Findings<'a> {
     /// Findings at `span`, with what a `# check=` comment above the instruction adds to `checks`.
-    pub(crate) fn new(
+    pub(super) fn new(
         checks: &Checks,
         comments: &[String],
         span: Span,
@@ -46,7 +46,7 @@ impl<'a> Findings<'a> {
 
     /// Variables an expansion did not find: `declared` are the stage's `ARG`s, `known` all variables
     /// set, the pool of suggestions.
-    pub(crate) fn undefined_variables<'n>(
+    pub(super) fn undefined_variables<'n>(
         &mut self,
         unmatched: impl IntoIterator<Item = &'n str>,
         declared: &[&str],
@@ -63,7 +63,7 @@ impl<'a> Findings<'a> {
     }
 
     /// `ENV name value` or `LABEL name value`; `keyword` as written.
-    pub(crate) fn legacy_pair(&mut self, keyword: &str) {
+    pub(super) fn legacy_pair(&mut self, keyword: &str) {
         let message = format!(
             "\"{keyword} key=value\" should be used instead of legacy \"{keyword} key value\" format"
         );
@@ -71,7 +71,7 @@ impl<'a> Findings<'a> {
     }
 
     /// A variable that `keyword` (`ARG` or `ENV`) sets.
-    pub(crate) fn variable_name(&mut self, keyword: &str, name: &str) {
+    pub(super) fn variable_name(&mut self, keyword: &str, name: &str) {
         if is_secret(name) {
             let message =
                 format!("Do not use ARG or ENV instructions for sensitive data ({keyword} {})", quote(name));
@@ -80,14 +80,14 @@ impl<'a> Findings<'a> {
     }
 
     /// A relative `WORKDIR`, none before it in the file being absolute.
-    pub(crate) fn relative_workdir(&mut self, path: &str) {
+    pub(super) fn relative_workdir(&mut self, path: &str) {
         let message =
             format!("Relative workdir {} can have unexpected results if the base image changes", quote(path));
         self.report(Rule::WorkdirRelativePath, message);
     }
 
     /// `CMD` or `ENTRYPOINT` in shell form while no `SHELL` was chosen; `keyword` as written.
-    pub(crate) fn shell_form(&mut self, keyword: &str) {
+    pub(super) fn shell_form(&mut self, keyword: &str) {
         let message = format!(
             "JSON arguments recommended for {keyword} to prevent unintended behavior related to OS signals"
         );
@@ -95,7 +95,7 @@ impl<'a> Findings<'a> {
     }
 
     /// A second instruction of which only the last counts; `earlier` is the one that does not.
-    pub(crate) fn repeated(&mut self, keyword: &str, earlier: Span) {
+    pub(super) fn repeated(&mut self, keyword: &str, earlier: Span) {
         let message = format!(
             "Multiple {keyword} instructions should not be used in the same stage because only the last one will be used"
         );
@@ -103,7 +103,7 @@ impl<'a> Findings<'a> {
     }
 
     /// The platform a base turned out to have.
-    pub(crate) fn base_platform(&mut self, base: &str, expected: &Platform, actual: &Platform) {
+    pub(super) fn base_platform(&mut self, base: &str, expected: &Platform, actual: &Platform) {
         if (&expected.os, &expected.architecture) != (&actual.os, &actual.architecture) {
             let [expected, actual] = [expected, actual].map(|platform| quote(&platform.to_string()));
             let message = format!(
@@ -116,7 +116,7 @@ impl<'a> Findings<'a> {
     /// A source that `verb` (`Copy` or `Add`) takes from the build context.
     ///
     /// A list with exclusions is not looked at: whether a directory still holds a file cannot be told.
-    pub(crate) fn context_source(&mut self, verb: &str, source: &str, ignored: &PatternMatcher) {
+    pub(super) fn context_source(&mut self, verb: &str, source: &str, ignored: &PatternMatcher) {
         if ignored.is_empty() || ignored.has_exclusions() {
             return;
         }
@@ -135,13 +135,13 @@ impl<'a> Findings<'a> {
     }
 
     /// A port with its protocol in another case than lower.
-    pub(crate) fn port_casing(&mut self, port: &str) {
+    pub(super) fn port_casing(&mut self, port: &str) {
         let message = format!("Defined protocol '{port}' in EXPOSE instruction should be lowercase");
         self.report(Rule::ExposeProtoCasing, message);
     }
 
     /// A port with an address or a host port.
-    pub(crate) fn port_mapping(&mut self, port: &str) {
+    pub(super) fn port_mapping(&mut self, port: &str) {
         let message = format!(
             "EXPOSE instruction should not define an IP address or host-port mapping, found '{port}'"
         );
