@@ -125,7 +125,14 @@ impl Links {
         }
         self.check_cycles()?;
         if let [only] = self.stages.as_mut_slice() {
-            only.display_name.clear();
+            // The reference takes a mount without `from` for one of an empty stage, and counts it.
+            let has_second = only.instructions.iter().any(|planned| match &planned.instruction.kind {
+                InstructionKind::Run(run) => run.mounts.iter().any(|mount| mount.from.is_none()),
+                _ => false,
+            });
+            if !has_second {
+                only.display_name.clear();
+            }
         }
         Ok(())
     }
