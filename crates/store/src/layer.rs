@@ -219,22 +219,35 @@ impl Store {
     /// The digest of the layer's tar (as [`Store::write_layer_tar`] writes it by default, or as it
     /// was unpacked from); computed once, then remembered.
     pub fn diff_id(&self, layer: LayerId) -> Result<Digest, StoreError> {
-        let stored = self.inner.database.read(|tx| {
-            let mut statement = tx.prepare_cached("SELECT diff_id FROM layer WHERE id = ?1 AND state = 0")?;
-            Ok(statement.query_row([layer.0], |row| row.get::<_, Option<String>>(0)).optional()?)
-        })?;
-        if let Some(text) = stored.ok_or(StoreError::LayerGone(layer))? {
-            return text.parse().map_err(|_| StoreError::DamagedRecord { what: "a layer" });
+        if let Some(digest) = self.known_diff_id(layer)? {
+            return Ok(digest);
         }
         let mut hash = stave_oci::Sha256Writer::new(std::io::sink());
         self.write_layer_tar(layer, &mut hash, &crate::TarOptions::default())?;
         let (_, digest, _) = hash.finish();
+        self.set_diff_id(layer, &digest)?;
+        Ok(digest)
+    }
+
+    /// [`Self::diff_id`], if it need not be computed.
+    pub fn known_diff_id(&self, layer: LayerId) -> Result<Option<Digest>, StoreError> {
+        let stored = self.inner.database.read(|tx| {
+            let mut statement = tx.prepare_cached("SELECT diff_id FROM layer WHERE id = ?1 AND state = 0")?;
+            Ok(statement.query_row([layer.0], |row| row.get::<_, Option<String>>(0)).optional()?)
+        })?;
+        let damaged = |_| StoreError::DamagedRecord { what: "a layer" };
+        let text = stored.ok_or(StoreError::LayerGone(layer))?;
+        text.map(|text| text.parse().map_err(damaged)).transpose()
+    }
+
+    /// Remembers the digest of what [`Store::write_layer_tar`] wrote with the default options, for a
+    /// caller that hashed it while compressing. A digest already known stays.
+    pub fn set_diff_id(&self, layer: LayerId, digest: &Digest) -> Result<(), StoreError> {
         self.inner.database.write(|tx| {
             let update = "UPDATE layer SET diff_id = ?2 WHERE id = ?1 AND diff_id IS NULL";
             tx.prepare_cached(update)?.execute((layer.0, digest.as_str()))?;
             Ok(())
-        })?;
-        Ok(digest)
+        })
     }
 
     /// The blob this layer is known to compress to. The blob itself may be gone

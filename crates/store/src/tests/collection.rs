@@ -1,3 +1,5 @@
+//! Leases, limits and garbage collection.
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;

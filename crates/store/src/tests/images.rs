@@ -1,3 +1,5 @@
+//! Image records and their names.
+
 use stave_oci::{Descriptor, Digest, Platform, Reference};
 
 use super::{TestStore, top};

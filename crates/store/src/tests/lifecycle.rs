@@ -1,3 +1,5 @@
+//! Opening, committing, looking up, restarting the machine.
+
 use std::fs;
 use std::io::Write as _;
 
@@ -86,6 +88,32 @@ fn blobs_are_verified_and_kept_once() {
     drop(writer);
     let session = test.root().join("tmp").join(test.store.inner.session.slot());
     assert_eq!(count(&session), 0, "nothing half-written stays");
+}
+
+#[test]
+fn a_diff_id_is_computed_once() {
+    let test = TestStore::new();
+    let layer = top(&test.layer(&Snapshot::scratch(), "a", "1"));
+    assert_eq!(test.store.known_diff_id(layer).expect("an answer"), None);
+    let mut tar = Vec::new();
+    test.store.write_layer_tar(layer, &mut tar, &crate::TarOptions::default()).expect("an archive");
+    let digest = test.store.diff_id(layer).expect("a digest");
+    assert_eq!(digest, Digest::sha256(&tar));
+    test.store.set_diff_id(layer, &Digest::sha256(b"other")).expect("an update");
+    assert_eq!(test.other().known_diff_id(layer).expect("an answer"), Some(digest));
+}
+
+/// Workers hold these across threads and await points.
+#[test]
+fn handles_cross_threads() {
+    fn check<T: Send + Sync>() {}
+    check::<Store>();
+    check::<crate::Lease>();
+    check::<crate::ActiveLayer>();
+    check::<crate::BlobWriter>();
+    check::<crate::MutableDir>();
+    check::<crate::MergedView>();
+    check::<StoreError>();
 }
 
 #[test]

@@ -1,3 +1,5 @@
+//! Reading a snapshot through its layers.
+
 use std::fs;
 use std::io::read_to_string;
 use std::os::unix::fs::symlink;
