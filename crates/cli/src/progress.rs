@@ -78,7 +78,10 @@ impl Display {
 
     fn begin(form: ProgressForm, source: Option<Source>) -> Self {
         let live = match form {
-            ProgressForm::Auto => io::stderr().is_terminal() && console::Term::stderr().is_term(),
+            // A terminal that cannot move its cursor gets lines.
+            ProgressForm::Auto => {
+                io::stderr().is_terminal() && std::env::var_os("TERM").is_some_and(|term| term != "dumb")
+            }
             ProgressForm::Tty => true,
             ProgressForm::Plain | ProgressForm::Quiet => false,
         };

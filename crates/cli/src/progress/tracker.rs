@@ -128,7 +128,7 @@ impl Tracker {
                 self.log(place, &lost, now);
             }
             SolveEvent::Progress { id, current, total, .. } => {
-                self.progress(place, &id, (current, total), now)
+                self.progress(place, &id, (current, total), now);
             }
             SolveEvent::Completed { duration, .. } => {
                 self.end_log(place, now);

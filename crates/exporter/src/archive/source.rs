@@ -416,6 +416,22 @@ mod tests {
         check(&pax, "clipped", Ok(None));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn damaged_archives_are_read_or_refused(place in 0usize..2048, value: u8, length in 0usize..=3072) {
+            let mut bytes = tar_of(|tar| {
+                put(tar, "a/b", tar::EntryType::Regular, "", b"one");
+                put(tar, "link", tar::EntryType::Symlink, "a/b", b"");
+            });
+            bytes[place] = value;
+            bytes.truncate(length);
+            if let Ok(archive) = open(&bytes) {
+                let found = archive.read("link", 100, "test file");
+                proptest::prop_assert!(found.is_err() || found.is_ok_and(|found| found.is_none_or(|found| found.len() <= 100)));
+            }
+        }
+    }
+
     #[test]
     fn directories_do_not_lead_out() {
         let directory = tempfile::tempdir().expect("a temporary directory");

@@ -131,12 +131,12 @@ impl Pairs {
         // The layers of an image in the store are unpacked by nature, so asking for it costs nothing.
         self.boolean("unpack")?;
         let store = self.boolean("store")?.unwrap_or(!registry);
-        Ok(ImageTarget {
-            names: self.names()?,
-            store,
-            push: push.then_some(PushOptions { by_digest }),
-            format: self.format()?,
-        })
+        let (names, format) = (self.names()?, self.format()?);
+        // One platform is pushed as its manifest alone: there is no index to annotate.
+        if !format.annotations.index.is_empty() || !format.annotations.manifest_descriptor.is_empty() {
+            return Err(Kind::NotSupported("annotations on the index of a pushed image".to_owned()));
+        }
+        Ok(ImageTarget { names, store, push: push.then_some(PushOptions { by_digest }), format })
     }
 
     fn archive(&mut self) -> Result<ArchiveTarget, Kind> {

@@ -115,6 +115,10 @@ fn refusals_say_what_to_write() {
         "type=image,annotation-manifest[linux/amd64].a=b",
         "not supported yet: output key `annotation-manifest[linux/amd64].a`",
     );
+    refused(
+        "type=image,annotation-index.a=b",
+        "not supported yet: annotations on the index of a pushed image",
+    );
     refused("type=image,\"name=a", "bare or unclosed `\"`: quote whole fields, as in `\"name=a,b\"`");
     refused("type=image,name=UPPER", "invalid image name in `name`");
     refused(&"x".repeat(MAX_SPEC_LENGTH + 1), "longer than 65536 bytes");
@@ -135,5 +139,21 @@ fn tags_fill_in_names_and_push_demands_one() {
 fn knows_what_goes_to_standard_output() {
     for (spec, expected) in [("-", true), ("out", false), ("type=oci", true), ("type=oci,dest=x", false)] {
         assert_eq!(spec.parse::<ExportTarget>().expect(spec).writes_stdout(), expected, "{spec}");
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_is_too_strange(text in "(type=(image|oci|local|docker),)?[a-z\",=. -]{0,60}") {
+        // A target or an error; and an error that shows no more than a line's worth of the text.
+        if let Err(error) = text.parse::<ExportTarget>() {
+            proptest::prop_assert!(error.spec.len() <= 200);
+        }
+    }
+
+    #[test]
+    fn quoting_every_field_changes_nothing(fields in proptest::collection::vec("[a-z,\"=]{1,8}", 1..5)) {
+        let quoted: Vec<_> = fields.iter().map(|field| format!("\"{}\"", field.replace('"', "\"\""))).collect();
+        proptest::prop_assert_eq!(csv::fields(&quoted.join(",")).ok(), Some(fields));
     }
 }
