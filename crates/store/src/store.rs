@@ -144,6 +144,11 @@ impl Store {
         self.inner.root.join("cache.db")
     }
 
+    /// Where the worker remembers what it knows of files outside the store. Content of no value: it may vanish.
+    pub fn fingerprint_directory(&self) -> PathBuf {
+        self.root().join("fingerprints")
+    }
+
     /// A private directory on the store's file system, removed on drop (or by the sweep).
     pub fn scratch_dir(&self) -> Result<ScratchDir, StoreError> {
         let path = self.inner.session.fresh_path("s");

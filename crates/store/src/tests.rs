@@ -5,6 +5,7 @@ mod full_disk;
 mod images;
 mod kills;
 mod lifecycle;
+mod overlay;
 
 use std::fs;
 use std::path::Path;
