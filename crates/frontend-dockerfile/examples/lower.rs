@@ -13,8 +13,8 @@ use std::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 use stave_frontend_dockerfile::{
-    BuildPlan, Code, Diagnostic, Lowered, PlanRequest, ResolvedImage, ResolvedSources, Source, SourceRequest, lower,
-    parse, plan,
+    BuildPlan, Lowered, PlanRequest, ResolvedImage, ResolvedSources, Source, SourceRequest, lower, parse,
+    plan,
 };
 use stave_oci::{Digest, ImageConfig, Platform};
 
@@ -72,12 +72,11 @@ fn answer(case: &Case, images: &Images) -> Result<Value, Box<dyn Error>> {
     let source = Source::new("Dockerfile", case.dockerfile.clone());
     Ok(match lowered(&source, &request, images) {
         Err(message) => json!({"id": case.id, "error": message}),
-        Ok(Lowered { definition, image, warnings }) => json!({
-            "id": case.id,
-            "vertices": stave_llb::json::vertices(&definition),
-            "image": untimed(&image)?,
-            "warnings": warnings.iter().map(|one| warning(&source, one)).collect::<Vec<_>>(),
-        }),
+        Ok(lowered) => {
+            let mut row = lowered.report(&source);
+            row["id"] = json!(case.id);
+            row
+        }
     })
 }
 
@@ -102,24 +101,4 @@ fn image(plan: &BuildPlan, request: &SourceRequest, images: &Images) -> Result<R
     let key = (request.reference.canonical(), request.platform.to_string());
     let found = images.get(&key).cloned();
     found.ok_or_else(|| plan.unresolved(request, &format!("{}: not found", key.0)).to_string())
-}
-
-fn untimed(image: &ImageConfig) -> Result<Value, serde_json::Error> {
-    let mut value = serde_json::to_value(image)?;
-    if let Some(image) = value.as_object_mut() {
-        image.remove("created");
-    }
-    if let Some(history) = value.get_mut("history").and_then(Value::as_array_mut) {
-        history.iter_mut().filter_map(Value::as_object_mut).for_each(|one| drop(one.remove("created")));
-    }
-    Ok(value)
-}
-
-fn warning(source: &Source, diagnostic: &Diagnostic) -> Value {
-    let rule = match diagnostic.code {
-        Code::Check(rule) => rule.name(),
-        _ => "",
-    };
-    let line = source.position(diagnostic.span.start).line;
-    json!({"rule": rule, "message": diagnostic.message, "line": line})
 }

@@ -28,6 +28,7 @@ mod history;
 mod mounts;
 mod path;
 mod ports;
+mod report;
 mod run;
 mod signal;
 mod stage;

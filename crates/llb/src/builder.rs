@@ -97,6 +97,7 @@ struct Node {
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "most operations are processes, so that a box would save nothing")]
 enum NodeKind {
     Source(SourceOp),
     Exec(ExecOp, Vec<MountSpec>),
@@ -114,8 +115,10 @@ impl GraphBuilder {
 
     /// Adds a source. The platform counts only for images.
     pub fn source(&mut self, op: SourceOp, platform: &Platform, about: About) -> Output {
-        let image =
-            matches!(op.identifier, SourceIdentifier::DockerImage { .. } | SourceIdentifier::OciLayout { .. });
+        let image = matches!(
+            op.identifier,
+            SourceIdentifier::DockerImage { .. } | SourceIdentifier::OciLayout { .. }
+        );
         let platform = image.then(|| platform.clone());
         self.add(NodeKind::Source(op), platform, about)
     }
@@ -144,7 +147,11 @@ impl GraphBuilder {
 
     /// Lays file systems over each other, the first at the bottom. Empty ones have no effect, and one
     /// alone is itself.
-    pub fn merge(&mut self, layers: impl IntoIterator<Item = Option<Output>>, about: About) -> Option<Output> {
+    pub fn merge(
+        &mut self,
+        layers: impl IntoIterator<Item = Option<Output>>,
+        about: About,
+    ) -> Option<Output> {
         let layers: Vec<Output> = layers.into_iter().flatten().collect();
         match layers.as_slice() {
             [] => None,

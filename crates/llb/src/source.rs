@@ -122,6 +122,8 @@ mod tests {
         check("nothing", &SourceIdentifier::Unknown { scheme: String::new() });
         check("docker-image://", &SourceIdentifier::Unknown { scheme: "docker-image".into() });
         let image = SourceIdentifier::parse("docker-image://docker.io/library/busybox:latest");
-        assert!(matches!(image, SourceIdentifier::DockerImage { reference } if reference.tag() == Some("latest")));
+        assert!(
+            matches!(image, SourceIdentifier::DockerImage { reference } if reference.tag() == Some("latest"))
+        );
     }
 }

@@ -59,7 +59,8 @@ impl Lowering<'_> {
         state.image = ImageConfig { created: None, ..config.clone() };
         let pinned = request.reference.pinned(digest.clone()).canonical();
         let name = state.step_name(plan, &format!("FROM {pinned}"));
-        let without_files = config.rootfs.diff_ids.is_empty() && config.history.iter().all(|one| one.empty_layer);
+        let without_files =
+            config.rootfs.diff_ids.is_empty() && config.history.iter().all(|one| one.empty_layer);
         if !without_files {
             let mut about = About::named(name).described("com.docker.dockerfile.v1.command", &*stage.code);
             about.locations.extend(stage.lines.map(|lines| self.location(lines)));

@@ -30,7 +30,11 @@ const BUILDER_ARGS: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SC
 
 impl Lowering<'_> {
     /// An instruction that makes no vertex.
-    pub(super) fn configure(&self, state: &mut StageState, instruction: &Instruction) -> Result<(), Diagnostic> {
+    pub(super) fn configure(
+        &self,
+        state: &mut StageState,
+        instruction: &Instruction,
+    ) -> Result<(), Diagnostic> {
         let message = match &instruction.kind {
             InstructionKind::Env(pairs) => self.env(state, pairs)?,
             InstructionKind::Label(pairs) => self.label(state, pairs)?,
@@ -146,7 +150,8 @@ impl Lowering<'_> {
             let expanded = Expander::new(self.escape()).expand(&word.text, &state.env);
             let expanded = expanded.map_err(|cause| error(word.span, cause.to_string()))?;
             for port in expanded.words {
-                let ports = ports::parse(&port).map_err(|cause| error(instruction.span, cause.to_string()))?;
+                let ports =
+                    ports::parse(&port).map_err(|cause| error(instruction.span, cause.to_string()))?;
                 all.extend(ports);
             }
         }

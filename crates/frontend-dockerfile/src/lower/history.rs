@@ -8,7 +8,12 @@ use stave_oci::{Healthcheck, History, ImageConfig};
 const COMMENT: &str = "buildkit.dockerfile.v0";
 
 /// Adds a step to an image's history. `epoch` is its time in seconds, where one is set.
-pub(super) fn commit(image: &mut ImageConfig, created_by: impl Into<String>, layer: bool, epoch: Option<i64>) {
+pub(super) fn commit(
+    image: &mut ImageConfig,
+    created_by: impl Into<String>,
+    layer: bool,
+    epoch: Option<i64>,
+) {
     image.history.push(History {
         created: epoch.map(timestamp),
         created_by: created_by.into(),

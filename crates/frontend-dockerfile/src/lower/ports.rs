@@ -73,7 +73,10 @@ mod tests {
     #[track_caller]
     fn check(word: &str, expected: Result<&[&str], &str>) {
         let found = parse(word).map_err(|cause| cause.to_string());
-        assert_eq!(found, expected.map(|all| all.iter().map(|one| (*one).to_owned()).collect()).map_err(str::to_owned));
+        assert_eq!(
+            found,
+            expected.map(|all| all.iter().map(|one| (*one).to_owned()).collect()).map_err(str::to_owned)
+        );
     }
 
     #[test]

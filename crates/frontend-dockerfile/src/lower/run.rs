@@ -4,8 +4,8 @@
 //! Start with [`Lowering::run`].
 
 use stave_llb::{
-    CdiDevice, ContentCache, ExecOp, FileActionKind, HostIp, MkfileAction, Mount, NetMode, ProxyEnv, SecurityMode,
-    Ulimit,
+    CdiDevice, ContentCache, ExecOp, FileActionKind, HostIp, MkfileAction, Mount, NetMode, ProxyEnv,
+    SecurityMode, Ulimit,
     builder::{About, ExecSpec, FileSpec, FileStep, MountSpec},
 };
 
@@ -78,7 +78,8 @@ impl Lowering<'_> {
             (RunNetwork::Host, _) | (RunNetwork::Default, BuildNetwork::Host) => NetMode::Host,
             (RunNetwork::Default, BuildNetwork::Sandbox) => NetMode::Default,
         };
-        let limit = |(name, soft, hard): &(String, i64, i64)| Ulimit { name: name.clone(), soft: *soft, hard: *hard };
+        let limit =
+            |(name, soft, hard): &(String, i64, i64)| Ulimit { name: name.clone(), soft: *soft, hard: *hard };
         let hosts = request.extra_hosts.iter();
         ExecOp {
             env: state.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
@@ -86,7 +87,9 @@ impl Lowering<'_> {
             user: state.user.clone(),
             hostname: request.hostname.clone().unwrap_or_default(),
             ulimits: request.ulimits.iter().map(limit).collect(),
-            extra_hosts: hosts.map(|one| HostIp { host: one.host.clone(), ip: one.address.to_string() }).collect(),
+            extra_hosts: hosts
+                .map(|one| HostIp { host: one.host.clone(), ip: one.address.to_string() })
+                .collect(),
             proxy_env: self.proxy(),
             cgroup_parent: request.cgroup_parent.clone(),
             remove_mount_stubs: true,
@@ -167,7 +170,12 @@ impl Lowering<'_> {
 }
 
 /// A bind mount whose writes, if it takes any, are kept.
-fn bind(target: &str, source: Option<stave_llb::builder::Output>, selector: &str, readonly: bool) -> MountSpec {
+fn bind(
+    target: &str,
+    source: Option<stave_llb::builder::Output>,
+    selector: &str,
+    readonly: bool,
+) -> MountSpec {
     let mount = Mount::Bind {
         target: target.to_owned(),
         input: None,

@@ -111,7 +111,10 @@ impl Lowering<'_> {
         let mode = match chmod.is_empty() {
             true => CopyMode::Keep,
             false => chmod::parse(&chmod).map_err(|cause| {
-                error(transfer.chmod.as_ref().map_or(planned.instruction.span, |word| word.span), cause.to_string())
+                error(
+                    transfer.chmod.as_ref().map_or(planned.instruction.span, |word| word.span),
+                    cause.to_string(),
+                )
             })?,
         };
         Ok(Expanded {
@@ -190,7 +193,12 @@ impl Lowering<'_> {
         Ok(format!("{} # buildkit", words.join(" ")))
     }
 
-    fn source_step(&mut self, of: &Expanded<'_>, source: &str, state: &StageState) -> Result<FileStep, String> {
+    fn source_step(
+        &mut self,
+        of: &Expanded<'_>,
+        source: &str,
+        state: &StageState,
+    ) -> Result<FileStep, String> {
         match git::parse(source).map_err(|cause| cause.to_string())? {
             Some(_) if of.add.is_none() => Err("source can't be a git ref for COPY".to_owned()),
             Some(git) => self.git_step(of, git, state),
@@ -364,11 +372,13 @@ mod tests {
 
     #[test]
     fn owners() {
-        let name = |name: &str| {
-            Some(UserOrGroup::Name { name: name.into(), input: stave_llb::FileInput::Scratch })
-        };
+        let name =
+            |name: &str| Some(UserOrGroup::Name { name: name.into(), input: stave_llb::FileInput::Scratch });
         assert_eq!(chown("node:node"), Chown { user: name("node"), group: name("node") });
-        assert_eq!(chown("root:5"), Chown { user: Some(UserOrGroup::Id(0)), group: Some(UserOrGroup::Id(5)) });
+        assert_eq!(
+            chown("root:5"),
+            Chown { user: Some(UserOrGroup::Id(0)), group: Some(UserOrGroup::Id(5)) }
+        );
         assert_eq!(chown("me"), Chown { user: name("me"), group: None });
     }
 

@@ -11,12 +11,12 @@ use stave_oci::{Digest, Platform};
 use super::{DefinitionError, MAX_NESTING, decode::from_message};
 use crate::{
     exec::{
-        CdiDevice, ContentCache, ExecOp, HostIp, Mount, MountOwner, NetMode, ProxyEnv, SecretEnv, SecurityMode,
-        Sharing, Ulimit,
+        CdiDevice, ContentCache, ExecOp, HostIp, Mount, MountOwner, NetMode, ProxyEnv, SecretEnv,
+        SecurityMode, Sharing, Ulimit,
     },
     file::{
-        Chown, CopyAction, CopyMode, FileAction, FileActionKind, FileInput, FileOp, MkdirAction, MkfileAction,
-        RmAction, SymlinkAction, UserOrGroup,
+        Chown, CopyAction, CopyMode, FileAction, FileActionKind, FileInput, FileOp, MkdirAction,
+        MkfileAction, RmAction, SymlinkAction, UserOrGroup,
     },
     op::{BuildOp, DiffOp, MergeOp, Op},
     source::SourceOp,
@@ -171,9 +171,7 @@ impl Reader<'_> {
                     },
                 }
             }
-            pb::MountType::Tmpfs => {
-                Mount::Tmpfs { target, size: of.tmpfs_opt.map_or(0, |tmpfs| tmpfs.size) }
-            }
+            pb::MountType::Tmpfs => Mount::Tmpfs { target, size: of.tmpfs_opt.map_or(0, |tmpfs| tmpfs.size) },
             pb::MountType::Secret => {
                 let pb::SecretOpt { id, uid, gid, mode, optional } = of.secret_opt.unwrap_or_default();
                 Mount::Secret { target, id, owner: MountOwner { uid, gid, mode }, optional }

@@ -35,10 +35,9 @@ pub(crate) fn platform(of: &Platform) -> pb::Platform {
 /// [`super::encode`]'s own.
 pub(crate) fn op(of: &Op, inputs: usize) -> Option<pb::op::Op> {
     Some(match of {
-        Op::Source(source) => pb::op::Op::Source(pb::SourceOp {
-            identifier: source.raw.clone(),
-            attrs: source.attrs.clone(),
-        }),
+        Op::Source(source) => {
+            pb::op::Op::Source(pb::SourceOp { identifier: source.raw.clone(), attrs: source.attrs.clone() })
+        }
         Op::Exec(exec) => pb::op::Op::Exec(exec_op(exec)),
         Op::File(file) => pb::op::Op::File(pb::FileOp {
             actions: file.actions.iter().map(|action| file_action(action, inputs)).collect(),
