@@ -235,10 +235,14 @@ impl Loader<'_> {
             .ok_or_else(|| LoadErrorKind::LayerType(descriptor.media_type.chars().take(160).collect()))?;
         let path = blob_path(&descriptor.digest);
         let known = self.known_layer(&diff_id)?;
-        if let Some(layer) = known
-            && self.store().has_blob(&descriptor.digest)?
-        {
-            return Ok(ImageLayer { layer, diff_id, blob: Some(descriptor) });
+        let is_plain = media_type.compression == Compression::None && descriptor.digest == diff_id;
+        if let Some(layer) = known {
+            if is_plain {
+                return Ok(ImageLayer { layer, diff_id, blob: None });
+            }
+            if self.store().has_blob(&descriptor.digest)? {
+                return Ok(ImageLayer { layer, diff_id, blob: Some(descriptor) });
+            }
         }
         let content = self.archive.find(&path)?;
         let Some(content) = content else {
@@ -247,7 +251,7 @@ impl Loader<'_> {
             return Ok(ImageLayer { layer, diff_id, blob: Some(descriptor) });
         };
         check_size(&path, descriptor.size, content.left())?;
-        if media_type.compression == Compression::None && descriptor.digest == diff_id {
+        if is_plain {
             // The diff id already holds the bytes to their digest, and the files say the rest.
             let layer = self.unpack(&path, content, &diff_id)?;
             return Ok(ImageLayer { layer, diff_id, blob: None });

@@ -133,3 +133,71 @@ async fn podman_loads_both_kinds_of_archive() {
     let said = podman_load(home, &oci);
     assert!(said.contains("Loaded image"), "{said}");
 }
+
+/// Debian's registry on a port of its own, killed on drop.
+struct DebianRegistry {
+    process: std::process::Child,
+    host: String,
+}
+
+impl DebianRegistry {
+    fn start(home: &Path) -> Self {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let host = free.local_addr().expect("it is bound").to_string();
+        drop(free);
+        let config = home.join("registry.yml");
+        let storage = home.join("registry");
+        let text = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: {host}}}\n",
+            storage.display()
+        );
+        std::fs::write(&config, text).expect("writes");
+        let process = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&config)
+            .env_remove("OTEL_TRACES_EXPORTER")
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("docker-registry must be installed (Debian package `docker-registry`)");
+        let registry = Self { process, host };
+        let patience = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while std::net::TcpStream::connect(&registry.host).is_err() {
+            assert!(std::time::Instant::now() < patience, "the registry does not answer");
+            std::thread::yield_now();
+        }
+        registry
+    }
+}
+
+impl Drop for DebianRegistry {
+    fn drop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_registry_takes_pushes_and_mounts() {
+    let bench = Bench::new();
+    let registry = DebianRegistry::start(bench.directory.path());
+    let push = |repository: &str| {
+        let names = names(&[&format!("{}/{repository}:1.0", registry.host)]);
+        ExportTarget::Image(ImageTarget {
+            names,
+            push: Some(PushOptions::default()),
+            ..ImageTarget::default()
+        })
+    };
+    let image = bench.built();
+    bench.exporter.export(&image, &push("team/base")).await.expect("pushes");
+    // A layer that came from the first repository is mounted into the second.
+    let (mut based, blob) = bench.on_pulled_base(None);
+    bench.put_blob(&blob);
+    bench.exporter.export(&based, &push("team/base")).await.expect("pushes");
+    based.layers[0].origin = names(&[&format!("{}/team/base:1.0", registry.host)]).pop();
+    bench.exporter.export(&based, &push("team/app")).await.expect("pushes");
+    let (home, host) = (bench.directory.path().to_owned(), registry.host.clone());
+    let check = move || verify(&home, &format!("docker://{host}/team/app:1.0"));
+    tokio::task::spawn_blocking(check).await.expect("no panic");
+}
