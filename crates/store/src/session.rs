@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -32,8 +32,9 @@ pub(crate) struct Session {
     directory: PathBuf,
     lock: File,
     counter: AtomicU64,
-    /// The slot's last owner died.
-    inherited: bool,
+    /// The slot's last owner died, and what it left is still there. Only the first sweep may take
+    /// that: later everything in the directory is ours.
+    inherited: AtomicBool,
 }
 
 impl Session {
@@ -58,7 +59,14 @@ impl Session {
                 }
                 _ => {}
             }
-            return Ok(Self { slot, prefix, directory, lock, counter: AtomicU64::new(1), inherited });
+            return Ok(Self {
+                slot,
+                prefix,
+                directory,
+                lock,
+                counter: AtomicU64::new(1),
+                inherited: AtomicBool::new(inherited),
+            });
         }
         let busy = io::Error::from(io::ErrorKind::ResourceBusy);
         Err(StoreError::io("find a free slot in", root.join("sessions"), busy))
@@ -118,7 +126,7 @@ impl DeadSession {
 /// All slots whose last owner died, `session`'s own included.
 pub(crate) fn dead_sessions(root: &Path, session: &Session) -> Result<Vec<DeadSession>, StoreError> {
     let mut dead = Vec::new();
-    if session.inherited {
+    if session.inherited.swap(false, Ordering::Relaxed) {
         dead.push(DeadSession { slot: session.slot.clone(), lock: None });
     }
     for slot in names(&root.join("sessions"))?.into_iter().filter(|slot| *slot != session.slot) {

@@ -119,3 +119,14 @@ fn killed_within_a_collection() {
     check("prune", "prune-marked", 0);
     check("prune", "prune-moved", 0);
 }
+
+#[test]
+fn a_slot_is_inherited_once() {
+    let test = TestStore::new();
+    kill_at(test.root(), "blob", "blob-written");
+    let store = test.other();
+    assert_eq!(store.inner.session.slot(), "1", "the dead session's");
+    let active = store.prepare(&Snapshot::scratch()).expect("a layer");
+    store.prune(&PruneRequest::unused()).expect("a collection");
+    assert!(active.upper().is_dir(), "what the new owner makes is not the dead one's");
+}
