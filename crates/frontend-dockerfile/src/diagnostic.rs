@@ -19,7 +19,7 @@ pub struct Diagnostic {
     /// The finding in one line, without place and without help.
     pub message: String,
     /// What to write instead, where a similar name exists.
-    pub suggestion: Option<String>,
+    pub suggestion: Option<Box<str>>,
     /// What to do about it, a fragment such as "did you mean `COPY`?".
     pub help: Option<String>,
     /// Further places or facts.
@@ -82,9 +82,9 @@ impl Diagnostic {
     /// With a similar name to offer; `None` leaves it as it is.
     #[must_use]
     pub fn with_suggestion(mut self, suggestion: Option<String>) -> Self {
-        if let Some(name) = &suggestion {
+        if let Some(name) = suggestion {
             self.help = Some(format!("did you mean `{name}`?"));
-            self.suggestion = suggestion;
+            self.suggestion = Some(name.into_boxed_str());
         }
         self
     }

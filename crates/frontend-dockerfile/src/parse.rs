@@ -70,7 +70,7 @@ struct Tree {
 
 /// Why there is no instruction, and whether a stage was lost with it.
 struct Lost {
-    error: Diagnostic,
+    error: Box<Diagnostic>,
     was_from: bool,
 }
 
@@ -100,8 +100,8 @@ impl Tree {
     fn lose(&mut self, lost: Lost) {
         self.lost_stage |= lost.was_from;
         match lost.error.code {
-            Code::Syntax => self.syntax_errors.push(lost.error),
-            _ => self.dockerfile.errors.push(lost.error),
+            Code::Syntax => self.syntax_errors.push(*lost.error),
+            _ => self.dockerfile.errors.push(*lost.error),
         }
     }
 
@@ -132,10 +132,10 @@ impl Tree {
 fn instruction(reader: &mut LineReader<'_>, line: &LogicalLine) -> Result<Instruction, Lost> {
     let split = instruction::split(line).map_err(|error| {
         let was_from = line.line.text().get(..4).is_some_and(|start| start.eq_ignore_ascii_case("from"));
-        Lost { error, was_from }
+        Lost { error: Box::new(error), was_from }
     })?;
     let was_from = split.keyword().text.eq_ignore_ascii_case("from");
-    let lost = |error| Lost { error, was_from };
+    let lost = |error| Lost { error: Box::new(error), was_from };
     let keyword = split.keyword().text.clone();
     let mut lines = line.lines;
     let mut span = line.span;
@@ -193,7 +193,7 @@ pub(crate) fn parse_trigger(trigger: &str, from: &Instruction) -> Result<Instruc
     let Some(line) = reader.next_line() else {
         return Err(place("file with no instructions".to_owned(), None));
     };
-    let mut instruction = instruction(&mut reader, &line).map_err(|lost| moved(lost.error))?;
+    let mut instruction = instruction(&mut reader, &line).map_err(|lost| moved(*lost.error))?;
     if reader.next_line().is_some() {
         return Err(place("onbuild trigger should be a single expression".to_owned(), None));
     }

@@ -60,10 +60,10 @@ fn variables_must_be_set_or_declared() {
         &["5 UndefinedVar: Usage of undefined variable '$c' (did you mean $b?)"],
     );
     check(
-        "FROM base\nARG a=$x\nRUN --mount=type=cache,target=/$y --mount=target=/z $z\n",
+        "FROM base\nARG a=$first\nRUN --mount=type=cache,target=/$second --mount=target=/z $z\n",
         &[
-            "2 UndefinedVar: Usage of undefined variable '$x'",
-            "3 UndefinedVar: Usage of undefined variable '$y'",
+            "2 UndefinedVar: Usage of undefined variable '$first'",
+            "3 UndefinedVar: Usage of undefined variable '$second'",
         ],
     );
     check(
