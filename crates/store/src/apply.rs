@@ -116,10 +116,7 @@ impl Store {
             return Err(at(b"(end)", LayerErrorKind::DiffId { expected, found: diff_id }, &active));
         }
         crate::fault::reach("layer-unpacked");
-        let layer = match self.layer_by_diff_id(&diff_id)? {
-            Some(layer) => layer,
-            None => active.commit_layer(Some(&diff_id), None)?,
-        };
+        let layer = active.commit_layer(Some(&diff_id))?;
         Ok(AppliedLayer { layer, diff_id, size })
     }
 }

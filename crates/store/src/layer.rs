@@ -57,31 +57,30 @@ impl ActiveLayer {
 
     /// Makes the upper directory a layer on top of the base. No mount may use it any more.
     pub fn commit(mut self) -> Result<Snapshot, StoreError> {
-        let layer = self.commit_layer(None, None)?;
+        let layer = self.commit_layer(None)?;
         Ok(self.base.push(layer))
     }
 
-    /// Commits, with what is already known of the layer.
-    pub(crate) fn commit_layer(
-        &mut self,
-        diff_id: Option<&Digest>,
-        size: Option<u64>,
-    ) -> Result<LayerId, StoreError> {
+    /// Commits, with what is already known of the layer. A layer with that diff id is used instead.
+    pub(crate) fn commit_layer(&mut self, diff_id: Option<&Digest>) -> Result<LayerId, StoreError> {
         let database = &self.store.inner.database;
         let mut placed = None;
         let committed = database.write(|tx| {
+            // Two processes may unpack the same archive at once: the second uses the first's.
+            if let Some(layer) = diff_id.map(|diff_id| by_diff_id(tx, diff_id)).transpose()?.flatten() {
+                return Ok(layer);
+            }
             let (name, path) = self.place()?;
             reach("layer-renamed");
             placed = Some(path);
             let id: i64 = tx
                 .prepare_cached("UPDATE clock SET next_layer = next_layer + 1 RETURNING next_layer - 1")?
                 .query_row([], |row| row.get(0))?;
-            let size = size.map(|size| i64::try_from(size).unwrap_or(i64::MAX));
             tx.prepare_cached(
-                "INSERT INTO layer (id, name, diff_id, description, size, created, used, use_seq)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, (SELECT use_seq FROM clock))",
+                "INSERT INTO layer (id, name, diff_id, description, created, used, use_seq)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?5, (SELECT use_seq FROM clock))",
             )?
-            .execute((id, name, diff_id.map(Digest::as_str), &self.description, size, now()))?;
+            .execute((id, name, diff_id.map(Digest::as_str), &self.description, now()))?;
             Ok(LayerId(id))
         });
         if let (Err(_), Some(path)) = (&committed, placed) {
@@ -112,7 +111,7 @@ impl ActiveLayer {
 impl Drop for ActiveLayer {
     fn drop(&mut self) {
         if self.is_committed {
-            // Empty directories: no room to free at once, and each removal may wait for the disk.
+            // What is left is mostly empty directories, and each removal may wait for the disk.
             return self.store.inner.reaper.remove(&self.directory);
         }
         if let Err(error) = remove_tree(&self.directory) {
@@ -131,6 +130,15 @@ fn find(tx: &Transaction<'_>, layer: LayerId) -> Result<Option<Found>, Failure> 
     let mut statement = tx.prepare_cached("SELECT name, use_seq FROM layer WHERE id = ?1 AND state = 0")?;
     let found = |row: &rusqlite::Row<'_>| Ok(Found { name: row.get(0)?, stamp: row.get(1)? });
     Ok(statement.query_row([layer.0], found).optional()?)
+}
+
+/// The layer with a diff id, used.
+fn by_diff_id(tx: &Transaction<'_>, diff_id: &Digest) -> Result<Option<LayerId>, Failure> {
+    let query = "SELECT id FROM layer WHERE diff_id = ?1 AND state = 0 ORDER BY id LIMIT 1";
+    let found = tx.prepare_cached(query)?.query_row([diff_id.as_str()], |row| row.get(0)).optional()?;
+    let layer = found.map(LayerId);
+    touch(tx, layer.as_slice())?;
+    Ok(layer)
 }
 
 /// Stamps layers as used now.
