@@ -14,11 +14,14 @@ use std::path::PathBuf;
 
 use stave_oci::{
     Algorithm, Compression, Descriptor, Digest, Hasher, ImageConfig, Index, MAX_MANIFEST_SIZE, Manifest,
-    ManifestOrIndex, Platform, Reference, layer_media_type, media_type,
+    ManifestOrIndex, Platform, Reference, Sha256Writer, layer_media_type, media_type,
 };
-use stave_store::{ApplyOptions, ImageLayer, LayerId, LocalImage, Store, StoreError, StoredManifest};
+use stave_store::{
+    ApplyOptions, ImageLayer, LayerId, LocalImage, Store, StoreError, StoredManifest, TarOptions,
+};
 
 use super::source::{ArchiveSource, Content};
+use crate::compress::{Codec, Compressor};
 use crate::document::{CONTAINERD_NAME, DockerArchiveEntry, REF_NAME, blob_path};
 use crate::error::LoadErrorKind;
 use crate::event::ExportStep;
@@ -237,12 +240,15 @@ impl Loader<'_> {
         let known = self.known_layer(&diff_id)?;
         let is_plain = media_type.compression == Compression::None && descriptor.digest == diff_id;
         if let Some(layer) = known {
-            if is_plain {
-                return Ok(ImageLayer { layer, diff_id, blob: None });
-            }
-            if self.store().has_blob(&descriptor.digest)? {
+            if !is_plain && self.store().has_blob(&descriptor.digest)? {
                 return Ok(ImageLayer { layer, diff_id, blob: Some(descriptor) });
             }
+        }
+        if is_plain {
+            if let Some(content) = self.archive.find(&path)? {
+                check_size(&path, descriptor.size, content.left())?;
+            }
+            return self.plain_layer(&path, diff_id);
         }
         let content = self.archive.find(&path)?;
         let Some(content) = content else {
@@ -251,14 +257,41 @@ impl Loader<'_> {
             return Ok(ImageLayer { layer, diff_id, blob: Some(descriptor) });
         };
         check_size(&path, descriptor.size, content.left())?;
-        if is_plain {
-            // The diff id already holds the bytes to their digest, and the files say the rest.
-            let layer = self.unpack(&path, content, &diff_id)?;
-            return Ok(ImageLayer { layer, diff_id, blob: None });
-        }
         let layer = self.unpack_blob(&path, content, &descriptor, &diff_id)?;
         self.store().set_compressed(layer, media_type.compression, &descriptor)?;
         Ok(ImageLayer { layer, diff_id, blob: Some(descriptor) })
+    }
+
+    /// A layer that is a plain tar in the archive. The diff id holds its bytes to their digest.
+    fn plain_layer(&mut self, path: &str, diff_id: Digest) -> Result<ImageLayer, LoadErrorKind> {
+        if let Some(layer) = self.known_layer(&diff_id)? {
+            let blob = self.store().compressed(layer, Compression::Gzip)?;
+            let Some(blob) = blob else { return Ok(ImageLayer { layer, diff_id, blob: None }) };
+            if self.store().has_blob(&blob.digest)? {
+                return Ok(ImageLayer { layer, diff_id, blob: Some(blob) });
+            }
+        }
+        let missing = || LoadErrorKind::Missing(path.to_owned());
+        let content = self.archive.find(path)?.ok_or_else(missing)?;
+        let layer = self.unpack(path, content, &diff_id)?;
+        let mut nowhere = io::sink();
+        let mut hashing = Sha256Writer::new(Counted::new(&mut nowhere, &self.context.cancel));
+        self.store().write_layer_tar(layer, &mut hashing, &TarOptions::default())?;
+        if hashing.finish().1 == diff_id {
+            return Ok(ImageLayer { layer, diff_id, blob: None });
+        }
+        // Another program wrote this tar, and its files alone do not say how: it is kept, as the blob
+        // that a push would make of it.
+        let mut content = self.archive.find(path)?.ok_or_else(missing)?;
+        let mut writer = self.store().blob_writer(None, content.left().saturating_mul(2).max(1 << 20))?;
+        let mut counted = Counted::new(&mut writer, &self.context.cancel);
+        let mut compressor = Compressor::new(&mut counted, Codec::new(Compression::Gzip, None));
+        io::copy(&mut content, &mut compressor)?;
+        compressor.finish()?;
+        let (digest, size) = writer.commit()?;
+        let blob = Descriptor::new(Compression::Gzip.oci_media_type(), digest, size);
+        self.store().set_compressed(layer, Compression::Gzip, &blob)?;
+        Ok(ImageLayer { layer, diff_id, blob: Some(blob) })
     }
 
     /// Unpacks a blob while it is copied into the store, so that it can be pushed as it is.
@@ -324,15 +357,7 @@ impl Loader<'_> {
         let (parsed, diff_ids) = read_config(&entry.config, &config, paths.len())?;
         let mut layers = Vec::with_capacity(paths.len());
         for (path, diff_id) in paths.iter().zip(diff_ids) {
-            let layer = match self.known_layer(&diff_id)? {
-                Some(layer) => layer,
-                None => {
-                    let content = self.archive.find(path)?;
-                    let content = content.ok_or_else(|| LoadErrorKind::Missing(path.clone()))?;
-                    self.unpack(path, content, &diff_id)?
-                }
-            };
-            layers.push(ImageLayer { layer, diff_id, blob: None });
+            layers.push(self.plain_layer(path, diff_id)?);
         }
         let image = LocalImage {
             id: Digest::sha256(&config),

@@ -176,9 +176,27 @@ async fn a_pulled_layer_keeps_its_blob_and_its_diff_id() {
         let loaded = load(&other, &bench.path(name)).await;
         assert_eq!(content(&other, &loaded[0].image, "a").as_deref(), Some("first last"));
     }
-    let docker = bench.path("docker.tar");
-    export(&bench, &image, ExportTarget::Docker(tar_target(&docker, &["app"]))).await;
-    assert_eq!(load(&Bench::new(), &docker).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_loaded_layer_that_another_program_wrote_can_be_saved_again() {
+    let bench = Bench::new();
+    let (image, blob) = bench.on_pulled_base(None);
+    bench.put_blob(&blob);
+    let path = bench.path("docker.tar");
+    let exported = export(&bench, &image, ExportTarget::Docker(tar_target(&path, &["app"]))).await;
+    let other = Bench::new();
+    for _ in 0..2 {
+        // The second time everything is known already.
+        let loaded = load(&other, &path).await;
+        assert_eq!(Some(&loaded[0].image.id), exported.config_digest.as_ref());
+        let blobs: Vec<_> = loaded[0].image.layers.iter().map(|layer| layer.blob.is_some()).collect();
+        assert_eq!(blobs, [true, false], "only the other program's tar needs keeping");
+        let again = other.path("again.tar");
+        let image = Image::stored(&loaded[0].image);
+        export(&other, &image, ExportTarget::Docker(tar_target(&again, &["app"]))).await;
+        assert_eq!(files(&again), files(&path));
+    }
 }
 
 #[tokio::test]
