@@ -239,10 +239,11 @@ impl Loader<'_> {
         let path = blob_path(&descriptor.digest);
         let known = self.known_layer(&diff_id)?;
         let is_plain = media_type.compression == Compression::None && descriptor.digest == diff_id;
-        if let Some(layer) = known {
-            if !is_plain && self.store().has_blob(&descriptor.digest)? {
-                return Ok(ImageLayer { layer, diff_id, blob: Some(descriptor) });
-            }
+        if let Some(layer) = known
+            && !is_plain
+            && self.store().has_blob(&descriptor.digest)?
+        {
+            return Ok(ImageLayer { layer, diff_id, blob: Some(descriptor) });
         }
         if is_plain {
             if let Some(content) = self.archive.find(&path)? {
