@@ -158,7 +158,6 @@ fn absent_directory(directory: &Path) -> IoAt {
     }
 }
 
-#[expect(clippy::unnecessary_cast, reason = "the width of the type differs between architectures")]
 fn own_clock(root: &RootDir, directory: &Path) -> Result<bool, IoAt> {
     let status: StatFs = rustix::fs::fstatfs(root.fd()).at("looking at", directory)?;
     Ok(!FOREIGN_CLOCKS.contains(&(status.f_type as u64 & 0xFFFF_FFFF)))

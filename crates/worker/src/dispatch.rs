@@ -141,7 +141,7 @@ impl<E: Executor> LocalWorker<E> {
     ) -> Result<Ref, SourceError> {
         let platform = platform.cloned().unwrap_or_else(Platform::host);
         let progress = |layer: &Digest, current: u64, total: u64| {
-            cx.events.progress(layer.as_str(), current, Some(total))
+            cx.events.progress(layer.as_str(), current, Some(total));
         };
         let puller = Puller {
             store: &self.shared.store,

@@ -36,7 +36,7 @@ pub enum SourceError {
         image: Reference,
         /// Why.
         #[source]
-        source: RegistryError,
+        source: Box<RegistryError>,
     },
     /// A layer of an image could not be unpacked or kept.
     #[error("unpacking layer {layer} of `{}`", image.familiar())]
@@ -47,7 +47,7 @@ pub enum SourceError {
         layer: stave_oci::Digest,
         /// Why.
         #[source]
-        source: StoreError,
+        source: Box<StoreError>,
     },
     /// The image's configuration makes no sense.
     #[error("image `{}`: {fault}", image.familiar())]

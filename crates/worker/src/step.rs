@@ -158,7 +158,7 @@ fn prepare(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
     let names =
         Names { hostname: hostname.to_owned(), extra: op.extra_hosts.iter().map(host_entry).collect() };
     let prepared = mounts::prepare(plan, caches)?;
-    let identity = UserTable::read(&*prepared.root_view).identity(&op.user)?;
+    let identity = UserTable::read(&prepared.root_view).identity(&op.user)?;
     let mut specs = network_mounts(&names, network_mode);
     specs.extend(prepared.specs.iter().cloned());
     let mut process = Process::new(op.args.clone());

@@ -109,7 +109,7 @@ impl<'a> Copier<'a> {
     /// only be the destination of a directory.
     pub(crate) fn copy(&mut self, node: &Node, from: &Path, to: &Path) -> Result<(), CopyError> {
         if to.as_os_str().is_empty() {
-            return self.into_root(node, from);
+            return self.contents_of_root(node, from);
         }
         let (parent, name) = self.destination.entry(to).at("opening the parent of", to)?;
         let slot = Slot { parent: parent.as_fd(), name, path: to };
@@ -121,7 +121,7 @@ impl<'a> Copier<'a> {
         self.leaf(node, source.as_fd(), from, &slot)
     }
 
-    fn into_root(&mut self, node: &Node, from: &Path) -> Result<(), CopyError> {
+    fn contents_of_root(&mut self, node: &Node, from: &Path) -> Result<(), CopyError> {
         if !node.is_dir() {
             return Err(CopyError::OverDirectory(PathBuf::new()));
         }

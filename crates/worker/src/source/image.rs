@@ -87,7 +87,8 @@ impl Puller<'_> {
             resolved = resolving => resolved,
             () = self.cancel.cancelled() => return Err(SourceError::Cancelled),
         };
-        let resolved = resolved.map_err(|source| SourceError::Registry { image: name.clone(), source })?;
+        let resolved = resolved
+            .map_err(|source| SourceError::Registry { image: name.clone(), source: Box::new(source) })?;
         self.pull_resolved(name, &resolved).await
     }
 
@@ -160,7 +161,11 @@ impl Puller<'_> {
             Ok(Some(store.apply_layer(io::BufReader::new(file), &unpack)?.layer))
         })
         .await;
-        let broken = |source| SourceError::Layer { image: name.clone(), layer: blob.digest.clone(), source };
+        let broken = |source| SourceError::Layer {
+            image: name.clone(),
+            layer: blob.digest.clone(),
+            source: Box::new(source),
+        };
         if let Some(layer) = known.map_err(broken)? {
             self.progress.progress(&blob.digest, blob.size, blob.size);
             return Ok(layer);
@@ -178,7 +183,7 @@ impl Puller<'_> {
                     if attempt < FETCH_ATTEMPTS
                         && matches!(*error.kind, ErrorKind::DigestMismatch { .. }) => {}
                 Err(Fetch::Registry(source)) => {
-                    return Err(SourceError::Registry { image: name.clone(), source });
+                    return Err(SourceError::Registry { image: name.clone(), source: Box::new(source) });
                 }
                 Err(Fetch::Store(source)) => return Err(broken(source)),
             }

@@ -128,6 +128,12 @@ impl<'a> Building<'a> {
                 self.prepared.caches.push(directory);
                 Ok(())
             }
+            // Nothing can ever be in it: an empty directory is the same.
+            Mount::Tmpfs { readonly: true, .. } => {
+                let empty = self.plan.shared.empty();
+                self.bind(empty, target, true);
+                Ok(())
+            }
             Mount::Tmpfs { size, .. } => {
                 let size = u64::try_from(*size).ok().filter(|size| *size > 0);
                 self.prepared.specs.push(MountSpec::Tmpfs { target, size, mode: TMPFS_MODE });

@@ -262,7 +262,9 @@ fn archive(entries: &[(&str, tar::EntryType, &str)]) -> Vec<u8> {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(*kind);
         header.set_mode(0o644);
-        (header.set_uid(11), header.set_gid(12), header.set_mtime(1000));
+        header.set_uid(11);
+        header.set_gid(12);
+        header.set_mtime(1000);
         // Straight into the field: the library refuses hostile names.
         header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
         let body = match kind {
