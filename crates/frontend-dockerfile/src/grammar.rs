@@ -44,9 +44,13 @@ pub(crate) struct LineParts {
 
 /// Text that is not one line of comma-separated values.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("parse error on line 1, column {column}: bare \" in non-quoted field")]
-pub(crate) struct FieldsError {
-    column: usize,
+pub(crate) enum FieldsError {
+    #[error("EOF")]
+    Empty,
+    #[error("parse error on line 1, column {0}: bare \" in non-quoted field")]
+    BareQuote(usize),
+    #[error("parse error on line 1, column {0}: extraneous or missing \" in quoted-field")]
+    Quote(usize),
 }
 
 impl LineText {
@@ -138,10 +142,18 @@ impl LineText {
 
 /// Splits comma-separated options, taking quotes away.
 pub(crate) fn fields(text: &str) -> Result<Vec<String>, FieldsError> {
-    let pairs = DockerfileGrammar::parse(Rule::fields, text).map_err(|error| FieldsError {
-        column: match error.location {
-            pest::error::InputLocation::Pos(at) | pest::error::InputLocation::Span((at, _)) => at + 1,
-        },
+    if text.is_empty() {
+        return Err(FieldsError::Empty);
+    }
+    let pairs = DockerfileGrammar::parse(Rule::fields, text).map_err(|error| {
+        let at = match error.location {
+            pest::error::InputLocation::Pos(at) | pest::error::InputLocation::Span((at, _)) => at,
+        };
+        // A field that begins with a quote is read past it; another stops before it.
+        match text.get(at..).is_some_and(|rest| rest.starts_with('"')) {
+            true => FieldsError::BareQuote(at + 1),
+            false => FieldsError::Quote(at),
+        }
     })?;
     let unquote = |pair: Pair<'_, Rule>| match pair.as_rule() {
         Rule::quoted_field => {

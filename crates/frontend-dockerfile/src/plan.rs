@@ -30,7 +30,7 @@ use stages::StageReader;
 pub struct BuildPlan {
     /// The file, for its text, escape character and directives.
     pub dockerfile: Dockerfile,
-    /// What was asked for.
+    /// What was asked for; its `SOURCE_DATE_EPOCH` says what [`BuildPlan::epoch`] says.
     pub request: PlanRequest,
     /// The global scope: platform arguments, then `ARG`s before the first `FROM`, build args applied.
     pub globals: Variables,
@@ -110,7 +110,7 @@ pub struct PlannedInstruction {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .diagnostics.first().map(ToString::to_string).unwrap_or_default())]
 pub struct PlanError {
-    /// At least one error; the first is the one to report if only one is.
+    /// At least one error, then warnings; the first is the one to report if only one is.
     pub diagnostics: Vec<Diagnostic>,
 }
 
@@ -123,34 +123,51 @@ pub fn plan(dockerfile: &Dockerfile, request: &PlanRequest) -> Result<BuildPlan,
     if !dockerfile.errors().is_empty() {
         return Err(PlanError { diagnostics: dockerfile.errors().to_vec() });
     }
+    let mut warnings = Vec::new();
+    let planned = plan_sound(dockerfile, request, &mut warnings);
+    match planned {
+        Ok(plan) => Ok(BuildPlan { warnings, ..plan }),
+        Err(mut failure) => {
+            failure.diagnostics.append(&mut warnings);
+            Err(failure)
+        }
+    }
+}
+
+fn plan_sound(
+    dockerfile: &Dockerfile,
+    request: &PlanRequest,
+    warnings: &mut Vec<Diagnostic>,
+) -> Result<BuildPlan, PlanError> {
     let checks = Checks::of_build(dockerfile, request)
         .map_err(|failure| error(Span::default(), failure.to_string()))?;
-    let mut warnings = check::of_text(dockerfile, &checks);
-    globals::check_defaults(dockerfile, request, &checks, &mut warnings);
-    let (globals, declared) = globals::build(dockerfile, request, &request.build_args)?;
-    let epoch = globals::epoch(dockerfile, request, &globals)?;
+    *warnings = check::of_text(dockerfile, &checks);
+    globals::check_defaults(dockerfile, request, &checks, warnings);
+    let (mut globals, declared) = globals::build(dockerfile, request, &request.build_args)?;
+    let mut request = request.clone();
+    let epoch = globals::settle_epoch(dockerfile, &mut request, &mut globals)?;
     let expander = Expander::new(dockerfile.escape);
-    let mut links = Links::new(request, expander);
+    let mut links = Links::new(&request, expander);
     let mut reader = StageReader {
-        request,
+        request: &request,
         globals: &globals,
         declared: &declared,
         expander,
         checks: checks.clone(),
-        warnings: &mut warnings,
+        warnings,
     };
     reader.add_all(dockerfile, &mut links)?;
     let target = links.target(request.target.as_deref())?;
     links.link_all()?;
     let mut plan = BuildPlan {
         dockerfile: dockerfile.clone(),
-        request: request.clone(),
+        request,
         stages: links.finish()?,
         globals,
         epoch,
         target,
         checks,
-        warnings,
+        warnings: Vec::new(),
     };
     plan.mark_reachable();
     plan.check_order()?;

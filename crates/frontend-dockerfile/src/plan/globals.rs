@@ -75,28 +75,40 @@ fn platform_arguments(dockerfile: &Dockerfile, request: &PlanRequest) -> Variabl
     globals
 }
 
-/// The time of everything the build makes, in seconds.
-pub(super) fn epoch(
+/// The time of everything the build makes, in seconds; what stages see of it is brought into line.
+pub(super) fn settle_epoch(
     dockerfile: &Dockerfile,
-    request: &PlanRequest,
-    globals: &Variables,
+    request: &mut PlanRequest,
+    globals: &mut Variables,
 ) -> Result<Option<i64>, Diagnostic> {
-    let value = match request.build_args.get(EPOCH) {
-        Some(value) => value.as_str(),
-        None => globals.value(EPOCH).unwrap_or_default(),
-    };
+    let declared = globals.value(EPOCH).filter(|value| !value.is_empty());
+    let Some(value) = request.build_args.get(EPOCH).map(String::as_str).or(declared) else { return Ok(None) };
     // A local context has no time of its own to give.
-    if value.is_empty() || value == "context" {
+    let epoch = match value {
+        "" | "context" => None,
+        number => Some(number.parse::<i64>().map_err(|_| bad_epoch(dockerfile, number))?),
+    };
+    let Some(seconds) = epoch else {
+        request.build_args.remove(EPOCH);
+        globals.unset(EPOCH);
         return Ok(None);
+    };
+    if let Some(given) = request.build_args.get_mut(EPOCH) {
+        *given = seconds.to_string();
     }
+    if globals.value(EPOCH).is_some() {
+        globals.set(EPOCH, seconds.to_string());
+    }
+    Ok(epoch)
+}
+
+fn bad_epoch(dockerfile: &Dockerfile, value: &str) -> Diagnostic {
     let declaration = dockerfile.globals.iter().find(|instruction| match &instruction.kind {
         InstructionKind::Arg(arguments) => arguments.iter().any(|argument| argument.name.text == EPOCH),
         _ => false,
     });
     let span = declaration.map_or_else(Span::default, |instruction| instruction.span);
-    value.parse().map(Some).map_err(|_| {
-        error(span, format!("invalid {EPOCH}: {value}")).with_help("give it as seconds since 1970")
-    })
+    error(span, format!("invalid {EPOCH}: {value}")).with_help("give it as seconds since 1970")
 }
 
 /// Whether the bases are sound where no build arg is given.

@@ -321,6 +321,28 @@ fn checks_can_be_skipped_and_asked_for() {
 }
 
 #[test]
+fn warnings_come_with_an_error() {
+    let error = plan_of("from a as A\nFROM $X", &request()).expect_err("no base");
+    let found: Vec<_> =
+        error.diagnostics.iter().map(|found| (found.is_error(), found.message.as_str())).collect();
+    assert_eq!(found[0], (true, "base name ($X) should not be blank"));
+    assert!(found.contains(&(false, "FROM argument 'X' is not declared")), "{found:?}");
+}
+
+#[test]
+fn an_epoch_of_nothing_is_no_build_arg() {
+    let plan = planned(
+        "ARG SOURCE_DATE_EPOCH=7\nFROM scratch",
+        &with(|request| {
+            request.build_args.insert("SOURCE_DATE_EPOCH".into(), String::new());
+        }),
+    );
+    assert_eq!((plan.epoch, plan.argument_value("SOURCE_DATE_EPOCH", None)), (None, None));
+    let plan = planned("ARG SOURCE_DATE_EPOCH=+7\nFROM scratch", &request());
+    assert_eq!((plan.epoch, plan.argument_value("SOURCE_DATE_EPOCH", None)), (Some(7), Some("7".into())));
+}
+
+#[test]
 fn default_bases_are_checked_without_build_args() {
     let request = with(|request| {
         request.build_args.insert("X".into(), "a".into());
