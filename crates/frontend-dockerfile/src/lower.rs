@@ -179,3 +179,6 @@ fn error(span: Span, message: impl Into<String>) -> Diagnostic {
 fn unsupported(span: Span, what: &str) -> Diagnostic {
     Diagnostic::error(Code::Unsupported, span, format!("not supported yet: {what}"))
 }
+
+#[cfg(test)]
+mod tests;

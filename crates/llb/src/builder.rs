@@ -10,13 +10,15 @@ use stave_oci::{Digest, Platform};
 
 use crate::{
     definition::{CUSTOM_NAME, Definition, Edge, Vertex, VertexMetadata},
-    exec::{ExecOp, Mount, NetMode, SecurityMode},
+    exec::{ExecOp, Mount},
     file::{Chown, FileAction, FileActionKind, FileInput, FileOp, UserOrGroup},
     op::{DiffOp, MergeOp, Op},
     source::{SourceIdentifier, SourceOp},
     source_map::{SourceInfo, SourceLocation, SourceMap},
     wire,
 };
+
+mod caps;
 
 /// A graph in the making. Operations are added after what they take; nothing has a digest before
 /// [`GraphBuilder::finish`].
@@ -97,7 +99,10 @@ struct Node {
 }
 
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "most operations are processes, so that a box would save nothing")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most operations are processes, so that a box would save nothing"
+)]
 enum NodeKind {
     Source(SourceOp),
     Exec(ExecOp, Vec<MountSpec>),
@@ -186,7 +191,7 @@ impl GraphBuilder {
         }
         definition.outputs = vec![edge(output, &digests)];
         definition.return_op = wire::encode_return(&definition.outputs);
-        definition.return_metadata.caps = end_caps(definition.vertices());
+        definition.return_metadata.caps = caps::of_definition(definition.vertices());
         definition.source_map = SourceMap { infos: self.infos, locations };
         definition
     }
@@ -255,12 +260,12 @@ impl Node {
         let mut add = |all: &[&str]| caps.extend(all.iter().map(|cap| (*cap).to_owned()));
         let op = match &self.kind {
             NodeKind::Source(source) => {
-                add(source_caps(&source.identifier));
+                add(caps::of_source(&source.identifier));
                 Op::Source(source.clone())
             }
             NodeKind::Exec(exec, mounts) => {
                 let exec = exec_op(exec, mounts, &mut inputs);
-                add(&exec_caps(&exec));
+                add(&caps::of_exec(&exec));
                 Op::Exec(exec)
             }
             NodeKind::File(base, steps) => {
@@ -403,69 +408,4 @@ fn owner_of(kind: &mut FileActionKind) -> Option<&mut Chown> {
         FileActionKind::Symlink(link) => link.owner.as_mut(),
         FileActionKind::Rm(_) => None,
     }
-}
-
-fn source_caps(identifier: &SourceIdentifier) -> &'static [&'static str] {
-    match identifier {
-        SourceIdentifier::DockerImage { .. } => &["source.image"],
-        SourceIdentifier::Local { .. } => &["source.local"],
-        SourceIdentifier::Git(_) => &["source.git"],
-        SourceIdentifier::Http { .. } => &["source.http"],
-        SourceIdentifier::OciLayout { .. } => &["source.ocilayout"],
-        SourceIdentifier::Blob { .. } => &["source.imageblob"],
-        SourceIdentifier::Unknown { .. } => &[],
-    }
-}
-
-fn exec_caps(exec: &ExecOp) -> Vec<&'static str> {
-    let mut caps = vec!["exec.meta.base", "exec.meta.setsdefaultpath"];
-    let mut when = |condition: bool, cap: &'static str| {
-        if condition {
-            caps.push(cap);
-        }
-    };
-    when(!exec.valid_exit_codes.is_empty(), "exec.validexitcode");
-    when(!exec.ulimits.is_empty(), "exec.meta.ulimit");
-    when(exec.network != NetMode::Default, "exec.meta.network");
-    when(exec.security == SecurityMode::Insecure, "exec.meta.security");
-    when(exec.proxy_env.is_some(), "exec.meta.proxyenv");
-    when(!exec.secret_env.is_empty(), "exec.secretenv");
-    when(!exec.devices.is_empty(), "exec.meta.cdi");
-    for mount in &exec.mounts {
-        match mount {
-            Mount::Bind { selector, input, .. } => {
-                when(!selector.is_empty(), "exec.mount.selector");
-                when(input.is_some(), "exec.mount.bind");
-            }
-            Mount::Cache { selector, .. } => {
-                when(!selector.is_empty(), "exec.mount.selector");
-                when(true, "exec.mount.cache");
-                when(true, "exec.mount.cache.sharing");
-            }
-            Mount::Tmpfs { size, .. } => {
-                when(true, "exec.mount.tmpfs");
-                when(*size > 0, "exec.mount.tmpfs.size");
-            }
-            Mount::Secret { .. } => when(true, "exec.mount.secret"),
-            Mount::Ssh { .. } => when(true, "exec.mount.ssh"),
-        }
-    }
-    caps
-}
-
-/// What the definition as a whole asks for, said at its last operation.
-fn end_caps(vertices: &[Vertex]) -> BTreeSet<String> {
-    let mut caps = BTreeSet::from(["constraints".to_owned(), "platform".to_owned()]);
-    for Vertex { metadata, .. } in vertices {
-        if metadata.ignore_cache {
-            caps.insert("meta.ignorecache".to_owned());
-        }
-        if !metadata.description.is_empty() {
-            caps.insert("meta.description".to_owned());
-        }
-        if metadata.export_cache.is_some() {
-            caps.insert("meta.exportcache".to_owned());
-        }
-    }
-    caps
 }

@@ -79,6 +79,8 @@ pub enum Mount {
         target: String,
         /// Its limit in bytes, 0 for none.
         size: i64,
+        /// Whether the process cannot write to it.
+        readonly: bool,
     },
     /// A secret as a file.
     Secret {

@@ -248,7 +248,8 @@ fn mount(of: &Mount) -> Value {
             }
             object.put("cacheOpt", one.done());
         }
-        Mount::Tmpfs { size, .. } => {
+        Mount::Tmpfs { size, readonly, .. } => {
+            object.flag("readonly", *readonly);
             object.text("mountType", "TMPFS");
             let mut one = Object::default();
             one.long("size", *size);

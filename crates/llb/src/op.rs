@@ -9,7 +9,10 @@ use crate::{Definition, exec::ExecOp, file::FileOp, source::SourceOp};
 
 /// An operation. Indices in it count the inputs of the vertex that holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "most vertices are processes, so that a box would save nothing")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most vertices are processes, so that a box would save nothing"
+)]
 pub enum Op {
     /// Brings files in: an image, a local directory, a repository, a download.
     Source(SourceOp),

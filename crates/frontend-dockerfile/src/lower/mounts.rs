@@ -90,7 +90,8 @@ impl Lowering<'_> {
         }
         Ok(match options.kind {
             MountKind::Tmpfs { size } => {
-                MountSpec { mount: Mount::Tmpfs { target, size }, source: None, no_output: true }
+                let mount = Mount::Tmpfs { target, size, readonly: options.read_only };
+                MountSpec { mount, source: None, no_output: true }
             }
             MountKind::Cache { sharing } => {
                 let id = options.id.clone().unwrap_or_else(|| path::clean(written));

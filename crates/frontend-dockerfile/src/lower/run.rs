@@ -4,15 +4,15 @@
 //! Start with [`Lowering::run`].
 
 use stave_llb::{
-    CdiDevice, ContentCache, ExecOp, FileActionKind, HostIp, MkfileAction, Mount, NetMode, ProxyEnv,
-    SecurityMode, Ulimit,
+    ContentCache, ExecOp, FileActionKind, HostIp, MkfileAction, Mount, NetMode, ProxyEnv, SecurityMode,
+    Ulimit,
     builder::{About, ExecSpec, FileSpec, FileStep, MountSpec},
 };
 
 use super::{Lowering, config::run_message, error, history::commit, mounts::Mounts, path, stage::StageState};
 use crate::{
     ast::{CommandLine, Heredoc, Run, RunNetwork, RunSecurity},
-    diagnostic::Diagnostic,
+    diagnostic::{Code, Diagnostic},
     expand::Expander,
     heredoc,
     plan::PlannedInstruction,
@@ -44,11 +44,16 @@ impl Lowering<'_> {
             return Err(error(instruction.span, "arguments are required"));
         }
         let Mounts { mut all, secret_env } = self.mounts(state, planned, run)?;
+        if !run.devices.is_empty() {
+            let message = "device feature is only supported in Dockerfile frontend 1.14.0-labs or later";
+            let refused = Diagnostic::error(Code::Unsupported, instruction.span, message);
+            return Err(refused.with_help("`RUN --device` is not supported yet"));
+        }
         all.extend(script);
         all.push(bind("/", state.output, "", false));
         let shm = self.plan.request.shm_size;
         if shm > 0 {
-            let mount = Mount::Tmpfs { target: "/dev/shm".to_owned(), size: shm };
+            let mount = Mount::Tmpfs { target: "/dev/shm".to_owned(), size: shm, readonly: false };
             all.push(MountSpec { mount, source: None, no_output: true });
         }
         let masked = Masked {
@@ -98,11 +103,6 @@ impl Lowering<'_> {
                 RunSecurity::Sandbox => SecurityMode::Sandbox,
                 RunSecurity::Insecure => SecurityMode::Insecure,
             },
-            devices: run
-                .devices
-                .iter()
-                .map(|device| CdiDevice { name: device.name.clone(), optional: !device.required })
-                .collect(),
             ..ExecOp::default()
         }
     }
@@ -145,14 +145,14 @@ impl Lowering<'_> {
         let body = first.body();
         let summary = format!(" ({})", summarise(&first.content));
         if state.image.os != "windows" && body.starts_with("#!") {
-            let script = self.script(first, body, state);
+            let script = self.script(first, body);
             let path = path::join(SCRIPTS, &first.name);
             return Command { args: state.with_shell(&path), script: Some(script), summary };
         }
         Command { args: state.with_shell(&body), script: None, summary }
     }
 
-    fn script(&mut self, heredoc: &Heredoc, body: String, _state: &StageState) -> MountSpec {
+    fn script(&mut self, heredoc: &Heredoc, body: String) -> MountSpec {
         let file = MkfileAction {
             path: path::join("/", &heredoc.name),
             mode: 0o755,

@@ -9,7 +9,7 @@ use stave_llb::{
     Chown, CopyAction, CopyMode, FileActionKind, MkfileAction, ProgressGroup, SourceOp, UserOrGroup,
     builder::{About, FileSpec, FileStep, Output},
 };
-use stave_oci::Digest;
+use stave_oci::{Digest, DigestError};
 
 use super::{
     Lowering, chmod, error,
@@ -201,16 +201,16 @@ impl Lowering<'_> {
     ) -> Result<FileStep, String> {
         match git::parse(source).map_err(|cause| cause.to_string())? {
             Some(_) if of.add.is_none() => Err("source can't be a git ref for COPY".to_owned()),
-            Some(git) => self.git_step(of, git, state),
+            Some(git) => self.git_step(of, &git, state),
             None if is_url(source) && of.add.is_none() => Err("source can't be a URL for COPY".to_owned()),
             None if is_url(source) => self.http_step(of, source, state),
             None => Ok(FileStep { kind: FileActionKind::Copy(local(of, source)), source: of.from }),
         }
     }
 
-    fn git_step(&mut self, of: &Expanded<'_>, git: GitRef, state: &StageState) -> Result<FileStep, String> {
-        let keep = of.add.and_then(|add| add.keep_git_dir).unwrap_or(false);
-        let op = git.source(keep, &of.checksum);
+    fn git_step(&mut self, of: &Expanded<'_>, git: &GitRef, state: &StageState) -> Result<FileStep, String> {
+        let keep = of.add.and_then(|add| add.keep_git_dir);
+        let op = git.source(keep, &of.checksum).map_err(|cause| cause.to_string())?;
         let source = self.source(op, &state.platform, About::named(&of.name));
         Ok(FileStep { kind: FileActionKind::Copy(whole(of, "/")), source: Some(source) })
     }
@@ -219,7 +219,7 @@ impl Lowering<'_> {
         let name = file_name(url);
         let mut attrs = BTreeMap::from([("http.filename".to_owned(), name.clone())]);
         if !of.checksum.is_empty() {
-            let checksum: Digest = of.checksum.parse().map_err(|cause| format!("{cause}"))?;
+            let checksum: Digest = of.checksum.parse().map_err(|cause| complaint(&cause).to_owned())?;
             attrs.insert("http.checksum".to_owned(), checksum.to_string());
         }
         let about = About::named(&of.name).described("com.docker.dockerfile.v1.command", "");
@@ -312,6 +312,18 @@ fn check_checksum(of: &Expanded<'_>) -> Result<(), Diagnostic> {
     Err(error(of.planned.instruction.span, complaint))
 }
 
+/// What the reference says about a checksum that is none.
+fn complaint(cause: &DigestError) -> &'static str {
+    match cause {
+        DigestError::Form(_) => "invalid checksum digest format",
+        DigestError::Algorithm(_) => "unsupported digest algorithm",
+        DigestError::Hex(text, digits) => match text.split_once(':') {
+            Some((_, hex)) if hex.len() == *digits => "invalid checksum digest format",
+            _ => "invalid checksum digest length",
+        },
+    }
+}
+
 fn is_url(source: &str) -> bool {
     source.starts_with("http://") || source.starts_with("https://")
 }
@@ -342,7 +354,7 @@ fn file_name(url: &str) -> String {
 }
 
 /// `%41` and the like as the bytes they stand for; `None` where that is not sound.
-fn decoded(text: &str) -> Option<String> {
+pub(super) fn decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {

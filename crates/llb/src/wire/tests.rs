@@ -87,7 +87,7 @@ fn everything() -> Definition {
         other(ssh, None),
         other(secret, None),
         other(cache, Some(local)),
-        other(Mount::Tmpfs { target: "/t".into(), size: 5 }, None),
+        other(Mount::Tmpfs { target: "/t".into(), size: 5, readonly: false }, None),
         bind("/", Some(base), false),
         bind("/ro", Some(local), true),
     ];

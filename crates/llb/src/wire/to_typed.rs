@@ -171,7 +171,10 @@ impl Reader<'_> {
                     },
                 }
             }
-            pb::MountType::Tmpfs => Mount::Tmpfs { target, size: of.tmpfs_opt.map_or(0, |tmpfs| tmpfs.size) },
+            pb::MountType::Tmpfs => {
+                let size = of.tmpfs_opt.map_or(0, |tmpfs| tmpfs.size);
+                Mount::Tmpfs { target, size, readonly: of.readonly }
+            }
             pb::MountType::Secret => {
                 let pb::SecretOpt { id, uid, gid, mode, optional } = of.secret_opt.unwrap_or_default();
                 Mount::Secret { target, id, owner: MountOwner { uid, gid, mode }, optional }

@@ -154,7 +154,8 @@ fn mount(of: &Mount) -> pb::Mount {
             }),
             ..frame(pb::MountType::Cache, *input, -1)
         },
-        Mount::Tmpfs { size, .. } => pb::Mount {
+        Mount::Tmpfs { size, readonly, .. } => pb::Mount {
+            readonly: *readonly,
             tmpfs_opt: Some(pb::TmpfsOpt { size: *size }),
             ..frame(pb::MountType::Tmpfs, None, -1)
         },
