@@ -80,7 +80,13 @@ fn mount_part(mount: &Mount) -> KeyPart {
             .flag("readonly", *readonly)
             .text("id", id)
             .text("sharing", sharing_name(*sharing)),
-        Mount::Tmpfs { target, size } => builder.text("tmpfs", target).signed("size", *size),
+        Mount::Tmpfs { target, size, readonly } => {
+            builder.text("tmpfs", target).signed("size", *size);
+            if *readonly {
+                builder.flag("readonly", true);
+            }
+            &mut builder
+        }
         Mount::Secret { target, id, owner, optional } => {
             builder.text("secret", target).text("id", id).flag("optional", *optional);
             owner_fields(&mut builder, *owner)

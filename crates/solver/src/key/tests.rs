@@ -73,7 +73,7 @@ fn full_exec() -> ExecOp {
                 id: "id".into(),
                 sharing: Sharing::Locked,
             },
-            Mount::Tmpfs { target: "/tmp".into(), size: 5 },
+            Mount::Tmpfs { target: "/tmp".into(), size: 5, readonly: false },
             Mount::Secret { target: "/s".into(), id: "secret".into(), owner, optional: false },
             Mount::Ssh { target: "/a".into(), id: "agent".into(), owner, optional: true },
         ],
