@@ -55,7 +55,7 @@ pub enum SourceError {
         /// The image.
         image: Reference,
         /// What is wrong.
-        fault: ImageFault,
+        fault: Box<ImageFault>,
     },
     /// A URL could not be fetched.
     #[error("fetching `{url}`")]

@@ -101,7 +101,7 @@ impl Puller<'_> {
         name: &Reference,
         image: &ResolvedImage,
     ) -> Result<LocalImage, SourceError> {
-        let fault = |fault| SourceError::Image { image: name.clone(), fault };
+        let fault = |fault| SourceError::Image { image: name.clone(), fault: Box::new(fault) };
         let config: ImageConfig = serde_json::from_slice(&image.config)
             .map_err(|error| fault(ImageFault::Config(error.to_string())))?;
         let (layers, diff_ids) = (&image.parsed.layers, &config.rootfs.diff_ids);
@@ -199,7 +199,7 @@ impl Puller<'_> {
                     digest: blob.digest.clone(),
                     media_type: blob.media_type.clone(),
                 };
-                Err(SourceError::Image { image: name.clone(), fault })
+                Err(SourceError::Image { image: name.clone(), fault: Box::new(fault) })
             }
         }
     }

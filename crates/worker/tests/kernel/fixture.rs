@@ -142,11 +142,6 @@ impl Built {
         }
         String::from_utf8_lossy(&log).into_owned()
     }
-
-    /// How many vertices ran.
-    pub(crate) fn ran(&self) -> usize {
-        self.events.iter().filter(|event| matches!(event, SolveEvent::Completed { .. })).count()
-    }
 }
 
 /// An error with its causes.
