@@ -28,6 +28,8 @@ pub(crate) struct FlagError {
     pub(crate) word: Word,
     pub(crate) message: String,
     pub(crate) suggestion: Option<String>,
+    /// Whether the flag does not exist at all.
+    pub(crate) unknown: bool,
 }
 
 impl FlagError {
@@ -46,7 +48,8 @@ impl Flags {
     pub(crate) fn read(words: &[Word], known: &[(&'static str, FlagKind)]) -> Result<Self, FlagError> {
         let mut flags = Self::default();
         for word in words {
-            let fail = |message: String| FlagError { word: word.clone(), message, suggestion: None };
+            let fail =
+                |message: String| FlagError { word: word.clone(), message, suggestion: None, unknown: false };
             let (dashed, value) = match word.text.split_once('=') {
                 Some((name, value)) => (name, Some(value)),
                 None => (word.text.as_str(), None),
@@ -54,7 +57,11 @@ impl Flags {
             let name = dashed.strip_prefix("--").unwrap_or(dashed);
             let Some(&(name, kind)) = known.iter().find(|(candidate, _)| *candidate == name) else {
                 let suggestion = suggest::similar(name, known.iter().map(|(name, _)| *name));
-                return Err(FlagError { suggestion, ..fail(format!("unknown flag: {dashed}")) });
+                return Err(FlagError {
+                    suggestion,
+                    unknown: true,
+                    ..fail(format!("unknown flag: {dashed}"))
+                });
             };
             if kind != FlagKind::Values && flags.is_given(name) {
                 return Err(fail(format!("duplicate flag specified: {dashed}")));

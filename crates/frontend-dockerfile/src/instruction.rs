@@ -112,6 +112,9 @@ impl Reading<'_> {
 
     fn flag_error(&self, error: &FlagError, known: &[(&'static str, FlagKind)]) -> Diagnostic {
         let diagnostic = error.decorate(self.error(error.word.span, error.message.clone()));
+        if !error.unknown {
+            return diagnostic;
+        }
         if known.is_empty() {
             return diagnostic.with_help("this instruction has no flags");
         }
