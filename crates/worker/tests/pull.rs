@@ -1,0 +1,124 @@
+//! Images from a registry into the store: what is fetched, what is not, and what a wrong byte does.
+
+use std::sync::Mutex;
+
+use stave_oci::{Digest, ImageConfig, Platform};
+use stave_registry::{Client, ClientConfig, Keychain, Limits, RegistryTables};
+use stave_store::Store;
+use stave_test_support::TestRegistry;
+use stave_test_support::registry::Misbehaviour;
+use stave_worker::{Puller, SourceError};
+use tokio_util::sync::CancellationToken;
+
+struct Place {
+    registry: TestRegistry,
+    _directory: tempfile::TempDir,
+    store: Store,
+    client: Client,
+}
+
+fn place() -> Place {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let store = Store::open(&directory.path().join("store")).expect("store");
+    let client = Client::new(ClientConfig {
+        registries: RegistryTables::default(),
+        keychain: Keychain::anonymous(),
+        limits: Limits::default(),
+        user_agent: "test".into(),
+    });
+    Place { registry: TestRegistry::start(), _directory: directory, store, client: client.expect("client") }
+}
+
+/// A layer with one file: its gzip form and the digest of the tar.
+fn layer(path: &str, content: &str) -> (Vec<u8>, Digest) {
+    use std::io::Write as _;
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    header.set_cksum();
+    builder.append_data(&mut header, path, content.as_bytes()).expect("append");
+    let tar = builder.into_inner().expect("tar");
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&tar).expect("gzip");
+    (gzip.finish().expect("gzip"), Digest::sha256(&tar))
+}
+
+fn config(diff_ids: Vec<Digest>) -> Vec<u8> {
+    let mut config =
+        ImageConfig { os: "linux".into(), architecture: "amd64".into(), ..ImageConfig::default() };
+    config.rootfs.diff_ids = diff_ids;
+    config.to_bytes()
+}
+
+async fn pull(place: &Place, name: &str) -> Result<stave_store::LocalImage, SourceError> {
+    let seen = Mutex::new(Vec::new());
+    let progress = |layer: &Digest, current: u64, total: u64| {
+        seen.lock().expect("lock").push((layer.clone(), current, total));
+    };
+    let cancel = CancellationToken::new();
+    let puller = Puller { store: &place.store, client: &place.client, progress: &progress, cancel: &cancel };
+    let image = puller.pull(&place.registry.reference(name), &Platform::new("linux", "amd64", None)).await?;
+    let seen = seen.into_inner().expect("lock");
+    for layer in &image.layers {
+        let blob = layer.blob.as_ref().expect("blob");
+        assert!(seen.contains(&(blob.digest.clone(), blob.size, blob.size)), "told to its end");
+    }
+    Ok(image)
+}
+
+#[tokio::test]
+async fn a_layer_is_fetched_once_whatever_asks_for_it() {
+    let place = place();
+    let lease = place.store.lease().expect("lease");
+    let (one, one_id) = layer("a", "1");
+    let (two, two_id) = layer("b", "2");
+    let both = config(vec![one_id.clone(), two_id]);
+    place.registry.put_image("app", "both", &both, &[&one, &two]);
+    place.registry.put_image("app", "single", &config(vec![one_id]), &[&one]);
+    let image = pull(&place, "app:both").await.expect("pull");
+    assert_eq!(image.id, Digest::sha256(&both));
+    let view = place.store.view(&image.snapshot()).expect("view");
+    for path in ["/a", "/b"] {
+        assert!(view.open(std::path::Path::new(path)).expect("open").is_some(), "{path}");
+    }
+    let fetched = place.registry.count("GET", Digest::sha256(&one).as_str());
+    assert_eq!(fetched, 1);
+    let single = pull(&place, "app:single").await.expect("pull");
+    assert_eq!(single.layers[0], image.layers[0]);
+    assert_eq!(place.registry.count("GET", Digest::sha256(&one).as_str()), 1);
+    assert!(place.store.has_blob(&Digest::sha256(&one)).expect("store"), "kept for pushing");
+    drop(lease);
+}
+
+#[tokio::test]
+async fn what_is_not_what_it_says_is_refused() {
+    let place = place();
+    let lease = place.store.lease().expect("lease");
+    let (one, one_id) = layer("a", "1");
+    let (_, other_id) = layer("b", "2");
+    place.registry.put_image("app", "lies", &config(vec![other_id.clone()]), &[&one]);
+    let error = pull(&place, "app:lies").await.expect_err("another diff id");
+    assert!(matches!(error, SourceError::Layer { .. }), "{error:?}");
+    assert_eq!(place.store.layer_by_diff_id(&one_id).expect("store"), None);
+    place.registry.put_image("app", "short", &config(vec![one_id, other_id]), &[&one]);
+    let error = pull(&place, "app:short").await.expect_err("a layer is missing");
+    assert!(error.to_string().contains("lists 1 layers, its configuration 2"), "{error}");
+    let error = pull(&place, "app:absent").await.expect_err("not there");
+    assert!(matches!(error, SourceError::Registry { .. }), "{error:?}");
+    drop(lease);
+}
+
+#[tokio::test]
+async fn a_broken_connection_is_resumed() {
+    let place = place();
+    let lease = place.store.lease().expect("lease");
+    let (one, one_id) = layer("a", "a file of some length");
+    place.registry.put_image("app", "cut", &config(vec![one_id]), &[&one]);
+    place.registry.script("GET", Digest::sha256(&one).as_str(), Misbehaviour::CutAfter(20));
+    let image = pull(&place, "app:cut").await.expect("pull");
+    assert_eq!(place.registry.faults_left(), 0);
+    let view = place.store.view(&image.snapshot()).expect("view");
+    assert!(view.open(std::path::Path::new("/a")).expect("open").is_some());
+    drop(lease);
+}
