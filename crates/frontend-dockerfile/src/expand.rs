@@ -78,6 +78,9 @@ pub enum ExpandErrorKind {
     /// `${…}` nests deeper than [`MAX_DEPTH`].
     #[error("substitutions nest deeper than {MAX_DEPTH}")]
     TooDeep,
+    /// The values put in are longer than [`MAX_VALUES`].
+    #[error("values longer than {MAX_VALUES} bytes in one word")]
+    TooLong,
     /// `${x?}` or `${x:?}` asks for a value that is not there.
     #[error("{name}: {message}")]
     Required {
@@ -129,6 +132,9 @@ impl Expander {
 
 /// How deep `${x:-${y:-…}}` may nest.
 pub const MAX_DEPTH: usize = 100;
+
+/// How many bytes of variables' values one word may take up. A process takes no more than 128 KiB of one.
+pub const MAX_VALUES: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests;

@@ -37,6 +37,10 @@ mod transfer;
 use context::BuildContext;
 use stage::StageState;
 
+/// The most bytes of variables and history that all steps together may have: every step repeats the
+/// variables of its stage, so that long values in long files would fill any memory.
+pub const MAX_TEXT: usize = 256 << 20;
+
 /// What a plan comes to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lowered {
@@ -64,6 +68,8 @@ struct Lowering<'a> {
     context: BuildContext,
     /// The Dockerfile's place among the graph's files.
     file: usize,
+    /// How many bytes of variables and history have come together, see [`MAX_TEXT`].
+    text: usize,
     /// The stages lowered so far.
     stages: Vec<Option<StageState>>,
 }
@@ -82,7 +88,7 @@ pub fn lower(plan: &BuildPlan, resolved: &ResolvedSources) -> Result<Lowered, Lo
     });
     let context = BuildContext::new(&mut graph, plan);
     let stages = vec![None; plan.stages.len()];
-    let mut lowering = Lowering { plan, resolved, graph, context, file, stages };
+    let mut lowering = Lowering { plan, resolved, graph, context, file, text: 0, stages };
     lowering.all_stages().map_err(|diagnostic| LowerError { diagnostic })?;
     lowering.finish().map_err(|diagnostic| LowerError { diagnostic })
 }
@@ -104,9 +110,12 @@ impl Lowering<'_> {
     fn stage(&mut self, index: StageIndex) -> Result<StageState, Diagnostic> {
         let plan = self.plan;
         let mut state = self.base(index)?;
+        let span = plan.stages[index.0].span;
+        self.count(state.text() + state.history(), span)?;
         for planned in &plan.stages[index.0].instructions {
             state.on_build = planned.on_build;
             self.instruction(&mut state, planned)?;
+            self.count(state.text(), planned.instruction.span)?;
         }
         Ok(state)
     }
@@ -122,6 +131,15 @@ impl Lowering<'_> {
             InstructionKind::Add(add) => self.add(state, planned, add),
             InstructionKind::Workdir(path) => self.workdir(state, planned, path),
             _ => self.configure(state, &planned.instruction),
+        }
+    }
+
+    /// Takes note of text that lowering keeps.
+    fn count(&mut self, bytes: usize, span: Span) -> Result<(), Diagnostic> {
+        self.text = self.text.saturating_add(bytes);
+        match self.text > MAX_TEXT {
+            true => Err(error(span, format!("more than {MAX_TEXT} bytes of variables and history"))),
+            false => Ok(()),
         }
     }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use crate::scope::Lookup;
 
-use super::{ExpandErrorKind, Expander, MAX_DEPTH, shell_pattern};
+use super::{ExpandErrorKind, Expander, MAX_DEPTH, MAX_VALUES, shell_pattern};
 
 /// Collects words while a text is expanded.
 #[derive(Default)]
@@ -38,6 +38,8 @@ pub(super) struct Lexer<'a> {
     letters: Vec<char>,
     at: usize,
     depth: usize,
+    /// How many bytes of values may still be put in.
+    budget: usize,
     variables: &'a dyn Lookup,
     /// Variables that were looked up and set.
     pub(super) matched: BTreeSet<String>,
@@ -52,6 +54,7 @@ impl<'a> Lexer<'a> {
             letters: word.chars().collect(),
             at: 0,
             depth: 0,
+            budget: MAX_VALUES,
             variables,
             matched: BTreeSet::new(),
             unmatched: BTreeSet::new(),
@@ -68,11 +71,15 @@ impl<'a> Lexer<'a> {
         letter
     }
 
-    fn lookup(&mut self, name: &str) -> Option<String> {
-        let value = self.variables.value(name).map(str::to_owned);
+    fn lookup(&mut self, name: &str) -> Result<Option<String>, ExpandErrorKind> {
+        let value = self.variables.value(name);
+        // Without a limit a few lines of `ENV x=$x$x` fill any memory.
+        let length = value.map_or(0, str::len);
+        self.budget = self.budget.checked_sub(length).ok_or(ExpandErrorKind::TooLong)?;
+        let value = value.map(str::to_owned);
         let seen = if value.is_some() { &mut self.matched } else { &mut self.unmatched };
         seen.insert(name.to_owned());
-        value
+        Ok(value)
     }
 
     /// Expands up to `stop`, which is consumed, or to the end where there is none.
@@ -218,7 +225,7 @@ impl<'a> Lexer<'a> {
             if name.is_empty() {
                 return Ok("$".to_owned());
             }
-            return Ok(match self.lookup(&name) {
+            return Ok(match self.lookup(&name)? {
                 Some(value) => value,
                 None if self.rules.skip_unset => format!("${name}"),
                 None => String::new(),
@@ -232,7 +239,7 @@ impl<'a> Lexer<'a> {
         }
         let name = self.name();
         match self.next() {
-            Some('}') => Ok(match self.lookup(&name) {
+            Some('}') => Ok(match self.lookup(&name)? {
                 Some(value) => value,
                 None if self.rules.skip_unset => format!("${{{name}}}"),
                 None => String::new(),
@@ -265,7 +272,7 @@ impl<'a> Lexer<'a> {
             Err(_) if self.peek().is_none() => return Err(ExpandErrorKind::Missing('}', "")),
             Err(error) => return Err(error),
         };
-        let value = self.lookup(name);
+        let value = self.lookup(name)?;
         if value.is_none() && self.rules.skip_unset {
             return Ok(format!("${{{name}{written}{word}}}"));
         }
@@ -305,11 +312,15 @@ impl<'a> Lexer<'a> {
             Err(_) if self.peek().is_none() => return Err(ExpandErrorKind::Missing('}', "")),
             Err(error) => return Err(error),
         };
-        let value = self.lookup(name);
+        let value = self.lookup(name)?;
         if value.is_none() && self.rules.skip_unset {
             return Ok(format!("${{{name}/{pattern}/{replacement}}}"));
         }
-        shell_pattern::replace(&pattern, &value.unwrap_or_default(), &replacement, all)
+        let value = value.unwrap_or_default();
+        if value.len().saturating_mul(replacement.len()) > MAX_VALUES {
+            return Err(ExpandErrorKind::TooLong);
+        }
+        shell_pattern::replace(&pattern, &value, &replacement, all)
     }
 
     /// A name, a number or one of the shell's special parameters; empty where there is none.

@@ -77,6 +77,17 @@ impl StageState {
         format!("[{prefix}{:width$}/{total}] {trigger}{text}", self.step)
     }
 
+    /// The bytes of what the next step repeats: variables, and the last line of history.
+    pub(super) fn text(&self) -> usize {
+        let variables: usize = self.env.iter().map(|(name, value)| name.len() + value.len()).sum();
+        variables + self.image.history.last().map_or(0, |step| step.created_by.len())
+    }
+
+    /// The bytes of its history, which a stage that starts from it repeats.
+    pub(super) fn history(&self) -> usize {
+        self.image.history.iter().map(|step| step.created_by.len()).sum()
+    }
+
     /// A word expanded with the stage's variables.
     pub(super) fn expand(&self, escape: char, word: &Word) -> Result<String, Diagnostic> {
         let expanded = Expander::new(escape).text(&word.text, &self.env);
