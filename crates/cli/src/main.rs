@@ -1,1 +1,90 @@
-fn main() {}
+//! The `stave` program: flags, environment, rendering, exit codes. Every algorithm is below, in the
+//! libraries.
+//!
+//! `main` is the whole life of a process: become the launcher if that is what it was started as, read
+//! the flags, leave the host's mount namespace before any thread exists, run one command, say what went
+//! wrong. A command is a file under `commands/` with its `Arguments` and its `run`.
+
+mod commands;
+mod config;
+mod format;
+mod progress;
+mod report;
+mod runtime;
+mod state;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::commands::Command;
+use crate::report::Failure;
+use crate::state::GlobalOptions;
+
+/// Builds images from Dockerfiles, without a daemon, and runs them
+#[derive(Debug, Parser)]
+#[command(
+    name = "stave",
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    disable_help_subcommand = true
+)]
+struct Arguments {
+    #[command(flatten)]
+    global: GlobalOptions,
+    #[command(subcommand)]
+    command: Command,
+}
+
+fn main() -> ExitCode {
+    stave_sandbox::launcher_entry();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return misused(&error),
+    };
+    if arguments.global.debug {
+        trace();
+    }
+    let result = prepare(&arguments.command).and_then(|()| arguments.command.run(&arguments.global));
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            eprint!("{}", failure.render());
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// Usage errors exit with 2; those of `run` with 125, as docker's do, so that they cannot be taken for
+/// the container's own code.
+fn misused(error: &clap::Error) -> ExitCode {
+    // Help and version go to standard output; a closed pipe there is nobody's problem.
+    drop(error.print());
+    if !error.use_stderr() {
+        return ExitCode::SUCCESS;
+    }
+    let is_run =
+        std::env::args().skip(1).find(|word| !word.starts_with('-')).is_some_and(|word| word == "run");
+    ExitCode::from(if is_run { 125 } else { 2 })
+}
+
+/// Mounts made from here on vanish with the process, however it ends. Must run before any thread starts.
+fn prepare(command: &Command) -> Result<(), Failure> {
+    if !command.mounts() {
+        return Ok(());
+    }
+    stave_sandbox::enter_private_mounts().map_err(|error| {
+        let hint = (!rustix::process::geteuid().is_root()).then(|| {
+            "building without root is not supported yet: run as root, for instance with sudo".to_owned()
+        });
+        let code = if matches!(command, Command::Run(_)) { 125 } else { 1 };
+        Failure::new(&error).with_hint(hint).with_code(code)
+    })
+}
+
+fn trace() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("STAVE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("stave=debug,warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

@@ -1,1 +1,131 @@
-//! Placeholder.
+//! One build from request to exported image, and the other things a user asks of images.
+//!
+//! Owns the wiring: the only place where front end, solver, worker, exporter, registry and store meet.
+//! Must not know flags, terminals, environment variables or wire protocols.
+//!
+//! Start with [`Engine::build`], which reads from top to bottom as a build goes.
+
+mod build;
+mod clock;
+mod context;
+mod event;
+mod images;
+mod request;
+mod resolve;
+mod run;
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use stave_cache::{CacheIndex, IndexError};
+use stave_exporter::Exporter;
+use stave_registry::{Client, ClientConfig, ConfigError, Keychain, RegistryTables};
+use stave_sandbox::Launcher;
+use stave_solver::{Limits, Solver};
+use stave_store::{Store, StoreError};
+use stave_worker::{LocalWorker, LocalWorkerConfig};
+
+pub use build::BuildError;
+pub use context::{ARCHIVE_HEAD, ContextArchive, ContextError, looks_like_archive};
+pub use event::{EngineEvent, Observer, StepId};
+pub use images::ImageError;
+pub use request::{BuildOutcome, BuildRequest, PullPolicy, StepCount};
+pub use resolve::{ResolveError, ResolveErrorKind};
+pub use run::{RunError, RunRequest};
+
+/// Processes of RUN steps at once. They mostly wait (for a network, for each other), and a build's own
+/// graph bounds them; too few would make independent stages queue behind each other.
+const PARALLEL_EXECS: usize = 64;
+
+/// What an engine works with.
+#[derive(Debug)]
+pub struct EngineConfig {
+    /// The state directory; created when missing.
+    pub root: PathBuf,
+    /// `[registry."host"]` tables.
+    pub registries: RegistryTables,
+    /// Credentials.
+    pub keychain: Keychain,
+}
+
+/// The engine: shared by everything one process does.
+#[derive(Debug)]
+pub struct Engine {
+    store: Store,
+    registry: Client,
+    worker: Arc<LocalWorker>,
+    solver: Solver<LocalWorker>,
+}
+
+/// Why an engine could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The state directory.
+    #[error("cannot use the state directory `{}`", .root.display())]
+    Store {
+        /// Which.
+        root: PathBuf,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
+    /// The cache's index.
+    #[error("cannot open the cache index")]
+    Index(#[from] IndexError),
+    /// The registry configuration.
+    #[error(transparent)]
+    Registry(#[from] ConfigError),
+}
+
+impl Engine {
+    /// Opens the state directory. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(config: EngineConfig) -> Result<Self, OpenError> {
+        let root = config.root;
+        let failed = |source| OpenError::Store { root: root.clone(), source };
+        let store = Store::open(&root).map_err(failed)?;
+        let index = CacheIndex::open(&store.cache_index_path())?;
+        if let Some(reason) = index.recreated() {
+            tracing::warn!(?reason, "the cache index was unusable and was begun anew");
+        }
+        let registry = Client::new(ClientConfig {
+            registries: config.registries,
+            keychain: config.keychain,
+            limits: stave_registry::Limits::default(),
+            user_agent: concat!("stave/", env!("CARGO_PKG_VERSION")).to_owned(),
+        })?;
+        let worker = LocalWorker::new(LocalWorkerConfig {
+            launcher: Launcher::new(),
+            fingerprints: Some(store.fingerprint_directory()),
+            store: store.clone(),
+        });
+        let worker = Arc::new(worker.map_err(failed)?);
+        let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let limits = Limits { execs: PARALLEL_EXECS, ..Limits::for_processors(processors) };
+        let solver = Solver::new(Arc::clone(&worker), index, limits);
+        Ok(Self { store, registry, worker, solver })
+    }
+
+    /// The store: listings, tags and disk use are asked of it directly.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The registry client.
+    pub fn registry(&self) -> &Client {
+        &self.registry
+    }
+
+    /// An exporter whose results for standard output go there.
+    pub(crate) fn exporter(&self) -> Exporter {
+        Exporter::new(self.store.clone(), self.registry.clone()).with_stdout(std::io::stdout())
+    }
+
+    /// Waits until nothing runs any more.
+    pub async fn shutdown(self) {
+        self.solver.shutdown().await;
+    }
+}

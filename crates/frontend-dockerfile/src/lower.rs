@@ -33,6 +33,7 @@ mod run;
 mod signal;
 mod stage;
 mod transfer;
+mod url;
 
 use context::BuildContext;
 use stage::StageState;

@@ -12,11 +12,15 @@ pub(crate) fn similar<'a>(word: &str, options: impl IntoIterator<Item = &'a str>
     if word.len() > MAX_LENGTH {
         return None;
     }
+    let length = word.chars().count();
     let mut best = None;
     let mut nearest = (DISTANCE_LIMIT, 0);
     for option in options {
         if option == word {
             return None;
+        }
+        if option.chars().count().abs_diff(length) >= DISTANCE_LIMIT {
+            continue;
         }
         // Among equals the one that swaps letters wins: people swap letters.
         let distance = (distance(word, option, false), distance(word, option, true));

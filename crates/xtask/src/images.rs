@@ -65,7 +65,8 @@ fn context(name: &str) -> Result<PathBuf, Failure> {
 
 /// A minimal Debian of the machine's own release, from the machine's own sources.
 fn debian(folder: &Path) -> Result<(), Failure> {
-    let bundle = std::env::var("SSL_CERT_FILE").unwrap_or_else(|_| "/etc/ssl/certs/ca-certificates.crt".to_owned());
+    let bundle =
+        std::env::var("SSL_CERT_FILE").unwrap_or_else(|_| "/etc/ssl/certs/ca-certificates.crt".to_owned());
     std::fs::copy(bundle, folder.join("ca-certificates.crt"))?;
     let release = std::fs::read_to_string("/etc/os-release")?;
     let suite = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));

@@ -59,7 +59,15 @@ fn show(command: &Command) -> String {
 pub(crate) fn release_binary() -> Result<PathBuf, Failure> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
-    build.args(["build", "--release", "--package", "stave-cli", "--bin", "stave", "--message-format=json-render-diagnostics"]);
+    build.args([
+        "build",
+        "--release",
+        "--package",
+        "stave-cli",
+        "--bin",
+        "stave",
+        "--message-format=json-render-diagnostics",
+    ]);
     let output = build.current_dir(crate::root()).stderr(Stdio::inherit()).output()?;
     if !output.status.success() {
         return Err("stave does not compile".into());

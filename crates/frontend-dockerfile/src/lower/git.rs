@@ -105,7 +105,7 @@ fn pairs(query: &str) -> Result<BTreeMap<String, String>, GitError> {
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let plain =
-            |text: &str| super::transfer::decoded(&text.replace('+', " ")).unwrap_or_else(|| text.to_owned());
+            |text: &str| super::url::decoded(&text.replace('+', " ")).unwrap_or_else(|| text.to_owned());
         if pairs.insert(plain(name), plain(value)).is_some() {
             return Err(GitError::ManyValues(plain(name)));
         }
@@ -143,7 +143,7 @@ impl GitRef {
                 "keep-git-dir" => self.keep_git_dir = Some(switch("keep-git-dir", &value)?),
                 "submodules" => self.without_submodules = !switch("submodules", &value)?,
                 "fetch-by-commit" => self.fetch_by_commit = switch("fetch-by-commit", &value)?,
-                // Times of files are the checkout's here whatever it says; the reference's `ADD` does the same.
+                // `ADD` takes the checkout's times whatever it says, in the reference, too.
                 "mtime" if matches!(value.as_str(), "checkout" | "commit") => {}
                 "mtime" => return Err(GitError::Time(value)),
                 _ => return Err(GitError::Unknown(name)),

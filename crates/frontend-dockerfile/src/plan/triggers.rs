@@ -23,12 +23,15 @@ impl BuildPlan {
     pub fn with_triggers(mut self, resolved: &ResolvedSources) -> Result<Self, PlanError> {
         // A trigger may make further stages reachable, whose triggers then count, too.
         while let Some((stage, expressions)) = self.next_triggers(resolved) {
+            self.stages[stage.0].triggers_done = true;
+            if expressions.is_empty() {
+                continue;
+            }
             let triggers = self.parse_triggers(stage, &expressions)?;
             let stages = std::mem::take(&mut self.stages);
             let mut links = Links::of_plan(&self, stages);
             links.prepend(stage, triggers)?;
             self.stages = links.finish()?;
-            self.stages[stage.0].triggers_done = true;
             self.mark_reachable();
         }
         self.check_order()?;

@@ -1,0 +1,74 @@
+//! The commands: one module each, with `Arguments` and `run`.
+
+pub(crate) mod build;
+mod debug;
+mod disk;
+mod image;
+mod login;
+mod run;
+mod transfer;
+mod version;
+
+use crate::report::Failure;
+use crate::state::GlobalOptions;
+
+/// What to do.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    Build(Box<build::Arguments>),
+    Run(Box<run::Arguments>),
+    Images(image::ListArguments),
+    Pull(transfer::PullArguments),
+    Push(transfer::PushArguments),
+    Tag(image::TagArguments),
+    Rmi(image::RemoveArguments),
+    Save(transfer::SaveArguments),
+    Load(transfer::LoadArguments),
+    Inspect(image::InspectArguments),
+    History(image::HistoryArguments),
+    Login(login::LoginArguments),
+    Logout(login::LogoutArguments),
+    Du(disk::UsageArguments),
+    Prune(disk::PruneArguments),
+    Version(version::Arguments),
+    Debug(debug::Arguments),
+}
+
+impl Command {
+    /// Runs the command; the value is the exit code.
+    pub(crate) fn run(&self, global: &GlobalOptions) -> Result<u8, Failure> {
+        match self {
+            Self::Build(arguments) => build::run(arguments, global),
+            Self::Run(arguments) => run::run(arguments, global),
+            Self::Images(arguments) => image::list(arguments, global),
+            Self::Pull(arguments) => transfer::pull(arguments, global),
+            Self::Push(arguments) => transfer::push(arguments, global),
+            Self::Tag(arguments) => image::tag(arguments, global),
+            Self::Rmi(arguments) => image::remove(arguments, global),
+            Self::Save(arguments) => transfer::save(arguments, global),
+            Self::Load(arguments) => transfer::load(arguments, global),
+            Self::Inspect(arguments) => image::inspect(arguments, global),
+            Self::History(arguments) => image::history(arguments, global),
+            Self::Login(arguments) => login::login(arguments, global),
+            Self::Logout(arguments) => login::logout(arguments, global),
+            Self::Du(arguments) => disk::usage(arguments, global),
+            Self::Prune(arguments) => disk::prune(arguments, global),
+            Self::Version(arguments) => version::run(arguments),
+            Self::Debug(arguments) => debug::run(arguments),
+        }
+    }
+
+    /// Whether the command mounts file systems.
+    pub(crate) fn mounts(&self) -> bool {
+        matches!(self, Self::Build(_) | Self::Run(_))
+    }
+}
+
+/// `--format`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Form {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}

@@ -1,0 +1,140 @@
+//! `stave build`: flags to a request, the outcome to files and exit codes.
+
+mod arguments;
+mod input;
+mod request;
+mod values;
+
+use std::io::IsTerminal as _;
+use std::path::Path;
+
+pub(crate) use arguments::{Arguments, ProgressForm};
+use stave_engine::{BuildError, BuildOutcome, BuildRequest, Engine};
+use stave_solver::{OpErrorKind, SolveError};
+pub(crate) use values::{hosts, size};
+
+use crate::progress::Display;
+use crate::report::{self, Failure};
+use crate::runtime::{Interrupt, with_engine};
+use crate::state::GlobalOptions;
+
+/// Builds.
+pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, Failure> {
+    // Everything that can be wrong with the flags is said before the state directory is touched.
+    let wishes = request::Wishes::of(arguments)?;
+    with_engine(global, async |engine, interrupt| {
+        let input = input::read(&arguments.context, arguments.file.as_deref(), engine.store())
+            .map_err(|error| Failure::new(&error).with_hint(error.hint()))?;
+        let request = wishes.request(&input);
+        let outcome = build(engine, &request, arguments, interrupt)
+            .await
+            .map_err(|error| explain(&error, &request, input.ignore_file.as_deref()))?;
+        finish(arguments, &outcome)?;
+        Ok(0)
+    })
+}
+
+async fn build(
+    engine: &Engine,
+    request: &BuildRequest,
+    arguments: &Arguments,
+    interrupt: &Interrupt,
+) -> Result<BuildOutcome, BuildError> {
+    let display = Display::start(arguments.form(), &request.dockerfile);
+    let result = engine.build(request, display.observer(), interrupt.token()).await;
+    match &result {
+        Ok(outcome) => display.finish(outcome),
+        Err(_) => display.abandon(),
+    }
+    result
+}
+
+/// Writes the files that were asked for, and the id for `--quiet`.
+fn finish(arguments: &Arguments, outcome: &BuildOutcome) -> Result<(), Failure> {
+    let id = outcome.image.as_ref().map(ToString::to_string);
+    if let (Some(path), Some(id)) = (&arguments.iidfile, &id) {
+        write(path, id)?;
+    }
+    if let Some(path) = &arguments.metadata_file {
+        let mut metadata = serde_json::Map::new();
+        for exported in &outcome.exports {
+            metadata.extend(exported.metadata());
+        }
+        let text = serde_json::to_string_pretty(&metadata).map_err(|error| Failure::new(&error))?;
+        write(path, &text)?;
+    }
+    if arguments.quiet
+        && let Some(id) = &id
+    {
+        println!("{id}");
+    }
+    Ok(())
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    std::fs::write(path, text)
+        .map_err(|error| Failure::message(format!("cannot write `{}`: {error}", path.display())))
+}
+
+/// A failed build with the part of the Dockerfile it came from and what to do.
+fn explain(error: &BuildError, request: &BuildRequest, ignore_file: Option<&str>) -> Failure {
+    let source = &request.dockerfile;
+    match error {
+        BuildError::Dockerfile(found) => report::diagnostics(source, found, std::io::stderr().is_terminal()),
+        BuildError::Solve { error: SolveError::Cancelled, .. } => Failure::message("the build was cancelled"),
+        BuildError::Solve { error: failed, lines } => {
+            let mut failure =
+                Failure::message(format!("failed to build: failed to solve: {}", cause(failed)));
+            if let Some((first, last)) = *lines {
+                failure.details = report::excerpt(source, first, last);
+            }
+            failure.with_hint(hint(failed, ignore_file))
+        }
+        BuildError::Resolve(failed) => {
+            let text = report::chain(failed);
+            let mut failure = Failure::message(format!("failed to build: failed to solve: {text}"));
+            if let Some(line) = line_of(source, &failed.reference.familiar()) {
+                failure.details = report::excerpt(source, line, line);
+            }
+            failure
+        }
+        other => Failure::message(format!("failed to build: {}", report::chain(other))),
+    }
+}
+
+/// The failed vertex's own words: what it was called stands in the progress and the excerpt.
+fn cause(error: &SolveError) -> String {
+    error.op().map_or_else(|| report::chain(error), |op| report::chain(op))
+}
+
+fn hint(error: &SolveError, ignore_file: Option<&str>) -> Option<String> {
+    let op = error.op()?;
+    let text = report::chain(op);
+    match op.kind() {
+        OpErrorKind::ExitCode { code: 127, .. } => Some(
+            "exit code 127 means that a command was not found: is it installed in this stage?".to_owned(),
+        ),
+        OpErrorKind::ExitCode { code: 126, .. } => {
+            Some("exit code 126 means that a command is not executable".to_owned())
+        }
+        OpErrorKind::ExitCode { signal: Some(9), .. } => {
+            Some("the process was killed: the machine may have run out of memory".to_owned())
+        }
+        OpErrorKind::Input if text.contains("not found") => ignore_file
+            .map(|file| format!("paths are looked up in the build context; `{file}` may exclude this one")),
+        _ if text.contains("No space left on device") => {
+            Some("free some space, for instance with `stave prune --all`".to_owned())
+        }
+        _ => None,
+    }
+}
+
+/// The line of a FROM (or COPY --from) that names an image, for errors that arise before there is a graph.
+fn line_of(source: &stave_frontend_dockerfile::Source, name: &str) -> Option<usize> {
+    let bare = name.rsplit('/').next()?.split([':', '@']).next()?;
+    let mentions = |line: &str| {
+        let upper = line.trim_start().to_ascii_uppercase();
+        (upper.starts_with("FROM ") || upper.contains("FROM=")) && line.contains(bare)
+    };
+    source.text.lines().position(mentions).map(|index| index + 1)
+}

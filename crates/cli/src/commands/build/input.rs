@@ -1,0 +1,220 @@
+//! What a build reads: the context, the Dockerfile, the ignore file, from wherever the flags say.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use stave_engine::{ARCHIVE_HEAD, ContextArchive};
+use stave_frontend_dockerfile::{Source, dockerignore};
+use stave_store::Store;
+
+/// Bytes of the largest Dockerfile or ignore file that is read: a binary named by mistake is caught early.
+const MAX_DOCKERFILE: u64 = 16 << 20;
+
+/// A build's inputs.
+pub(super) struct Input {
+    /// Where files are copied from.
+    pub(super) context: PathBuf,
+    /// The Dockerfile with the name that messages show.
+    pub(super) dockerfile: Source,
+    /// The ignore file's patterns.
+    pub(super) ignored: Vec<String>,
+    /// The ignore file as messages show it, if there is one.
+    pub(super) ignore_file: Option<String>,
+    /// An unpacked or empty context; it lives as long as the build.
+    _unpacked: Option<ContextArchive>,
+}
+
+/// An input that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum InputError {
+    /// The context is not there.
+    #[error("unable to prepare context: path \"{}\" not found", .0.display())]
+    NoContext(PathBuf),
+    /// The context is a file.
+    #[error("unable to prepare context: \"{}\" is not a directory", .0.display())]
+    ContextIsFile(PathBuf),
+    /// A context that is not on this machine.
+    #[error("context `{0}`: URLs and git repositories are not supported yet; clone or download it first")]
+    RemoteContext(String),
+    /// `-f -` and `-` at once.
+    #[error("invalid argument: can't use stdin for both build context and dockerfile")]
+    StdinTwice,
+    /// No Dockerfile.
+    #[error("failed to read dockerfile: open {}: no such file or directory", .path.display())]
+    NoDockerfile {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// Files of the context whose names are close.
+        similar: Vec<String>,
+    },
+    /// A file that cannot be read.
+    #[error("failed to read `{}`", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Not text, or much too large.
+    #[error("`{}` is not a Dockerfile: {problem}", .path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        problem: &'static str,
+    },
+    /// The archive on standard input.
+    #[error("failed to read the context archive from standard input")]
+    Archive(#[source] stave_engine::ContextError),
+}
+
+impl InputError {
+    /// What to do about it.
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoDockerfile { similar, .. } if !similar.is_empty() => {
+                Some(format!("the context has {}; name it with `-f`", similar.join(", ")))
+            }
+            Self::NoDockerfile { .. } => {
+                Some("name the file with `-f`, or run in the directory that has it".to_owned())
+            }
+            Self::NoContext(_) | Self::ContextIsFile(_) => {
+                Some("the last argument is the directory to build from, for instance `.`".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Reads what the flags name. An archive is unpacked in `store`.
+pub(super) fn read(context: &Path, file: Option<&Path>, store: &Store) -> Result<Input, InputError> {
+    if context == Path::new("-") {
+        return from_stdin(file, store);
+    }
+    let text = context.to_string_lossy();
+    if text.contains("://") || text.starts_with("git@") || text.ends_with(".git") && !context.is_dir() {
+        return Err(InputError::RemoteContext(text.into_owned()));
+    }
+    let metadata = fs::metadata(context).map_err(|_| InputError::NoContext(context.to_owned()))?;
+    if !metadata.is_dir() {
+        return Err(InputError::ContextIsFile(context.to_owned()));
+    }
+    match file {
+        Some(path) if path == Path::new("-") => {
+            let text = text_of(&mut io::stdin().lock(), Path::new("-"))?;
+            finish(context.to_owned(), Source { name: "Dockerfile".to_owned(), text }, None, None)
+        }
+        Some(path) => from_directory(context, path.to_owned(), None),
+        None => from_directory(context, context.join("Dockerfile"), None),
+    }
+}
+
+fn from_stdin(file: Option<&Path>, store: &Store) -> Result<Input, InputError> {
+    if file == Some(Path::new("-")) {
+        return Err(InputError::StdinTwice);
+    }
+    let mut stdin = io::stdin().lock();
+    let mut head = vec![0; ARCHIVE_HEAD];
+    let length =
+        fill(&mut stdin, &mut head).map_err(|source| InputError::Read { path: "-".into(), source })?;
+    head.truncate(length);
+    let is_archive = stave_engine::looks_like_archive(&head);
+    let mut whole = io::Cursor::new(head).chain(stdin);
+    if is_archive {
+        let unpacked = ContextArchive::unpack(store, &mut whole).map_err(InputError::Archive)?;
+        let dockerfile = unpacked.path().join(file.unwrap_or(Path::new("Dockerfile")));
+        return from_directory(&unpacked.path().to_owned(), dockerfile, Some(unpacked));
+    }
+    let text = text_of(&mut whole, Path::new("-"))?;
+    let empty = ContextArchive::empty(store).map_err(InputError::Archive)?;
+    let context = empty.path().to_owned();
+    finish(context, Source { name: "Dockerfile".to_owned(), text }, None, Some(empty))
+}
+
+fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match reader.read(&mut buffer[length..]) {
+            Ok(0) => break,
+            Ok(count) => length += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
+}
+
+fn from_directory(
+    context: &Path,
+    path: PathBuf,
+    unpacked: Option<ContextArchive>,
+) -> Result<Input, InputError> {
+    let mut file = match fs::File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(InputError::NoDockerfile { similar: similar(context), path });
+        }
+        Err(source) => return Err(InputError::Read { path, source }),
+    };
+    let text = text_of(&mut file, &path)?;
+    let name =
+        path.file_name().map_or_else(|| "Dockerfile".to_owned(), |name| name.to_string_lossy().into_owned());
+    finish(context.to_owned(), Source { name, text }, Some(path), unpacked)
+}
+
+/// Names in the context that somebody may have meant.
+fn similar(context: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(context) else { return Vec::new() };
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut names: Vec<String> = names
+        .filter(|name| {
+            let lower = name.to_ascii_lowercase();
+            (lower.contains("dockerfile") || lower.contains("containerfile")) && !lower.ends_with("ignore")
+        })
+        .take(8)
+        .collect();
+    names.sort();
+    names
+}
+
+fn text_of(reader: &mut dyn Read, path: &Path) -> Result<String, InputError> {
+    let mut bytes = Vec::new();
+    let read = reader.take(MAX_DOCKERFILE + 1).read_to_end(&mut bytes);
+    read.map_err(|source| InputError::Read { path: path.to_owned(), source })?;
+    if bytes.len() as u64 > MAX_DOCKERFILE {
+        return Err(InputError::NotText { path: path.to_owned(), problem: "it is larger than 16 MiB" });
+    }
+    if bytes.contains(&0) {
+        return Err(InputError::NotText { path: path.to_owned(), problem: "it contains NUL bytes" });
+    }
+    String::from_utf8(bytes)
+        .map_err(|_| InputError::NotText { path: path.to_owned(), problem: "it is not valid UTF-8" })
+}
+
+/// Adds the ignore file: the one named after the Dockerfile wins over the context's.
+fn finish(
+    context: PathBuf,
+    dockerfile: Source,
+    path: Option<PathBuf>,
+    unpacked: Option<ContextArchive>,
+) -> Result<Input, InputError> {
+    let own = path.map(|path| {
+        let mut name = path.into_os_string();
+        name.push(".dockerignore");
+        PathBuf::from(name)
+    });
+    for candidate in own.into_iter().chain([context.join(".dockerignore")]) {
+        let mut file = match fs::File::open(&candidate) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(source) => return Err(InputError::Read { path: candidate, source }),
+        };
+        let text = text_of(&mut file, &candidate)?;
+        let ignored = dockerignore::parse(&text);
+        let shown = candidate.file_name().map(|name| name.to_string_lossy().into_owned());
+        return Ok(Input { context, dockerfile, ignored, ignore_file: shown, _unpacked: unpacked });
+    }
+    Ok(Input { context, dockerfile, ignored: Vec::new(), ignore_file: None, _unpacked: unpacked })
+}

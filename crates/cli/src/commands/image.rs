@@ -1,0 +1,228 @@
+//! Listings of the local store and what changes names in it: `images`, `tag`, `rmi`, `inspect`, `history`.
+
+mod history;
+mod inspect;
+
+pub(crate) use history::{HistoryArguments, history};
+pub(crate) use inspect::{InspectArguments, inspect};
+use jiff::Timestamp;
+use serde_json::json;
+use stave_oci::Reference;
+use stave_store::{ListedImage, LocalImage, Store};
+
+use crate::commands::Form;
+use crate::format;
+use crate::report::Failure;
+use crate::runtime::with_store;
+use crate::state::GlobalOptions;
+
+/// List images
+#[derive(Debug, clap::Args)]
+pub(crate) struct ListArguments {
+    /// Only images of this name
+    #[arg(value_name = "NAME[:TAG]")]
+    name: Option<String>,
+    /// Only print ids
+    #[arg(short, long)]
+    quiet: bool,
+    /// Do not shorten ids
+    #[arg(long)]
+    no_trunc: bool,
+    /// Show digests
+    #[arg(long)]
+    digests: bool,
+    /// Show all images (there are no hidden ones)
+    #[arg(short, long)]
+    all: bool,
+    /// Output form: `table` or `json`, one object a line
+    #[arg(long, value_name = "FORM")]
+    format: Option<Form>,
+}
+
+/// One line of a listing: an image under one of its names.
+struct Line<'a> {
+    name: Option<&'a Reference>,
+    listed: &'a ListedImage,
+}
+
+impl Line<'_> {
+    fn repository(&self) -> String {
+        self.name.map_or_else(|| "<none>".to_owned(), Reference::familiar_name)
+    }
+
+    fn tag(&self) -> String {
+        self.name.and_then(Reference::tag).unwrap_or("<none>").to_owned()
+    }
+
+    fn id(&self, full: bool) -> String {
+        let id = &self.listed.image.id;
+        if full { id.to_string() } else { id.short().to_owned() }
+    }
+
+    fn digest(&self) -> String {
+        self.listed
+            .image
+            .manifest
+            .as_ref()
+            .map_or_else(|| "<none>".to_owned(), |manifest| manifest.digest.to_string())
+    }
+
+    fn stored(&self) -> Timestamp {
+        Timestamp::try_from(self.listed.stored_at).unwrap_or(Timestamp::UNIX_EPOCH)
+    }
+}
+
+/// `stave images`
+pub(crate) fn list(arguments: &ListArguments, global: &GlobalOptions) -> Result<u8, Failure> {
+    with_store(global, |store| {
+        let images = store.images().map_err(|error| Failure::new(&error))?;
+        let wanted = arguments.name.as_deref().map(|text| filter(text)).transpose()?;
+        let lines = images.iter().flat_map(lines);
+        let lines: Vec<Line<'_>> =
+            lines.filter(|line| wanted.as_ref().is_none_or(|wanted| wanted(line.name))).collect();
+        print(&lines, arguments);
+        Ok(0)
+    })
+}
+
+/// One line a name; one for an image without.
+fn lines(listed: &ListedImage) -> Vec<Line<'_>> {
+    if listed.names.is_empty() {
+        return vec![Line { name: None, listed }];
+    }
+    listed.names.iter().map(|name| Line { name: Some(name), listed }).collect()
+}
+
+/// docker's filter: a name without a tag matches every tag.
+fn filter(text: &str) -> Result<impl Fn(Option<&Reference>) -> bool + use<>, Failure> {
+    let wanted: Reference = text.parse().map_err(|error| Failure::message(format!("{text}: {error}")))?;
+    let any_tag = wanted.tag().is_none_or(|tag| !text.ends_with(&format!(":{tag}")));
+    Ok(move |name: Option<&Reference>| {
+        name.is_some_and(|name| name.name() == wanted.name() && (any_tag || name.tag() == wanted.tag()))
+    })
+}
+
+fn print(lines: &[Line<'_>], arguments: &ListArguments) {
+    let now = Timestamp::now();
+    if arguments.quiet {
+        for line in lines {
+            println!("{}", line.id(arguments.no_trunc));
+        }
+        return;
+    }
+    if arguments.format == Some(Form::Json) {
+        for line in lines {
+            let object = json!({
+                "Repository": line.repository(), "Tag": line.tag(), "ID": line.id(arguments.no_trunc),
+                "Digest": line.digest(), "CreatedAt": line.stored().to_string(),
+                "CreatedSince": format::age(line.stored(), now), "Size": format::size(line.listed.size),
+                "SizeBytes": line.listed.size,
+            });
+            println!("{object}");
+        }
+        return;
+    }
+    let mut header = vec!["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"];
+    if arguments.digests {
+        header.insert(2, "DIGEST");
+    }
+    let row = |line: &Line<'_>| {
+        let mut row = vec![
+            line.repository(),
+            line.tag(),
+            line.id(arguments.no_trunc),
+            format::age(line.stored(), now),
+            format::size(line.listed.size),
+        ];
+        if arguments.digests {
+            row.insert(2, line.digest());
+        }
+        row
+    };
+    println!("{}", format::table(&header, &lines.iter().map(row).collect::<Vec<_>>()));
+}
+
+/// Give an image another name
+#[derive(Debug, clap::Args)]
+pub(crate) struct TagArguments {
+    /// Name or id
+    image: String,
+    /// The new name
+    name: Reference,
+}
+
+/// `stave tag`
+pub(crate) fn tag(arguments: &TagArguments, global: &GlobalOptions) -> Result<u8, Failure> {
+    with_store(global, |store| {
+        let image = find(store, &arguments.image)?;
+        store.tag(&image.id, &arguments.name).map_err(|error| Failure::new(&error))?;
+        Ok(0)
+    })
+}
+
+/// Remove images
+#[derive(Debug, clap::Args)]
+pub(crate) struct RemoveArguments {
+    /// Remove an image with several names by its id, and do not mind images that are not there
+    #[arg(short, long)]
+    force: bool,
+    /// Names or ids
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
+}
+
+/// `stave rmi`: goes through all arguments, then fails if one failed.
+pub(crate) fn remove(arguments: &RemoveArguments, global: &GlobalOptions) -> Result<u8, Failure> {
+    with_store(global, |store| {
+        let mut failures = Vec::new();
+        for text in &arguments.images {
+            match remove_one(store, text, arguments.force) {
+                Ok(lines) => lines.iter().for_each(|line| println!("{line}")),
+                Err(failure) => failures.push(failure),
+            }
+        }
+        let last = failures.pop();
+        for failure in failures {
+            eprint!("{}", failure.render());
+        }
+        last.map_or(Ok(0), Err)
+    })
+}
+
+fn remove_one(store: &Store, text: &str, force: bool) -> Result<Vec<String>, Failure> {
+    let failed = |error: stave_store::StoreError| Failure::new(&error);
+    let image = match find(store, text) {
+        Err(_) if force => return Ok(Vec::new()),
+        other => other?,
+    };
+    let names = store.image_names(&image.id).map_err(failed)?;
+    let named = text.parse::<Reference>().ok().filter(|name| names.contains(name));
+    let mut lines = Vec::new();
+    match named {
+        Some(name) => {
+            store.untag(&name).map_err(failed)?;
+            lines.push(format!("Untagged: {}", name.familiar()));
+            if names.len() > 1 {
+                return Ok(lines);
+            }
+        }
+        None if names.len() > 1 && !force => {
+            return Err(Failure::message(format!(
+                "unable to delete {text}: image is referenced by several names; remove the names, or use --force"
+            )));
+        }
+        None => lines.extend(names.iter().map(|name| format!("Untagged: {}", name.familiar()))),
+    }
+    store.remove_image(&image.id).map_err(failed)?;
+    lines.push(format!("Deleted: {}", image.id));
+    Ok(lines)
+}
+
+/// The image a user's text means.
+pub(super) fn find(store: &Store, text: &str) -> Result<LocalImage, Failure> {
+    let found = store.image(text).map_err(|error| Failure::new(&error))?;
+    found.ok_or_else(|| {
+        Failure::message(format!("No such image: {text}"))
+            .with_hint("`stave images` lists what is here".to_owned())
+    })
+}

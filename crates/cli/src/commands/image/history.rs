@@ -1,0 +1,94 @@
+//! `stave history`: which instruction made which layer.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use serde_json::json;
+use stave_oci::{History, ImageConfig};
+use stave_store::{LayerId, LocalImage, Store, UsageId};
+
+use super::find;
+use crate::commands::Form;
+use crate::format;
+use crate::report::Failure;
+use crate::runtime::with_store;
+use crate::state::GlobalOptions;
+
+/// Characters of an instruction that a table shows, as docker has it.
+const CREATED_BY: usize = 45;
+
+/// Show how an image was made
+#[derive(Debug, clap::Args)]
+pub(crate) struct HistoryArguments {
+    /// Do not shorten anything
+    #[arg(long)]
+    no_trunc: bool,
+    /// Output form: `table` or `json`, one object a line
+    #[arg(long, value_name = "FORM")]
+    format: Option<Form>,
+    /// Name or id
+    image: String,
+}
+
+/// Prints it, the newest instruction first.
+pub(crate) fn history(arguments: &HistoryArguments, global: &GlobalOptions) -> Result<u8, Failure> {
+    with_store(global, |store| {
+        let image = find(store, &arguments.image)?;
+        let config: ImageConfig =
+            serde_json::from_slice(&image.config).map_err(|error| Failure::new(&error))?;
+        let sizes = sizes(store, &image, &config.history)?;
+        let entries: Vec<(&History, u64)> = config.history.iter().zip(sizes).rev().collect();
+        print(&entries, &image, arguments);
+        Ok(0)
+    })
+}
+
+/// Bytes of each entry's layer; zero for entries without one.
+fn sizes(store: &Store, image: &LocalImage, history: &[History]) -> Result<Vec<u64>, Failure> {
+    let usage = store.disk_usage().map_err(|error| Failure::new(&error))?;
+    let known: HashMap<LayerId, u64> = usage
+        .records
+        .iter()
+        .filter_map(|record| match record.id {
+            UsageId::Layer(layer) => Some((layer, record.size)),
+            _ => None,
+        })
+        .collect();
+    let mut layers = image.layers.iter();
+    let size = |entry: &History| {
+        let layer = if entry.empty_layer { None } else { layers.next() };
+        layer.and_then(|layer| known.get(&layer.layer)).copied().unwrap_or(0)
+    };
+    Ok(history.iter().map(size).collect())
+}
+
+fn print(entries: &[(&History, u64)], image: &LocalImage, arguments: &HistoryArguments) {
+    let now = Timestamp::now();
+    let id = |index: usize| match (index, arguments.no_trunc) {
+        (0, true) => image.id.to_string(),
+        (0, false) => image.id.short().to_owned(),
+        _ => "<missing>".to_owned(),
+    };
+    let time = |entry: &History| entry.created.as_deref().and_then(|text| text.parse::<Timestamp>().ok());
+    if arguments.format == Some(Form::Json) {
+        for (index, (entry, size)) in entries.iter().enumerate() {
+            let object = json!({
+                "ID": id(index), "CreatedAt": entry.created, "CreatedBy": entry.created_by,
+                "Size": format::size(*size), "SizeBytes": size, "Comment": entry.comment,
+            });
+            println!("{object}");
+        }
+        return;
+    }
+    let row = |(index, (entry, size)): (usize, &(&History, u64))| {
+        let by = if arguments.no_trunc {
+            entry.created_by.clone()
+        } else {
+            format::clip(&entry.created_by, CREATED_BY)
+        };
+        let age = time(entry).map_or_else(|| "N/A".to_owned(), |then| format::age(then, now));
+        vec![id(index), age, by.replace('\t', " "), format::size(*size), entry.comment.clone()]
+    };
+    let rows: Vec<_> = entries.iter().enumerate().map(row).collect();
+    println!("{}", format::table(&["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"], &rows));
+}

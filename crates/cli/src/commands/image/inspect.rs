@@ -1,0 +1,62 @@
+//! `stave inspect`: everything known about images, in docker's JSON form.
+
+use serde_json::{Value, json};
+use stave_oci::{ImageConfig, Reference};
+use stave_store::{LocalImage, Store};
+
+use super::find;
+use crate::report::Failure;
+use crate::runtime::with_store;
+use crate::state::GlobalOptions;
+
+/// Show an image's details as JSON
+#[derive(Debug, clap::Args)]
+pub(crate) struct InspectArguments {
+    /// Output form: only `json` (the default)
+    #[arg(long, value_name = "FORM", default_value = "json")]
+    format: crate::commands::Form,
+    /// Names or ids
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
+}
+
+/// Prints an array with one object an image.
+pub(crate) fn inspect(arguments: &InspectArguments, global: &GlobalOptions) -> Result<u8, Failure> {
+    if arguments.format != crate::commands::Form::Json {
+        return Err(Failure::usage("inspect prints `--format json` only"));
+    }
+    with_store(global, |store| {
+        let images = arguments.images.iter().map(|text| describe(store, &find(store, text)?));
+        let images = images.collect::<Result<Vec<Value>, Failure>>()?;
+        println!("{}", serde_json::to_string_pretty(&images).map_err(|error| Failure::new(&error))?);
+        Ok(0)
+    })
+}
+
+fn describe(store: &Store, image: &LocalImage) -> Result<Value, Failure> {
+    let config: ImageConfig = serde_json::from_slice(&image.config).map_err(|error| Failure::new(&error))?;
+    let names = store.image_names(&image.id).map_err(|error| Failure::new(&error))?;
+    let tags: Vec<String> = names.iter().map(Reference::familiar).collect();
+    let digest = image.manifest.as_ref().map(|manifest| &manifest.digest);
+    let mut digests: Vec<String> = digest
+        .iter()
+        .flat_map(|digest| names.iter().map(move |n| format!("{}@{digest}", n.familiar_name())))
+        .collect();
+    digests.dedup();
+    let listed = store.images().map_err(|error| Failure::new(&error))?;
+    let listed = listed.iter().find(|listed| listed.image.id == image.id);
+    Ok(json!({
+        "Id": image.id,
+        "RepoTags": tags,
+        "RepoDigests": digests,
+        "Created": config.created,
+        "Author": config.author,
+        "Architecture": config.architecture,
+        "Variant": config.variant,
+        "Os": config.os,
+        "Size": listed.map(|listed| listed.size),
+        "Config": config.config,
+        "RootFS": {"Type": "layers", "Layers": config.rootfs.diff_ids},
+        "Metadata": {"StoredAt": listed.and_then(|listed| jiff::Timestamp::try_from(listed.stored_at).ok())},
+    }))
+}

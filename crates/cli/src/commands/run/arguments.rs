@@ -1,0 +1,181 @@
+//! The flags of `stave run`, with docker's names and meaning.
+
+use std::path::PathBuf;
+
+use stave_oci::Platform;
+use stave_worker::{Bind, StepNetwork};
+
+use crate::report::Failure;
+
+/// Run a command in an image
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Remove the container afterwards (always done: containers are not kept)
+    #[arg(long)]
+    rm: bool,
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub(super) interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub(super) tty: bool,
+    /// Set an environment variable; without a value, take it from the environment
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// Working directory
+    #[arg(short, long, value_name = "DIR")]
+    pub(super) workdir: Option<String>,
+    /// User and group
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(super) user: Option<String>,
+    /// Replace the image's entry point
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+    /// Mount a file or directory of the host
+    #[arg(short, long, value_name = "SOURCE:TARGET[:ro]")]
+    volume: Vec<String>,
+    /// Network: `host` or `none`
+    #[arg(long, alias = "net", value_name = "MODE", default_value = "host")]
+    network: NetworkMode,
+    /// Refuse writes to the root file system
+    #[arg(long)]
+    pub(super) read_only: bool,
+    /// Host name
+    #[arg(long, value_name = "NAME")]
+    pub(super) hostname: Option<String>,
+    /// Add a line to /etc/hosts
+    #[arg(long, value_name = "NAME:ADDRESS")]
+    add_host: Vec<String>,
+    /// When to pull the image
+    #[arg(long, value_name = "WHEN", default_value = "missing")]
+    pub(super) pull: PullMode,
+    /// Platform of the image
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(super) platform: Option<Platform>,
+    /// The image
+    pub(super) image: String,
+    /// The command and its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(super) command: Vec<String>,
+}
+
+/// `--network`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum NetworkMode {
+    /// The host's
+    Host,
+    /// Only a loopback device
+    None,
+}
+
+/// `--pull`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum PullMode {
+    /// Even if it is here
+    Always,
+    /// If it is not here
+    Missing,
+    /// Not at all
+    Never,
+}
+
+/// The flags that have a language of their own, read.
+pub(super) struct Wishes {
+    pub(super) entrypoint: Option<Vec<String>>,
+    pub(super) env: Vec<String>,
+    pub(super) binds: Vec<Bind>,
+    pub(super) network: StepNetwork,
+    pub(super) extra_hosts: Vec<(String, String)>,
+}
+
+impl Arguments {
+    /// Reads them.
+    pub(super) fn wishes(&self) -> Result<Wishes, Failure> {
+        let hosts = crate::commands::build::hosts(&self.add_host)
+            .map_err(|error| Failure::usage(error.to_string()))?;
+        Ok(Wishes {
+            // docker: an empty entry point removes the image's.
+            entrypoint: self
+                .entrypoint
+                .clone()
+                .map(|text| if text.is_empty() { Vec::new() } else { vec![text] }),
+            env: environment(&self.env, |name| std::env::var(name).ok()),
+            binds: self.volume.iter().map(|text| bind(text)).collect::<Result<_, _>>()?,
+            network: match self.network {
+                NetworkMode::Host => StepNetwork::Host,
+                NetworkMode::None => StepNetwork::None,
+            },
+            extra_hosts: hosts.into_iter().map(|host| (host.host, host.address.to_string())).collect(),
+        })
+    }
+}
+
+/// A bare name takes the caller's value, and is left out if there is none.
+fn environment(words: &[String], caller: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    let pair = |word: &String| match word.contains('=') {
+        true => Some(word.clone()),
+        false => caller(word).map(|value| format!("{word}={value}")),
+    };
+    words.iter().filter_map(pair).collect()
+}
+
+fn bind(text: &str) -> Result<Bind, Failure> {
+    let wrong = |problem: &str| Failure::usage(format!("invalid volume `{text}`: {problem}"));
+    let parts: Vec<&str> = text.split(':').collect();
+    let (source, target, mode) = match parts.as_slice() {
+        [source, target] => (*source, *target, "rw"),
+        [source, target, mode] => (*source, *target, *mode),
+        _ => return Err(wrong("expected `SOURCE:TARGET[:ro]`")),
+    };
+    if !source.starts_with(['/', '.', '~']) {
+        return Err(wrong("named volumes are not supported yet; give a path"));
+    }
+    if !target.starts_with('/') {
+        return Err(wrong("the target must be an absolute path"));
+    }
+    let mut readonly = false;
+    for option in mode.split(',') {
+        match option {
+            "ro" | "readonly" => readonly = true,
+            "rw" => readonly = false,
+            // Labels for SELinux: nothing to do where it is not enforced.
+            "z" | "Z" => {}
+            other => return Err(wrong(&format!("unknown mode `{other}`: expected `ro` or `rw`"))),
+        }
+    }
+    Ok(Bind { source: PathBuf::from(source), target: PathBuf::from(target), readonly })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: Result<(&str, &str, bool), &str>) {
+        let found = bind(text).map_err(|failure| failure.message);
+        let expected = expected.map(|(source, target, readonly)| Bind {
+            source: source.into(),
+            target: target.into(),
+            readonly,
+        });
+        assert_eq!(found, expected.map_err(|problem| format!("invalid volume `{text}`: {problem}")));
+    }
+
+    #[test]
+    fn volumes() {
+        check("/a:/b", Ok(("/a", "/b", false)));
+        check("./a:/b:ro", Ok(("./a", "/b", true)));
+        check("/a:/b:z,ro", Ok(("/a", "/b", true)));
+        check("/a", Err("expected `SOURCE:TARGET[:ro]`"));
+        check("/a:b", Err("the target must be an absolute path"));
+        check("name:/b", Err("named volumes are not supported yet; give a path"));
+        check("/a:/b:bad", Err("unknown mode `bad`: expected `ro` or `rw`"));
+    }
+
+    #[test]
+    fn bare_names_take_the_callers_value() {
+        let words = ["A=1".to_owned(), "HERE".to_owned(), "GONE".to_owned()];
+        let found = environment(&words, |name| (name == "HERE").then(|| "x".to_owned()));
+        assert_eq!(found, ["A=1", "HERE=x"]);
+    }
+}

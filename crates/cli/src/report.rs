@@ -1,0 +1,180 @@
+//! How failures look: the Dockerfile excerpt, the message, the help, the exit code.
+//!
+//! Diagnostics of the front end are drawn as rustc draws them; a failed step as BuildKit draws it, so
+//! that tools which read its output find what they look for. Owns no algorithm. Start with [`Failure`].
+
+use std::fmt::Write as _;
+
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use stave_frontend_dockerfile::{Diagnostic, Severity, Source};
+
+/// Lines shown around the marked ones, as BuildKit has it.
+const CONTEXT_LINES: usize = 4;
+
+/// A command's failure, ready to be shown.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// Everything above the last line: excerpt, log tail.
+    pub(crate) details: String,
+    /// What happened, in one line.
+    pub(crate) message: String,
+    /// What to do about it.
+    pub(crate) hints: Vec<String>,
+    /// The exit code.
+    pub(crate) code: u8,
+}
+
+impl Failure {
+    /// A build or command that failed: exit code 1.
+    pub(crate) fn new(error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::message(chain(error))
+    }
+
+    /// The same from a ready message.
+    pub(crate) fn message(message: impl Into<String>) -> Self {
+        Self { details: String::new(), message: message.into(), hints: Vec::new(), code: 1 }
+    }
+
+    /// A call that cannot be understood: exit code 2.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self { code: 2, ..Self::message(message) }
+    }
+
+    /// With a word on what to do.
+    #[must_use]
+    pub(crate) fn with_hint(mut self, hint: impl Into<Option<String>>) -> Self {
+        self.hints.extend(hint.into());
+        self
+    }
+
+    /// With another exit code.
+    #[must_use]
+    pub(crate) fn with_code(self, code: u8) -> Self {
+        Self { code, ..self }
+    }
+
+    /// What goes to standard error.
+    pub(crate) fn render(&self) -> String {
+        let mut text = self.details.clone();
+        // Writing to a String cannot fail.
+        let _infallible = writeln!(text, "ERROR: {}", self.message);
+        for hint in &self.hints {
+            let _infallible = writeln!(text, "hint: {hint}");
+        }
+        text
+    }
+}
+
+/// An error and its causes in one line; a cause that only repeats the text before it is left out.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let words = inner.to_string();
+        if !text.contains(&words) {
+            let _infallible = write!(text, ": {words}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+/// Front-end diagnostics as a failure.
+pub(crate) fn diagnostics(source: &Source, found: &[Diagnostic], colour: bool) -> Failure {
+    let mut details = String::new();
+    for diagnostic in found {
+        details.push_str(&draw(source, diagnostic, colour));
+        details.push('\n');
+    }
+    let first = found.iter().find(|diagnostic| diagnostic.is_error()).or(found.first());
+    let message = first.map_or_else(|| "the Dockerfile is not valid".to_owned(), ToString::to_string);
+    Failure { details, ..Failure::message(format!("failed to build: failed to solve: {message}")) }
+}
+
+/// One diagnostic with the source it points at.
+pub(crate) fn draw(source: &Source, diagnostic: &Diagnostic, colour: bool) -> String {
+    let level = match diagnostic.severity {
+        Severity::Error => Level::ERROR,
+        Severity::Warning => Level::WARNING,
+    };
+    let span = |span: stave_frontend_dockerfile::Span| {
+        let end = span.end.min(source.text.len());
+        span.start.min(end)..end
+    };
+    let snippet = Snippet::source(source.text.as_str())
+        .path(source.name.as_str())
+        .annotation(AnnotationKind::Primary.span(span(diagnostic.span)));
+    let mut group: Group<'_> = level.primary_title(diagnostic.message.as_str()).element(snippet);
+    if let Some(help) = &diagnostic.help {
+        group = group.element(Level::HELP.message(help.as_str()));
+    }
+    let mut report = vec![group];
+    for note in &diagnostic.notes {
+        let note_group = match note.span {
+            Some(place) => Level::NOTE.secondary_title(note.text.as_str()).element(
+                Snippet::source(source.text.as_str())
+                    .path(source.name.as_str())
+                    .annotation(AnnotationKind::Primary.span(span(place))),
+            ),
+            None => Group::with_title(Level::NOTE.secondary_title(note.text.as_str())),
+        };
+        report.push(note_group);
+    }
+    let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
+    renderer.render(&report)
+}
+
+/// Lines `first..=last` of a Dockerfile, marked, with some before and after: BuildKit's form.
+pub(crate) fn excerpt(source: &Source, first: usize, last: usize) -> String {
+    let lines: Vec<&str> = source.text.lines().collect();
+    let last = last.clamp(first, lines.len().max(first));
+    let from = first.saturating_sub(CONTEXT_LINES / 2 + 1);
+    let to = (last + CONTEXT_LINES / 2).min(lines.len());
+    let mut text = format!("{}:{first}\n--------------------\n", source.name);
+    for (index, line) in lines.iter().enumerate().take(to).skip(from) {
+        let number = index + 1;
+        let mark = if (first..=last).contains(&number) { ">>>" } else { "   " };
+        let shown: String = line.chars().filter(|letter| !letter.is_control() || *letter == '\t').collect();
+        let _infallible = writeln!(text, "{number:4} | {mark} {shown}");
+    }
+    text.push_str("--------------------\n");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source() -> Source {
+        Source::new("Dockerfile", "FROM a\nRUN one\nRUN two \\\n  three\nRUN four\nRUN five\nRUN six\n")
+    }
+
+    #[test]
+    fn excerpts_look_like_buildkits() {
+        insta::assert_snapshot!(excerpt(&source(), 3, 4), @r"
+        Dockerfile:3
+        --------------------
+           1 |     FROM a
+           2 |     RUN one
+           3 | >>> RUN two \
+           4 | >>>   three
+           5 |     RUN four
+           6 |     RUN five
+        --------------------
+        ");
+        assert!(excerpt(&source(), 1, 1).contains("   1 | >>> FROM a"));
+        assert!(excerpt(&source(), 99, 99).starts_with("Dockerfile:99"));
+        assert!(!excerpt(&Source::new("D", "RUN \x1b[31mred"), 1, 1).contains('\x1b'));
+    }
+
+    #[test]
+    fn causes_follow_in_one_line() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot read")]
+        struct Outer(#[source] std::io::Error);
+        let error = Outer(std::io::Error::other("disk on fire"));
+        assert_eq!(chain(&error), "cannot read: disk on fire");
+        let failure = Failure::new(&error).with_hint("use water".to_owned());
+        assert_eq!(failure.render(), "ERROR: cannot read: disk on fire\nhint: use water\n");
+    }
+}

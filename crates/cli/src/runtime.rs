@@ -1,0 +1,96 @@
+//! The life of a command that needs the engine: open it, run, stop on signals, close it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use stave_engine::{Engine, EngineConfig};
+use stave_registry::Keychain;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::config;
+use crate::report::Failure;
+use crate::state::{GlobalOptions, docker_config};
+
+/// How a command is told to stop.
+#[derive(Debug, Clone)]
+pub(crate) struct Interrupt {
+    token: CancellationToken,
+    signal: Arc<AtomicU8>,
+}
+
+impl Interrupt {
+    /// Fires at the first SIGINT or SIGTERM.
+    pub(crate) fn token(&self) -> &CancellationToken {
+        &self.token
+    }
+
+    /// The exit code of an interrupted command: 128 and the signal's number.
+    pub(crate) fn code(&self) -> Option<u8> {
+        match self.signal.load(Ordering::Relaxed) {
+            0 => None,
+            number => Some(128 + number),
+        }
+    }
+}
+
+/// Opens the engine, runs `command` on it, and waits until nothing of it runs any more.
+pub(crate) fn with_engine(
+    global: &GlobalOptions,
+    command: impl AsyncFnOnce(&Engine, &Interrupt) -> Result<u8, Failure>,
+) -> Result<u8, Failure> {
+    let config = config::load(&global.config_file()).map_err(|error| Failure::new(&error))?;
+    let config = EngineConfig {
+        root: global.state_directory(),
+        registries: config.registry,
+        keychain: Keychain::at(docker_config()),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::new(&error))?;
+    let result = runtime.block_on(async {
+        let interrupt = listen()?;
+        let engine = Engine::open(config).map_err(|error| Failure::new(&error))?;
+        let result = command(&engine, &interrupt).await;
+        engine.shutdown().await;
+        match (result, interrupt.code()) {
+            (Err(failure), Some(code)) => Err(failure.with_code(code)),
+            (result, _) => result,
+        }
+    });
+    // Reading standard input blocks a thread of the runtime for as long as nobody types: not waited for.
+    runtime.shutdown_background();
+    result
+}
+
+/// Listens for signals: the first asks for an orderly end, the second ends the process at once (mounts
+/// and sandboxes end with it).
+fn listen() -> Result<Interrupt, Failure> {
+    let open = |kind| signal(kind).map_err(|error| Failure::new(&error));
+    let (mut int, mut term) = (open(SignalKind::interrupt())?, open(SignalKind::terminate())?);
+    let interrupt = Interrupt { token: CancellationToken::new(), signal: Arc::default() };
+    let heard = interrupt.clone();
+    tokio::spawn(async move {
+        let number = next(&mut int, &mut term).await;
+        heard.signal.store(number, Ordering::Relaxed);
+        heard.token.cancel();
+        let number = next(&mut int, &mut term).await;
+        std::process::exit(128 + i32::from(number));
+    });
+    Ok(interrupt)
+}
+
+async fn next(int: &mut Signal, term: &mut Signal) -> u8 {
+    tokio::select! {
+        _ = int.recv() => 2,
+        _ = term.recv() => 15,
+    }
+}
+
+/// Runs a command that needs nothing but the store.
+pub(crate) fn with_store(
+    global: &GlobalOptions,
+    command: impl FnOnce(&stave_store::Store) -> Result<u8, Failure>,
+) -> Result<u8, Failure> {
+    let store = stave_store::Store::open(&global.state_directory()).map_err(|error| Failure::new(&error))?;
+    command(&store)
+}

@@ -1,0 +1,177 @@
+//! What an engine operation tells whoever watches it.
+//!
+//! Owns the events outside of the build graph (loading, resolving, exporting) and the one stream that
+//! carries them beside the solver's. Must not know who renders them; a build is right with nobody
+//! listening. Start with [`EngineEvent`].
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use stave_exporter::{ExportEvent, ExportEvents};
+use stave_frontend_dockerfile::Diagnostic;
+use stave_llb::Definition;
+use stave_solver::SolveEvent;
+
+/// Names one step outside of the graph, within one engine operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StepId(pub u64);
+
+/// One thing that happened.
+#[derive(Debug, Clone)]
+pub enum EngineEvent {
+    /// A step outside of the graph began.
+    StepStarted {
+        /// Which.
+        step: StepId,
+        /// What it is called, such as `[internal] load build definition from Dockerfile`.
+        name: String,
+    },
+    /// A part of a step moved on.
+    StepProgress {
+        /// Which.
+        step: StepId,
+        /// Which part, such as a layer's digest.
+        id: String,
+        /// Bytes done.
+        current: u64,
+        /// Out of how many, when known.
+        total: Option<u64>,
+    },
+    /// A part of a step is over; parts are shown as lines of the step.
+    StepPart {
+        /// Which.
+        step: StepId,
+        /// What was done, such as `naming to docker.io/library/app:1.0`.
+        text: String,
+    },
+    /// A step ended well.
+    StepCompleted {
+        /// Which.
+        step: StepId,
+        /// From its start.
+        duration: Duration,
+    },
+    /// A step failed.
+    StepFailed {
+        /// Which.
+        step: StepId,
+        /// From its start.
+        duration: Duration,
+        /// Why, in one line.
+        message: String,
+    },
+    /// The graph whose vertices the following [`EngineEvent::Solve`]s are about.
+    Graph(Arc<Definition>),
+    /// Something happened to a vertex.
+    Solve(SolveEvent),
+    /// A build check found something.
+    Warning(Diagnostic),
+}
+
+/// Where events go. Called from any thread; must not block.
+#[derive(Clone)]
+pub struct Observer(Arc<dyn Fn(EngineEvent) + Send + Sync>);
+
+impl Observer {
+    /// Events go to `receive`.
+    pub fn new(receive: impl Fn(EngineEvent) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(receive))
+    }
+
+    /// Nobody listens.
+    pub fn ignored() -> Self {
+        Self::new(drop)
+    }
+
+    pub(crate) fn send(&self, event: EngineEvent) {
+        (self.0)(event);
+    }
+}
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Observer")
+    }
+}
+
+/// Numbers and announces the steps of one operation.
+#[derive(Debug, Clone)]
+pub(crate) struct Steps {
+    observer: Observer,
+    next: Arc<AtomicU64>,
+}
+
+/// A step that has been announced; say how it ended with [`Step::end`]. Dropped without, it failed by
+/// being given up.
+#[derive(Debug)]
+pub(crate) struct Step {
+    observer: Observer,
+    id: StepId,
+    start: Instant,
+    ended: bool,
+}
+
+impl Steps {
+    pub(crate) fn new(observer: Observer) -> Self {
+        Self { observer, next: Arc::new(AtomicU64::new(0)) }
+    }
+
+    pub(crate) fn observer(&self) -> &Observer {
+        &self.observer
+    }
+
+    pub(crate) fn start(&self, name: impl Into<String>) -> Step {
+        let id = StepId(self.next.fetch_add(1, Ordering::Relaxed));
+        self.observer.send(EngineEvent::StepStarted { step: id, name: name.into() });
+        Step { observer: self.observer.clone(), id, start: Instant::now(), ended: false }
+    }
+
+    /// The exporter's events as parts of one step.
+    pub(crate) fn export_events(&self, step: &Step) -> ExportEvents {
+        let (observer, id) = (self.observer.clone(), step.id);
+        ExportEvents::new(move |event| {
+            let event = match event {
+                ExportEvent::Started(_) => return,
+                ExportEvent::Progress { step, current, total } => {
+                    EngineEvent::StepProgress { step: id, id: step.to_string(), current, total }
+                }
+                ExportEvent::Done(part) => EngineEvent::StepPart { step: id, text: part.to_string() },
+            };
+            observer.send(event);
+        })
+    }
+}
+
+impl Step {
+    /// Its number.
+    pub(crate) fn id(&self) -> StepId {
+        self.id
+    }
+
+    /// A line of the step.
+    pub(crate) fn part(&self, text: impl Into<String>) {
+        self.observer.send(EngineEvent::StepPart { step: self.id, text: text.into() });
+    }
+
+    /// Announces the end that `result` is, and gives it back.
+    pub(crate) fn end<T, E: std::error::Error>(mut self, result: Result<T, E>) -> Result<T, E> {
+        self.ended = true;
+        let duration = self.start.elapsed();
+        self.observer.send(match &result {
+            Ok(_) => EngineEvent::StepCompleted { step: self.id, duration },
+            Err(error) => EngineEvent::StepFailed { step: self.id, duration, message: error.to_string() },
+        });
+        result
+    }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        if !self.ended {
+            let (duration, message) = (self.start.elapsed(), "cancelled".to_owned());
+            self.observer.send(EngineEvent::StepFailed { step: self.id, duration, message });
+        }
+    }
+}

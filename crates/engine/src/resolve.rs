@@ -1,0 +1,127 @@
+//! Images a Dockerfile names become pinned sources: from the local store first, else from a registry.
+//!
+//! Owns the choice and what a pin is. Must not know how layers are fetched: nothing but manifests and
+//! configs is read here. Start with [`Resolver`].
+
+use std::collections::BTreeMap;
+
+use stave_frontend_dockerfile::{ResolvedImage, ResolvedSources, SourceRequest};
+use stave_oci::{Digest, ImageConfig, Reference};
+use stave_registry::{Client, RegistryError};
+use stave_store::{LocalImage, Store, StoreError};
+
+use crate::event::Steps;
+use crate::request::PullPolicy;
+
+/// Why an image could not be resolved.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to resolve `{}`", .reference.familiar())]
+pub struct ResolveError {
+    /// The image.
+    pub reference: Reference,
+    /// Why.
+    #[source]
+    pub kind: ResolveErrorKind,
+}
+
+/// Why an image could not be resolved.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveErrorKind {
+    /// The registry refused or could not be reached.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The local store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The image's config is not one.
+    #[error("malformed image config")]
+    Config(#[from] serde_json::Error),
+    /// It is not here and pulling was ruled out.
+    #[error("not in the local store, and pulling is switched off")]
+    NotHere,
+}
+
+/// The images of one build, as they were found.
+#[derive(Debug, Default)]
+pub(crate) struct Resolved {
+    /// What the front end gets.
+    pub(crate) sources: ResolvedSources,
+    /// What registries answered, by the pinned digest: the worker pulls from there without asking again.
+    pub(crate) remote: BTreeMap<Digest, stave_registry::ResolvedImage>,
+}
+
+/// Looks images up.
+#[derive(Debug)]
+pub(crate) struct Resolver<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) registry: &'a Client,
+    pub(crate) pull: PullPolicy,
+    pub(crate) steps: &'a Steps,
+}
+
+enum Found {
+    Local(ResolvedImage),
+    Remote(Box<stave_registry::ResolvedImage>, ResolvedImage),
+}
+
+impl Resolver<'_> {
+    /// Resolves all requests at once and adds what was found to `resolved`.
+    pub(crate) async fn resolve(
+        &self,
+        requests: Vec<SourceRequest>,
+        resolved: &mut Resolved,
+    ) -> Result<(), ResolveError> {
+        let lookups = requests.into_iter().map(|request| async move {
+            let step = self.steps.start(format!("[internal] load metadata for {}", request.reference));
+            let found = step.end(self.one(&request).await)?;
+            Ok::<_, ResolveError>((request, found))
+        });
+        for (request, found) in futures::future::try_join_all(lookups).await? {
+            let image = match found {
+                Found::Local(image) => image,
+                Found::Remote(remote, image) => {
+                    resolved.remote.insert(image.digest.clone(), *remote);
+                    image
+                }
+            };
+            resolved.sources.insert(request, image);
+        }
+        Ok(())
+    }
+
+    async fn one(&self, request: &SourceRequest) -> Result<Found, ResolveError> {
+        let failed = |kind| ResolveError { reference: request.reference.clone(), kind };
+        if self.pull != PullPolicy::Always
+            && let Some(image) = self.local(request).map_err(failed)?
+        {
+            return Ok(Found::Local(image));
+        }
+        if self.pull == PullPolicy::Never {
+            return Err(failed(ResolveErrorKind::NotHere));
+        }
+        self.remote(request).await.map_err(failed)
+    }
+
+    fn local(&self, request: &SourceRequest) -> Result<Option<ResolvedImage>, ResolveErrorKind> {
+        let image = self.store.image_by_name(&request.reference)?;
+        let Some(image) = image.filter(|image| image.platform.matches(&request.platform)) else {
+            return Ok(None);
+        };
+        let config: ImageConfig = serde_json::from_slice(&image.config)?;
+        Ok(Some(ResolvedImage { digest: pin(&image), config }))
+    }
+
+    async fn remote(&self, request: &SourceRequest) -> Result<Found, ResolveErrorKind> {
+        let remote = self.registry.resolve(&request.reference, &request.platform).await?;
+        let config: ImageConfig = serde_json::from_slice(&remote.config)?;
+        // The image's own manifest, not the index: once pulled, the store knows it by that digest, and
+        // the next build must arrive at the same definition without asking the registry.
+        let digest = remote.manifest.descriptor.digest.clone();
+        Ok(Found::Remote(Box::new(remote), ResolvedImage { digest, config }))
+    }
+}
+
+/// What a local image is pinned by: the manifest it came with, or its id if it was built here.
+fn pin(image: &LocalImage) -> Digest {
+    image.manifest.as_ref().map_or_else(|| image.id.clone(), |manifest| manifest.digest.clone())
+}

@@ -1,0 +1,52 @@
+//! Addresses of downloads as text.
+//!
+//! Owns which sources of `ADD` are downloads and what their files are called. Must not fetch anything.
+
+use super::path;
+
+/// Whether a source is an address. Repositories are to be told apart first.
+pub(super) fn is_url(source: &str) -> bool {
+    source.starts_with("http://") || source.starts_with("https://")
+}
+
+/// The name a download gets: the last part of the address's path.
+pub(super) fn file_name(url: &str) -> String {
+    const UNNAMED: &str = "__unnamed__";
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    let Some((_, path)) = rest.split_once('/') else { return UNNAMED.to_owned() };
+    match decoded(path).as_deref().map(path::base) {
+        None | Some("." | "/") => UNNAMED.to_owned(),
+        Some(name) => name.to_owned(),
+    }
+}
+
+/// `%41` and the like as the bytes they stand for; `None` where that is not sound.
+pub(super) fn decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let mut digit = || char::from(rest.next()?).to_digit(16);
+        let value = digit()? * 16 + digit()?;
+        bytes.push(u8::try_from(value).ok()?);
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn downloads_are_named_by_their_path() {
+        assert_eq!(file_name("https://a.test/b/c%20d.tar?x=/y"), "c d.tar");
+        assert_eq!(file_name("https://a.test/b/"), "b");
+        assert_eq!(file_name("https://a.test"), "__unnamed__");
+        assert_eq!(file_name("https://a.test/"), "__unnamed__");
+        assert_eq!(file_name("https://a.test/%zz"), "__unnamed__");
+    }
+}

@@ -1,0 +1,137 @@
+//! Image commands: names, listings, archives, registries, disk.
+
+use crate::environment::{Environment, registry};
+
+fn built() -> Environment {
+    let world = Environment::new();
+    world.dockerfile("FROM BUSYBOX\nRUN echo one > /one\nENV A=b\nCMD [\"cat\", \"/one\"]\n");
+    world.build("it:1").success();
+    world
+}
+
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text}"))
+}
+
+#[test]
+fn listings_have_dockers_columns() {
+    let world = built();
+    let text = world.stave(["images"]).success().stdout;
+    let header: Vec<&str> = text
+        .lines()
+        .next()
+        .expect("a header")
+        .split("   ")
+        .map(str::trim)
+        .filter(|c| !c.is_empty())
+        .collect();
+    assert_eq!(header, ["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"]);
+    assert!(text.lines().any(|line| line.starts_with("it ") && line.contains(" 1 ")), "{text}");
+    let id = world.stave(["images", "-q", "it:1"]).success().stdout;
+    assert_eq!(id.trim().len(), 12);
+    let history = world.stave(["history", "it:1"]).success().stdout;
+    assert!(history.starts_with("IMAGE "), "{history}");
+    assert!(
+        history.contains("RUN /bin/sh -c echo one > /one # buildkit")
+            || history.contains("RUN /bin/sh -c echo one > /one"),
+        "{history}"
+    );
+    let listed = json(
+        world
+            .stave(["images", "--format", "json"])
+            .success()
+            .stdout
+            .lines()
+            .find(|l| l.contains("\"it\""))
+            .expect("is listed"),
+    );
+    assert_eq!(listed["Tag"], "1");
+}
+
+#[test]
+fn tags_come_and_go() {
+    let world = built();
+    world.stave(["tag", "it:1", "other/name:2"]).success();
+    assert_eq!(world.run("other/name:2", &[]), "one\n");
+    world.stave(["rmi", "it:1"]).success();
+    world.stave(["inspect", "it:1"]).exits(1).says("it:1");
+    assert_eq!(world.run("other/name:2", &[]), "one\n");
+    world.stave(["rmi", "other/name:2"]).success();
+    world.stave(["run", "--rm", "--pull", "never", "other/name:2"]).exits(125);
+    world.stave(["rmi", "it:1"]).exits(1).says("No such image");
+    world.stave(["tag", "nothing", "x"]).exits(1).says("No such image");
+}
+
+#[test]
+fn images_travel_through_archives() {
+    let world = built();
+    for format in ["docker", "oci"] {
+        let archive = world.path(&format!("{format}.tar"));
+        let archive = archive.to_str().expect("is text");
+        world.stave(["save", "--format", format, "-o", archive, "it:1"]).success();
+        let other = Environment::new();
+        let loaded = other.stave(["load", "-i", archive]).success();
+        assert!(loaded.stdout.contains("Loaded image: it:1"), "{}", loaded.stdout);
+        assert_eq!(other.run("it:1", &[]), "one\n");
+        let id =
+            |world: &Environment| json(&world.stave(["inspect", "it:1"]).success().stdout)[0]["Id"].clone();
+        assert_eq!(id(&other), id(&world), "the id survives the archive");
+    }
+    world.stave_with_input(&["load"], b"this is no archive").exits(1).says("archive");
+}
+
+#[test]
+fn images_travel_through_a_registry() {
+    let world = built();
+    let name = format!("{}/travel/it:{}", registry(), std::process::id());
+    world.stave(["tag", "it:1", &name]).success();
+    let pushed = world.stave(["push", &name]).success();
+    assert!(
+        pushed.stdout.contains("digest: sha256:") || pushed.stderr.contains("digest: sha256:"),
+        "{}{}",
+        pushed.stdout,
+        pushed.stderr
+    );
+    let other = Environment::new();
+    other.stave(["pull", &name]).success();
+    assert_eq!(other.run(&name, &[]), "one\n");
+    world.stave(["push", &name]).success().says("already exists");
+}
+
+#[test]
+fn disk_use_goes_down_when_things_go() {
+    let world = built();
+    assert!(world.stave(["du"]).success().stdout.contains("Total"));
+    world.write("blob", &"x".repeat(3_000_000)).dockerfile("FROM BUSYBOX\nCOPY blob /blob\n");
+    world.build("large").success();
+    world.stave(["rmi", "large"]).success();
+    let pruned = world.stave(["prune", "--all", "--force"]).success().stdout;
+    assert!(pruned.contains("Total"), "{pruned}");
+    assert_eq!(world.run("it:1", &[]), "one\n", "a tagged image survives");
+    let size = |folder: &std::path::Path| {
+        let text =
+            crate::environment::tool("du", &["-s", "--block-size=1", folder.to_str().expect("is text")]);
+        text.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).expect("a number")
+    };
+    world.build("large").success();
+    let with = size(&world.root());
+    world.stave(["rmi", "large"]).success();
+    world.stave(["prune", "--all", "--force"]).success();
+    assert!(size(&world.root()) + 2_500_000 < with, "pruning gives the disk back");
+}
+
+#[test]
+fn version_and_help() {
+    let world = Environment::new();
+    assert!(world.stave(["version"]).success().stdout.contains(env!("CARGO_PKG_VERSION")));
+    let help = world.stave(["--help"]).success().stdout;
+    for verb in [
+        "build", "run", "images", "pull", "push", "tag", "rmi", "save", "load", "inspect", "history",
+        "login", "logout", "du", "prune", "version",
+    ] {
+        assert!(
+            help.lines().any(|line| line.trim_start().starts_with(verb)),
+            "{verb} is missing in:\n{help}"
+        );
+    }
+}

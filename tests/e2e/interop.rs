@@ -1,0 +1,132 @@
+//! Other people's tools read what we write, and the reverse.
+
+use crate::environment::{Environment, registry, tool};
+
+fn built() -> Environment {
+    let world = Environment::new();
+    world.write("data", &"some data that compresses well\n".repeat(200_000));
+    world.dockerfile(
+        "FROM BUSYBOX\nCOPY data /data\nRUN rm /home -r && ln -s /data /link && echo done > /done\nENV X=1\nCMD [\"cat\", \"/done\"]\n",
+    );
+    world.build("it").success();
+    world
+}
+
+fn podman(world: &Environment, words: &[&str]) -> String {
+    let [root, run] = ["podman-root", "podman-run"].map(|name| world.path(name).display().to_string());
+    let storage =
+        ["--root", &root, "--runroot", &run, "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"];
+    let all: Vec<&str> = storage.into_iter().chain(words.iter().copied()).collect();
+    tool("podman", &all)
+}
+
+fn inspect(source: &str) -> serde_json::Value {
+    let text = tool("skopeo", &["inspect", "--tls-verify=false", source]);
+    serde_json::from_str(&text).expect("JSON")
+}
+
+#[test]
+fn skopeo_reads_a_pushed_image() {
+    let world = built();
+    for compression in ["gzip", "zstd", "uncompressed"] {
+        let name = format!("{}/interop/{compression}:{}", registry(), std::process::id());
+        let spec =
+            format!("type=image,name={name},push=true,compression={compression},force-compression=true");
+        world.stave(["build", "-o", &spec, "."]).success();
+        let found = inspect(&format!("docker://{name}"));
+        assert!(found["Env"].as_array().expect("a list").contains(&"X=1".into()));
+        // Copying reads every layer and checks its digest and, unpacked, its diff id.
+        let folder = world.path(compression);
+        tool(
+            "skopeo",
+            &[
+                "copy",
+                "--src-tls-verify=false",
+                &format!("docker://{name}"),
+                &format!("oci:{}:x", folder.display()),
+            ],
+        );
+        let other = Environment::new();
+        other.stave(["run", "--rm", &name]).success();
+    }
+}
+
+#[test]
+fn skopeo_and_podman_read_our_archives() {
+    let world = built();
+    let [oci, docker] = ["oci.tar", "docker.tar"].map(|name| world.path(name).display().to_string());
+    world.stave(["build", "-t", "it", "-o", &format!("type=oci,dest={oci}"), "."]).success();
+    world.stave(["build", "-t", "it", "-o", &format!("type=docker,dest={docker}"), "."]).success();
+    assert_eq!(
+        inspect(&format!("oci-archive:{oci}"))["Architecture"],
+        stave_oci::Platform::host().architecture
+    );
+    inspect(&format!("docker-archive:{docker}"));
+    let loaded = podman(&world, &["load", "-i", &docker]);
+    assert!(loaded.contains("it:latest"), "{loaded}");
+    let text = podman(&world, &["run", "--rm", "--network=host", "--cgroups=disabled", "it"]);
+    assert_eq!(text, "done\n");
+    let files = podman(
+        &world,
+        &[
+            "run",
+            "--rm",
+            "--network=host",
+            "--cgroups=disabled",
+            "it",
+            "sh",
+            "-c",
+            "test -e /home || readlink /link",
+        ],
+    );
+    assert_eq!(files, "/data\n");
+}
+
+#[test]
+fn we_read_what_skopeo_writes() {
+    let world = built();
+    let name = format!("{}/busybox", registry());
+    let [oci, docker] =
+        ["theirs-oci.tar", "theirs-docker.tar"].map(|file| world.path(file).display().to_string());
+    tool(
+        "skopeo",
+        &[
+            "copy",
+            "--src-tls-verify=false",
+            &format!("docker://{name}"),
+            &format!("oci-archive:{oci}:theirs:oci"),
+        ],
+    );
+    tool(
+        "skopeo",
+        &[
+            "copy",
+            "--src-tls-verify=false",
+            &format!("docker://{name}"),
+            &format!("docker-archive:{docker}:theirs:docker"),
+        ],
+    );
+    for (archive, image) in [(&oci, "theirs:oci"), (&docker, "theirs:docker")] {
+        world.stave(["load", "-i", archive]).success();
+        assert_eq!(world.run(image, &["echo", "loaded"]), "loaded\n");
+    }
+    // Docker's manifest types, as most registries still serve them.
+    let converted = format!("{}/interop/v2s2:{}", registry(), std::process::id());
+    let words = ["copy", "--format=v2s2", "--src-tls-verify=false", "--dest-tls-verify=false"];
+    let all: Vec<&str> = words.into_iter().chain([]).collect();
+    let (from, to) = (format!("docker://{name}"), format!("docker://{converted}"));
+    tool("skopeo", &[all.as_slice(), &[&from, &to]].concat());
+    assert_eq!(Environment::new().run(&converted, &["echo", "pulled"]), "pulled\n");
+}
+
+#[test]
+fn two_pushes_of_one_build_are_the_same_bytes() {
+    let world = built();
+    let digest = |tag: &str| {
+        let name = format!("{}/interop/same-{tag}:{}", registry(), std::process::id());
+        world.stave(["tag", "it", &name]).success();
+        world.stave(["push", &name]).success();
+        inspect(&format!("docker://{name}"))["Digest"].clone()
+    };
+    assert_eq!(digest("one"), digest("two"));
+}
