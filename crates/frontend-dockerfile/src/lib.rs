@@ -6,7 +6,7 @@
 //! - [`ast`]: the syntax tree, the result of [`parse()`]. Behind it: `lines` joins continuations and
 //!   heredocs, `grammar` reads a line with pest (`dockerfile.pest`), `instruction` types it;
 //! - [`request`]: what the caller wants and which images it found;
-//! - [`plan`]: stages, scopes of `ARG`, triggers, reachability: [`BuildPlan`];
+//! - [`plan()`]: stages, scopes of `ARG`, triggers, reachability: [`BuildPlan`];
 //! - [`scope`], [`expand`], [`mount`]: variables and words, used while lowering;
 //! - [`lower()`]: operations and image config;
 //! - [`check`]: build checks; [`dockerignore`]: the ignore file.

@@ -1,7 +1,7 @@
 //! The build plan: which stages the target needs, and where each gets its files from.
 //!
 //! Owns names, scopes of `ARG`, reachability and triggers. Instructions in it are still unexpanded,
-//! because a base image's environment takes part in expansion; [`crate::lower`] expands them. Must
+//! because a base image's environment takes part in expansion; [`crate::lower()`] expands them. Must
 //! not know operations. Start with [`BuildPlan`] and [`PlannedStage`].
 
 use stave_oci::{Platform, Reference};
