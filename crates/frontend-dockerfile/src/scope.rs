@@ -3,6 +3,8 @@
 //! Owns [`Variables`], a list of names and values in which setting a name again moves it to the end:
 //! the order in which the reference writes environments. Must not know where values come from.
 
+use std::collections::BTreeMap;
+
 /// Something variables can be looked up in.
 pub trait Lookup {
     /// The value of `name`, `None` where it is not set.
@@ -10,9 +12,12 @@ pub trait Lookup {
 }
 
 /// Names and values in the order they were last set.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Variables {
-    entries: Vec<(String, String)>,
+    /// In order; a variable that was set again or removed leaves a gap.
+    entries: Vec<Option<(String, String)>>,
+    /// Where in `entries` a name stands. Invariant: exactly the entries that are no gaps.
+    places: BTreeMap<String, usize>,
 }
 
 impl Variables {
@@ -31,28 +36,48 @@ impl Variables {
     pub fn set(&mut self, name: impl Into<String>, value: impl Into<String>) {
         let name = name.into();
         self.unset(&name);
-        self.entries.push((name, value.into()));
+        self.places.insert(name.clone(), self.entries.len());
+        self.entries.push(Some((name, value.into())));
     }
 
     /// Removes `name`.
     pub fn unset(&mut self, name: &str) {
-        self.entries.retain(|(known, _)| known != name);
+        let Some(place) = self.places.remove(name) else { return };
+        self.entries[place] = None;
+        // Gaps never outnumber what is set by much.
+        if self.entries.len() > 2 * self.places.len() + 16 {
+            self.entries.retain(Option::is_some);
+            for (place, (name, _)) in self.entries.iter().flatten().enumerate() {
+                if let Some(known) = self.places.get_mut(name) {
+                    *known = place;
+                }
+            }
+        }
     }
 
     /// All variables in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.entries.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+        self.entries.iter().flatten().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     /// All names in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.entries.iter().map(|(name, _)| name.as_str())
+        self.iter().map(|(name, _)| name)
     }
 }
 
+impl PartialEq for Variables {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Variables {}
+
 impl Lookup for Variables {
     fn value(&self, name: &str) -> Option<&str> {
-        self.entries.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+        let entry = self.entries.get(*self.places.get(name)?)?.as_ref();
+        entry.map(|(_, value)| value.as_str())
     }
 }
 
@@ -76,5 +101,18 @@ mod tests {
         variables.unset("B");
         assert_eq!(variables.value("B"), None);
         assert_eq!(variables.value("C"), Some(""));
+    }
+
+    #[test]
+    fn gaps_do_not_show() {
+        let mut variables = Variables::from_entries(["A=0", "B=0"]);
+        for round in 0..100 {
+            variables.set("A", round.to_string());
+            variables.set("B", round.to_string());
+        }
+        assert!(variables.entries.len() < 30, "{}", variables.entries.len());
+        assert_eq!(variables, Variables::from_entries(["A=99", "B=99"]));
+        assert_eq!(variables.value("B"), Some("99"));
+        assert_ne!(variables, Variables::from_entries(["B=99", "A=99"]));
     }
 }

@@ -96,8 +96,11 @@ impl Lowering<'_> {
         let mut message = "ENV".to_owned();
         for (name, value) in self.pairs(state, pairs)? {
             let entry = format!("{name}={value}");
-            message = format!("{message} {entry}");
-            let known = |old: &&mut String| old.split_once('=').map_or(old.as_str(), |(key, _)| key) == name;
+            message.push(' ');
+            message.push_str(&entry);
+            let known = |old: &&mut String| {
+                old.strip_prefix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+            };
             match state.image.config.env.iter_mut().find(known) {
                 Some(old) => *old = entry,
                 None => state.image.config.env.push(entry),
@@ -110,7 +113,7 @@ impl Lowering<'_> {
     fn label(&self, state: &mut StageState, pairs: &[Pair]) -> Result<String, Diagnostic> {
         let mut message = "LABEL".to_owned();
         for (name, value) in self.pairs(state, pairs)? {
-            message = format!("{message} {name}={value}");
+            message.push_str(&format!(" {name}={value}"));
             state.image.config.labels.insert(name, value);
         }
         Ok(message)
@@ -127,9 +130,9 @@ impl Lowering<'_> {
                 _ => None,
             };
             let value = self.plan.argument_value(name, default);
-            message = format!("{message} {name}");
+            message.push_str(&format!(" {name}"));
             if let Some(value) = &value {
-                message = format!("{message}={value}");
+                message.push_str(&format!("={value}"));
                 if !BUILDER_ARGS.contains(&name.as_str()) {
                     state.env.set(name, value);
                 }
