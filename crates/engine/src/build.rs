@@ -220,7 +220,7 @@ async fn listen(
 ) -> StepCount {
     let mut count = StepCount::default();
     while let Some(event) = receiver.recv().await {
-        let is_step = definition.vertex(event.vertex()).is_some_and(|vertex| is_instruction(vertex));
+        let is_step = definition.vertex(event.vertex()).is_some_and(is_instruction);
         match &event {
             SolveEvent::Cached { .. } if is_step => {
                 count.total += 1;

@@ -98,7 +98,7 @@ fn extract(stream: impl Read, folder: &Path) -> Result<(), ContextError> {
             return Err(ContextError::Special(name));
         }
         // `unpack_in` refuses to write through a link that leads out of the folder.
-        if !entry.unpack_in(folder)? && name.trim_matches(['.', '/']) != "" {
+        if !entry.unpack_in(folder)? && !name.trim_matches(['.', '/']).is_empty() {
             return Err(ContextError::Escape(name));
         }
     }

@@ -21,7 +21,7 @@ pub struct ResolveError {
     pub reference: Reference,
     /// Why.
     #[source]
-    pub kind: ResolveErrorKind,
+    pub kind: Box<ResolveErrorKind>,
 }
 
 /// Why an image could not be resolved.
@@ -90,7 +90,7 @@ impl Resolver<'_> {
     }
 
     async fn one(&self, request: &SourceRequest) -> Result<Found, ResolveError> {
-        let failed = |kind| ResolveError { reference: request.reference.clone(), kind };
+        let failed = |kind| ResolveError { reference: request.reference.clone(), kind: Box::new(kind) };
         if self.pull != PullPolicy::Always
             && let Some(image) = self.local(request).map_err(failed)?
         {

@@ -15,7 +15,7 @@ pub struct ExportError {
     pub target: String,
     /// What happened.
     #[source]
-    pub kind: ExportErrorKind,
+    pub kind: Box<ExportErrorKind>,
 }
 
 /// What happened to an export.
@@ -73,7 +73,7 @@ pub struct LoadError {
     pub archive: String,
     /// What is wrong.
     #[source]
-    pub kind: LoadErrorKind,
+    pub kind: Box<LoadErrorKind>,
 }
 
 /// What is wrong with an archive of images.

@@ -97,7 +97,7 @@ impl Exporter {
             ExportTarget::Local { dest } => self.export_directory(image, dest.clone()).await,
             ExportTarget::Tar { dest } => self.export_tar(image, dest.clone()).await,
         };
-        result.map_err(|kind| ExportError { target: describe(target), kind })
+        result.map_err(|kind| ExportError { target: describe(target), kind: Box::new(kind) })
     }
 
     /// Writes several images into one archive. Returns its size in bytes.
@@ -111,7 +111,9 @@ impl Exporter {
         dest: &ArchiveDestination,
     ) -> Result<u64, ExportError> {
         let target = archive_target(layout, dest);
-        self.save_inner(images, layout, dest).await.map_err(|kind| ExportError { target, kind })
+        self.save_inner(images, layout, dest)
+            .await
+            .map_err(|kind| ExportError { target, kind: Box::new(kind) })
     }
 
     async fn save_inner(
@@ -148,7 +150,7 @@ impl Exporter {
         let task = tokio::task::spawn_blocking(move || archive::load(&context, source, &platform));
         let result = task.await.unwrap_or(Err(LoadErrorKind::ThreadDied));
         drop(guard);
-        result.map_err(|kind| LoadError { archive, kind })
+        result.map_err(|kind| LoadError { archive, kind: Box::new(kind) })
     }
 
     async fn export_image(&self, image: &Image, target: &ImageTarget) -> Result<Exported, ExportErrorKind> {

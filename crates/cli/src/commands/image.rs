@@ -76,7 +76,7 @@ impl Line<'_> {
 pub(crate) fn list(arguments: &ListArguments, global: &GlobalOptions) -> Result<u8, Failure> {
     with_store(global, |store| {
         let images = store.images().map_err(|error| Failure::new(&error))?;
-        let wanted = arguments.name.as_deref().map(|text| filter(text)).transpose()?;
+        let wanted = arguments.name.as_deref().map(filter).transpose()?;
         let lines = images.iter().flat_map(lines);
         let lines: Vec<Line<'_>> =
             lines.filter(|line| wanted.as_ref().is_none_or(|wanted| wanted(line.name))).collect();

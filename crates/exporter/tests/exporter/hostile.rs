@@ -70,7 +70,7 @@ async fn load(bytes: Vec<u8>) -> Result<usize, LoadErrorKind> {
     if loaded.is_err() {
         assert!(bench.store.images().expect("lists").is_empty(), "nothing of a bad archive is an image");
     }
-    loaded.map(|images| images.len()).map_err(|error| error.kind)
+    loaded.map(|images| images.len()).map_err(|error| *error.kind)
 }
 
 #[track_caller]

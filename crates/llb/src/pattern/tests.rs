@@ -1,3 +1,5 @@
+//! Patterns against paths, and that a walk from the top agrees with asking for one path.
+
 use super::*;
 
 #[track_caller]

@@ -44,11 +44,11 @@ fn finds_what_docker_wrote() {
     check(&auths("https://index.docker.io/v1/"), "docker.io", found.clone());
     check(&auths("docker.io"), "docker.io", found.clone());
     check(&auths("localhost:5000"), "localhost:5000", found.clone());
-    check(&auths("https://ghcr.io"), "ghcr.io", found.clone());
-    check(&auths("http://ghcr.io/v2/"), "ghcr.io", found);
-    check(&auths("ghcr.io"), "ghcr.io.evil.example", None);
-    check(&auths("ghcr.io:443"), "ghcr.io", None);
-    check("", "ghcr.io", None);
+    check(&auths("https://images.example"), "images.example", found.clone());
+    check(&auths("http://images.example/v2/"), "images.example", found);
+    check(&auths("images.example"), "images.example.evil.example", None);
+    check(&auths("images.example:443"), "images.example", None);
+    check("", "images.example", None);
     check("{\"auths\":{\"x\":{}}}", "x", None);
     check("{\"auths\":{\"x\":{\"username\":\"u\",\"password\":\"p\"}}}", "x", Some(basic("u", "p")));
     check("{\"auths\":{\"x\":{\"auth\":\"dTpwAAA=\"}}}", "x", Some(basic("u", "p")));

@@ -1,3 +1,5 @@
+//! What a context shows through its filter, and that its bytes decide its digest.
+
 use super::*;
 use crate::input::Input;
 use std::os::unix::fs::{PermissionsExt as _, symlink};

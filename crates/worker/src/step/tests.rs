@@ -1,3 +1,5 @@
+//! What a step's process is given, and what its exit code means.
+
 use super::*;
 use stave_llb::SecretEnv;
 

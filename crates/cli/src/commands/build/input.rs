@@ -124,8 +124,9 @@ fn from_stdin(file: Option<&Path>, store: &Store) -> Result<Input, InputError> {
     let mut whole = io::Cursor::new(head).chain(stdin);
     if is_archive {
         let unpacked = ContextArchive::unpack(store, &mut whole).map_err(InputError::Archive)?;
-        let dockerfile = unpacked.path().join(file.unwrap_or(Path::new("Dockerfile")));
-        return from_directory(&unpacked.path().to_owned(), dockerfile, Some(unpacked));
+        let context = unpacked.path().to_owned();
+        let dockerfile = context.join(file.unwrap_or(Path::new("Dockerfile")));
+        return from_directory(&context, dockerfile, Some(unpacked));
     }
     let text = text_of(&mut whole, Path::new("-"))?;
     let empty = ContextArchive::empty(store).map_err(InputError::Archive)?;

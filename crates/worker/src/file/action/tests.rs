@@ -1,3 +1,5 @@
+//! File actions on real directories: what they leave behind, and what they refuse.
+
 use super::*;
 use crate::context::{Context, ContextFilter};
 use crate::mode::ModeChange;
