@@ -36,7 +36,7 @@ fn no_dockerfile() {
 fn mistakes_in_the_dockerfile() {
     refuse("FROM BUSYBOX\nRUM true\n", &["unknown instruction: RUM", "Dockerfile:2", "RUN"]);
     refuse("FROM BUSYBOX\nCOPY --chwon=1 present /\n", &["unknown flag: --chwon", "--chown"]);
-    refuse("", &["file with no instructions"]);
+    refuse("", &["the Dockerfile cannot be empty"]);
     refuse("RUN true\n", &["no build stage in current context"]);
     refuse("FROM BUSYBOX\nCOPY present\n", &["COPY requires at least two arguments"]);
     refuse("FROM BUSYBOX\nENV\n", &["ENV requires at least one argument"]);
@@ -71,7 +71,7 @@ fn missing_and_forbidden_files() {
         .dockerfile("FROM BUSYBOX\nCOPY secret.env /\n")
         .write("secret.env", "x")
         .write(".dockerignore", "*.env\n");
-    world.build("it").exits(1).says("\"/secret.env\": not found").says(".dockerignore");
+    world.build("it").exits(1).says("\"/secret.env\": not found").says("`.dockerignore` excludes it");
     let world = Environment::new();
     std::fs::write(world.path("outside"), "x").expect("writes");
     world.dockerfile("FROM BUSYBOX\nCOPY ../outside /\n");

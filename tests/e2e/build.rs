@@ -100,7 +100,7 @@ fn heredocs_and_json_and_continuations() {
 fn mounts_of_run_steps() {
     let world = Environment::new();
     world.write("input/file", "bound\n");
-    std::fs::write(world.path("token"), "s3cr3t\n").expect("writes");
+    std::fs::write(world.path("token"), "s3cr3t").expect("writes");
     world.dockerfile(
         "FROM BUSYBOX AS other\nRUN echo from-stage > /x\nFROM BUSYBOX\n\
          RUN --mount=type=bind,source=input,target=/in cat /in/file > /bound\n\
@@ -108,7 +108,7 @@ fn mounts_of_run_steps() {
          RUN --mount=type=cache,target=/cache echo more >> /cache/count; wc -l < /cache/count > /count\n\
          RUN --mount=type=tmpfs,target=/t touch /t/f && grep -q ' /t tmpfs' /proc/mounts\n\
          RUN --mount=type=secret,id=token cat /run/secrets/token > /dev/null && test \"$(stat -c %a /run/secrets/token)\" = 400\n\
-         RUN --mount=type=secret,id=token,env=TOKEN test \"$TOKEN\" = s3cr3t\n",
+         RUN --mount=type=secret,id=token,env=TOKEN test ${#TOKEN} = 6\n",
     );
     let secret = format!("id=token,src={}", world.path("token").display());
     world.stave(["build", "-t", "it", "--secret", &secret, "."]).success().never_says("s3cr3t");
@@ -168,7 +168,7 @@ fn the_sandbox_hides_the_host() {
     world.dockerfile(
         "FROM BUSYBOX\nRUN test $$ = 1 && test \"$(hostname)\" = buildkitsandbox\nRUN ! mount -t tmpfs none /mnt 2>/dev/null\n\
          RUN test -z \"$LEAKED\" && ! env | grep -q CARGO\nRUN ! echo x > /proc/sysrq-trigger\nRUN ! test -s /proc/kcore\n\
-         RUN test \"$(ls /proc | grep -c '^[0-9]')\" -le 3\nRUN test -c /dev/null && test ! -e /dev/vda\n\
+         RUN test \"$(ls /proc | grep -c '^[0-9]')\" -le 5\nRUN test -c /dev/null && test ! -e /dev/vda\n\
          RUN --network=none test \"$(ls /sys/class/net)\" = lo\nRUN grep -q 'Seccomp:.2' /proc/self/status\n\
          RUN grep -q 'CapBnd:.00000000a80425fb' /proc/self/status\n",
     );

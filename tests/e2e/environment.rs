@@ -1,5 +1,6 @@
 //! A state directory, a context directory and the program, for one test.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -53,9 +54,14 @@ impl Outcome {
         self
     }
 
-    /// How many build steps came from the cache.
+    /// How many build steps came from the cache, base images not counted.
     pub(crate) fn cached(&self) -> usize {
-        self.stderr.lines().filter(|line| line.starts_with('#') && line.ends_with(" CACHED")).count()
+        let numbers = |test: &dyn Fn(&str) -> bool| -> BTreeSet<&str> {
+            let lines = self.stderr.lines().filter(|line| line.starts_with('#') && test(line));
+            lines.filter_map(|line| line.split_whitespace().next()).collect()
+        };
+        let bases = numbers(&|line| line.contains("] FROM "));
+        numbers(&|line| line.ends_with(" CACHED")).difference(&bases).count()
     }
 }
 
@@ -141,8 +147,7 @@ impl Environment {
     /// Runs a command in an image and returns what it printed.
     #[track_caller]
     pub(crate) fn run(&self, image: &str, words: &[&str]) -> String {
-        let words = ["run", "--rm", image].iter().chain(words).copied();
-        self.stave(words).success().stdout
+        self.stave(["run", "--rm", image].iter().chain(words)).success().stdout
     }
 }
 

@@ -22,9 +22,15 @@ pub enum BuildError {
     /// The Dockerfile is not valid, or asks for something that is not supported yet.
     #[error("{}", .0.first().map(ToString::to_string).unwrap_or_default())]
     Dockerfile(Vec<Diagnostic>),
-    /// A base image could not be found.
-    #[error(transparent)]
-    Resolve(#[from] ResolveError),
+    /// An image that the Dockerfile names could not be had.
+    #[error("{image}")]
+    Image {
+        /// Where it is named, and what else may have been meant.
+        image: Box<Diagnostic>,
+        /// Why it could not be had.
+        #[source]
+        error: Box<ResolveError>,
+    },
     /// A step failed.
     #[error("failed to solve")]
     Solve {
@@ -92,7 +98,10 @@ impl Engine {
             if missing.is_empty() {
                 return Ok((plan, resolved));
             }
-            resolver.resolve(missing, &mut resolved).await?;
+            if let Err(error) = resolver.resolve(missing, &mut resolved).await {
+                let image = Box::new(plan.unresolved(&error.request, &error.to_string()));
+                return Err(BuildError::Image { image, error: Box::new(error) });
+            }
             plan = plan.with_triggers(&resolved.sources).map_err(invalid)?;
         }
     }

@@ -6,19 +6,19 @@
 use std::collections::BTreeMap;
 
 use stave_frontend_dockerfile::{ResolvedImage, ResolvedSources, SourceRequest};
-use stave_oci::{Digest, ImageConfig, Reference};
+use stave_oci::{Digest, ImageConfig};
 use stave_registry::{Client, RegistryError};
 use stave_store::{LocalImage, Store, StoreError};
 
 use crate::event::Steps;
 use crate::request::PullPolicy;
 
-/// Why an image could not be resolved.
+/// An image that could not be resolved.
 #[derive(Debug, thiserror::Error)]
-#[error("failed to resolve `{}`", .reference.familiar())]
+#[error("failed to resolve source metadata for {}", .request.reference)]
 pub struct ResolveError {
-    /// The image.
-    pub reference: Reference,
+    /// Which.
+    pub request: SourceRequest,
     /// Why.
     #[source]
     pub kind: Box<ResolveErrorKind>,
@@ -90,7 +90,7 @@ impl Resolver<'_> {
     }
 
     async fn one(&self, request: &SourceRequest) -> Result<Found, ResolveError> {
-        let failed = |kind| ResolveError { reference: request.reference.clone(), kind: Box::new(kind) };
+        let failed = |kind| ResolveError { request: request.clone(), kind: Box::new(kind) };
         if self.pull != PullPolicy::Always
             && let Some(image) = self.local(request).map_err(failed)?
         {

@@ -88,15 +88,16 @@ fn explain(error: &BuildError, request: &BuildRequest, ignore_file: Option<&str>
             if let Some((first, last)) = *lines {
                 failure.details = report::excerpt(source, first, last);
             }
-            failure.with_hint(hint(failed, ignore_file))
+            failure.with_hint(hint(failed, request, ignore_file))
         }
-        BuildError::Resolve(failed) => {
-            let text = report::chain(failed);
-            let mut failure = Failure::message(format!("failed to build: failed to solve: {text}"));
-            if let Some(line) = line_of(source, &failed.reference.familiar()) {
-                failure.details = report::excerpt(source, line, line);
+        BuildError::Image { image, error } => {
+            let colour = std::io::stderr().is_terminal();
+            let drawn = report::draw(source, image, colour);
+            let text = report::chain(error);
+            Failure {
+                details: format!("{drawn}\n"),
+                ..Failure::message(format!("failed to build: failed to solve: {text}"))
             }
-            failure
         }
         other => Failure::message(format!("failed to build: {}", report::chain(other))),
     }
@@ -107,7 +108,7 @@ fn cause(error: &SolveError) -> String {
     error.op().map_or_else(|| report::chain(error), |op| report::chain(op))
 }
 
-fn hint(error: &SolveError, ignore_file: Option<&str>) -> Option<String> {
+fn hint(error: &SolveError, request: &BuildRequest, ignore_file: Option<&str>) -> Option<String> {
     let op = error.op()?;
     let text = report::chain(op);
     match op.kind() {
@@ -129,12 +130,13 @@ fn hint(error: &SolveError, ignore_file: Option<&str>) -> Option<String> {
     }
 }
 
-/// The line of a FROM (or COPY --from) that names an image, for errors that arise before there is a graph.
-fn line_of(source: &stave_frontend_dockerfile::Source, name: &str) -> Option<usize> {
-    let bare = name.rsplit('/').next()?.split([':', '@']).next()?;
-    let mentions = |line: &str| {
-        let upper = line.trim_start().to_ascii_uppercase();
-        (upper.starts_with("FROM ") || upper.contains("FROM=")) && line.contains(bare)
-    };
-    source.text.lines().position(mentions).map(|index| index + 1)
+/// Why a path that COPY names is not there: excluded, misspelt, or outside.
+fn missing(text: &str, request: &BuildRequest, ignore_file: Option<&str>) -> String {
+    let named = text.split('"').nth(1).unwrap_or_default().trim_start_matches('/');
+    match ignore_file {
+        Some(file) if !named.is_empty() && request.context.join(named).exists() => {
+            format!("`{named}` is in the build context, but `{file}` excludes it")
+        }
+        _ => "paths are looked up in the build context, and cannot lead out of it".to_owned(),
+    }
 }
