@@ -156,17 +156,22 @@ impl RootDir {
     /// The names in a directory, sorted.
     pub(crate) fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
         let fd = self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
-        let mut names = Vec::new();
-        for entry in rustix::fs::Dir::new(fd)? {
-            let entry = entry?;
-            let name = entry.file_name().to_bytes();
-            if name != b"." && name != b".." {
-                names.push(OsStr::from_bytes(name).to_owned());
-            }
-        }
-        names.sort_unstable();
-        Ok(names)
+        names(&fd)
     }
+}
+
+/// The names in a directory, sorted.
+pub(crate) fn names(fd: &OwnedFd) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(fd)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(OsStr::from_bytes(name).to_owned());
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
 }
 
 /// Resolves a path given a way to read a symlink (`None`: not a symlink, or absent).

@@ -5,7 +5,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -14,7 +14,7 @@ use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::filter::{Filter, FilterState};
-use crate::root::{Last, RootDir, resolve_with, stat_at};
+use crate::root::{Last, RootDir, names, resolve_with, stat_at};
 
 /// Directories inside directories; a deeper tree could not be named by a path anyway.
 const DEPTH_LIMIT: usize = 1024;
@@ -296,19 +296,6 @@ impl Scan<'_> {
         }
         Ok(())
     }
-}
-
-fn names(fd: &OwnedFd) -> io::Result<Vec<OsString>> {
-    let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(fd)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            names.push(OsStr::from_bytes(name).to_owned());
-        }
-    }
-    names.sort_unstable();
-    Ok(names)
 }
 
 /// Opens a name as a directory to list; never through a symlink.
