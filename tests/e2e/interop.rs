@@ -64,7 +64,8 @@ fn skopeo_and_podman_read_our_archives() {
     inspect(&format!("docker-archive:{docker}"));
     let loaded = podman(&world, &["load", "-i", &docker]);
     assert!(loaded.contains("it:latest"), "{loaded}");
-    let text = podman(&world, &["run", "--rm", "--network=host", "--cgroups=disabled", "it"]);
+    let text =
+        podman(&world, &["run", "--rm", "--network=host", "--cgroups=disabled", "--ulimit=host", "it"]);
     assert_eq!(text, "done\n");
     let files = podman(
         &world,
