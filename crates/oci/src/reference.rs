@@ -105,6 +105,11 @@ impl Reference {
         Self { digest: Some(digest), ..self.clone() }
     }
 
+    /// The tag alone, without the digest; `None` for a reference that has no tag.
+    pub fn tagged(&self) -> Option<Self> {
+        self.tag.is_some().then(|| Self { digest: None, ..self.clone() })
+    }
+
     /// Another tag in the same repository.
     #[must_use]
     pub fn with_tag(&self, tag: &str) -> Self {

@@ -159,6 +159,9 @@ impl<E: Executor> LocalWorker<E> {
             Some(resolved) => puller.pull_resolved(name, resolved).await?,
             None => puller.pull(name, &platform).await?,
         };
+        // Kept under its name, as docker and podman keep base images: the next build need not ask anybody.
+        let store = &self.shared.store;
+        store.put_image(name.tagged().as_slice(), &image)?;
         Ok(Ref::Snapshot(image.snapshot()))
     }
 

@@ -73,7 +73,7 @@ impl Table {
 
     /// Every single measurement.
     pub(crate) fn json(&self) -> String {
-        let rows: Vec<_> = self.rows.iter().map(|row| {
+        let rows = self.rows.iter().map(|row| {
             serde_json::json!({"workload": row.workload, "operation": row.operation, "builder": row.builder, "seconds": row.wall.as_secs_f64()})
         });
         serde_json::to_string_pretty(&rows.collect::<Vec<_>>()).unwrap_or_default()
