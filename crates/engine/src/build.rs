@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use stave_exporter::{ExportError, ExportTarget, Exported, Image, ImageLayerRef};
-use stave_frontend_dockerfile::{BuildPlan, Diagnostic, Dockerfile, Lowered, Severity, lower, parse, plan};
+use stave_frontend_dockerfile::ast::DirectiveKind;
+use stave_frontend_dockerfile::{
+    BuildPlan, Code, Diagnostic, Dockerfile, Lowered, Severity, lower, parse, plan,
+};
 use stave_llb::{Definition, Op, Vertex};
 use stave_oci::{Digest, ImageConfig, Platform, Reference};
 use stave_solver::{Job, SolveError, SolveEvent, event_channel};
@@ -206,9 +209,31 @@ fn read(request: &BuildRequest, steps: &Steps) -> Result<Dockerfile, BuildError>
     let step = steps.start(format!("[internal] load build definition from {name}"));
     step.part(format!("transferring dockerfile: {}B done", request.dockerfile.text.len()));
     let parsed = parse(&request.dockerfile);
-    let errors: Vec<Diagnostic> = parsed.diagnostics.into_iter().filter(Diagnostic::is_error).collect();
+    let mut errors: Vec<Diagnostic> = parsed.diagnostics.into_iter().filter(Diagnostic::is_error).collect();
+    errors.extend(foreign_syntax(&parsed.dockerfile));
     let result = if errors.is_empty() { Ok(parsed.dockerfile) } else { Err(BuildError::Dockerfile(errors)) };
     step.end(result)
+}
+
+/// `# syntax=` names a front end image. The one inside serves the reference's own, whatever mirror they are
+/// taken from; another would read another language.
+fn foreign_syntax(dockerfile: &Dockerfile) -> Option<Diagnostic> {
+    let directive = dockerfile.directives.iter().find(|directive| directive.kind == DirectiveKind::Syntax)?;
+    // The reference takes the first word and ignores the rest.
+    let image = directive.value.split_whitespace().next()?;
+    let name = image.split('@').next().unwrap_or(image);
+    let path = name.rsplit_once('/').map_or("", |(path, _)| path);
+    let last = name.rsplit('/').next()?.split(':').next()?;
+    let own = matches!(last, "dockerfile" | "dockerfile-upstream")
+        && (path == "docker" || path.ends_with("/docker"));
+    (!own).then(|| {
+        Diagnostic::error(
+            Code::Unsupported,
+            directive.span,
+            format!("not supported yet: the front end image `{image}`"),
+        )
+        .with_help("the built-in front end serves `docker/dockerfile`; leave the line out if that will do")
+    })
 }
 
 /// The images among the sources of a definition: where layers may have come from.
@@ -257,7 +282,13 @@ fn lines_of(definition: &Definition, vertex: &Digest) -> Option<(usize, usize)> 
     let ranges = definition.source_location(vertex).iter().flat_map(|location| &location.ranges);
     let (first, last) = ranges
         .fold((i32::MAX, 0), |(first, last), range| (first.min(range.start.line), last.max(range.end.line)));
-    (first <= last).then_some((usize::try_from(first).ok()?, usize::try_from(last).ok()?))
+    if first <= last {
+        return Some((usize::try_from(first).ok()?, usize::try_from(last).ok()?));
+    }
+    // What an ADD fetches has no place of its own: the ADD has.
+    let mut users = definition.vertices().iter();
+    let user = users.find(|user| user.inputs.iter().any(|edge| edge.vertex == *vertex))?;
+    lines_of(definition, &user.digest)
 }
 
 /// Whether a vertex is a step that its Dockerfile names, other than a base image.
@@ -274,5 +305,35 @@ fn title(target: &ExportTarget) -> &'static str {
         ExportTarget::Local { .. } => "exporting to client directory",
         ExportTarget::Tar { .. } => "exporting to client tarball",
         ExportTarget::CacheOnly => "keeping the cache",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stave_frontend_dockerfile::Source;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(value: &str, expected: bool) {
+        let source = Source::new("Dockerfile", format!("# syntax={value}\nFROM scratch\n"));
+        assert_eq!(foreign_syntax(&parse(&source).dockerfile).is_none(), expected, "{value}");
+    }
+
+    #[test]
+    fn the_references_own_front_ends_are_built_in() {
+        for value in
+            ["docker/dockerfile", "docker/dockerfile:1", "docker.io/docker/dockerfile-upstream:master"]
+        {
+            check(value, true);
+        }
+        check("mirror.example/docker/dockerfile:1.7-labs", true);
+        check(
+            "docker/dockerfile:1@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            true,
+        );
+        check("example/dockerfile", false);
+        check("docker/other:1", false);
+        check("dockerfile", false);
     }
 }
