@@ -1,3 +1,5 @@
+//! Words with variables, as the shell rules of Dockerfiles expand them.
+
 use super::*;
 use crate::scope::Variables;
 

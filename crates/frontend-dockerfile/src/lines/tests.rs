@@ -1,3 +1,5 @@
+//! How bytes become logical lines: directives, continuations, comments, heredocs.
+
 use super::*;
 
 #[track_caller]

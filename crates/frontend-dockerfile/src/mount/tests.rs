@@ -1,3 +1,5 @@
+//! Mount flags of RUN: what they mean and how they are refused.
+
 use super::*;
 
 fn plain(options: &str) -> Result<Mount, MountError> {

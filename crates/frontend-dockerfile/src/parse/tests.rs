@@ -1,3 +1,5 @@
+//! Whole files: the tree they become, the places it points at, the errors.
+
 use super::*;
 use crate::ast::{CommandLine, Healthcheck, RunNetwork};
 

@@ -1,3 +1,5 @@
+//! Plans of whole files: which stages, arguments and images they come to.
+
 use stave_oci::{Digest, ImageConfig, Platform};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What each check over stages reports, and what it leaves alone.
+
 use stave_oci::{Digest, ImageConfig, Platform};
 
 use super::*;
