@@ -135,3 +135,15 @@ fn version_and_help() {
         );
     }
 }
+
+#[test]
+fn a_reader_that_stops_reading_is_no_panic() {
+    let world = built();
+    let line = format!("{} images | true; echo ${{PIPESTATUS[0]}}", crate::environment::program().display());
+    let mut command = std::process::Command::new("bash");
+    // The store is opened before anything is written: by then nobody reads any more.
+    let output = command.args(["-c", &line]).env("STAVE_ROOT", world.root()).output().expect("bash runs");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    let code = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    assert!(code == "141" || code == "0", "{code}");
+}

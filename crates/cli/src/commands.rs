@@ -31,6 +31,7 @@ pub(crate) enum Command {
     Du(disk::UsageArguments),
     Prune(disk::PruneArguments),
     Version(version::Arguments),
+    #[command(hide = true)]
     Debug(debug::Arguments),
 }
 

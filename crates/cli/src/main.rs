@@ -8,6 +8,7 @@
 mod commands;
 mod config;
 mod format;
+mod output;
 mod progress;
 mod report;
 mod runtime;

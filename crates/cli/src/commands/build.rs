@@ -13,6 +13,7 @@ use stave_engine::{BuildError, BuildOutcome, BuildRequest, Engine};
 use stave_solver::{OpErrorKind, SolveError};
 pub(crate) use values::{hosts, size};
 
+use crate::output::say;
 use crate::progress::Display;
 use crate::report::{self, Failure};
 use crate::runtime::{Interrupt, with_engine};
@@ -66,7 +67,7 @@ fn finish(arguments: &Arguments, outcome: &BuildOutcome) -> Result<(), Failure> 
     if arguments.quiet
         && let Some(id) = &id
     {
-        println!("{id}");
+        say!("{id}");
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use stave_store::{ImagePrune, PruneRequest, UsageId, UsageKind, UsageRecord};
 
 use super::Form;
 use crate::format;
+use crate::output::say;
 use crate::report::Failure;
 use crate::runtime::with_store;
 use crate::state::GlobalOptions;
@@ -31,7 +32,7 @@ pub(crate) fn usage(arguments: &UsageArguments, global: &GlobalOptions) -> Resul
         let usage = store.disk_usage().map_err(|error| Failure::new(&error))?;
         if arguments.format == Some(Form::Json) {
             for record in &usage.records {
-                println!("{}", object(record));
+                say!("{}", object(record));
             }
             return Ok(0);
         }
@@ -54,9 +55,9 @@ pub(crate) fn usage(arguments: &UsageArguments, global: &GlobalOptions) -> Resul
             }
             row
         };
-        println!("{}", format::table(&header, &usage.records.iter().map(row).collect::<Vec<_>>()));
-        println!("Reclaimable:\t{}", format::size(usage.reclaimable()));
-        println!("Total:\t\t{}", format::size(usage.total()));
+        say!("{}", format::table(&header, &usage.records.iter().map(row).collect::<Vec<_>>()));
+        say!("Reclaimable:\t{}", format::size(usage.reclaimable()));
+        say!("Total:\t\t{}", format::size(usage.total()));
         Ok(0)
     })
 }
@@ -118,15 +119,15 @@ pub(crate) fn prune(arguments: &PruneArguments, global: &GlobalOptions) -> Resul
     with_store(global, |store| {
         let pruned = store.prune(&request).map_err(|error| Failure::new(&error))?;
         for image in &pruned.images {
-            println!("deleted: {image}");
+            say!("deleted: {image}");
         }
-        println!(
+        say!(
             "removed {} layers, {} blobs, {} cache mounts",
             pruned.layers.len(),
             pruned.blobs.len(),
             pruned.cache_mounts.len()
         );
-        println!("Total reclaimed space: {}", format::size(pruned.freed));
+        say!("Total reclaimed space: {}", format::size(pruned.freed));
         Ok(0)
     })
 }

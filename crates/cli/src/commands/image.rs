@@ -12,6 +12,7 @@ use stave_store::{ListedImage, LocalImage, Store};
 
 use crate::commands::Form;
 use crate::format;
+use crate::output::say;
 use crate::report::Failure;
 use crate::runtime::with_store;
 use crate::state::GlobalOptions;
@@ -106,7 +107,7 @@ fn print(lines: &[Line<'_>], arguments: &ListArguments) {
     let now = Timestamp::now();
     if arguments.quiet {
         for line in lines {
-            println!("{}", line.id(arguments.no_trunc));
+            say!("{}", line.id(arguments.no_trunc));
         }
         return;
     }
@@ -118,7 +119,7 @@ fn print(lines: &[Line<'_>], arguments: &ListArguments) {
                 "CreatedSince": format::age(line.stored(), now), "Size": format::size(line.listed.size),
                 "SizeBytes": line.listed.size,
             });
-            println!("{object}");
+            say!("{object}");
         }
         return;
     }
@@ -139,7 +140,7 @@ fn print(lines: &[Line<'_>], arguments: &ListArguments) {
         }
         row
     };
-    println!("{}", format::table(&header, &lines.iter().map(row).collect::<Vec<_>>()));
+    say!("{}", format::table(&header, &lines.iter().map(row).collect::<Vec<_>>()));
 }
 
 /// Give an image another name
@@ -177,7 +178,7 @@ pub(crate) fn remove(arguments: &RemoveArguments, global: &GlobalOptions) -> Res
         let mut failures = Vec::new();
         for text in &arguments.images {
             match remove_one(store, text, arguments.force) {
-                Ok(lines) => lines.iter().for_each(|line| println!("{line}")),
+                Ok(lines) => lines.iter().for_each(|line| say!("{line}")),
                 Err(failure) => failures.push(failure),
             }
         }

@@ -4,6 +4,7 @@ use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
 
 use stave_registry::{Credential, Secret, StoredIn};
 
+use crate::output::say;
 use crate::report::Failure;
 use crate::runtime::with_engine;
 use crate::state::GlobalOptions;
@@ -62,7 +63,7 @@ pub(crate) fn login(arguments: &LoginArguments, global: &GlobalOptions) -> Resul
         if let StoredIn::File(path) = stored {
             eprintln!("WARNING! Your credentials are stored unencrypted in '{}'.", path.display());
         }
-        println!("Login Succeeded");
+        say!("Login Succeeded");
         Ok(0)
     })
 }
@@ -73,9 +74,9 @@ pub(crate) fn logout(arguments: &LogoutArguments, global: &GlobalOptions) -> Res
         let known =
             engine.registry().logout(&arguments.server).await.map_err(|error| Failure::new(&error))?;
         if known {
-            println!("Removing login credentials for {}", arguments.server);
+            say!("Removing login credentials for {}", arguments.server);
         } else {
-            println!("Not logged in to {}", arguments.server);
+            say!("Not logged in to {}", arguments.server);
         }
         Ok(0)
     })

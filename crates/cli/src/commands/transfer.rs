@@ -7,6 +7,7 @@ use stave_exporter::{ArchiveDestination, ArchiveLayout, Destination, ImageFormat
 use stave_oci::{Platform, Reference};
 
 use super::build::ProgressForm;
+use crate::output::say;
 use crate::progress::Display;
 use crate::report::Failure;
 use crate::runtime::with_engine;
@@ -37,9 +38,9 @@ pub(crate) fn pull(arguments: &PullArguments, global: &GlobalOptions) -> Result<
         if !arguments.quiet
             && let Some(manifest) = &image.manifest
         {
-            println!("Digest: {}", manifest.digest);
+            say!("Digest: {}", manifest.digest);
         }
-        println!("{}", arguments.name);
+        say!("{}", arguments.name);
         Ok(0)
     })
 }
@@ -66,9 +67,9 @@ pub(crate) fn push(arguments: &PushArguments, global: &GlobalOptions) -> Result<
         match exported.manifest {
             Some(manifest) if !arguments.quiet => {
                 let tag = arguments.name.tag().unwrap_or_default();
-                println!("{tag}: digest: {} size: {}", manifest.digest, manifest.size);
+                say!("{tag}: digest: {} size: {}", manifest.digest, manifest.size);
             }
-            _ => println!("{}", arguments.name),
+            _ => say!("{}", arguments.name),
         }
         Ok(0)
     })
@@ -156,10 +157,10 @@ pub(crate) fn load(arguments: &LoadArguments, global: &GlobalOptions) -> Result<
         };
         for image in loaded {
             for name in &image.names {
-                println!("Loaded image: {}", name.familiar());
+                say!("Loaded image: {}", name.familiar());
             }
             if image.names.is_empty() {
-                println!("Loaded image ID: {}", image.image.id);
+                say!("Loaded image ID: {}", image.image.id);
             }
         }
         Ok(0)

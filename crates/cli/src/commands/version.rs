@@ -1,5 +1,6 @@
 //! `stave version`
 
+use crate::output::say;
 use crate::report::Failure;
 
 /// Show the version
@@ -16,12 +17,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     let platform = stave_oci::Platform::host();
     match arguments.format {
         Some(super::Form::Json) => {
-            println!(
+            say!(
                 "{}",
                 serde_json::json!({"Version": version, "Os": platform.os, "Arch": platform.architecture})
             );
         }
-        _ => println!("stave version {version} {platform}"),
+        _ => say!("stave version {version} {platform}"),
     }
     Ok(0)
 }

@@ -10,6 +10,7 @@ use stave_store::{LayerId, LocalImage, Store, UsageId};
 use super::find;
 use crate::commands::Form;
 use crate::format;
+use crate::output::say;
 use crate::report::Failure;
 use crate::runtime::with_store;
 use crate::state::GlobalOptions;
@@ -76,7 +77,7 @@ fn print(entries: &[(&History, u64)], image: &LocalImage, arguments: &HistoryArg
                 "ID": id(index), "CreatedAt": entry.created, "CreatedBy": entry.created_by,
                 "Size": format::size(*size), "SizeBytes": size, "Comment": entry.comment,
             });
-            println!("{object}");
+            say!("{object}");
         }
         return;
     }
@@ -90,5 +91,5 @@ fn print(entries: &[(&History, u64)], image: &LocalImage, arguments: &HistoryArg
         vec![id(index), age, by.replace('\t', " "), format::size(*size), entry.comment.clone()]
     };
     let rows: Vec<_> = entries.iter().enumerate().map(row).collect();
-    println!("{}", format::table(&["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"], &rows));
+    say!("{}", format::table(&["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"], &rows));
 }

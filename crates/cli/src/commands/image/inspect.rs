@@ -5,6 +5,7 @@ use stave_oci::{ImageConfig, Reference};
 use stave_store::{LocalImage, Store};
 
 use super::find;
+use crate::output::say;
 use crate::report::Failure;
 use crate::runtime::with_store;
 use crate::state::GlobalOptions;
@@ -28,7 +29,7 @@ pub(crate) fn inspect(arguments: &InspectArguments, global: &GlobalOptions) -> R
     with_store(global, |store| {
         let images = arguments.images.iter().map(|text| describe(store, &find(store, text)?));
         let images = images.collect::<Result<Vec<Value>, Failure>>()?;
-        println!("{}", serde_json::to_string_pretty(&images).map_err(|error| Failure::new(&error))?);
+        say!("{}", serde_json::to_string_pretty(&images).map_err(|error| Failure::new(&error))?);
         Ok(0)
     })
 }
