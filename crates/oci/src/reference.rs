@@ -1,12 +1,12 @@
 //! Image references with docker's normalisation.
 //!
-//! The grammar is the distribution specification's; `oci-spec` parses it. What stands here is what
-//! docker users expect on top: familiar names, `:latest`, and comparison of what is meant.
+//! The grammar is the distribution specification's, and what docker users expect on top: familiar
+//! names, `:latest`, and comparison of what is meant. It is matched by hand: the usual regular
+//! expression takes longer to compile than a whole build without changes takes to run.
 
 use std::fmt;
 use std::str::FromStr;
 
-use oci_spec::distribution::Reference as Parsed;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::Digest;
@@ -15,6 +15,10 @@ use crate::Digest;
 const DEFAULT_REGISTRY: &str = "docker.io";
 /// The tag of names without a tag or digest.
 const DEFAULT_TAG: &str = "latest";
+/// Longest repository, in bytes.
+const MAX_REPOSITORY: usize = 255;
+/// Longest tag, in bytes.
+const MAX_TAG: usize = 128;
 
 /// A normalised image reference: registry, repository, and a tag or digest (or both).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -138,37 +142,65 @@ impl FromStr for Reference {
         if path.bytes().any(|byte| byte.is_ascii_uppercase()) {
             return Err(ReferenceError::Uppercase);
         }
-        let parsed = Parsed::try_from(text).map_err(|_| ReferenceError::Form)?;
-        let digest = parsed.digest().map(str::parse).transpose()?;
-        // Host and path by docker's rule: the parser beneath has its own idea of a lone `localhost`.
-        let tag = parsed.tag().map(str::to_owned);
-        let bare = text.split('@').next().unwrap_or_default();
-        let bare = match &tag {
-            Some(tag) => bare.strip_suffix(&format!(":{tag}")).unwrap_or(bare),
-            None => bare,
+        let (bare, digest) = match text.split_once('@') {
+            Some((bare, digest)) => (bare, Some(digest.parse()?)),
+            None => (text, None),
         };
-        let (registry, repository) = match splits_host(bare) {
-            Some(("index.docker.io", rest)) => (DEFAULT_REGISTRY, rest),
-            Some(pair) => pair,
-            None => (DEFAULT_REGISTRY, bare),
+        // A colon before a slash begins a port.
+        let (name, tag) = match bare.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')) {
+            Some((name, tag)) => (name, Some(tag)),
+            None => (bare, None),
         };
-        let repository = if registry == DEFAULT_REGISTRY && !repository.contains('/') {
-            format!("library/{repository}")
+        let (host, path) = splits_host(name).map_or((None, name), |(host, path)| (Some(host), path));
+        let is_valid =
+            host.is_none_or(is_host) && path.split('/').all(is_component) && tag.is_none_or(is_tag);
+        let registry = host.filter(|host| *host != "index.docker.io").unwrap_or(DEFAULT_REGISTRY);
+        let repository = if registry == DEFAULT_REGISTRY && !path.contains('/') {
+            format!("library/{path}")
         } else {
-            repository.to_owned()
+            path.to_owned()
         };
-        let tag = match (&digest, tag) {
-            // A digest alone pins; inventing `latest` beside it would name something else.
-            (Some(_), Some(tag)) if !bare_has_tag(text, &tag) => None,
-            (Some(_), tag) => tag,
-            (None, tag) => Some(tag.unwrap_or_else(|| DEFAULT_TAG.to_owned())),
-        };
+        if !is_valid || repository.len() > MAX_REPOSITORY {
+            return Err(ReferenceError::Form);
+        }
+        // A digest alone pins; inventing `latest` beside it would name something else.
+        let tag = tag.or(digest.is_none().then_some(DEFAULT_TAG)).map(str::to_owned);
         Ok(Self { registry: registry.to_owned(), repository, tag, digest })
     }
 }
 
-fn bare_has_tag(text: &str, tag: &str) -> bool {
-    text.split('@').next().is_some_and(|bare| bare.ends_with(&format!(":{tag}")))
+/// Labels of letters, digits and inner hyphens with dots between them, and perhaps a port.
+fn is_host(host: &str) -> bool {
+    let (name, port) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let is_port = |port: &str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    name.split('.').all(is_label) && port.is_none_or(is_port)
+}
+
+/// Lower-case letters and digits, with separators between them: a dot, one or two underscores, hyphens.
+fn is_component(component: &str) -> bool {
+    let is_separator = |byte: u8| matches!(byte, b'.' | b'_' | b'-');
+    let is_text = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = component.as_bytes();
+    let ends_in_text =
+        bytes.first().copied().is_some_and(is_text) && bytes.last().copied().is_some_and(is_text);
+    ends_in_text
+        && bytes.iter().all(|byte| is_text(*byte) || is_separator(*byte))
+        && bytes
+            .split(|byte| is_text(*byte))
+            .all(|run| matches!(run, b"" | b"." | b"_" | b"__") || run.iter().all(|byte| *byte == b'-'))
+}
+
+fn is_tag(tag: &str) -> bool {
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    tag.len() <= MAX_TAG
+        && tag.bytes().next().is_some_and(is_word)
+        && tag.bytes().all(|byte| is_word(byte) || matches!(byte, b'.' | b'-'))
 }
 
 impl fmt::Display for Reference {
@@ -233,7 +265,36 @@ mod tests {
         );
     }
 
+    /// The specification's regular expression, as another implementation has it.
+    fn is_in_the_grammar(text: &str) -> bool {
+        oci_spec::distribution::Reference::try_from(text).is_ok()
+    }
+
+    #[test]
+    fn separators_and_lengths_are_the_specifications() {
+        let long = |length: usize| format!("a/{}", "b".repeat(length - 2));
+        let tag = |length: usize| format!("a:{}", "b".repeat(length));
+        for text in
+            ["a.b/c", "a-b/c_d", "a__b", "a--b", "a---b/c", "A.b:1/c", "localhost:1", "a:-b", "a___b", "a..b"]
+        {
+            assert_eq!(text.parse::<Reference>().is_ok(), is_in_the_grammar(text), "{text}");
+        }
+        for text in ["a._b", "a-", "a/_b", "x-.y/c", "a:b.", "a:.b", "a.b:/c", "a.b:x/c", "a:Ünd"] {
+            assert_eq!(text.parse::<Reference>().is_ok(), text == "a:b.", "{text}");
+        }
+        assert!(long(255).parse::<Reference>().is_ok() && long(256).parse::<Reference>().is_err());
+        assert!(tag(128).parse::<Reference>().is_ok() && tag(129).parse::<Reference>().is_err());
+    }
+
     proptest! {
+        #[test]
+        fn the_grammar_is_the_specifications(text in "([a-zB0-9.:-]{1,8}/)?[a-z0-9/._-]{1,12}(:[a-zA-Z0-9._-]{0,5})?") {
+            // A host-like first component with an underscore is taken for a path there, and is nothing here.
+            let first = text.split('/').next().unwrap_or_default();
+            prop_assume!(text.len() < 64 && !(text.contains('/') && first.contains('_')));
+            prop_assert_eq!(text.parse::<Reference>().is_ok(), is_in_the_grammar(&text));
+        }
+
         #[test]
         fn never_panics_and_is_stable(text in "[a-z0-9A-Z./:@_-]{0,40}") {
             if let Ok(reference) = text.parse::<Reference>() {
