@@ -306,11 +306,11 @@ fn file_error(error: FileError) -> OpError {
         FileError::Copy(_)
         | FileError::Unpack(_)
         | FileError::NotFound(_)
+        | FileError::NothingToRemove(_)
         | FileError::NoParent(_)
         | FileError::Root(_)
         | FileError::Pattern(_)
         | FileError::Mode(_)
-        | FileError::User(_)
         | FileError::Reference(_) => OpErrorKind::Input,
     };
     OpError::new(kind, error)

@@ -104,15 +104,15 @@ impl Chain<'_> {
                 }
             }
             FileActionKind::Mkdir(MkdirAction { path, mode, make_parents, owner, timestamp }) => {
-                let stamp = stamp(root, owner.as_ref(), *timestamp)?;
+                let stamp = stamp(root, owner.as_ref(), *timestamp);
                 action::mkdir(root, path, *mode, *make_parents, &stamp)?;
             }
             FileActionKind::Mkfile(MkfileAction { path, mode, data, owner, timestamp }) => {
-                let stamp = stamp(root, owner.as_ref(), *timestamp)?;
+                let stamp = stamp(root, owner.as_ref(), *timestamp);
                 action::mkfile(root, path, *mode, data, &stamp)?;
             }
             FileActionKind::Symlink(SymlinkAction { target, path, owner, timestamp }) => {
-                let stamp = stamp(root, owner.as_ref(), *timestamp)?;
+                let stamp = stamp(root, owner.as_ref(), *timestamp);
                 action::symlink(root, target, path, &stamp)?;
             }
             FileActionKind::Rm(remove) => {
@@ -247,7 +247,7 @@ fn request(root: &RootDir, copy: &CopyAction) -> Result<CopyRequest, FileError> 
         CopyMode::Symbolic(text) => ModeChange::parse(text)?,
     };
     let rules = CopyRules {
-        owner: owner(root, copy.owner.as_ref())?,
+        owner: owner(root, copy.owner.as_ref()),
         mode,
         time: copy.timestamp.map(time),
         replace: copy.always_replace_existing_dest_paths,
@@ -269,26 +269,27 @@ fn request(root: &RootDir, copy: &CopyAction) -> Result<CopyRequest, FileError> 
     })
 }
 
-fn stamp(root: &RootDir, chown: Option<&Chown>, timestamp: Option<i64>) -> Result<Stamp, FileError> {
-    Ok(Stamp { owner: owner(root, chown)?, time: timestamp.map(time) })
+fn stamp(root: &RootDir, chown: Option<&Chown>, timestamp: Option<i64>) -> Stamp {
+    Stamp { owner: owner(root, chown), time: timestamp.map(time) }
 }
 
-/// Numbers for an owner. Names are those of the file system being changed; a user brings its own group.
-fn owner(root: &RootDir, chown: Option<&Chown>) -> Result<Option<(u32, u32)>, FileError> {
-    let Some(chown) = chown else { return Ok(None) };
+/// Numbers for an owner. Names are those of the file system being changed; a user brings its own group, also in
+/// place of a group that is not known.
+fn owner(root: &RootDir, chown: Option<&Chown>) -> Option<(u32, u32)> {
+    let chown = chown?;
     let named = [&chown.user, &chown.group].iter().any(|part| matches!(part, Some(UserOrGroup::Name { .. })));
     let table = if named { UserTable::read(root) } else { UserTable::default() };
     let (uid, own_gid) = match &chown.user {
         None => (0, 0),
         Some(UserOrGroup::Id(uid)) => (*uid, *uid),
-        Some(UserOrGroup::Name { name, .. }) => table.named_user(name)?,
+        Some(UserOrGroup::Name { name, .. }) => table.owner(name),
     };
     let gid = match &chown.group {
         None => own_gid,
         Some(UserOrGroup::Id(gid)) => *gid,
-        Some(UserOrGroup::Name { name, .. }) => table.gid(name)?,
+        Some(UserOrGroup::Name { name, .. }) => table.gid(name).unwrap_or(own_gid),
     };
-    Ok(Some((uid, gid)))
+    Some((uid, gid))
 }
 
 fn time(nanoseconds: i64) -> Time {

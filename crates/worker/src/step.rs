@@ -3,20 +3,22 @@
 //! Must not know how processes are isolated. Read [`execute`] first.
 
 pub(crate) mod mounts;
+pub(crate) mod traces;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use stave_llb::{ExecOp, HostIp, Mount, NetMode, ProxyEnv, SecurityMode, Sharing, Ulimit};
 use stave_sandbox::{
-    DEFAULT_PATH, ExitStatus, OverlayRoot, Process, Rlimit, RlimitResource, RootFs, Security,
+    DEFAULT_PATH, ExitStatus, MountSpec, OverlayRoot, Process, Rlimit, RlimitResource, RootFs, Security,
     remove_mount_points,
 };
-use stave_solver::{JobContext, Selector};
+use stave_solver::{JobContext, LogStream, Selector};
 use stave_store::{MutableDir, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use self::mounts::{Caches, Plan, Prepared, Written};
+use self::traces::{Touched, leave_directories};
 use crate::exec::network_files::HostEntry;
 use crate::exec::{ExecError, Executor, Finished, MountSet, ProcessIo, ProcessSpec};
 use crate::file::action::FileError;
@@ -137,11 +139,20 @@ pub(crate) async fn execute<E: Executor>(
         };
         blocking(move || prepare(&plan, caches)).await?
     };
-    let Ready { process, mounts, prepared } = prepared;
+    let Ready { process, mounts, prepared, touched } = prepared;
     let finished = executor.run(process, mounts, ProcessIo::Logged(cx.events.clone()), &cx.cancel).await;
-    let finished = finished.map_err(|error| start_failure(op, error))?;
+    let finished = match finished {
+        Ok(finished) => finished,
+        Err(error) => {
+            let failure = start_failure(op, error);
+            if let StepError::Exit { tail, .. } = &failure {
+                cx.events.log(LogStream::Stderr, tail).await;
+            }
+            return Err(failure);
+        }
+    };
     check_exit(op, &finished)?;
-    blocking(move || commit(prepared, &finished.created_mount_points)).await
+    blocking(move || commit(prepared, &finished.created_mount_points, &touched)).await
 }
 
 /// A step ready to run.
@@ -149,6 +160,7 @@ struct Ready {
     process: ProcessSpec,
     mounts: MountSet,
     prepared: Prepared,
+    touched: Touched,
 }
 
 fn prepare(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
@@ -172,6 +184,10 @@ fn prepare(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
     };
     let process =
         ProcessSpec { process, hostname: hostname.to_owned(), network: network(network_mode), security };
+    let touched = Touched::by(&prepared.root_view, specs.iter().map(MountSpec::target));
+    if !prepared.readonly_root {
+        leave_directories(&prepared.root_view, prepared.root.upper())?;
+    }
     let root = RootFs::Overlay(OverlayRoot {
         lower: prepared.root.lowers().to_vec(),
         upper: prepared.root.upper().to_owned(),
@@ -181,10 +197,10 @@ fn prepare(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
         stubs: Some(plan.shared.stubs()),
     });
     let mounts = MountSet { root, readonly_root: prepared.readonly_root, mounts: specs, shm_size: None };
-    Ok(Ready { process, mounts, prepared })
+    Ok(Ready { process, mounts, prepared, touched })
 }
 
-fn commit(prepared: Prepared, created: &[PathBuf]) -> Result<Vec<Ref>, StepError> {
+fn commit(prepared: Prepared, created: &[PathBuf], touched: &Touched) -> Result<Vec<Ref>, StepError> {
     let Prepared { root, root_output, written, contexts, guards, root_view, caches, .. } = prepared;
     // Everything that has the layers mounted goes first.
     drop((guards, root_view, caches));
@@ -196,6 +212,7 @@ fn commit(prepared: Prepared, created: &[PathBuf]) -> Result<Vec<Ref>, StepError
             source,
         })?;
     }
+    touched.apply(root.upper())?;
     let mut outputs: Vec<(u32, Ref)> = Vec::new();
     let settled = !contexts.iter().any(|context| context.has_changed());
     let result = |snapshot| if settled { Ref::Snapshot(snapshot) } else { Ref::Unsettled(snapshot) };
@@ -380,7 +397,7 @@ fn start_failure(op: &ExecOp, error: ExecError) -> StepError {
             command: op.args.join(" "),
             code: i32::from(spawn.exit_code()),
             signal: None,
-            tail: spawn.to_string().into_bytes(),
+            tail: format!("{spawn}\n").into_bytes(),
         },
         other => other.into(),
     }

@@ -30,7 +30,8 @@ pub struct Identity {
     pub uid: u32,
     /// Primary group id.
     pub gid: u32,
-    /// Supplementary groups, ascending.
+    /// Supplementary groups, ascending, the primary one among them: a process that gives up its primary group
+    /// must not escape what files deny to that group.
     pub groups: Vec<u32>,
     /// Home directory, `/` when the image names none.
     pub home: String,
@@ -110,7 +111,8 @@ impl UserTable {
         };
         let home = entry.map(|user| user.home.clone()).filter(|home| !home.is_empty()).unwrap_or("/".into());
         if let Some(group) = group_part {
-            return Ok(Identity { uid, gid: self.gid(group)?, groups: Vec::new(), home });
+            let gid = self.gid(group)?;
+            return Ok(Identity { uid, gid, groups: vec![gid], home });
         }
         let gid = entry.map_or(0, |user| user.gid);
         let mut groups: Vec<u32> = match entry {
@@ -119,21 +121,18 @@ impl UserTable {
             }
             None => Vec::new(),
         };
+        groups.push(gid);
         groups.sort_unstable();
         groups.dedup();
         groups.truncate(GROUP_LIMIT);
         Ok(Identity { uid, gid, groups, home })
     }
 
-    /// The ids of a user by name: its own and its primary group's.
-    pub(crate) fn named_user(&self, name: &str) -> Result<(u32, u32), UserError> {
-        if let Some(user) = self.user(name) {
-            return Ok((user.uid, user.gid));
-        }
-        match name.parse::<u32>() {
-            Ok(uid) => Ok((uid, uid)),
-            Err(_) => Err(UserError::UnknownUser(name.to_owned())),
-        }
+    /// The ids of a user by name: its own and its primary group's. BuildKit gives what is to belong to a user that
+    /// the image does not know to root, and images are made to build that way.
+    pub(crate) fn owner(&self, name: &str) -> (u32, u32) {
+        self.user(name)
+            .map_or_else(|| name.parse().map_or((0, 0), |uid| (uid, uid)), |user| (user.uid, user.gid))
     }
 
     /// The id of a group by name or number.
@@ -175,17 +174,25 @@ mod tests {
 
     #[test]
     fn identities() {
-        check("", Ok((0, 0, &[10], "/root")));
-        check("app", Ok((1000, 1001, &[5, 10], "/home/app")));
-        check("1000", Ok((1000, 1001, &[5, 10], "/home/app")));
-        check("app:wheel", Ok((1000, 10, &[], "/home/app")));
-        check("app:77", Ok((1000, 77, &[], "/home/app")));
-        check("4242", Ok((4242, 0, &[], "/")));
-        check("4242:app", Ok((4242, 1001, &[], "/")));
-        check("nohome", Ok((7, 7, &[], "/")));
+        check("", Ok((0, 0, &[0, 10], "/root")));
+        check("app", Ok((1000, 1001, &[5, 10, 1001], "/home/app")));
+        check("1000", Ok((1000, 1001, &[5, 10, 1001], "/home/app")));
+        check("app:wheel", Ok((1000, 10, &[10], "/home/app")));
+        check("app:77", Ok((1000, 77, &[77], "/home/app")));
+        check("4242", Ok((4242, 0, &[0], "/")));
+        check("4242:app", Ok((4242, 1001, &[1001], "/")));
+        check("nohome", Ok((7, 7, &[7], "/")));
         check("ghost", Err(UserError::UnknownUser("ghost".into())));
         check("app:ghost", Err(UserError::UnknownGroup("ghost".into())));
         check("-1", Err(UserError::UnknownUser("-1".into())));
+    }
+
+    #[test]
+    fn files_of_an_unknown_owner_are_roots() {
+        let table = UserTable::parse(PASSWD, GROUP);
+        assert_eq!(table.owner("app"), (1000, 1001));
+        assert_eq!(table.owner("1000"), (1000, 1001));
+        assert_eq!(table.owner("ghost"), (0, 0));
     }
 
     #[test]
@@ -193,6 +200,6 @@ mod tests {
         let table = UserTable::default();
         assert_eq!(table.identity("").map(|identity| identity.uid), Ok(0));
         assert!(table.identity("root").is_err());
-        assert_eq!(table.named_user("12"), Ok((12, 12)));
+        assert_eq!(table.owner("12"), (12, 12));
     }
 }

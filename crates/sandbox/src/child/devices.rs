@@ -55,9 +55,12 @@ pub(super) fn prepare(spec: &SandboxSpec) -> Result<Vec<Prepared<'static>>, Fail
     let pts = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
     let no_programs = nosuid | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     prepared.push(file_system("/dev/pts", step, || make("devpts", &pts, no_programs))?);
-    let size = spec.shm_size.to_string();
-    let shm = [("mode", "1777"), ("size", size.as_str())];
-    prepared.push(file_system("/dev/shm", step, || make("tmpfs", &shm, HARDENED))?);
+    // A mount of the caller's own takes its place.
+    if !spec.mounts.iter().any(|mount| mount.target() == Path::new("/dev/shm")) {
+        let size = spec.shm_size.to_string();
+        let shm = [("mode", "1777"), ("size", size.as_str())];
+        prepared.push(file_system("/dev/shm", step, || make("tmpfs", &shm, HARDENED))?);
+    }
     prepared.push(file_system("/dev/mqueue", step, || make("mqueue", &[], HARDENED))?);
     Ok(prepared)
 }

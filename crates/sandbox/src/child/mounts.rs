@@ -167,7 +167,12 @@ fn user_mount<'a>(
             let mut options = vec![("mode", mode.as_str())];
             options.extend(size.as_deref().map(|size| ("size", size)));
             let step = SetupStep::MountTmpfs;
-            let tmpfs = make("tmpfs", &options, HARDENED).with(step, target.display())?;
+            // Programs may be run from it: builds unpack and execute in memory.
+            let mut flags = MountAttrFlags::MOUNT_ATTR_NOSUID;
+            if nodev {
+                flags |= MountAttrFlags::MOUNT_ATTR_NODEV;
+            }
+            let tmpfs = make("tmpfs", &options, flags).with(step, target.display())?;
             Ok(Prepared { mount: tmpfs, target, kind: PointKind::Directory, step, after: After::Nothing })
         }
         MountSpec::File { .. } => {

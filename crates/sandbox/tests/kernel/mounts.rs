@@ -161,6 +161,11 @@ fn tmpfs() {
     spec.shm_size = 3 << 20;
     spec.mounts.push(MountSpec::Tmpfs { target: "/t".into(), size: Some(1 << 20), mode: 0o1777 });
     assert_eq!(run(&spec).stdout, "1777\n1024\n3072\n");
+    let mut spec = place.script(
+        "cp /bin/busybox /dev/shm/busybox; /dev/shm/busybox echo runs; busybox grep -c /dev/shm /proc/mounts",
+    );
+    spec.mounts.push(MountSpec::Tmpfs { target: "/dev/shm".into(), size: None, mode: 0o1777 });
+    assert_eq!(run(&spec).stdout, "runs\n1\n", "in place of the usual one, and for programs too");
 }
 
 fn links_in_targets_stay_inside() {

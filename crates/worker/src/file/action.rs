@@ -17,7 +17,6 @@ use crate::filter::Filter;
 use crate::input::Input;
 use crate::mode::ModeError;
 use crate::root::{At as _, IoAt, Last, RootDir, absent, clean, stat_at};
-use crate::users::UserError;
 use crate::view::ViewError;
 
 /// Why a file action failed.
@@ -32,9 +31,12 @@ pub enum FileError {
     /// An archive was not unpacked.
     #[error(transparent)]
     Unpack(#[from] UnpackError),
-    /// A source path, or a path to remove, is not there.
-    #[error("`{0}`: not found")]
+    /// A source path is not there. The quoted path and what follows it are BuildKit's words.
+    #[error("failed to compute cache key: {0:?}: not found")]
     NotFound(String),
+    /// A path to remove is not there.
+    #[error("cannot remove `{0}`: not found")]
+    NothingToRemove(String),
     /// The parent of a destination is not there and is not to be created.
     #[error("the parent directory of `{0}` does not exist")]
     NoParent(String),
@@ -47,9 +49,6 @@ pub enum FileError {
     /// A mode is malformed.
     #[error(transparent)]
     Mode(#[from] ModeError),
-    /// An owner is not known in the image.
-    #[error(transparent)]
-    User(#[from] UserError),
     /// A file system view could not be mounted.
     #[error(transparent)]
     View(#[from] ViewError),
@@ -328,7 +327,7 @@ pub(crate) fn remove(
             removed = true;
         }
     }
-    if removed || allow_absent { Ok(()) } else { Err(FileError::NotFound(path.to_owned())) }
+    if removed || allow_absent { Ok(()) } else { Err(FileError::NothingToRemove(path.to_owned())) }
 }
 
 fn entry<'p>(

@@ -44,8 +44,8 @@ fn writes_become_a_layer_and_nothing_else_does() {
     names.sort_unstable();
     assert_eq!(
         names,
-        ["etc/", "etc/.wh.group", "made", "tmp/", "tmp/y"],
-        "no mount points, no network files"
+        ["dev/", "etc/", "etc/.wh.group", "made", "proc/", "sys/", "tmp/", "tmp/y"],
+        "of mounts only the directories that every image has; no network files"
     );
 }
 
@@ -79,11 +79,11 @@ fn the_environment_is_the_ops_own() {
 
 fn users_come_from_the_image() {
     for (user, expected) in [
-        ("", "0:0 /root\n"),
-        ("app", "1000:1001 50 /home/app\n"),
-        ("1000", "1000:1001 50 /home/app\n"),
-        ("app:root", "1000:0 /home/app\n"),
-        ("77:88", "77:88 /\n"),
+        ("", "0:0 0 /root\n"),
+        ("app", "1000:1001 50 1001 /home/app\n"),
+        ("1000", "1000:1001 50 1001 /home/app\n"),
+        ("app:root", "1000:0 0 /home/app\n"),
+        ("77:88", "77:88 88 /\n"),
     ] {
         // The shell is all there is in the image: its own words for the kernel's table.
         let mut op = script(
@@ -140,8 +140,10 @@ fn an_absent_program_is_code_127() {
     let mut op = script("");
     op.args = vec!["/no/such/program".into()];
     let built = Machine::new().build(&definition_of(op, Vec::new()));
+    let log = built.log();
     let error = built.results.expect_err("must fail");
     assert_eq!(*error.op().expect("op").kind(), OpErrorKind::ExitCode { code: 127, signal: None });
+    assert_eq!(log, "exec: \"/no/such/program\": stat /no/such/program: no such file or directory\n");
 }
 
 fn other_codes_can_be_valid() {
