@@ -115,7 +115,11 @@ fn mounts_of_run_steps() {
     assert_eq!(
         world.run(
             "it",
-            &["sh", "-c", "cat /bound /stage /count; ls -d /in /x /cache /t /run/secrets 2>/dev/null"]
+            &[
+                "sh",
+                "-c",
+                "cat /bound /stage /count; ls -d /in /x /cache /t /run/secrets 2>/dev/null || true"
+            ]
         ),
         "bound\nfrom-stage\n1\n"
     );

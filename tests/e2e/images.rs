@@ -147,3 +147,21 @@ fn a_reader_that_stops_reading_is_no_panic() {
     let code = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     assert!(code == "141" || code == "0", "{code}");
 }
+
+#[test]
+fn a_mirror_serves_the_hubs_names() {
+    let world = built();
+    let tag = std::process::id();
+    let there = format!("{}/library/mirrored:{tag}", registry());
+    world.stave(["tag", "it:1", &there]).success();
+    world.stave(["push", &there]).success();
+    let other = Environment::new();
+    let config = format!("[registry.\"docker.io\"]\nmirrors = [\"{}\"]\n", registry());
+    std::fs::write(other.path("config.toml"), config).expect("writes");
+    let config = other.path("config.toml").display().to_string();
+    other.dockerfile(&format!("FROM mirrored:{tag}\nRUN cat /one > /two\n"));
+    other.stave(["build", "--config", &config, "-t", "two", "."]).success();
+    assert_eq!(other.run("two", &["cat", "/two"]), "one\n");
+    // The base is kept under the hub's name: no mirror is needed for it any more.
+    assert_eq!(other.run(&format!("mirrored:{tag}"), &[]), "one\n");
+}

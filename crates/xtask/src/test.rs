@@ -8,7 +8,7 @@ use crate::registry::Registry;
 use crate::{Failure, images, machine};
 
 /// Real clients and tools that the integration tests call.
-const PACKAGES: &[&str] = &["skopeo", "podman", "crun", "iproute2", "procps", "curl"];
+const PACKAGES: &[&str] = &["skopeo", "podman", "runc", "iproute2", "procps", "curl"];
 
 /// What to leave out.
 #[derive(Args)]
