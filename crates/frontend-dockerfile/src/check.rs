@@ -13,11 +13,14 @@ use crate::{
 };
 
 mod findings;
+mod report;
 mod rule;
 mod scopes;
 mod text;
+mod unused;
 
 use findings::Findings;
+pub use report::CheckReport;
 pub use rule::Rule;
 pub(crate) use scopes::of_plan;
 pub(crate) use text::of_text;

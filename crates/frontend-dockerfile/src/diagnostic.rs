@@ -62,6 +62,8 @@ pub enum Code {
     Unsupported,
     /// A build check.
     Check(Rule),
+    /// The request names something that the file has no use for.
+    Unused,
 }
 
 impl Diagnostic {
@@ -101,6 +103,14 @@ impl Diagnostic {
     pub fn with_note(mut self, span: Option<Span>, text: impl Into<String>) -> Self {
         self.notes.push(Note { span, text: text.into() });
         self
+    }
+
+    /// The build check that made it, if one did.
+    pub fn rule(&self) -> Option<Rule> {
+        match self.code {
+            Code::Check(rule) => Some(rule),
+            _ => None,
+        }
     }
 
     /// Whether it stops the build.

@@ -9,7 +9,8 @@
 //! - [`plan()`]: stages, scopes of `ARG`, triggers, reachability: [`BuildPlan`];
 //! - [`scope`], [`expand`], [`mount`]: variables and words, used while lowering;
 //! - [`lower()`]: operations and image config;
-//! - [`check`]: build checks; [`dockerignore`]: the ignore file.
+//! - [`check`]: build checks; [`outline()`] and [`targets()`]: what a file can be asked for; `view`: the
+//!   tree and the plan as JSON; [`dockerignore`]: the ignore file.
 //!
 //! Nothing here does I/O, waits, reads a clock or an environment: images are asked for with
 //! [`BuildPlan::missing`] and handed in as [`ResolvedSources`]. Start with [`Dockerfile`],
@@ -28,6 +29,7 @@ mod instruction;
 mod lines;
 pub mod lower;
 pub mod mount;
+pub mod outline;
 mod parse;
 pub mod plan;
 mod quote;
@@ -35,10 +37,13 @@ pub mod request;
 pub mod scope;
 pub mod source;
 mod suggest;
+mod view;
 
 pub use ast::Dockerfile;
+pub use check::CheckReport;
 pub use diagnostic::{Code, Diagnostic, Severity};
 pub use lower::{LowerError, Lowered, lower};
+pub use outline::{Outline, Target, outline, targets};
 pub use parse::{Parsed, parse};
 pub use plan::{BuildPlan, PlanError, plan};
 pub use request::{PlanRequest, ResolvedImage, ResolvedSources, SourceRequest};

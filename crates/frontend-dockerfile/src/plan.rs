@@ -230,6 +230,9 @@ impl BuildPlan {
     /// Marks what the target needs.
     fn mark_reachable(&mut self) {
         let mut waiting = vec![self.target];
+        if self.request.all_stages {
+            waiting.extend((0..self.dockerfile.stages.len()).map(StageIndex));
+        }
         for stage in &mut self.stages {
             stage.reachable = false;
         }

@@ -15,6 +15,8 @@ pub struct PlanRequest {
     pub build_args: BTreeMap<String, String>,
     /// `--target`; `None` is the last stage.
     pub target: Option<String>,
+    /// Whether every stage counts as needed: a build check without a target looks at all of them.
+    pub all_stages: bool,
     /// The platform steps run on.
     pub build_platform: Platform,
     /// `--platform`; `None` is the build platform, and then a base image may decide otherwise.
@@ -145,6 +147,7 @@ impl PlanRequest {
         Self {
             build_args: BTreeMap::new(),
             target: None,
+            all_stages: false,
             build_platform: platform,
             target_platform: None,
             multi_platform: false,

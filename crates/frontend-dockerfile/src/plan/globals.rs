@@ -17,7 +17,7 @@ use crate::{
     source::Span,
 };
 
-use super::error;
+use super::{BuildPlan, error};
 
 /// The variable that sets the time of everything a build makes.
 const EPOCH: &str = "SOURCE_DATE_EPOCH";
@@ -47,6 +47,13 @@ pub(super) fn build(
         }
     }
     Ok((globals, declared))
+}
+
+impl BuildPlan {
+    /// Whether a name is one of those the builder gives a value to.
+    pub(crate) fn is_platform_argument(&self, name: &str) -> bool {
+        platform_arguments(&self.dockerfile, &self.request).value(name).is_some()
+    }
 }
 
 fn platform_arguments(dockerfile: &Dockerfile, request: &PlanRequest) -> Variables {
