@@ -3,6 +3,7 @@
 //! Must not know how processes are isolated. Read [`execute`] first.
 
 pub(crate) mod mounts;
+pub(crate) mod repeated;
 pub(crate) mod traces;
 
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use stave_store::{MutableDir, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use self::mounts::{Caches, Plan, Prepared, Written};
+use self::repeated::remove_repeated;
 use self::traces::{Touched, leave_directories};
 use crate::exec::network_files::HostEntry;
 use crate::exec::{ExecError, Executor, Finished, MountSet, ProcessIo, ProcessSpec};
@@ -202,8 +204,8 @@ fn prepare(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
 
 fn commit(prepared: Prepared, created: &[PathBuf], touched: &Touched) -> Result<Vec<Ref>, StepError> {
     let Prepared { root, root_output, written, contexts, guards, root_view, caches, .. } = prepared;
-    // Everything that has the layers mounted goes first.
-    drop((guards, root_view, caches));
+    // Everything that has the layers mounted goes first; the view is of those below.
+    drop((guards, caches));
     if !created.is_empty() {
         let upper = root.upper().to_owned();
         remove_mount_points(&upper, created).map_err(|source| StoreError::Io {
@@ -213,6 +215,8 @@ fn commit(prepared: Prepared, created: &[PathBuf], touched: &Touched) -> Result<
         })?;
     }
     touched.apply(root.upper())?;
+    remove_repeated(root.upper(), &root_view)?;
+    drop(root_view);
     let mut outputs: Vec<(u32, Ref)> = Vec::new();
     let settled = !contexts.iter().any(|context| context.has_changed());
     let result = |snapshot| if settled { Ref::Snapshot(snapshot) } else { Ref::Unsettled(snapshot) };

@@ -28,7 +28,9 @@ pub(crate) const TESTS: &[Test] = &[
 
 fn writes_become_a_layer_and_nothing_else_does() {
     let machine = Machine::new();
-    let op = script("echo made > /made; rm /etc/group; sh -c true 2>/dev/null; echo x > /tmp/y");
+    let op = script(
+        "echo made > /made; rm /etc/group; sh -c true 2>/dev/null; echo x > /tmp/y; echo x > /bin/y; rm /bin/y",
+    );
     let built = machine.build(&definition_of(op, Vec::new()));
     let result = built.first();
     assert_eq!(machine.read(result, "/made").as_deref(), Some("made\n"));

@@ -1,0 +1,194 @@
+//! Directories that a layer repeats as they are below.
+//!
+//! A file made and removed again leaves its directory behind in the overlay's upper directory, with no difference
+//! but a time. BuildKit leaves such directories out of the layer, and images are compared file by file.
+//! Must not know ops. Read [`remove_repeated`] first.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Timespec, Timestamps};
+use rustix::io::Errno;
+
+use crate::root::{At as _, IoAt, RootDir, stat_at};
+use crate::tree::open_directory;
+use crate::xattr;
+
+/// Directories deeper than this stay as they are: every level holds two descriptors.
+const DEPTH_LIMIT: usize = 128;
+
+/// What marks a directory of a layer that hides the one below, in both of overlay's spellings.
+const OPAQUE: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque"];
+
+/// Removes from the layer `upper` every directory that holds nothing and equals that of the image `base` in all
+/// but its times.
+pub(crate) fn remove_repeated(upper: &Path, base: &RootDir) -> Result<(), IoAt> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let open = |root: &RootDir| root.open_at(Path::new(""), flags, Mode::empty()).at("opening", upper);
+    let (above, below) = (open(&RootDir::open(upper)?)?, open(base)?);
+    tidy(&above, &below, 0).at("tidying", upper)?;
+    Ok(())
+}
+
+/// Tidies a directory of the layer; true when nothing is left in it.
+fn tidy(upper: &OwnedFd, base: &OwnedFd, depth: usize) -> io::Result<bool> {
+    let before = rustix::fs::fstat(upper)?;
+    let (mut is_empty, mut changed) = (true, false);
+    for (name, is_directory) in entries(upper)? {
+        if is_directory && depth < DEPTH_LIMIT && remove(upper, base, &name, depth)? {
+            changed = true;
+        } else {
+            is_empty = false;
+        }
+    }
+    if changed && !is_empty {
+        let time = |seconds, nanoseconds: u64| Timespec {
+            tv_sec: seconds,
+            tv_nsec: i64::try_from(nanoseconds).unwrap_or(0),
+        };
+        let times = Timestamps {
+            last_access: time(before.st_atime, before.st_atime_nsec),
+            last_modification: time(before.st_mtime, before.st_mtime_nsec),
+        };
+        rustix::fs::futimens(upper, &times)?;
+    }
+    Ok(is_empty)
+}
+
+/// Removes a directory of the layer if it only repeats; what the image does not have cannot be a repetition.
+fn remove(upper: &OwnedFd, base: &OwnedFd, name: &OsStr, depth: usize) -> io::Result<bool> {
+    let below = match open_directory(base.as_fd(), name) {
+        Ok(below) => below,
+        Err(error) => {
+            return match Errno::from_io_error(&error) {
+                Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(false),
+                _ => Err(error),
+            };
+        }
+    };
+    let directory = open_directory(upper.as_fd(), name)?;
+    if !tidy(&directory, &below, depth + 1)? || !is_same(&directory, &below)? {
+        return Ok(false);
+    }
+    rustix::fs::unlinkat(upper, name, AtFlags::REMOVEDIR)?;
+    Ok(true)
+}
+
+fn is_same(upper: &OwnedFd, base: &OwnedFd) -> io::Result<bool> {
+    let (above, below) = (rustix::fs::fstat(upper)?, rustix::fs::fstat(base)?);
+    let equal = (above.st_mode, above.st_uid, above.st_gid) == (below.st_mode, below.st_uid, below.st_gid);
+    Ok(equal && !is_opaque(upper)? && xattr::read(upper)? == xattr::read(base)?)
+}
+
+fn is_opaque(directory: &OwnedFd) -> io::Result<bool> {
+    for name in OPAQUE {
+        match rustix::fs::fgetxattr(directory, name, &mut [0u8; 8][..]) {
+            Ok(_) => return Ok(true),
+            Err(Errno::NODATA | Errno::NOTSUP) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(false)
+}
+
+/// The names in a directory, and which are directories.
+fn entries(directory: &OwnedFd) -> io::Result<Vec<(OsString, bool)>> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let mut entries = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name == "." || name == ".." {
+            continue;
+        }
+        let kind = match entry.file_type() {
+            FileType::Unknown => stat_at(directory, name)?.map(|stat| FileType::from_raw_mode(stat.st_mode)),
+            kind => Some(kind),
+        };
+        entries.push((name.to_owned(), kind == Some(FileType::Directory)));
+    }
+    Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, File, Permissions};
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+    use std::time::{Duration, SystemTime};
+
+    /// Directories end in `/`, with a mode where it matters.
+    fn tree(paths: &[(&str, u32)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().expect("tempdir");
+        for (path, mode) in paths {
+            let place = root.path().join(path);
+            if path.ends_with('/') {
+                fs::create_dir_all(&place).expect("mkdir");
+                fs::set_permissions(&place, Permissions::from_mode(*mode)).expect("chmod");
+            } else {
+                fs::write(place, "").expect("write");
+            }
+        }
+        root
+    }
+
+    fn list(root: &Path, path: &Path, found: &mut Vec<String>) {
+        for entry in fs::read_dir(path).expect("list") {
+            let path = entry.expect("entry").path();
+            found.push(path.strip_prefix(root).expect("below").display().to_string());
+            if path.is_dir() {
+                list(root, &path, found);
+            }
+        }
+    }
+
+    #[track_caller]
+    fn check(upper: &[(&str, u32)], base: &[(&str, u32)], expected: &[&str]) {
+        let (upper, base) = (tree(upper), tree(base));
+        remove_repeated(upper.path(), &RootDir::open(base.path()).expect("root")).expect("tidy");
+        let mut found = Vec::new();
+        list(upper.path(), upper.path(), &mut found);
+        found.sort_unstable();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn only_repetitions_go() {
+        let dir = 0o755;
+        check(&[("tmp/", 0o1777)], &[("tmp/", 0o1777)], &[]);
+        check(&[("tmp/", 0o700)], &[("tmp/", 0o1777)], &["tmp"]);
+        check(&[("new/", dir)], &[], &["new"]);
+        check(&[("a/", dir)], &[("a", 0)], &["a"]);
+        let base = [("a/", dir), ("a/b/", dir), ("a/b/c/", dir)];
+        check(&base, &base, &[]);
+        check(&[("a/", dir), ("a/b/", dir), ("a/new/", dir)], &base, &["a", "a/new"]);
+        check(&[("a/", dir), ("a/b/", dir), ("a/file", 0)], &base, &["a", "a/file"]);
+        check(&[("a/", dir), ("a/b/", 0o700), ("a/b/c/", dir)], &base, &["a", "a/b"]);
+    }
+
+    #[test]
+    fn a_directory_that_hides_the_one_below_stays() {
+        let (upper, base) = (tree(&[("a/", 0o755)]), tree(&[("a/", 0o755), ("a/gone", 0)]));
+        let hiding = File::open(upper.path().join("a")).expect("open");
+        rustix::fs::fsetxattr(&hiding, OPAQUE[0], b"y", rustix::fs::XattrFlags::empty())
+            .expect("root's right");
+        remove_repeated(upper.path(), &RootDir::open(base.path()).expect("root")).expect("tidy");
+        assert!(upper.path().join("a").is_dir());
+    }
+
+    #[test]
+    fn what_stays_keeps_its_time_and_links_are_not_followed() {
+        let shape = [("a/", 0o755), ("a/b/", 0o755)];
+        let (upper, base) = (tree(&shape), tree(&shape));
+        fs::write(upper.path().join("a/file"), "").expect("write");
+        symlink("/tmp", upper.path().join("a/link")).expect("symlink");
+        let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        File::open(upper.path().join("a")).and_then(|a| a.set_modified(old)).expect("time");
+        remove_repeated(upper.path(), &RootDir::open(base.path()).expect("root")).expect("tidy");
+        assert!(!upper.path().join("a/b").exists());
+        assert!(upper.path().join("a/link").is_symlink());
+        assert_eq!(fs::metadata(upper.path().join("a")).expect("stat").mtime(), 1000);
+    }
+}
