@@ -4,14 +4,16 @@ use std::path::PathBuf;
 
 use stave_oci::{Platform, Reference};
 
+use super::values;
+
 /// Build an image from a Dockerfile
 #[derive(Debug, clap::Args)]
 #[command(after_help = "CONTEXT is a directory, or `-` for a tar archive or a Dockerfile on standard input.")]
 pub(crate) struct Arguments {
-    /// Name and optionally a tag for the image (`name:tag`)
+    /// Name and optionally a tag for the image (`name:tag`); an image that goes to an archive is stored under it too
     #[arg(short = 't', long = "tag", value_name = "NAME[:TAG]")]
     pub(super) tags: Vec<Reference>,
-    /// Path of the Dockerfile, `-` for standard input (default: CONTEXT/Dockerfile)
+    /// Path of the Dockerfile, `-` for standard input (default: CONTEXT/Dockerfile, or CONTEXT/dockerfile)
     #[arg(short, long, value_name = "FILE")]
     pub(super) file: Option<PathBuf>,
     /// Set a build-time variable; without a value, take it from the environment
@@ -21,7 +23,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "STAGE")]
     pub(super) target: Option<String>,
     /// Platform of the image
-    #[arg(long, value_name = "OS/ARCH", env = "DOCKER_DEFAULT_PLATFORM")]
+    #[arg(long, value_name = "OS/ARCH", env = "DOCKER_DEFAULT_PLATFORM", value_parser = values::platform)]
     pub(super) platform: Option<Platform>,
     /// Do not use the cache
     #[arg(long)]
@@ -68,6 +70,15 @@ pub(crate) struct Arguments {
     /// Size of /dev/shm in RUN steps (`64m`)
     #[arg(long, value_name = "BYTES")]
     pub(super) shm_size: Option<String>,
+    /// Limit a resource of RUN steps (`nofile=1024:2048`)
+    #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]", allow_hyphen_values = true)]
+    pub(super) ulimits: Vec<String>,
+    /// Host name of RUN steps
+    #[arg(long, value_name = "NAME")]
+    pub(super) hostname: Option<String>,
+    /// Not supported yet
+    #[arg(long = "build-context", value_name = "NAME=SOURCE", hide = true)]
+    pub(super) build_contexts: Vec<String>,
     /// Directory or `-`
     #[arg(value_name = "CONTEXT")]
     pub(super) context: PathBuf,

@@ -107,8 +107,15 @@ pub(super) fn read(context: &Path, file: Option<&Path>, store: &Store) -> Result
             finish(context.to_owned(), Source { name: "Dockerfile".to_owned(), text }, None, None)
         }
         Some(path) => from_directory(context, path.to_owned(), None),
-        None => from_directory(context, context.join("Dockerfile"), None),
+        None => from_directory(context, default_file(context), None),
     }
+}
+
+/// The Dockerfile when none is named. BuildKit takes the name in lower case too.
+fn default_file(context: &Path) -> PathBuf {
+    let usual = context.join("Dockerfile");
+    let lower = context.join("dockerfile");
+    if !usual.exists() && lower.is_file() { lower } else { usual }
 }
 
 fn from_stdin(file: Option<&Path>, store: &Store) -> Result<Input, InputError> {
@@ -125,7 +132,7 @@ fn from_stdin(file: Option<&Path>, store: &Store) -> Result<Input, InputError> {
     if is_archive {
         let unpacked = ContextArchive::unpack(store, &mut whole).map_err(InputError::Archive)?;
         let context = unpacked.path().to_owned();
-        let dockerfile = context.join(file.unwrap_or(Path::new("Dockerfile")));
+        let dockerfile = file.map_or_else(|| default_file(&context), |file| context.join(file));
         return from_directory(&context, dockerfile, Some(unpacked));
     }
     let text = text_of(&mut whole, Path::new("-"))?;
@@ -152,9 +159,11 @@ fn from_directory(
     path: PathBuf,
     unpacked: Option<ContextArchive>,
 ) -> Result<Input, InputError> {
-    let mut file = match fs::File::open(&path) {
+    let mut file = match open(&path, unpacked.as_ref()) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let path =
+                if unpacked.is_some() { path.strip_prefix(context).unwrap_or(&path).into() } else { path };
             return Err(InputError::NoDockerfile { similar: similar(context), path });
         }
         Err(source) => return Err(InputError::Read { path, source }),
@@ -163,6 +172,11 @@ fn from_directory(
     let name =
         path.file_name().map_or_else(|| "Dockerfile".to_owned(), |name| name.to_string_lossy().into_owned());
     finish(context.to_owned(), Source { name, text }, Some(path), unpacked)
+}
+
+/// Opens a file; in an archive of somebody else's, links lead nowhere else.
+fn open(path: &Path, unpacked: Option<&ContextArchive>) -> io::Result<fs::File> {
+    unpacked.map_or_else(|| fs::File::open(path), |archive| archive.open(path))
 }
 
 /// Names in the context that somebody may have meant.
@@ -207,7 +221,7 @@ fn finish(
         PathBuf::from(name)
     });
     for candidate in own.into_iter().chain([context.join(".dockerignore")]) {
-        let mut file = match fs::File::open(&candidate) {
+        let mut file = match open(&candidate, unpacked.as_ref()) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(source) => return Err(InputError::Read { path: candidate, source }),
@@ -218,4 +232,20 @@ fn finish(
         return Ok(Input { context, dockerfile, ignored, ignore_file: shown, _unpacked: unpacked });
     }
     Ok(Input { context, dockerfile, ignored: Vec::new(), ignore_file: None, _unpacked: unpacked })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_name_comes_first() {
+        let context = tempfile::tempdir().expect("tempdir");
+        let name = || default_file(context.path()).file_name().map(std::ffi::OsStr::to_owned);
+        assert_eq!(name(), Some("Dockerfile".into()));
+        fs::write(context.path().join("dockerfile"), "FROM scratch").expect("write");
+        assert_eq!(name(), Some("dockerfile".into()));
+        fs::write(context.path().join("Dockerfile"), "FROM scratch").expect("write");
+        assert_eq!(name(), Some("Dockerfile".into()));
+    }
 }

@@ -29,6 +29,10 @@ pub(super) struct Wishes {
 impl Wishes {
     /// Reads the flags.
     pub(super) fn of(arguments: &Arguments) -> Result<Self, Failure> {
+        if let Some(context) = arguments.build_contexts.first() {
+            let text = format!("--build-context `{context}`: named contexts are not supported yet");
+            return Err(Failure::usage(text));
+        }
         let pull = if arguments.pull { PullPolicy::Always } else { PullPolicy::Missing };
         Ok(Self { plan: plan(arguments)?, pull, secrets: secrets(arguments)?, exports: exports(arguments)? })
     }
@@ -77,6 +81,8 @@ fn plan(arguments: &Arguments) -> Result<PlanRequest, Failure> {
             ImageResolveMode::Default
         },
         shm_size: i64::try_from(shm_size).map_err(|_| Failure::usage("--shm-size is too large"))?,
+        ulimits: values::limits(&arguments.ulimits).map_err(usage)?,
+        hostname: arguments.hostname.clone(),
         ..PlanRequest::new(Platform::host())
     })
 }
@@ -111,7 +117,8 @@ fn secrets(arguments: &Arguments) -> Result<BTreeMap<String, Secret>, Failure> {
     Ok(secrets)
 }
 
-/// The targets of `-o`, `--push` and `--load`; without any, the local store.
+/// The targets of `-o`, `--push` and `--load`; without any, the local store. A named image that goes to an archive
+/// is also stored: its layers are hashed anyway, and the next Dockerfile may build on the name.
 fn exports(arguments: &Arguments) -> Result<Vec<ExportTarget>, Failure> {
     let usage = |error: stave_exporter::ExportSpecError| Failure::usage(crate::report::chain(&error));
     let mut targets = Vec::new();
@@ -130,7 +137,10 @@ fn exports(arguments: &Arguments) -> Result<Vec<ExportTarget>, Failure> {
         }
     }
     let has_image = targets.iter().any(|target| matches!(target, ExportTarget::Image(_)));
-    if targets.is_empty() || (arguments.load && !has_image) {
+    let has_archive =
+        targets.iter().any(|target| matches!(target, ExportTarget::Oci(_) | ExportTarget::Docker(_)));
+    let named_archive = has_archive && !arguments.tags.is_empty();
+    if targets.is_empty() || ((arguments.load || named_archive) && !has_image) {
         targets.push(ExportTarget::store(arguments.tags.clone()));
     }
     for target in &targets {

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use stave_frontend_dockerfile::request::ExtraHost;
+use stave_oci::{Platform, PlatformError};
 
 /// A flag's value that cannot be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -33,6 +34,39 @@ pub(crate) enum ValueError {
     /// A size that is no number with a unit.
     #[error("invalid size `{0}`: expected a number of bytes with an optional unit `b`, `k`, `m` or `g`")]
     Size(String),
+    /// `--ulimit` of another form.
+    #[error("invalid ulimit `{0}`: expected `NAME=SOFT[:HARD]`, with -1 for unlimited")]
+    Limit(String),
+    /// Several platforms in one build.
+    #[error("building for several platforms at once is not supported yet: name one of `{0}`")]
+    Platforms(String),
+    /// Not a platform.
+    #[error("{0}")]
+    Platform(String),
+}
+
+/// `--platform`.
+pub(super) fn platform(text: &str) -> Result<Platform, ValueError> {
+    if text.contains(',') {
+        return Err(ValueError::Platforms(text.to_owned()));
+    }
+    text.parse().map_err(|error: PlatformError| ValueError::Platform(error.to_string()))
+}
+
+/// `--ulimit` values as name, soft and hard limit; one number is both. The names are the kernel's to judge.
+pub(super) fn limits(words: &[String]) -> Result<Vec<(String, i64, i64)>, ValueError> {
+    let limit = |word: &String| {
+        let wrong = || ValueError::Limit(word.clone());
+        let (name, values) = word.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(wrong)?;
+        let (soft, hard) = values.split_once(':').unwrap_or((values, values));
+        let number = |text: &str| text.parse::<i64>().ok().filter(|number| *number >= -1).ok_or_else(wrong);
+        let (soft, hard) = (number(soft)?, number(hard)?);
+        if hard != -1 && (soft == -1 || soft > hard) {
+            return Err(wrong());
+        }
+        Ok((name.to_owned(), soft, hard))
+    };
+    words.iter().map(limit).collect()
 }
 
 /// Build arguments; a bare name takes the environment's value and is left out if that has none.
@@ -198,6 +232,31 @@ mod tests {
             Err("invalid secret `id=a,x=1`: unexpected key `x`; known: id, src, env, type"),
         );
         check_secret("a", Err("invalid secret `a`: fields have the form `key=value`"));
+    }
+
+    #[track_caller]
+    fn check_limit(word: &str, expected: Option<(&str, i64, i64)>) {
+        let found = limits(&words(&[word])).ok().and_then(|found| found.into_iter().next());
+        assert_eq!(found, expected.map(|(name, soft, hard)| (name.to_owned(), soft, hard)));
+    }
+
+    #[test]
+    fn limits_are_soft_and_hard() {
+        check_limit("nofile=1024:2048", Some(("nofile", 1024, 2048)));
+        check_limit("core=0", Some(("core", 0, 0)));
+        check_limit("memlock=-1:-1", Some(("memlock", -1, -1)));
+        check_limit("nproc=5:-1", Some(("nproc", 5, -1)));
+        for wrong in ["nofile", "=1", "nofile=", "nofile=2:1", "nofile=-1:5", "nofile=-2", "nofile=a"] {
+            check_limit(wrong, None);
+        }
+    }
+
+    #[test]
+    fn platforms_come_one_at_a_time() {
+        assert_eq!(platform("linux/arm64").map(|found| found.architecture), Ok("arm64".to_owned()));
+        let error = platform("linux/amd64,linux/arm64").expect_err("two");
+        assert!(error.to_string().contains("not supported yet"), "{error}");
+        assert!(matches!(platform("a b"), Err(ValueError::Platform(_))));
     }
 
     #[test]
