@@ -9,7 +9,7 @@ use stave_oci::{Algorithm, Digest, Hasher};
 
 use crate::database::now;
 use crate::fault::reach;
-use crate::session::remove_tree;
+use crate::removal::remove_tree;
 use crate::{Store, StoreError};
 
 /// Receives a blob aside; nothing is visible until [`BlobWriter::commit`]. Removed on drop.

@@ -269,14 +269,19 @@ pub(crate) fn sorted_names(fd: &OwnedFd) -> Result<Vec<OsString>, Errno> {
     Ok(names)
 }
 
-/// Allocated bytes of a directory tree, hard links counted once.
+/// Levels of a tree that are measured: one directory is open for each.
+const MEASURED_DEPTH: usize = 512;
+
+/// Allocated bytes of a directory tree, hard links counted once; what lies deeper than [`MEASURED_DEPTH`] is not.
 pub(crate) fn allocated(path: &Path) -> Result<u64, StoreError> {
     let root =
         open(path, directory_flags(), Mode::empty()).map_err(|error| StoreError::io("open", path, error))?;
     let mut total = 0;
     let mut seen = std::collections::HashSet::new();
-    let mut pending = vec![(Arc::new(root), PathBuf::new())];
-    while let Some((fd, below)) = pending.pop() {
+    // Opened when its turn comes: a directory may have more of them than files may be open.
+    let mut pending: Vec<(usize, MergedEntry)> = Vec::new();
+    let (mut fd, mut below, mut depth) = (Arc::new(root), PathBuf::new(), 0);
+    loop {
         let names = sorted_names(&fd).map_err(|error| StoreError::io("read", path.join(&below), error))?;
         for name in names {
             let entry_path = below.join(&name);
@@ -288,10 +293,11 @@ pub(crate) fn allocated(path: &Path) -> Result<u64, StoreError> {
                 continue;
             }
             total += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
-            if entry.file_type() == FileType::Directory {
-                pending.push((Arc::new(entry.open_directory()?), entry_path));
+            if entry.file_type() == FileType::Directory && depth < MEASURED_DEPTH {
+                pending.push((depth + 1, entry));
             }
         }
+        let Some((level, entry)) = pending.pop() else { return Ok(total) };
+        (fd, below, depth) = (Arc::new(entry.open_directory()?), entry.path().to_owned(), level);
     }
-    Ok(total)
 }

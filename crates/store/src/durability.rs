@@ -70,7 +70,8 @@ pub(crate) fn drop_unsynced_of_other_boots(
         reconcile::forget_rows_without_files(root, tx)?;
         reconcile::move_files_without_rows(root, tx, session)
     })?;
-    reconcile::remove_all(&rubbish)
+    reconcile::remove_if_possible(&rubbish);
+    Ok(())
 }
 
 /// Makes everything committed before the call durable.

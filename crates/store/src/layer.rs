@@ -12,7 +12,7 @@ use stave_oci::{Compression, Descriptor, Digest};
 use crate::database::{Failure, now};
 use crate::fault::reach;
 use crate::lease::Start;
-use crate::session::remove_tree;
+use crate::removal::remove_tree;
 use crate::{LayerId, Snapshot, Store, StoreError};
 
 /// The mode of the root of a layer that has no base to take it from.

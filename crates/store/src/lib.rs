@@ -34,6 +34,7 @@ mod mutable;
 mod prune;
 mod reaper;
 mod reconcile;
+mod removal;
 mod session;
 mod snapshot;
 mod store;

@@ -15,7 +15,8 @@ use stave_oci::Digest;
 
 use crate::database::{now, time};
 use crate::diff::allocated;
-use crate::session::{is_same_file, remove_tree};
+use crate::removal::remove_tree;
+use crate::session::is_same_file;
 use crate::store::make_dir;
 use crate::{Store, StoreError, UsageId, UsageRecord};
 

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use crate::session::remove_tree;
+use crate::removal::remove_tree;
 
 /// A thread that removes paths in the session's directory; started by the first, joined on drop.
 /// The queue is bounded by what the session made.

@@ -12,7 +12,8 @@ use rusqlite::Transaction;
 
 use crate::StoreError;
 use crate::database::{Database, Failure};
-use crate::session::{Session, dead_sessions, names, remove_tree};
+use crate::removal::remove_tree;
+use crate::session::{Session, dead_sessions, names};
 
 /// The blob directories, by digest algorithm.
 const BLOB_DIRECTORIES: [&str; 2] = ["sha256", "sha512"];
@@ -35,7 +36,8 @@ pub(crate) fn sweep(root: &Path, database: &Database, session: &Session) -> Resu
     for dead in dead {
         rubbish.extend(dead.inherit(root, session)?);
     }
-    remove_all(&rubbish)
+    remove_if_possible(&rubbish);
+    Ok(())
 }
 
 /// Moves files without a row into the session's directory; the caller removes them after the commit.
@@ -92,10 +94,19 @@ pub(crate) fn move_aside(from: &Path, to: &Path) -> Result<bool, StoreError> {
     }
 }
 
-/// Removes files and directories that were moved aside.
+/// Removes files and directories that were moved aside: all that can be, then the first error.
 pub(crate) fn remove_all(paths: &[PathBuf]) -> Result<(), StoreError> {
     let remove = |path: &PathBuf| remove_tree(path).map_err(|error| StoreError::io("remove", path, error));
-    paths.iter().try_for_each(remove)
+    let results: Vec<_> = paths.iter().map(remove).collect();
+    results.into_iter().collect()
+}
+
+/// [`remove_all`] at an opening, which must not fail for what somebody else left: it stays in the session's
+/// directory, which keeps the session's mark, and so falls to the next sweep.
+pub(crate) fn remove_if_possible(paths: &[PathBuf]) {
+    if let Err(error) = remove_all(paths) {
+        tracing::warn!(%error, "left for the next sweep");
+    }
 }
 
 fn strings(tx: &Transaction<'_>, query: &str) -> Result<BTreeSet<String>, Failure> {

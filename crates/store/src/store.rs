@@ -10,7 +10,8 @@ use crate::database::Database;
 use crate::durability::{self, Flusher};
 use crate::reaper::Reaper;
 use crate::reconcile;
-use crate::session::{Session, remove_tree};
+use crate::removal::remove_tree;
+use crate::session::Session;
 use crate::{StoreError, lease};
 
 /// Which extended attributes mark opaque directories.

@@ -5,6 +5,7 @@ mod full_disk;
 mod images;
 mod kills;
 mod lifecycle;
+mod open_files;
 mod overlay;
 
 use std::fs;

@@ -21,7 +21,7 @@ use rustix::io::{Errno, write};
 
 use super::archive::{Archive, Entry, Kind};
 use super::{ApplyOptions, BUFFER, LayerLimits};
-use crate::session::remove_tree;
+use crate::removal::remove_tree;
 use crate::{AbsoluteNames, LayerErrorKind, OverlayXattrs, StoreError};
 
 const WHITEOUT: &[u8] = b".wh.";

@@ -251,7 +251,7 @@ fn change(root: &Path, change: &Change) {
     }
     let is_directory = fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir());
     if !(is_directory && matches!(change, Change::Directory(_))) {
-        crate::session::remove_tree(&path).expect("a removal");
+        crate::removal::remove_tree(&path).expect("a removal");
     }
     match change {
         Change::Write(_, text) => fs::write(&path, text).expect("a file"),
