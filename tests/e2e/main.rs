@@ -8,6 +8,7 @@ mod bad_input;
 mod build;
 mod cache;
 mod environment;
+mod hostile;
 mod images;
 mod interop;
 mod outputs;

@@ -7,6 +7,8 @@ use std::fmt::Write as _;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use stave_frontend_dockerfile::{Diagnostic, Severity, Source};
+use stave_oci::Reference;
+use stave_registry::{ErrorKind, RegistryError};
 
 /// Lines shown around the marked ones, as BuildKit has it.
 const CONTEXT_LINES: usize = 4;
@@ -27,7 +29,7 @@ pub(crate) struct Failure {
 impl Failure {
     /// A build or command that failed: exit code 1.
     pub(crate) fn new(error: &(dyn std::error::Error + 'static)) -> Self {
-        Self::message(chain(error))
+        Self::message(chain(error)).with_hint(advice(error))
     }
 
     /// The same from a ready message.
@@ -77,6 +79,22 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         cause = inner.source();
     }
     text
+}
+
+/// What to do about an error, if one of its causes tells.
+pub(crate) fn advice(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    let denied: &RegistryError = causes.find_map(|cause| {
+        // A box among the causes is a type of its own.
+        cause.downcast_ref().or_else(|| cause.downcast_ref::<Box<RegistryError>>().map(Box::as_ref))
+    })?;
+    let ErrorKind::AccessDenied { authenticated, .. } = *denied.kind else { return None };
+    let name: Option<Reference> = denied.subject.parse().ok();
+    let host = name.as_ref().map_or(denied.host.as_str(), Reference::registry);
+    Some(match authenticated {
+        false => format!("log in with `stave login {host}`"),
+        true => format!("the stored login may not do this: log in as another user with `stave login {host}`"),
+    })
 }
 
 /// Front-end diagnostics as a failure.
@@ -178,3 +196,22 @@ mod tests {
         assert_eq!(failure.render(), "ERROR: cannot read: disk on fire\nhint: use water\n");
     }
 }
+
+    #[test]
+    fn who_is_not_let_in_is_told_to_log_in() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("pulling")]
+        struct Outer(#[source] Box<RegistryError>);
+        let denied = |authenticated| RegistryError {
+            action: stave_registry::Action::Pull,
+            subject: "host.example:5000/app:1".to_owned(),
+            repository: "host.example:5000/app".to_owned(),
+            host: "mirror.example".to_owned(),
+            kind: Box::new(ErrorKind::AccessDenied { authenticated, message: String::new() }),
+            mirrors: Vec::new(),
+        };
+        let hint = |authenticated| advice(&Outer(Box::new(denied(authenticated)))).unwrap_or_default();
+        assert_eq!(hint(false), "log in with `stave login host.example:5000`");
+        assert!(hint(true).contains("another user"), "{}", hint(true));
+        assert_eq!(advice(&std::io::Error::other("else")), None);
+    }

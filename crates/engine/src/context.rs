@@ -3,9 +3,13 @@
 //! Owns recognising and unpacking archives. The entries come from whoever piped them in, so names that
 //! leave the directory, devices, and archives that never end are refused. Start with [`ContextArchive`].
 
+use std::cell::Cell;
+use std::fs::File;
 use std::io::{self, BufReader, Read};
-use std::path::Path;
+use std::path::{Component, Path};
+use std::rc::Rc;
 
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use stave_oci::Compression;
 use stave_store::{ScratchDir, Store, StoreError};
 
@@ -28,6 +32,18 @@ pub enum ContextError {
     /// The stream broke, or the disk is full.
     #[error("cannot unpack")]
     Io(#[from] io::Error),
+    /// An entry that the file system or the archive's form does not allow.
+    #[error("cannot unpack entry `{name}`")]
+    Entry {
+        /// As the archive names it.
+        name: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The end of the stream is not the end of the archive.
+    #[error("the archive is cut short")]
+    Truncated,
     /// The state directory.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -77,9 +93,46 @@ impl ContextArchive {
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
+
+    /// Opens a file of the archive for reading; whatever links there are, it is a file of the archive.
+    ///
+    /// # Errors
+    /// As [`File::open`].
+    pub fn open(&self, path: &Path) -> io::Result<File> {
+        let inside = path.strip_prefix(self.path()).unwrap_or(path);
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let folder = openat(CWD, self.path(), flags | OFlags::DIRECTORY, Mode::empty())?;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        Ok(openat2(folder, inside, flags, Mode::empty(), resolve)?.into())
+    }
 }
 
 fn extract(stream: impl Read, folder: &Path) -> Result<(), ContextError> {
+    let has_ended = Rc::new(Cell::new(false));
+    let stream = Ending { inner: stream, has_ended: Rc::clone(&has_ended) };
+    extract_entries(stream, folder).map_err(|error| match error {
+        // The tar reader has several words for it.
+        ContextError::Io(_) | ContextError::Entry { .. } if has_ended.get() => ContextError::Truncated,
+        error => error,
+    })
+}
+
+/// Remembers whether a stream has ended.
+struct Ending<R> {
+    inner: R,
+    has_ended: Rc<Cell<bool>>,
+}
+
+impl<R: Read> Read for Ending<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.has_ended.set(count == 0 && !buffer.is_empty());
+        Ok(count)
+    }
+}
+
+fn extract_entries(stream: impl Read, folder: &Path) -> Result<(), ContextError> {
+    let root = folder.canonicalize()?;
     let mut archive = tar::Archive::new(stream);
     archive.set_preserve_permissions(true);
     archive.set_preserve_ownerships(false);
@@ -97,12 +150,52 @@ fn extract(stream: impl Read, folder: &Path) -> Result<(), ContextError> {
         if kind.is_character_special() || kind.is_block_special() || kind.is_fifo() {
             return Err(ContextError::Special(name));
         }
-        // `unpack_in` refuses to write through a link that leads out of the folder.
-        if !entry.unpack_in(folder)? && !name.trim_matches(['.', '/']).is_empty() {
+        let target = entry.link_name()?.filter(|_| kind.is_hard_link());
+        if leads_out(&root, &entry.path()?) || target.is_some_and(|target| leads_out(&root, &target)) {
+            return Err(ContextError::Escape(name));
+        }
+        // `unpack_in` has the same rules, but no words for them.
+        let unpacked = entry.unpack_in(folder);
+        let is_inside =
+            unpacked.map_err(|error| ContextError::Entry { name: name.clone(), source: innermost(error) })?;
+        if !is_inside && !name.trim_matches(['.', '/']).is_empty() {
             return Err(ContextError::Escape(name));
         }
     }
     Ok(())
+}
+
+/// Whether a name goes up, or through a link out of the folder. A leading slash is the folder itself.
+fn leads_out(root: &Path, name: &Path) -> bool {
+    let mut path = root.to_owned();
+    for part in name.components() {
+        match part {
+            Component::ParentDir => return true,
+            Component::Normal(part) => path.push(part),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    // The entry itself may be a link: it is replaced, not followed.
+    let parents = path.ancestors().skip(1).take_while(|parent| parent.starts_with(root));
+    parents.filter_map(|parent| parent.canonicalize().ok()).any(|parent| !parent.starts_with(root))
+}
+
+/// The system's own words: the ones around them repeat paths of the state directory.
+fn innermost(error: io::Error) -> io::Error {
+    let mut current: &(dyn std::error::Error + 'static) = &error;
+    let mut found = None;
+    loop {
+        if let Some(io) = current.downcast_ref::<io::Error>() {
+            found = Some(io::Error::new(io.kind(), io.to_string()));
+        }
+        match current.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => current = inner,
+            None => match current.source() {
+                Some(inner) => current = inner,
+                None => return found.unwrap_or(error),
+            },
+        }
+    }
 }
 
 /// Compressions that are recognised in order to be refused by name.
@@ -163,6 +256,13 @@ mod tests {
         let bad = archive(&[("../escaped", "text")]);
         let error = ContextArchive::unpack(&store, &mut bad.as_slice()).expect_err("escapes");
         assert_eq!(error.to_string(), "entry `../escaped` leads out of the archive");
+        let cut = &good[..good.len() - 1500];
+        let error = ContextArchive::unpack(&store, &mut &*cut).expect_err("is cut");
+        assert_eq!(error.to_string(), "the archive is cut short");
+        std::os::unix::fs::symlink("/etc", context.path().join("etc")).expect("links");
+        assert!(context.open(Path::new("etc/hostname")).is_err(), "nothing outside is read");
+        assert!(context.open(&context.path().join("dir/file")).is_ok());
+        assert!(leads_out(&context.path().canonicalize().expect("is there"), Path::new("etc/x")));
         let folder = context.path().to_owned();
         drop(context);
         assert!(!folder.exists());

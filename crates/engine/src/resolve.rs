@@ -28,7 +28,8 @@ pub struct ResolveError {
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveErrorKind {
     /// The registry refused or could not be reached.
-    #[error(transparent)]
+    // Not transparent: callers look for the registry's error among the causes.
+    #[error("{0}")]
     Registry(#[from] RegistryError),
     /// The local store failed.
     #[error(transparent)]
@@ -36,6 +37,14 @@ pub enum ResolveErrorKind {
     /// The image's config is not one.
     #[error("malformed image config")]
     Config(#[from] serde_json::Error),
+    /// Layers and diff ids do not pair up.
+    #[error("its manifest lists {layers} layers, its configuration {diff_ids}")]
+    LayerCount {
+        /// In the manifest.
+        layers: usize,
+        /// In the configuration.
+        diff_ids: usize,
+    },
     /// It is not here and pulling was ruled out.
     #[error("not in the local store, and pulling is switched off")]
     NotHere,
@@ -114,6 +123,11 @@ impl Resolver<'_> {
     async fn remote(&self, request: &SourceRequest) -> Result<Found, ResolveErrorKind> {
         let remote = self.registry.resolve(&request.reference, &request.platform).await?;
         let config: ImageConfig = serde_json::from_slice(&remote.config)?;
+        // A configuration without layers would make the image an empty one, and nobody would fetch it.
+        let (layers, diff_ids) = (remote.parsed.layers.len(), config.rootfs.diff_ids.len());
+        if layers != diff_ids {
+            return Err(ResolveErrorKind::LayerCount { layers, diff_ids });
+        }
         // The image's own manifest, not the index: once pulled, the store knows it by that digest, and
         // the next build must arrive at the same definition without asking the registry.
         let digest = remote.manifest.descriptor.digest.clone();

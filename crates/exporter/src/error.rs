@@ -42,7 +42,8 @@ pub enum ExportErrorKind {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A registry failed.
-    #[error(transparent)]
+    // Not transparent: callers look for the registry's error among the causes.
+    #[error("{0}")]
     Registry(#[from] RegistryError),
     /// A layer's bytes are not those its image names, and the blob it came from is gone.
     #[error(

@@ -70,7 +70,7 @@ pub enum ErrorKind {
     #[error("not found")]
     NotFound,
     /// 429, after waiting as often as allowed.
-    #[error("toomanyrequests{}", server_says(.message))]
+    #[error("toomanyrequests{}{}", server_says(.message), asks_to_wait(*.retry_after))]
     TooManyRequests {
         /// How long the server asks to wait.
         retry_after: Option<Duration>,
@@ -315,6 +315,10 @@ impl fmt::Display for Action {
 
 fn server_says(message: &str) -> String {
     if message.is_empty() { String::new() } else { format!(": {message}") }
+}
+
+fn asks_to_wait(time: Option<Duration>) -> String {
+    time.map_or_else(String::new, |time| format!("; the server asks to wait {} s", time.as_secs()))
 }
 
 fn platforms(available: &[Platform]) -> String {

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use stave_oci::{Digest, ImageConfig, Platform};
-use stave_registry::{Client, ClientConfig, Keychain, Limits, RegistryTables};
+use stave_registry::{Client, ClientConfig, ErrorKind, Keychain, Limits, RegistryTables};
 use stave_store::Store;
 use stave_test_support::TestRegistry;
 use stave_test_support::registry::Misbehaviour;
@@ -120,5 +120,25 @@ async fn a_broken_connection_is_resumed() {
     assert_eq!(place.registry.faults_left(), 0);
     let view = place.store.view(&image.snapshot()).expect("view");
     assert!(view.open(std::path::Path::new("/a")).expect("open").is_some());
+    drop(lease);
+}
+
+#[tokio::test]
+async fn bytes_spoilt_on_their_way_are_fetched_again() {
+    let place = place();
+    let lease = place.store.lease().expect("lease");
+    let (one, one_id) = layer("a", "what no unpacking survives when spoilt");
+    let digest = Digest::sha256(&one);
+    place.registry.put_image("app", "spoilt", &config(vec![one_id]), &[&one]);
+    for _ in 0..3 {
+        place.registry.script("GET", digest.as_str(), Misbehaviour::OtherBytes);
+    }
+    let error = pull(&place, "app:spoilt").await.expect_err("never right");
+    assert!(error.to_string().contains("app:spoilt"), "{error}");
+    let SourceError::Registry { source, .. } = error else { panic!("{error:?}") };
+    assert!(matches!(*source.kind, ErrorKind::DigestMismatch { .. }), "{source:?}");
+    assert_eq!(place.registry.faults_left(), 0);
+    place.registry.script("GET", digest.as_str(), Misbehaviour::OtherBytes);
+    pull(&place, "app:spoilt").await.expect("right the second time");
     drop(lease);
 }

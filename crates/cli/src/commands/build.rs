@@ -100,12 +100,14 @@ fn explain(error: &BuildError, request: &BuildRequest, ignore_file: Option<&str>
                 ..Failure::message(format!("failed to build: failed to solve: {text}"))
             }
         }
-        other => Failure::message(format!("failed to build: {}", report::chain(other))),
+        other => Failure::message(format!("failed to build: {}", report::chain(other)))
+            .with_hint(report::advice(other)),
     }
 }
 
 /// The failed vertex's own words: what it was called stands in the progress and the excerpt.
 fn cause(error: &SolveError) -> String {
+            .with_hint(report::advice(error.as_ref()))
     error.op().map_or_else(|| report::chain(error), |op| report::chain(op))
 }
 

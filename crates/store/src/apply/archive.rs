@@ -92,7 +92,9 @@ impl<R: Read> Archive<R> {
     pub(super) fn next(&mut self) -> Result<Option<Entry>, (Vec<u8>, LayerErrorKind)> {
         let mut extensions = Extensions::default();
         loop {
-            let block = self.next_header().map_err(|kind| (Vec::new(), kind))?;
+            let block = self
+                .next_header()
+                .map_err(|kind| (format!("(number {})", self.entries + 1).into_bytes(), kind))?;
             let Some(block) = block else { return Ok(None) };
             let named = |kind| (name_of(&block), kind);
             self.entries += 1;

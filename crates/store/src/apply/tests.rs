@@ -319,16 +319,16 @@ fn limits_are_named() {
 fn damage_is_reported() {
     let good = Tar::default().file("f", &"x".repeat(1000)).end();
     refuse_with(&good[..700], &ApplyOptions::default(), "layer entry `f`: the archive is cut short");
-    refuse_with(&good[..300], &ApplyOptions::default(), "layer entry ``: the archive is cut short");
+    refuse_with(&good[..300], &ApplyOptions::default(), "layer entry `(number 1)`: the archive is cut short");
     let mut bad = good.clone();
     bad[0] = b'g';
-    refuse_with(&bad, &ApplyOptions::default(), "layer entry ``: damaged header: checksum");
+    refuse_with(&bad, &ApplyOptions::default(), "layer entry `(number 1)`: damaged header: checksum");
     let options = ApplyOptions { diff_id: Some(Digest::sha256(b"other")), ..ApplyOptions::default() };
     let (expected, found) = (Digest::sha256(b"other"), Digest::sha256(&good));
     let text = format!("layer entry `(end)`: the layer has diff id `{found}`, expected `{expected}`");
     refuse_with(&good, &options, &text);
     let gzip = ApplyOptions { compression: Some(Compression::Gzip), ..ApplyOptions::default() };
-    refuse_with(&good, &gzip, "layer entry ``: cannot read the stream");
+    refuse_with(&good, &gzip, "layer entry `(number 1)`: cannot read the stream");
 }
 
 #[test]

@@ -26,6 +26,9 @@ const PARALLEL_LAYERS: usize = 3;
 /// Times a layer is fetched when what arrives is not what its digest says.
 const FETCH_ATTEMPTS: usize = 3;
 
+/// Bytes still read of a layer that cannot be unpacked, to learn whether the layer is bad or its transport.
+const VERIFY_LIMIT: u64 = 256 << 20;
+
 /// Pieces of a download waiting to be unpacked.
 const PIECE_QUEUE: usize = 64;
 
@@ -222,22 +225,31 @@ impl Puller<'_> {
             Ok(applied)
         });
         let mut done = 0;
-        let mut failed = None;
+        let (mut failed, mut unpacks) = (None, true);
         while let Some(piece) = stream.next().await {
-            let piece = match piece {
+            match piece {
                 Ok(bytes) => {
                     done += bytes.len() as u64;
                     self.progress.progress(&blob.digest, done, blob.size);
-                    Ok(bytes)
+                    // A closed queue means that unpacking failed. Wrong bytes would be the cause of that, and
+                    // only the digest of all of them tells.
+                    unpacks = unpacks && sender.send(Ok(bytes)).await.is_ok();
+                    if !unpacks && blob.size.saturating_sub(done) > VERIFY_LIMIT {
+                        break;
+                    }
                 }
                 Err(error) => {
-                    failed = Some(error);
-                    Err(Cut)
+                    let is_wrong = matches!(
+                        *error.kind,
+                        ErrorKind::DigestMismatch { .. } | ErrorKind::SizeMismatch { .. }
+                    );
+                    if unpacks || is_wrong {
+                        failed = Some(error);
+                    }
+                    // Nobody listens any more if unpacking failed.
+                    drop(sender.send(Err(Cut)).await);
+                    break;
                 }
-            };
-            // A closed queue means that unpacking failed; its error is awaited below.
-            if sender.send(piece).await.is_err() || failed.is_some() {
-                break;
             }
         }
         drop(sender);
