@@ -7,6 +7,7 @@ mod architecture;
 mod bad_input;
 mod build;
 mod cache;
+mod checks;
 mod environment;
 mod hostile;
 mod images;

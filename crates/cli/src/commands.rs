@@ -61,7 +61,11 @@ impl Command {
 
     /// Whether the command mounts file systems.
     pub(crate) fn mounts(&self) -> bool {
-        matches!(self, Self::Build(_) | Self::Run(_))
+        match self {
+            Self::Build(arguments) => arguments.builds(),
+            Self::Run(_) => true,
+            _ => false,
+        }
     }
 }
 

@@ -10,8 +10,8 @@ use stave_frontend_dockerfile::{Diagnostic, Severity, Source};
 use stave_oci::Reference;
 use stave_registry::{ErrorKind, RegistryError};
 
-/// Lines shown around the marked ones, as BuildKit has it.
-const CONTEXT_LINES: usize = 4;
+/// Lines shown before one marked line, and after it; around several it is one, as BuildKit has it.
+const CONTEXT_LINES: usize = 2;
 
 /// A command's failure, ready to be shown.
 #[derive(Debug)]
@@ -144,11 +144,17 @@ pub(crate) fn draw(source: &Source, diagnostic: &Diagnostic, colour: bool) -> St
 
 /// Lines `first..=last` of a Dockerfile, marked, with some before and after: BuildKit's form.
 pub(crate) fn excerpt(source: &Source, first: usize, last: usize) -> String {
-    let lines: Vec<&str> = source.text.lines().collect();
+    let lines: Vec<&str> = source.text.split('\n').collect();
+    excerpt_of(&source.name, &lines, first, last)
+}
+
+/// The same of a text already split into its lines.
+pub(crate) fn excerpt_of(name: &str, lines: &[&str], first: usize, last: usize) -> String {
     let last = last.clamp(first, lines.len().max(first));
-    let from = first.saturating_sub(CONTEXT_LINES / 2 + 1);
-    let to = (last + CONTEXT_LINES / 2).min(lines.len());
-    let mut text = format!("{}:{first}\n--------------------\n", source.name);
+    let context = if first == last { CONTEXT_LINES } else { 1 };
+    let from = first.saturating_sub(context + 1);
+    let to = (last + context).min(lines.len());
+    let mut text = format!("{name}:{first}\n--------------------\n");
     for (index, line) in lines.iter().enumerate().take(to).skip(from) {
         let number = index + 1;
         let mark = if (first..=last).contains(&number) { ">>>" } else { "   " };
@@ -172,12 +178,20 @@ mod tests {
         insta::assert_snapshot!(excerpt(&source(), 3, 4), @r"
         Dockerfile:3
         --------------------
-           1 |     FROM a
            2 |     RUN one
            3 | >>> RUN two \
            4 | >>>   three
            5 |     RUN four
+        --------------------
+        ");
+        insta::assert_snapshot!(excerpt(&source(), 5, 5), @r"
+        Dockerfile:5
+        --------------------
+           3 |     RUN two \
+           4 |       three
+           5 | >>> RUN four
            6 |     RUN five
+           7 |     RUN six
         --------------------
         ");
         assert!(excerpt(&source(), 1, 1).contains("   1 | >>> FROM a"));
@@ -195,7 +209,6 @@ mod tests {
         let failure = Failure::new(&error).with_hint("use water".to_owned());
         assert_eq!(failure.render(), "ERROR: cannot read: disk on fire\nhint: use water\n");
     }
-}
 
     #[test]
     fn who_is_not_let_in_is_told_to_log_in() {
@@ -215,3 +228,4 @@ mod tests {
         assert!(hint(true).contains("another user"), "{}", hint(true));
         assert_eq!(advice(&std::io::Error::other("else")), None);
     }
+}

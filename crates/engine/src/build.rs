@@ -72,7 +72,9 @@ impl Engine {
         let (plan, resolved) = self.plan(&dockerfile, request, &steps).await?;
         let lowered = lower(&plan, &resolved.sources)
             .map_err(|error| BuildError::Dockerfile(vec![error.diagnostic]))?;
-        for warning in lowered.warnings.iter().filter(|found| found.severity == Severity::Warning) {
+        let unused = plan.unused_build_args();
+        let warnings = lowered.warnings.iter().chain(&unused);
+        for warning in warnings.filter(|found| found.severity == Severity::Warning) {
             steps.observer().send(EngineEvent::Warning(warning.clone()));
         }
         let base = lowered_base(&lowered);
@@ -86,7 +88,7 @@ impl Engine {
     }
 
     /// Plans, asking for images until none is missing: a base's triggers may name further ones.
-    async fn plan(
+    pub(crate) async fn plan(
         &self,
         dockerfile: &Dockerfile,
         request: &BuildRequest,
@@ -204,10 +206,10 @@ impl Engine {
 }
 
 /// Parses the Dockerfile; its errors are the build's.
-fn read(request: &BuildRequest, steps: &Steps) -> Result<Dockerfile, BuildError> {
+pub(crate) fn read(request: &BuildRequest, steps: &Steps) -> Result<Dockerfile, BuildError> {
     let name = &request.dockerfile.name;
     let step = steps.start(format!("[internal] load build definition from {name}"));
-    step.part(format!("transferring dockerfile: {}B done", request.dockerfile.text.len()));
+    step.part(format!("transferring dockerfile: {}B", request.dockerfile.text.len()));
     let parsed = parse(&request.dockerfile);
     let mut errors: Vec<Diagnostic> = parsed.diagnostics.into_iter().filter(Diagnostic::is_error).collect();
     errors.extend(foreign_syntax(&parsed.dockerfile));

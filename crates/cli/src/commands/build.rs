@@ -1,8 +1,12 @@
 //! `stave build`: flags to a request, the outcome to files and exit codes.
 
+mod answer;
 mod arguments;
+mod findings;
 mod input;
+mod inquiry;
 mod request;
+mod tables;
 mod values;
 
 use std::io::IsTerminal as _;
@@ -27,6 +31,9 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
         let input = input::read(&arguments.context, arguments.file.as_deref(), engine.store())
             .map_err(|error| Failure::new(&error).with_hint(error.hint()))?;
         let request = wishes.request(&input);
+        if let Some(inquiry) = arguments.inquiry.inquiry() {
+            return answer::answer(inquiry, engine, request, arguments, interrupt).await;
+        }
         let outcome = build(engine, &request, arguments, interrupt)
             .await
             .map_err(|error| explain(&error, &request, input.ignore_file.as_deref()))?;
@@ -99,6 +106,7 @@ fn explain(error: &BuildError, request: &BuildRequest, ignore_file: Option<&str>
                 details: format!("{drawn}\n"),
                 ..Failure::message(format!("failed to build: failed to solve: {text}"))
             }
+            .with_hint(report::advice(error.as_ref()))
         }
         other => Failure::message(format!("failed to build: {}", report::chain(other)))
             .with_hint(report::advice(other)),
@@ -107,7 +115,6 @@ fn explain(error: &BuildError, request: &BuildRequest, ignore_file: Option<&str>
 
 /// The failed vertex's own words: what it was called stands in the progress and the excerpt.
 fn cause(error: &SolveError) -> String {
-            .with_hint(report::advice(error.as_ref()))
     error.op().map_or_else(|| report::chain(error), |op| report::chain(op))
 }
 

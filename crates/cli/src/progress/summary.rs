@@ -11,18 +11,28 @@ use super::text;
 use super::tracker::{State, Tracker};
 use crate::format;
 
-/// The warnings of a build, in BuildKit's form.
+/// The warnings of a build, in BuildKit's form: rule, finding, line.
 pub(super) fn warnings(source: &Source, found: &[Diagnostic]) -> String {
     let mut output = String::new();
     if found.is_empty() {
         return output;
     }
     let plural = if found.len() == 1 { "" } else { "s" };
+    let more =
+        if found.iter().any(|warning| warning.rule().is_some()) { " (use --check to expand)" } else { "" };
     // Writing to a String cannot fail, here and below.
-    let _infallible = writeln!(output, "\n {} warning{plural} found:", found.len());
+    let _infallible = writeln!(output, "\n {} warning{plural} found{more}:", found.len());
     for warning in found {
-        let line = source.position(warning.span.start).line;
-        let _infallible = writeln!(output, " - {} (line {line})", clean(&warning.message));
+        let rule = warning.rule().map_or_else(String::new, |rule| format!("{}: ", rule.name()));
+        let _infallible = write!(output, " - {rule}{}", clean(&warning.message));
+        if let Some(name) = &warning.suggestion {
+            let _infallible = write!(output, " (did you mean {}?)", clean(name));
+        }
+        // What is about no place is about the call.
+        let place = (!warning.span.is_empty()).then(|| source.position(warning.span.start).line);
+        let place = place.map_or_else(String::new, |line| format!(" (line {line})"));
+        output.push_str(&place);
+        output.push('\n');
     }
     output
 }
@@ -76,6 +86,24 @@ mod tests {
     use stave_solver::{LogStream, SolveEvent};
 
     use super::*;
+
+    #[test]
+    fn warnings_have_their_rule_and_line() {
+        let source = Source::new("Dockerfile", "FROM scratch AS Bad\n");
+        let rule = stave_frontend_dockerfile::check::Rule::StageNameCasing;
+        let span = stave_frontend_dockerfile::Span::new(0, 19);
+        let mut found = vec![Diagnostic::warning(rule, span, "Stage name 'Bad' should be lowercase")];
+        let expected = "\n 1 warning found (use --check to expand):\n - StageNameCasing: Stage name 'Bad' should be \
+                        lowercase (line 1)\n";
+        assert_eq!(warnings(&source, &found), expected);
+        found[0].code = stave_frontend_dockerfile::Code::Unused;
+        found[0].span = stave_frontend_dockerfile::Span::default();
+        found[0].message = "[X] unused".to_owned();
+        found[0].suggestion = Some("Y".into());
+        let expected = "\n 1 warning found:\n - [X] unused (did you mean Y?)\n";
+        assert_eq!(warnings(&source, &found), expected);
+        assert_eq!(warnings(&source, &[]), "");
+    }
 
     #[test]
     fn a_failed_step_repeats_the_end_of_its_log() {

@@ -34,7 +34,7 @@ impl BuildPlan {
         };
         let unused: Vec<&str> =
             self.request.build_args.keys().map(String::as_str).filter(is_unused).collect();
-        let first = unused.first()?;
+        unused.first()?;
         let warning = Diagnostic {
             code: Code::Unused,
             severity: Severity::Warning,
@@ -44,7 +44,12 @@ impl BuildPlan {
             help: None,
             notes: Vec::new(),
         };
-        Some(warning.with_suggestion(suggest::similar(first, declared.iter().copied())))
+        // Among several, nobody would know which of them is meant.
+        let similar = match unused.as_slice() {
+            [one] => suggest::similar(one, declared.iter().copied()),
+            _ => None,
+        };
+        Some(warning.with_suggestion(similar))
     }
 
     fn declared(&self) -> BTreeSet<&str> {

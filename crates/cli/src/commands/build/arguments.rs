@@ -55,6 +55,8 @@ pub(crate) struct Arguments {
     /// Load the image into the local store (the default)
     #[arg(long)]
     pub(super) load: bool,
+    #[command(flatten)]
+    pub(super) inquiry: super::inquiry::Flags,
     /// How progress is shown: `auto`, `plain`, `tty` or `quiet`
     #[arg(long, value_name = "FORM", env = "BUILDKIT_PROGRESS", default_value = "auto")]
     pub(super) progress: ProgressForm,
@@ -85,6 +87,11 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
+    /// Whether something is built, not only asked.
+    pub(crate) fn builds(&self) -> bool {
+        self.inquiry.inquiry().is_none()
+    }
+
     /// How progress is shown; `--quiet` wins.
     pub(super) fn form(&self) -> ProgressForm {
         if self.quiet { ProgressForm::Quiet } else { self.progress }
