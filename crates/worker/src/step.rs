@@ -18,7 +18,7 @@ use stave_solver::{JobContext, LogStream, Selector};
 use stave_store::{MutableDir, StoreError};
 use tokio_util::sync::CancellationToken;
 
-use self::mounts::{Caches, Plan, Prepared, Written};
+use self::mounts::{CacheMount, Caches, Plan, Prepared, Written};
 use self::repeated::remove_repeated;
 use self::traces::{Touched, leave_directories};
 use crate::exec::network_files::HostEntry;
@@ -273,9 +273,16 @@ async fn lock_caches(
         }
         wanted.push((key, *sharing, index));
     }
-    wanted.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    wanted.sort_unstable_by(|a, b| (&a.0, a.2).cmp(&(&b.0, b.2)));
     let mut caches = Caches::new();
+    let mut last: Option<(String, usize)> = None;
     for (key, sharing, index) in wanted {
+        // One cache at two targets is held once, as the first wants it: the step would wait for itself.
+        if let Some((_, first)) = last.as_ref().filter(|(held, _)| *held == key) {
+            caches.insert(index, CacheMount::Same(*first));
+            continue;
+        }
+        last = Some((key.clone(), index));
         let sharing = match sharing {
             Sharing::Shared => stave_store::Sharing::Shared,
             Sharing::Private => stave_store::Sharing::Private,
@@ -291,7 +298,7 @@ async fn lock_caches(
                 },
             }
         };
-        caches.insert(index, directory);
+        caches.insert(index, CacheMount::Held(directory));
     }
     Ok(caches)
 }

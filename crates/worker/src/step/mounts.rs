@@ -27,8 +27,16 @@ use crate::worker::{Ref, Shared};
 /// Mode of a tmpfs's root.
 const TMPFS_MODE: u32 = 0o1777;
 
-/// Cache mounts held by a step, by position of their mount.
-pub(crate) type Caches = HashMap<usize, MutableDir>;
+/// Cache mounts of a step, by position of their mount.
+pub(crate) type Caches = HashMap<usize, CacheMount>;
+
+/// A cache mount of a step.
+pub(crate) enum CacheMount {
+    /// Held by the step.
+    Held(MutableDir),
+    /// The one that the mount at this earlier position holds, at another target.
+    Same(usize),
+}
 
 /// What a step is prepared from.
 pub(crate) struct Plan {
@@ -71,11 +79,18 @@ pub(crate) struct Mounted {
 /// Prepares all mounts of a step. Blocks.
 pub(crate) fn prepare(plan: &Plan, mut caches: Caches) -> Result<Prepared, StepError> {
     let mut building = Building::root(plan)?;
+    let mut places = HashMap::new();
     for (index, mount) in plan.op.mounts.iter().enumerate() {
         if mount.target() == "/" {
             continue;
         }
-        building.add(mount, caches.remove(&index))?;
+        let place = match caches.remove(&index) {
+            Some(CacheMount::Held(directory)) => Some(building.cache(mount, directory)?),
+            Some(CacheMount::Same(earlier)) => places.get(&earlier).cloned(),
+            None => None,
+        };
+        building.add(mount, place.clone())?;
+        places.extend(place.map(|place| (index, place)));
     }
     Ok(building.prepared)
 }
@@ -111,7 +126,16 @@ impl<'a> Building<'a> {
         Ok(Self { plan, prepared })
     }
 
-    fn add(&mut self, mount: &Mount, cache: Option<MutableDir>) -> Result<(), StepError> {
+    /// Readies the directory of a cache mount and keeps it for the step.
+    fn cache(&mut self, mount: &Mount, directory: MutableDir) -> Result<PathBuf, StepError> {
+        let Mount::Cache { input, selector, .. } = mount else { return Err(StepError::NoInput) };
+        let directory = self.seeded(directory, *input, selector)?;
+        let place = directory.path().to_owned();
+        self.prepared.caches.push(directory);
+        Ok(place)
+    }
+
+    fn add(&mut self, mount: &Mount, cache: Option<PathBuf>) -> Result<(), StepError> {
         let target = Path::new("/").join(mount.target());
         match mount {
             Mount::Bind { input, selector, readonly: true, output, .. } => {
@@ -120,12 +144,9 @@ impl<'a> Building<'a> {
             Mount::Bind { input, selector, readonly: false, output, .. } => {
                 self.writable_bind(target, *input, selector, *output)
             }
-            Mount::Cache { input, selector, readonly, .. } => {
-                let Some(directory) = cache else { return Err(StepError::NoInput) };
-                let directory = self.seeded(directory, *input, selector)?;
-                let source = directory.path().to_owned();
+            Mount::Cache { readonly, .. } => {
+                let source = cache.ok_or(StepError::NoInput)?;
                 self.bind(source, target, *readonly);
-                self.prepared.caches.push(directory);
                 Ok(())
             }
             // Nothing can ever be in it: an empty directory is the same.

@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("mounts::many_layers_and_a_selector", many_layers_and_a_selector),
     ("mounts::a_cache_outlives_the_build", a_cache_outlives_the_build),
     ("mounts::a_cache_begins_with_its_seed", a_cache_begins_with_its_seed),
+    ("mounts::one_cache_may_be_mounted_twice", one_cache_may_be_mounted_twice),
     ("mounts::secrets_are_there_and_leave_nothing", secrets_are_there_and_leave_nothing),
     ("mounts::memory_has_a_size", memory_has_a_size),
 ];
@@ -127,6 +128,25 @@ fn a_cache_begins_with_its_seed() {
         let built = machine.build(&graph.finish(Some(output)));
         built.first();
         assert_eq!(built.log(), expected);
+    }
+}
+
+/// The second mount must not wait for the lock that the step itself holds: a new cache is held alone until it has
+/// its first content, however it is shared.
+fn one_cache_may_be_mounted_twice() {
+    let machine = Machine::new();
+    for sharing in [Sharing::Shared, Sharing::Private, Sharing::Locked] {
+        let mounts = ["/cache", "/other"].map(|path| {
+            let mut mount = cache_mount(&format!("twice {sharing:?}"));
+            if let Mount::Cache { target, sharing: as_mounted, .. } = &mut mount.mount {
+                (*target, *as_mounted) = (path.into(), sharing);
+            }
+            mount
+        });
+        let op = script("echo seen > /cache/file; read v < /other/file; echo $v");
+        let built = machine.build(&definition_of(op, mounts.into()));
+        built.first();
+        assert_eq!(built.log(), "seen\n");
     }
 }
 
