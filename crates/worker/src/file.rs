@@ -230,7 +230,7 @@ pub(crate) fn snapshot_of(
         keep_directories: false,
     };
     let input = Input::Context(std::sync::Arc::clone(context));
-    let mut copier = Copier::new(context.root(), &layer.root, input.owners(), &rules, cancel);
+    let copier = Copier::new(context.root(), &layer.root, input.owners(), &rules, cancel);
     copier.copy(context.tree(), Path::new(""), Path::new(""))?;
     if copier.source_changed() {
         context.mark_changed();

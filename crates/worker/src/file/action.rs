@@ -135,21 +135,17 @@ pub(crate) fn copy(
     Ok(copying.changed)
 }
 
-/// Required paths count only beside include patterns, which alone could match nothing silently.
+/// Required paths, from the input's root, count only beside include patterns, which alone could match nothing
+/// silently.
 fn require(input: &Input, request: &CopyRequest) -> Result<(), FileError> {
     if request.include.is_empty() {
         return Ok(());
     }
     for required in &request.required {
-        let pattern = format!("{}/{required}", request.source);
-        let found = input.expand(&pattern).at("searching", Path::new(required))?;
-        let mut exists = false;
-        for path in found {
-            let real = input.resolve(&path, Last::Keep).at("resolving", &path)?;
-            exists |= input.file_type(&real).at("looking at", &real)?.is_some();
-        }
-        if !exists {
-            return Err(FileError::NotFound(required.clone()));
+        let path = clean(Path::new(required));
+        let real = input.resolve(&path, Last::Keep).at("resolving", &path)?;
+        if input.file_type(&real).at("looking at", &path)?.is_none() {
+            return Err(FileError::NotFound(shown(&path)));
         }
     }
     Ok(())
@@ -209,7 +205,7 @@ impl Copying<'_> {
         };
         let rules = &self.request.rules;
         let owners = self.input.owners();
-        let mut copier = Copier::new(self.input.root(), self.root, owners, rules, self.cancel);
+        let copier = Copier::new(self.input.root(), self.root, owners, rules, self.cancel);
         copier.copy(node, &real, &to)?;
         self.changed |= copier.source_changed() && matches!(self.input, Input::Context(_));
         Ok(())

@@ -1,14 +1,20 @@
 //! Copies a scanned tree into a root: BuildKit's rules for what replaces what, and all that a file carries.
-//! Owns content transfer (in the kernel where it can), holes, hard links, devices, owners, modes, times and
-//! attributes. Must not know definitions, wildcards or where the tree came from. Read [`Copier`] first.
+//! Owns hard links, devices, owners, modes, times and attributes, and that directories are copied beside each
+//! other; the bytes are [`content`]'s. Must not know definitions, wildcards or where the tree came from.
+//! Read [`Copier`] first.
+
+mod content;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom};
+use rayon::prelude::*;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
@@ -19,11 +25,8 @@ use crate::root::{At as _, IoAt, RootDir, stat_at};
 use crate::tree::{Kind, Meta, Node, open_directory};
 use crate::xattr;
 
-/// Bytes moved by one call.
-const CHUNK: usize = 1 << 20;
-
-/// Files up to this size are read and written by one call each.
-const SMALL: usize = 64 << 10;
+/// Directories with fewer subdirectories than this are copied by one thread.
+const PARALLEL_FROM: usize = 2;
 
 /// What a copy changes on the way.
 #[derive(Debug, Clone)]
@@ -67,9 +70,9 @@ pub(crate) struct Copier<'a> {
     owners: Owners,
     rules: &'a CopyRules,
     cancel: &'a CancellationToken,
-    links: HashMap<(u64, u64), PathBuf>,
-    changed: bool,
-    buffer: Vec<u8>,
+    /// The first place of every file with several names; locked until the file is there.
+    links: Mutex<HashMap<(u64, u64), PathBuf>>,
+    changed: AtomicBool,
 }
 
 /// An entry to create: the open parent, the name in it, and the canonical path for messages and links.
@@ -77,6 +80,15 @@ struct Slot<'s> {
     parent: BorrowedFd<'s>,
     name: &'s OsStr,
     path: &'s Path,
+    /// The parent was made by this copy, so nothing can be in the way.
+    is_free: bool,
+}
+
+/// A directory being written: open, its canonical path, and whether this copy made it.
+struct Into<'s> {
+    fd: &'s OwnedFd,
+    path: &'s Path,
+    created: bool,
 }
 
 impl<'a> Copier<'a> {
@@ -94,25 +106,24 @@ impl<'a> Copier<'a> {
             owners,
             rules,
             cancel,
-            links: HashMap::new(),
-            changed: false,
-            buffer: vec![0; SMALL],
+            links: Mutex::default(),
+            changed: AtomicBool::new(false),
         }
     }
 
     /// Whether some source file was no longer what the scan saw: the result must not be cached.
     pub(crate) fn source_changed(&self) -> bool {
-        self.changed
+        self.changed.load(Ordering::Relaxed)
     }
 
     /// Copies the node at canonical path `from` to canonical path `to`, whose parent exists. The root itself can
     /// only be the destination of a directory.
-    pub(crate) fn copy(&mut self, node: &Node, from: &Path, to: &Path) -> Result<(), CopyError> {
+    pub(crate) fn copy(&self, node: &Node, from: &Path, to: &Path) -> Result<(), CopyError> {
         if to.as_os_str().is_empty() {
             return self.contents_of_root(node, from);
         }
         let (parent, name) = self.destination.entry(to).at("opening the parent of", to)?;
-        let slot = Slot { parent: parent.as_fd(), name, path: to };
+        let slot = Slot { parent: parent.as_fd(), name, path: to, is_free: false };
         if node.is_dir() {
             let directory = self.source.open_at(from, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty());
             return self.directory(node, directory.at("opening", from)?, &slot, true);
@@ -121,7 +132,7 @@ impl<'a> Copier<'a> {
         self.leaf(node, source.as_fd(), from, &slot)
     }
 
-    fn contents_of_root(&mut self, node: &Node, from: &Path) -> Result<(), CopyError> {
+    fn contents_of_root(&self, node: &Node, from: &Path) -> Result<(), CopyError> {
         if !node.is_dir() {
             return Err(CopyError::OverDirectory(PathBuf::new()));
         }
@@ -129,11 +140,12 @@ impl<'a> Copier<'a> {
         let source = source.at("opening", from)?;
         let into = self.destination.open_at(Path::new(""), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty());
         let into = into.at("opening", Path::new("/"))?;
-        self.children(node, &source, &into, Path::new(""))
+        self.children(node, &source, &Into { fd: &into, path: Path::new(""), created: false })
     }
 
-    fn directory(&mut self, node: &Node, from: OwnedFd, slot: &Slot<'_>, top: bool) -> Result<(), CopyError> {
-        let existing = stat_at(slot.parent, slot.name).at("looking at", slot.path)?;
+    fn directory(&self, node: &Node, from: OwnedFd, slot: &Slot<'_>, top: bool) -> Result<(), CopyError> {
+        let existing =
+            if slot.is_free { None } else { stat_at(slot.parent, slot.name).at("looking at", slot.path)? };
         let mut created = false;
         match existing.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
             Some(FileType::Directory) => {}
@@ -148,44 +160,54 @@ impl<'a> Copier<'a> {
             }
         }
         let into = open_directory(slot.parent, slot.name).at("opening", slot.path)?;
-        self.children(node, &from, &into, slot.path)?;
+        self.children(node, &from, &Into { fd: &into, path: slot.path, created })?;
         if created || (node.selected && !top && !self.rules.keep_directories) {
             self.finish(node, &from, &into).at("setting metadata of", slot.path)?;
         }
         Ok(())
     }
 
-    fn children(
-        &mut self,
-        node: &Node,
-        from: &OwnedFd,
-        into: &OwnedFd,
-        path: &Path,
-    ) -> Result<(), CopyError> {
+    fn children(&self, node: &Node, from: &OwnedFd, into: &Into<'_>) -> Result<(), CopyError> {
+        let mut directories = Vec::new();
         for child in node.children() {
-            if self.cancel.is_cancelled() {
-                return Err(CopyError::Cancelled);
-            }
-            let child_path = path.join(&child.name);
-            let slot = Slot { parent: into.as_fd(), name: &child.name, path: &child_path };
             if child.is_dir() {
-                let directory = open_directory(from.as_fd(), &child.name).at("opening", &child_path)?;
-                self.directory(child, directory, &slot, false)?;
+                directories.push(child);
             } else {
-                self.leaf(child, from.as_fd(), Path::new(&child.name), &slot)?;
+                self.child(child, from, into)?;
             }
         }
-        Ok(())
+        if directories.len() < PARALLEL_FROM {
+            return directories.into_iter().try_for_each(|child| self.child(child, from, into));
+        }
+        // Collected, so that of several errors the first is told.
+        let copied: Vec<_> = directories.into_par_iter().map(|child| self.child(child, from, into)).collect();
+        copied.into_iter().collect()
+    }
+
+    fn child(&self, child: &Node, from: &OwnedFd, into: &Into<'_>) -> Result<(), CopyError> {
+        if self.cancel.is_cancelled() {
+            return Err(CopyError::Cancelled);
+        }
+        let path = into.path.join(&child.name);
+        let slot = Slot { parent: into.fd.as_fd(), name: &child.name, path: &path, is_free: into.created };
+        if child.is_dir() {
+            let directory = open_directory(from.as_fd(), &child.name).at("opening", &path)?;
+            self.directory(child, directory, &slot, false)
+        } else {
+            self.leaf(child, from.as_fd(), Path::new(&child.name), &slot)
+        }
     }
 
     fn leaf(
-        &mut self,
+        &self,
         node: &Node,
         from: BorrowedFd<'_>,
         from_path: &Path,
         slot: &Slot<'_>,
     ) -> Result<(), CopyError> {
-        self.make_room(slot)?;
+        if !slot.is_free {
+            self.make_room(slot)?;
+        }
         let name = from_path.file_name().unwrap_or_default();
         match &node.kind {
             Kind::File => self.file(node, from, name, slot),
@@ -215,33 +237,28 @@ impl<'a> Copier<'a> {
     }
 
     fn file(
-        &mut self,
+        &self,
         node: &Node,
         from: BorrowedFd<'_>,
         name: &OsStr,
         slot: &Slot<'_>,
     ) -> Result<(), CopyError> {
+        if node.meta.nlink < 2 {
+            return Ok(self.transfer(node, from, name, slot).at("copying", slot.path)?);
+        }
         let identity = (node.meta.dev, node.meta.ino);
-        if node.meta.nlink > 1 {
-            if let Some(first) = self.links.get(&identity) {
-                let (parent, first_name) = self.destination.entry(first).at("opening", first)?;
-                let linked =
-                    rustix::fs::linkat(&parent, first_name, slot.parent, slot.name, AtFlags::empty());
-                return Ok(linked.at("linking", slot.path)?);
-            }
-            self.links.insert(identity, slot.path.to_owned());
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(first) = links.get(&identity) {
+            let (parent, first_name) = self.destination.entry(first).at("opening", first)?;
+            let linked = rustix::fs::linkat(&parent, first_name, slot.parent, slot.name, AtFlags::empty());
+            return Ok(linked.at("linking", slot.path)?);
         }
         self.transfer(node, from, name, slot).at("copying", slot.path)?;
+        links.insert(identity, slot.path.to_owned());
         Ok(())
     }
 
-    fn transfer(
-        &mut self,
-        node: &Node,
-        from: BorrowedFd<'_>,
-        name: &OsStr,
-        slot: &Slot<'_>,
-    ) -> io::Result<()> {
+    fn transfer(&self, node: &Node, from: BorrowedFd<'_>, name: &OsStr, slot: &Slot<'_>) -> io::Result<()> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let source = rustix::fs::openat(from, name, flags, Mode::empty())?;
         let before = rustix::fs::fstat(&source)?;
@@ -252,31 +269,12 @@ impl<'a> Copier<'a> {
         let target = rustix::fs::openat(slot.parent, slot.name, flags, Mode::from_raw_mode(0o600))?;
         let size = u64::try_from(before.st_size).unwrap_or(0);
         let allocated = u64::try_from(before.st_blocks).unwrap_or(0).saturating_mul(512);
-        if size > 0 {
-            if allocated < size {
-                copy_data_ranges(&source, &target, size)?;
-            } else {
-                self.contents(&source, &target, size)?;
-            }
-        }
+        content::copy(&source, &target, size, allocated)?;
         self.finish(node, &source, &target)?;
         if Meta::from(&rustix::fs::fstat(&source)?) != node.meta {
-            self.changed = true;
+            self.changed.store(true, Ordering::Relaxed);
         }
         Ok(())
-    }
-
-    fn contents(&mut self, source: &OwnedFd, target: &OwnedFd, size: u64) -> io::Result<()> {
-        if size > SMALL as u64 && in_kernel(source, target)? {
-            return Ok(());
-        }
-        loop {
-            let length = rustix::io::retry_on_intr(|| rustix::io::read(source, &mut self.buffer[..]))?;
-            if length == 0 {
-                return Ok(());
-            }
-            write_all(target, &self.buffer[..length])?;
-        }
     }
 
     fn special(&self, node: &Node, slot: &Slot<'_>) -> Result<(), CopyError> {
@@ -321,72 +319,4 @@ impl<'a> Copier<'a> {
             time: Some(self.rules.time.unwrap_or(meta.mtime)),
         }
     }
-}
-
-/// Lets the kernel move the bytes; false when it cannot between these two file systems and nothing was moved.
-fn in_kernel(source: &OwnedFd, target: &OwnedFd) -> io::Result<bool> {
-    if rustix::fs::ioctl_ficlone(target, source).is_ok() {
-        return Ok(true);
-    }
-    let mut moved = false;
-    loop {
-        match rustix::fs::copy_file_range(source, None, target, None, CHUNK * 64) {
-            Ok(0) => return Ok(moved),
-            Ok(_) => moved = true,
-            Err(Errno::INTR) => {}
-            Err(Errno::XDEV | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) if !moved => break,
-            Err(error) => return Err(error.into()),
-        }
-    }
-    loop {
-        match rustix::fs::sendfile(target, source, None, CHUNK) {
-            Ok(0) => return Ok(moved),
-            Ok(_) => moved = true,
-            Err(Errno::INTR) => {}
-            Err(Errno::INVAL | Errno::NOSYS) if !moved => return Ok(false),
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// Copies only the ranges that hold data, so that holes stay holes.
-fn copy_data_ranges(source: &OwnedFd, target: &OwnedFd, size: u64) -> io::Result<()> {
-    let mut buffer = vec![0; CHUNK];
-    let mut at = 0;
-    while at < size {
-        let start = match rustix::fs::seek(source, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => break,
-            // No hole support: everything is data.
-            Err(Errno::INVAL) => at,
-            Err(error) => return Err(error.into()),
-        };
-        let end = rustix::fs::seek(source, SeekFrom::Hole(start)).unwrap_or(size).min(size);
-        at = start;
-        while at < end {
-            let want = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
-            let length = rustix::io::retry_on_intr(|| rustix::io::pread(source, &mut buffer[..want], at))?;
-            if length == 0 {
-                break;
-            }
-            let mut written = 0;
-            while written < length {
-                let position = at + written as u64;
-                written += rustix::io::retry_on_intr(|| {
-                    rustix::io::pwrite(target, &buffer[written..length], position)
-                })?;
-            }
-            at += length as u64;
-        }
-        at = end.max(start + 1);
-    }
-    Ok(rustix::fs::ftruncate(target, size)?)
-}
-
-fn write_all(target: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let written = rustix::io::retry_on_intr(|| rustix::io::write(target, bytes))?;
-        bytes = &bytes[written..];
-    }
-    Ok(())
 }

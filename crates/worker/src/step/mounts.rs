@@ -267,7 +267,7 @@ fn fill(source: &Input, selector: &str, into: &Path, cancel: &CancellationToken)
     let root = RootDir::open(into)?;
     let rules =
         CopyRules { owner: None, mode: ModeChange::Keep, time: None, replace: true, keep_directories: false };
-    let mut copier = Copier::new(source.root(), &root, source.owners(), &rules, cancel);
+    let copier = Copier::new(source.root(), &root, source.owners(), &rules, cancel);
     copier.copy(&node, &real, Path::new("")).map_err(crate::file::action::FileError::from)?;
     let stamp = Stamp { owner: Some((node.meta.uid, node.meta.gid)), time: None };
     let open = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;

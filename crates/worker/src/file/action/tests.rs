@@ -122,6 +122,10 @@ fn where_things_land() {
     );
     check(|request| request.include = vec!["**/*.md".into()], "/dir", "/new/", &["new/sub/two.md"]);
     check(|request| request.follow_symlinks = false, "/link", "/new", &["new"]);
+    let required = |request: &mut CopyRequest| {
+        (request.include, request.required) = (vec!["sub/two.md".into()], vec!["/dir/sub/two.md".into()]);
+    };
+    check(required, "/dir", "/new/", &["new/sub/two.md"]);
 }
 
 #[test]
@@ -171,6 +175,29 @@ fn hard_links_holes_attributes_and_special_files_survive() {
     assert_eq!(FileType::from_raw_mode(status("pipe").mode()), FileType::Fifo);
 }
 
+#[test]
+fn directories_copied_beside_each_other_share_hard_links() {
+    const DIRECTORIES: usize = 40;
+    let fixture = Fixture::new();
+    let first = fixture.source.path().join("file");
+    for number in 0..DIRECTORIES {
+        let directory = fixture.source.path().join(format!("many/{number}/deep"));
+        std::fs::create_dir_all(&directory).expect("mkdir");
+        for name in ["a", "b"] {
+            std::fs::hard_link(&first, directory.join(name)).expect("link");
+        }
+        std::fs::write(directory.join("own"), number.to_string()).expect("write");
+    }
+    fixture.copy(&request("/many", "/many")).expect("copy");
+    let at = |number: usize, name: &str| fixture.target.path().join(format!("many/{number}/deep/{name}"));
+    let shared = std::fs::metadata(at(0, "a")).expect("stat");
+    assert_eq!(shared.nlink(), 2 * DIRECTORIES as u64);
+    for number in 0..DIRECTORIES {
+        assert_eq!(std::fs::metadata(at(number, "b")).expect("stat").ino(), shared.ino());
+        assert_eq!(std::fs::read_to_string(at(number, "own")).expect("read"), number.to_string());
+    }
+}
+
 #[track_caller]
 fn check_error(prepare: impl Fn(&Fixture), request: &CopyRequest, expected: &str) {
     let fixture = Fixture::new();
@@ -187,8 +214,8 @@ fn what_cannot_be_copied() {
     strict.allow_empty_wildcard = false;
     check_error(nothing, &strict, "failed to compute cache key: \"/none*\": not found");
     let mut required = request("/dir", "/x/");
-    (required.include, required.required) = (vec!["two".into()], vec!["two".into()]);
-    check_error(nothing, &required, "failed to compute cache key: \"two\": not found");
+    (required.include, required.required) = (vec!["two".into()], vec!["/dir/two".into()]);
+    check_error(nothing, &required, "failed to compute cache key: \"/dir/two\": not found");
     let mut parentless = request("/file", "/a/b");
     parentless.create_destination = false;
     check_error(nothing, &parentless, "the parent directory of `/a/b` does not exist");
