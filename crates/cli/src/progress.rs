@@ -8,7 +8,7 @@
 //! Start with [`Display`]; then [`tracker::Tracker`] for the state, [`plain`] and [`tty`] for the looks.
 
 mod plain;
-mod sanitise;
+pub(crate) mod sanitise;
 mod summary;
 mod text;
 mod tracker;

@@ -10,6 +10,8 @@ use stave_frontend_dockerfile::{Diagnostic, Severity, Source};
 use stave_oci::Reference;
 use stave_registry::{ErrorKind, RegistryError};
 
+use crate::progress::sanitise::clean;
+
 /// Lines shown before one marked line, and after it; around several it is one, as BuildKit has it.
 const CONTEXT_LINES: usize = 2;
 
@@ -55,13 +57,14 @@ impl Failure {
         Self { code, ..self }
     }
 
-    /// What goes to standard error.
+    /// What goes to standard error. Messages quote names from archives, images and registries.
     pub(crate) fn render(&self) -> String {
+        let shown = |text: &str| text.split('\n').map(clean).collect::<Vec<_>>().join("\n");
         let mut text = self.details.clone();
         // Writing to a String cannot fail.
-        let _infallible = writeln!(text, "ERROR: {}", self.message);
+        let _infallible = writeln!(text, "ERROR: {}", shown(&self.message));
         for hint in &self.hints {
-            let _infallible = writeln!(text, "hint: {hint}");
+            let _infallible = writeln!(text, "hint: {}", shown(hint));
         }
         text
     }
@@ -208,6 +211,13 @@ mod tests {
         assert_eq!(chain(&error), "cannot read: disk on fire");
         let failure = Failure::new(&error).with_hint("use water".to_owned());
         assert_eq!(failure.render(), "ERROR: cannot read: disk on fire\nhint: use water\n");
+    }
+
+    #[test]
+    fn quoted_names_do_not_reach_the_terminal_as_commands() {
+        let failure =
+            Failure::message("entry `a\x1b]0;title\x07b\x1b[2J`:\nrefused").with_hint("x\x1b[6n".to_owned());
+        assert_eq!(failure.render(), "ERROR: entry `ab`:\nrefused\nhint: x\n");
     }
 
     #[test]

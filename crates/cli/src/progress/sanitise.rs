@@ -52,7 +52,7 @@ impl Lines {
 }
 
 /// `text` without control characters and sequences, save tabs and colours.
-pub(super) fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     let mut output = String::with_capacity(text.len());
     let mut coloured = false;
     let mut rest = text.chars();
