@@ -131,7 +131,9 @@ fn hint(error: &SolveError, request: &BuildRequest, ignore_file: Option<&str>) -
         OpErrorKind::ExitCode { signal: Some(9), .. } => {
             Some("the process was killed: the machine may have run out of memory".to_owned())
         }
-        OpErrorKind::Input if text.contains("failed to compute cache key") => Some(missing(&text, request, ignore_file)),
+        OpErrorKind::Input if text.contains("failed to compute cache key") => {
+            Some(missing(&text, request, ignore_file))
+        }
         _ if text.contains("No space left on device") => {
             Some("free some space, for instance with `stave prune --all`".to_owned())
         }
