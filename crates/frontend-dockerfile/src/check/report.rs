@@ -52,7 +52,7 @@ mod tests {
     use stave_oci::Platform;
 
     use super::*;
-    use crate::{PlanRequest, Source, parse, plan};
+    use crate::{PlanRequest, Source, check::Rule, parse, plan};
 
     fn report(text: &str, change: impl FnOnce(&mut PlanRequest)) -> CheckReport {
         let mut request = PlanRequest::new(Platform::new("linux", "amd64", None));
@@ -68,7 +68,7 @@ mod tests {
     #[track_caller]
     fn check(text: &str, rules: &[&str], error: Option<&str>) {
         let found = report(text, |_| {});
-        let names: Vec<&str> = found.warnings.iter().filter_map(Diagnostic::rule).map(|r| r.name()).collect();
+        let names: Vec<&str> = found.warnings.iter().filter_map(Diagnostic::rule).map(Rule::name).collect();
         assert_eq!(names, rules, "{text}");
         assert_eq!(found.error.as_ref().map(|one| one.message.as_str()), error, "{text}");
     }

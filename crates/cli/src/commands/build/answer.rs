@@ -72,7 +72,9 @@ pub(super) async fn answer(
 }
 
 fn print_text(text: &str) {
-    say!("{}", text.strip_suffix('\n').unwrap_or(text));
+    if !text.is_empty() {
+        say!("{}", text.strip_suffix('\n').unwrap_or(text));
+    }
 }
 
 async fn inspect(

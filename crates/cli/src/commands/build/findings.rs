@@ -4,6 +4,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
+use stave_frontend_dockerfile::check::Rule;
 use stave_frontend_dockerfile::{CheckReport, Diagnostic, Source, Span};
 
 use super::tables::visible;
@@ -11,6 +12,8 @@ use crate::report::{self, Failure};
 
 /// Lines of one finding that are shown: a heredoc may have any number.
 const MAX_LINES: usize = 1000;
+/// Lines of all findings that are shown: each of a heredoc's variables may be one, with all its lines.
+const MAX_ALL_LINES: usize = 200_000;
 
 /// The lines of a source, to find places quickly however many findings there are.
 struct Places<'a> {
@@ -18,13 +21,17 @@ struct Places<'a> {
     lines: Vec<&'a str>,
     /// Where each line starts.
     starts: Vec<usize>,
+    /// Lines shown of one finding.
+    limit: usize,
 }
 
 impl<'a> Places<'a> {
-    fn of(source: &'a Source) -> Self {
+    /// To show this many findings.
+    fn of(source: &'a Source, findings: usize) -> Self {
         let newlines = source.text.match_indices('\n').map(|(at, _)| at + 1);
         let starts = std::iter::once(0).chain(newlines).collect();
-        Self { name: &source.name, lines: source.text.split('\n').collect(), starts }
+        let limit = (MAX_ALL_LINES / findings.max(1)).clamp(1, MAX_LINES);
+        Self { name: &source.name, lines: source.text.split('\n').collect(), starts, limit }
     }
 
     /// First and last line of a span, counted from 1; `None` for what is about no place.
@@ -32,7 +39,7 @@ impl<'a> Places<'a> {
         let line = |offset: usize| self.starts.partition_point(|start| *start <= offset);
         let first = line(span.start);
         let last = line(span.end.saturating_sub(1)).max(first);
-        (!span.is_empty()).then(|| (first, last.min(first + MAX_LINES - 1)))
+        (!span.is_empty()).then(|| (first, last.min(first + self.limit - 1)))
     }
 
     fn excerpt(&self, span: Span) -> String {
@@ -50,7 +57,7 @@ pub(super) fn text(source: &Source, report: &CheckReport) -> String {
         (1, _) => "Check complete, 1 warning has been found!\n".to_owned(),
         (count, _) => format!("Check complete, {count} warnings have been found!\n"),
     };
-    let places = Places::of(source);
+    let places = Places::of(source, report.warnings.len());
     let mut warnings: Vec<&Diagnostic> = report.warnings.iter().collect();
     warnings.sort_by_key(|warning| places.lines(warning.span).map(|(first, _)| first));
     for warning in warnings {
@@ -64,7 +71,7 @@ pub(super) fn text(source: &Source, report: &CheckReport) -> String {
 
 /// What would stop the build, with its place below the message.
 pub(super) fn failure(source: &Source, error: &Diagnostic) -> Failure {
-    let message = format!("{}\n{}", visible(&error.to_string()), Places::of(source).excerpt(error.span));
+    let message = format!("{}\n{}", visible(&error.to_string()), Places::of(source, 1).excerpt(error.span));
     // A suggestion is in the message already.
     let help = error.help.clone().filter(|_| error.suggestion.is_none());
     Failure::message(message.trim_end()).with_hint(help)
@@ -80,9 +87,9 @@ impl Facts {
     fn of(warning: &Diagnostic) -> Self {
         let rule = warning.rule();
         Self {
-            name: rule.map_or("", |rule| rule.name()),
-            description: rule.map_or("", |rule| rule.description()),
-            url: rule.and_then(|rule| rule.url()),
+            name: rule.map_or("", Rule::name),
+            description: rule.map_or("", Rule::description),
+            url: rule.and_then(Rule::url),
         }
     }
 }
@@ -155,7 +162,7 @@ pub(super) fn encoded(source: &Source) -> String {
 
 /// The findings in the order they were made, and the source they are about.
 pub(super) fn json(source: &Source, report: &CheckReport) -> Result<String, Failure> {
-    let places = Places::of(source);
+    let places = Places::of(source, report.warnings.len());
     let warning = |warning| {
         let Facts { name, description, url } = Facts::of(warning);
         let location = Location::of(places.lines(warning.span));
@@ -175,7 +182,6 @@ pub(super) fn json(source: &Source, report: &CheckReport) -> Result<String, Fail
 #[cfg(test)]
 mod tests {
     use stave_frontend_dockerfile::Code;
-    use stave_frontend_dockerfile::check::Rule;
 
     use super::*;
 
@@ -225,6 +231,18 @@ mod tests {
         assert!(text(&source(), &one).starts_with("Check complete, 1 warning has been found!\n\nWARNING: "));
         let none = CheckReport { warnings: Vec::new(), error: None };
         assert_eq!(text(&source(), &none), "Check complete, no warnings found.\n");
+    }
+
+    #[test]
+    fn many_findings_in_one_long_instruction_are_cut() {
+        let source = Source::new("Dockerfile", "x\n".repeat(3000));
+        let all = Span::new(0, source.text.len());
+        let warning = Diagnostic::warning(Rule::UndefinedVar, all, "x");
+        let one = CheckReport { warnings: vec![warning.clone()], error: None };
+        assert_eq!(text(&source, &one).matches(">>>").count(), MAX_LINES);
+        let many = CheckReport { warnings: vec![warning; 2 * MAX_ALL_LINES / MAX_LINES], error: None };
+        assert_eq!(text(&source, &many).matches(">>>").count(), MAX_ALL_LINES);
+        assert_eq!(json(&source, &many).expect("is made").matches("\"start\"").count(), MAX_ALL_LINES);
     }
 
     #[test]
