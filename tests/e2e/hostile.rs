@@ -9,6 +9,7 @@ mod layers;
 mod login;
 mod network;
 mod push;
+mod roots;
 mod tar;
 
 use std::collections::BTreeMap;

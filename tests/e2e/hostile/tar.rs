@@ -25,6 +25,8 @@ impl Tar {
         let mut block = [0; BLOCK];
         block[..name.len()].copy_from_slice(name.as_bytes());
         block[100..107].copy_from_slice(b"0000755");
+        block[108..115].copy_from_slice(b"0000000");
+        block[116..123].copy_from_slice(b"0000000");
         block[124..135].copy_from_slice(format!("{:011o}", data.len()).as_bytes());
         block[136..147].copy_from_slice(b"00000000001");
         block[156] = flag;

@@ -20,6 +20,9 @@ use crate::xattr;
 /// Entries of one archive.
 const ENTRY_LIMIT: usize = 20_000_000;
 
+/// Bytes of the files of one archive, holes included: the tar reader writes holes out.
+const BYTE_LIMIT: u64 = 1 << 40;
+
 /// Bytes read to recognise a compression.
 const MAGIC: usize = 6;
 
@@ -51,6 +54,9 @@ pub enum UnpackError {
     /// The archive has more entries than any real one.
     #[error("archive `{}` has more than {ENTRY_LIMIT} entries", .0.display())]
     TooManyEntries(PathBuf),
+    /// The archive unpacks to more than any real one.
+    #[error("archive `{}` unpacks to more than {BYTE_LIMIT} bytes", .0.display())]
+    TooLarge(PathBuf),
     /// The build was cancelled.
     #[error("cancelled")]
     Cancelled,
@@ -95,6 +101,7 @@ pub(crate) fn unpack(file: OwnedFd, name: &Path, to: &Unpacking<'_>) -> Result<b
     let damaged = |source| UnpackError::Archive { archive: name.to_owned(), source };
     let mut archive = tar::Archive::new(decoder(file).map_err(damaged)?);
     let mut directories: Vec<(PathBuf, Time)> = Vec::new();
+    let mut bytes = 0_u64;
     for (count, entry) in archive.entries().map_err(damaged)?.enumerate() {
         if to.cancel.is_cancelled() {
             return Err(UnpackError::Cancelled);
@@ -103,6 +110,10 @@ pub(crate) fn unpack(file: OwnedFd, name: &Path, to: &Unpacking<'_>) -> Result<b
             return Err(UnpackError::TooManyEntries(name.to_owned()));
         }
         let mut entry = entry.map_err(damaged)?;
+        bytes = bytes.saturating_add(entry.size());
+        if bytes > BYTE_LIMIT {
+            return Err(UnpackError::TooLarge(name.to_owned()));
+        }
         Extraction { archive: name, to }.entry(&mut entry, &mut directories)?;
     }
     // Last, because creating what is inside a directory changes its time.
