@@ -3,11 +3,13 @@
 //! is resolved inside the root, and nothing is created through a symlink that leads out.
 //! Must not know layers: `.wh.` names are ordinary files here. Read [`unpack`] first.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek as _, SeekFrom};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -22,6 +24,12 @@ const ENTRY_LIMIT: usize = 20_000_000;
 
 /// Bytes of the files of one archive, holes included: the tar reader writes holes out.
 const BYTE_LIMIT: u64 = 1 << 40;
+
+/// Bytes of the headers before one entry: long names, attributes. The tar reader keeps them in memory.
+const HEADER_LIMIT: u64 = 4 << 20;
+
+/// Bytes of a name that an error quotes.
+const SHOWN: usize = 400;
 
 /// Bytes read to recognise a compression.
 const MAGIC: usize = 6;
@@ -99,7 +107,9 @@ pub(crate) fn unpack(file: OwnedFd, name: &Path, to: &Unpacking<'_>) -> Result<b
     let stamp = Stamp { owner: to.owner, time: to.time };
     create_directories(to.root, to.directory, PARENT_MODE, &stamp)?;
     let damaged = |source| UnpackError::Archive { archive: name.to_owned(), source };
-    let mut archive = tar::Archive::new(decoder(file).map_err(damaged)?);
+    let left = Rc::new(Cell::new(HEADER_LIMIT));
+    let input = Bounded { inner: decoder(file).map_err(damaged)?, left: Rc::clone(&left) };
+    let mut archive = tar::Archive::new(input);
     let mut directories: Vec<(PathBuf, Time)> = Vec::new();
     let mut bytes = 0_u64;
     for (count, entry) in archive.entries().map_err(damaged)?.enumerate() {
@@ -114,7 +124,11 @@ pub(crate) fn unpack(file: OwnedFd, name: &Path, to: &Unpacking<'_>) -> Result<b
         if bytes > BYTE_LIMIT {
             return Err(UnpackError::TooLarge(name.to_owned()));
         }
+        left.set(u64::MAX);
         Extraction { archive: name, to }.entry(&mut entry, &mut directories)?;
+        // To its end, so that all that is read from here to the next entry is headers.
+        io::copy(&mut entry, &mut io::sink()).map_err(damaged)?;
+        left.set(HEADER_LIMIT);
     }
     // Last, because creating what is inside a directory changes its time.
     for (path, time) in directories.iter().rev() {
@@ -146,7 +160,8 @@ pub fn unpack_context(
 fn is_archive(file: &mut File) -> io::Result<bool> {
     let mut found = false;
     if let Ok(reader) = decoder(file.try_clone()?) {
-        let mut archive = tar::Archive::new(reader);
+        let mut archive =
+            tar::Archive::new(Bounded { inner: reader, left: Rc::new(Cell::new(HEADER_LIMIT)) });
         found = matches!(archive.entries()?.next(), Some(Ok(_)));
     }
     file.seek(SeekFrom::Start(0))?;
@@ -166,6 +181,25 @@ fn decoder(mut file: File) -> io::Result<Box<dyn Read>> {
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::stream::read::Decoder::with_buffer(file)?),
         _ => Box::new(file),
     })
+}
+
+/// Reads no more than is left.
+struct Bounded<R> {
+    inner: R,
+    left: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let room = usize::try_from(self.left.get()).unwrap_or(usize::MAX).min(buffer.len());
+        if room == 0 && !buffer.is_empty() {
+            let reason = format!("the headers of an entry are longer than {HEADER_LIMIT} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+        }
+        let length = self.inner.read(&mut buffer[..room])?;
+        self.left.set(self.left.get().saturating_sub(length as u64));
+        Ok(length)
+    }
 }
 
 struct Extraction<'a> {
@@ -310,7 +344,10 @@ impl Extraction<'_> {
     }
 
     fn fault(&self, entry: &Path, fault: EntryFault) -> UnpackError {
-        UnpackError::Entry { archive: self.archive.to_owned(), entry: entry.to_owned(), fault }
+        // A name that is too long is not quoted whole.
+        let start = &entry.as_os_str().as_bytes()[..entry.as_os_str().len().min(SHOWN)];
+        let entry = PathBuf::from(std::ffi::OsStr::from_bytes(start));
+        UnpackError::Entry { archive: self.archive.to_owned(), entry, fault }
     }
 }
 

@@ -317,6 +317,35 @@ fn add(fixture: &Fixture, bytes: &[u8]) -> Result<bool, FileError> {
     fixture.copy(&request)
 }
 
+/// A name that would fill memory: few bytes when compressed, and read before anything is known of the entry.
+#[test]
+fn headers_of_archives_are_bounded() {
+    use std::io::Write as _;
+    let mut name = tar::Header::new_gnu();
+    name.set_entry_type(tar::EntryType::GNULongName);
+    name.set_size(64 << 20);
+    name.set_cksum();
+    let mut after_a_file = archive(&[("f", tar::EntryType::Regular, "content")]);
+    after_a_file.truncate(1024);
+    for (start, expected) in [(Vec::new(), None), (after_a_file, Some("longer than 4194304 bytes"))] {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&start).expect("gzip");
+        gzip.write_all(name.as_bytes()).expect("gzip");
+        (0..64).for_each(|_| gzip.write_all(&[b'a'; 1 << 20]).expect("gzip"));
+        let fixture = Fixture::new();
+        let added = add(&fixture, &gzip.finish().expect("gzip"));
+        match expected {
+            // What cannot be read as an archive is copied.
+            None => assert_eq!(fixture.files(), ["to/archive"]),
+            Some(expected) => {
+                let error = added.expect_err("too long");
+                let cause = std::error::Error::source(&error).expect("a cause").to_string();
+                assert!(cause.contains(expected), "{error:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn archives_are_unpacked_whatever_their_compression() {
     use std::io::Write as _;
