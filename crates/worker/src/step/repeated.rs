@@ -1,15 +1,17 @@
-//! Directories that a layer repeats as they are below.
+//! What a layer repeats as it is below.
 //!
 //! A file made and removed again leaves its directory behind in the overlay's upper directory, with no difference
-//! but a time. BuildKit leaves such directories out of the layer, and images are compared file by file.
+//! but a time; a change to what a file is already (`chmod`, `chown`), or another link to it, leaves a copy of it.
+//! BuildKit leaves both out of the layer, and images are compared file by file; the copies would cost space, too.
 //! Must not know ops. Read [`remove_repeated`] first.
 
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use crate::root::{At as _, IoAt, RootDir, stat_at};
@@ -22,8 +24,11 @@ const DEPTH_LIMIT: usize = 128;
 /// What marks a directory of a layer that hides the one below, in both of overlay's spellings.
 const OPAQUE: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque"];
 
-/// Removes from the layer `upper` every directory that holds nothing and equals that of the image `base` in all
-/// but its times.
+/// Bytes compared at once.
+const BLOCK: usize = 64 << 10;
+
+/// Removes from the layer `upper` every file that equals that of the image `base`, and every directory that holds
+/// nothing then and equals that of the image in all but its times.
 pub(crate) fn remove_repeated(upper: &Path, base: &RootDir) -> Result<(), IoAt> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
     let open = |root: &RootDir| root.open_at(Path::new(""), flags, Mode::empty()).at("opening", upper);
@@ -37,7 +42,11 @@ fn tidy(upper: &OwnedFd, base: &OwnedFd, depth: usize) -> io::Result<bool> {
     let before = rustix::fs::fstat(upper)?;
     let (mut is_empty, mut changed) = (true, false);
     for (name, is_directory) in entries(upper)? {
-        if is_directory && depth < DEPTH_LIMIT && remove(upper, base, &name, depth)? {
+        let removed = match is_directory {
+            true => depth < DEPTH_LIMIT && remove_directory(upper, base, &name, depth)?,
+            false => remove_file(upper, base, &name)?,
+        };
+        if removed {
             changed = true;
         } else {
             is_empty = false;
@@ -58,7 +67,7 @@ fn tidy(upper: &OwnedFd, base: &OwnedFd, depth: usize) -> io::Result<bool> {
 }
 
 /// Removes a directory of the layer if it only repeats; what the image does not have cannot be a repetition.
-fn remove(upper: &OwnedFd, base: &OwnedFd, name: &OsStr, depth: usize) -> io::Result<bool> {
+fn remove_directory(upper: &OwnedFd, base: &OwnedFd, name: &OsStr, depth: usize) -> io::Result<bool> {
     let below = match open_directory(base.as_fd(), name) {
         Ok(below) => below,
         Err(error) => {
@@ -73,6 +82,55 @@ fn remove(upper: &OwnedFd, base: &OwnedFd, name: &OsStr, depth: usize) -> io::Re
         return Ok(false);
     }
     rustix::fs::unlinkat(upper, name, AtFlags::REMOVEDIR)?;
+    Ok(true)
+}
+
+/// Removes a file, symbolic link or device of the layer if it only repeats.
+fn remove_file(upper: &OwnedFd, base: &OwnedFd, name: &OsStr) -> io::Result<bool> {
+    let Some(below) = stat_at(base, name)? else { return Ok(false) };
+    let Some(above) = stat_at(upper, name)? else { return Ok(false) };
+    let facts = |stat: &Stat| {
+        let time = (stat.st_mtime, stat.st_mtime_nsec);
+        (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_rdev, stat.st_size, time)
+    };
+    if facts(&above) != facts(&below) {
+        return Ok(false);
+    }
+    let same = match FileType::from_raw_mode(above.st_mode) {
+        // Times from an archive are whole seconds, which two contents may share.
+        FileType::RegularFile => has_same_content(upper, base, name, above.st_mtime_nsec == 0)?,
+        FileType::Symlink => {
+            rustix::fs::readlinkat(upper, name, Vec::new())?
+                == rustix::fs::readlinkat(base, name, Vec::new())?
+        }
+        // A whiteout is a device, too, but never equals anything that is there.
+        _ => true,
+    };
+    if same {
+        rustix::fs::unlinkat(upper, name, AtFlags::empty())?;
+    }
+    Ok(same)
+}
+
+fn has_same_content(upper: &OwnedFd, base: &OwnedFd, name: &OsStr, compare: bool) -> io::Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let open = |at: &OwnedFd| rustix::fs::openat(at, name, flags, Mode::empty()).map(File::from);
+    let (mut above, mut below) = (open(upper)?, open(base)?);
+    if xattr::read(&above)? != xattr::read(&below)? {
+        return Ok(false);
+    }
+    let (mut left, mut right) = (vec![0; BLOCK], vec![0; BLOCK]);
+    while compare {
+        let length = above.read(&mut left)?;
+        if length == 0 {
+            break;
+        }
+        match below.read_exact(&mut right[..length]) {
+            Ok(()) if left[..length] == right[..length] => {}
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
+            _ => return Ok(false),
+        }
+    }
     Ok(true)
 }
 
@@ -115,7 +173,7 @@ fn entries(directory: &OwnedFd) -> io::Result<Vec<(OsString, bool)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::{self, File, Permissions};
+    use std::fs::{self, Permissions};
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
     use std::time::{Duration, SystemTime};
 
@@ -166,6 +224,70 @@ mod tests {
         check(&[("a/", dir), ("a/b/", dir), ("a/new/", dir)], &base, &["a", "a/new"]);
         check(&[("a/", dir), ("a/b/", dir), ("a/file", 0)], &base, &["a", "a/file"]);
         check(&[("a/", dir), ("a/b/", 0o700), ("a/b/c/", dir)], &base, &["a", "a/b"]);
+    }
+
+    #[track_caller]
+    fn check_file(change: impl Fn(&Path, &Path), stays: bool) {
+        let (upper, base) = (tree(&[("a/", 0o755)]), tree(&[("a/", 0o755)]));
+        let (above, below) = (upper.path().join("a/f"), base.path().join("a/f"));
+        for path in [&above, &below] {
+            fs::write(path, "content").expect("write");
+            let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+            File::open(path).and_then(|file| file.set_modified(time)).expect("time");
+        }
+        change(&above, &below);
+        remove_repeated(upper.path(), &RootDir::open(base.path()).expect("root")).expect("tidy");
+        assert_eq!(above.symlink_metadata().is_ok(), stays);
+        assert_eq!(upper.path().join("a").exists(), stays);
+    }
+
+    #[test]
+    fn files_go_when_nothing_about_them_changed() {
+        let moment = |seconds, nanoseconds| SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds);
+        let set =
+            |path: &Path, time| File::open(path).and_then(|file| file.set_modified(time)).expect("time");
+        check_file(|_, _| {}, false);
+        check_file(
+            |above, _| fs::set_permissions(above, Permissions::from_mode(0o600)).expect("chmod"),
+            true,
+        );
+        check_file(|above, _| std::os::unix::fs::chown(above, Some(7), None).expect("root's right"), true);
+        check_file(|above, _| set(above, moment(1001, 0)), true);
+        check_file(
+            |above, _| {
+                fs::write(above, "CONTENT").expect("write");
+                set(above, moment(1000, 0));
+            },
+            true,
+        );
+        check_file(
+            |above, below| {
+                for (path, target) in [(above, "x"), (below, "y")] {
+                    fs::remove_file(path).expect("remove");
+                    symlink(target, path).expect("link");
+                    let time = rustix::fs::Timespec { tv_sec: 5, tv_nsec: 0 };
+                    let times = Timestamps { last_access: time, last_modification: time };
+                    let flags = AtFlags::SYMLINK_NOFOLLOW;
+                    rustix::fs::utimensat(rustix::fs::CWD, path, &times, flags).expect("time");
+                }
+            },
+            true,
+        );
+        check_file(|_, below| fs::remove_file(below).expect("remove"), true);
+    }
+
+    #[test]
+    fn another_link_to_a_file_stands_alone() {
+        let (upper, base) = (tree(&[]), tree(&[]));
+        for root in [&upper, &base] {
+            fs::write(root.path().join("old"), "content").expect("write");
+            let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+            File::open(root.path().join("old")).and_then(|file| file.set_modified(time)).expect("time");
+        }
+        fs::hard_link(upper.path().join("old"), upper.path().join("new")).expect("link");
+        remove_repeated(upper.path(), &RootDir::open(base.path()).expect("root")).expect("tidy");
+        assert!(!upper.path().join("old").exists());
+        assert_eq!(fs::read(upper.path().join("new")).expect("read"), b"content");
     }
 
     #[test]
