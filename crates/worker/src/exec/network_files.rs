@@ -17,19 +17,13 @@ pub(crate) struct HostEntry {
     pub address: String,
 }
 
-/// docker's `/etc/hosts`: loopback names, the step's own name, then what was asked for.
+/// BuildKit's `/etc/hosts`: loopback names with the step's own, then what was asked for.
 pub(crate) fn hosts(hostname: &str, extra: &[HostEntry]) -> String {
-    let mut text = String::from(
-        "127.0.0.1\tlocalhost\n\
-         ::1\tlocalhost ip6-localhost ip6-loopback\n\
-         fe00::0\tip6-localnet\n\
-         ff00::0\tip6-mcastprefix\n\
-         ff02::1\tip6-allnodes\n\
-         ff02::2\tip6-allrouters\n",
-    );
+    let mut text = String::from("127.0.0.1\tlocalhost");
     if !hostname.is_empty() {
-        let _ = writeln!(text, "127.0.0.1\t{hostname}");
+        let _ = write!(text, " {hostname}");
     }
+    text.push_str("\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     for entry in extra {
         let _ = writeln!(text, "{}\t{}", entry.address, entry.name);
     }
@@ -87,7 +81,8 @@ mod tests {
     fn hosts_end_with_the_asked_for() {
         let entry = HostEntry { name: "db".into(), address: "10.0.0.7".into() };
         let text = hosts("buildkitsandbox", &[entry]);
-        assert!(text.starts_with("127.0.0.1\tlocalhost\n"));
-        assert!(text.ends_with("127.0.0.1\tbuildkitsandbox\n10.0.0.7\tdb\n"));
+        let loopback = "127.0.0.1\tlocalhost buildkitsandbox\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+        assert_eq!(text, format!("{loopback}10.0.0.7\tdb\n"));
+        assert!(hosts("", &[]).starts_with("127.0.0.1\tlocalhost\n::1\t"));
     }
 }
