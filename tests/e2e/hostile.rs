@@ -126,8 +126,6 @@ fn one_error(outcome: Outcome, code: i32, words: &[&str]) -> Outcome {
     for word in words {
         outcome = outcome.says(word);
     }
-    let last = outcome.stderr.lines().find(|line| line.starts_with("ERROR: ")).unwrap_or_default();
-    println!("{last}");
     outcome
 }
 

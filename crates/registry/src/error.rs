@@ -318,7 +318,7 @@ fn server_says(message: &str) -> String {
 }
 
 fn asks_to_wait(time: Option<Duration>) -> String {
-    time.map_or_else(String::new, |time| format!("; the server asks to wait {} s", time.as_secs()))
+    time.map_or_else(String::new, |time| format!(" (the server asks to wait {} s)", time.as_secs()))
 }
 
 fn platforms(available: &[Platform]) -> String {

@@ -169,7 +169,10 @@ async fn a_long_retry_after_is_an_error_at_once() {
     assert_eq!(retry_after.map(|wait| wait.as_secs()), Some(3600));
     assert_eq!(
         error.to_string(),
-        format!("failed to resolve {name}: toomanyrequests: You have reached your pull rate limit.")
+        format!(
+            "failed to resolve {name}: toomanyrequests: You have reached your pull rate limit. \
+             (the server asks to wait 3600 s)"
+        )
     );
     assert_eq!(registry.count("GET", "/manifests/"), 1);
 }
