@@ -195,9 +195,9 @@ fn steps_see_the_files_of_copies() {
     let mut graph = GraphBuilder::default();
     let base = shell(&mut graph);
     let context = local(&mut graph, "context", &[]);
-    let copied = copy(&mut graph, Some(base), context, "/src", "/work/");
+    let copied = copy(&mut graph, Some(base), context, "/src", "/copied/");
     let output =
-        exec(&mut graph, script("sh /work/main 2>/dev/null || . /work/main"), vec![root_mount(copied)]);
+        exec(&mut graph, script("sh /copied/main 2>/dev/null || . /copied/main"), vec![root_mount(copied)]);
     let built = machine.build(&graph.finish(Some(output)));
     built.first();
     assert_eq!(built.log(), "from the context\n");
