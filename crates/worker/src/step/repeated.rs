@@ -119,11 +119,14 @@ fn has_same_content(upper: &OwnedFd, base: &OwnedFd, name: &OsStr, compare: bool
     if xattr::read(&above)? != xattr::read(&below)? {
         return Ok(false);
     }
+    if !compare {
+        return Ok(true);
+    }
     let (mut left, mut right) = (vec![0; BLOCK], vec![0; BLOCK]);
-    while compare {
+    loop {
         let length = above.read(&mut left)?;
         if length == 0 {
-            break;
+            return Ok(true);
         }
         match below.read_exact(&mut right[..length]) {
             Ok(()) if left[..length] == right[..length] => {}
@@ -131,7 +134,6 @@ fn has_same_content(upper: &OwnedFd, base: &OwnedFd, name: &OsStr, compare: bool
             _ => return Ok(false),
         }
     }
-    Ok(true)
 }
 
 fn is_same(upper: &OwnedFd, base: &OwnedFd) -> io::Result<bool> {
