@@ -7,12 +7,17 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
 
 use super::{BUSY_TIMEOUT, IndexErrorKind};
 
 /// The version of the schema, kept in `user_version`. Changing the schema is a format break.
 pub const INDEX_FORMAT: u32 = 1;
+
+/// Pages in the log before a commit copies them into the file (which syncs). The first process to open the
+/// index reads the whole log, so it is kept short.
+const CHECKPOINT_PAGES: i64 = 512;
 
 const SCHEMA: &str = "
 CREATE TABLE records (
@@ -92,6 +97,9 @@ pub(super) fn connect(path: &Path) -> Result<Connection, IndexErrorKind> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "synchronous", "NORMAL")?;
+    // The last process to leave would copy the log, sync twice and remove files: a build must not pay for that.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     connection.set_prepared_statement_cache_capacity(32);
     Ok(connection)
 }
