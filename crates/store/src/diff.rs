@@ -49,6 +49,8 @@ impl Default for TarOptions {
     }
 }
 
+/// Bytes of a path in an archive (the kernel's `PATH_MAX`): a longer one could not be unpacked again.
+const MAX_PATH: usize = 4095;
 /// Bytes copied at once.
 const BUFFER: usize = 128 << 10;
 /// What an error in writing the archive itself is about.
@@ -69,7 +71,7 @@ impl Store {
         for path in paths {
             let root = open(&path, directory_flags(), Mode::empty())
                 .map_err(|error| StoreError::io("open", &path, error))?;
-            writer.layer_directory(&Arc::new(root), &path, Path::new(""))?;
+            writer.layer(root, &path)?;
         }
         writer.finish()
     }
@@ -104,6 +106,24 @@ impl MergedView {
     }
 }
 
+/// A directory of a layer that is being written.
+struct Level {
+    fd: Arc<OwnedFd>,
+    path: PathBuf,
+    names: std::vec::IntoIter<OsString>,
+}
+
+impl Level {
+    fn open(fd: OwnedFd, root: &Path, path: PathBuf) -> Result<Self, StoreError> {
+        let failed = |error: Errno| StoreError::io("read", root.join(&path), error);
+        if path.as_os_str().len() > MAX_PATH {
+            return Err(failed(Errno::NAMETOOLONG));
+        }
+        let names = sorted_names(&fd).map_err(failed)?.into_iter();
+        Ok(Self { fd: Arc::new(fd), path, names })
+    }
+}
+
 /// Writes entries as they come; keeps what is needed to find hard links.
 struct TarWriter<'a, W> {
     output: &'a mut W,
@@ -126,27 +146,31 @@ impl<'a, W: Write> TarWriter<'a, W> {
         write_end(self.output).and_then(|()| self.output.flush()).map_err(write_failed)
     }
 
-    /// Writes what a layer has in one directory, and below it.
-    fn layer_directory(&mut self, fd: &Arc<OwnedFd>, root: &Path, path: &Path) -> Result<(), StoreError> {
-        let failed = |error: Errno| StoreError::io("read", root.join(path), error);
-        for name in sorted_names(fd).map_err(failed)? {
-            let entry_path = path.join(&name);
-            let entry = MergedEntry::lookup(fd, &name, entry_path.clone())
+    /// Writes what a layer has. Not by recursion: a step may nest directories deeper than any stack reaches.
+    fn layer(&mut self, top: OwnedFd, root: &Path) -> Result<(), StoreError> {
+        let mut levels = vec![Level::open(top, root, PathBuf::new())?];
+        while let Some(level) = levels.last_mut() {
+            let Some(name) = level.names.next() else {
+                levels.pop();
+                continue;
+            };
+            let entry_path = level.path.join(&name);
+            let entry = MergedEntry::lookup(&level.fd, &name, entry_path.clone())
                 .map_err(|error| StoreError::io("read", root.join(&entry_path), error))?;
             let Some(entry) = entry else { continue };
             if is_whiteout(entry.stat()) {
                 let mut hidden = OsString::from(".wh.");
                 hidden.push(&name);
-                self.marker(&path.join(hidden))?;
+                self.marker(&level.path.join(hidden))?;
                 continue;
             }
             self.entry(&entry, &entry_path)?;
             if entry.file_type() == FileType::Directory {
-                let directory = Arc::new(entry.open_directory()?);
+                let directory = entry.open_directory()?;
                 if entry.is_opaque(self.xattrs)? {
                     self.marker(&entry_path.join(".wh..wh..opq"))?;
                 }
-                self.layer_directory(&directory, root, &entry_path)?;
+                levels.push(Level::open(directory, root, entry_path)?);
             }
         }
         Ok(())

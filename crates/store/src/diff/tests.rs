@@ -1,14 +1,17 @@
 //! What is written is read back the same, byte for byte and twice.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 
 use proptest::prelude::*;
-use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, makedev, mknodat};
+use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, makedev, mkdirat, mknodat, open, openat};
+use rustix::io::Errno;
 use stave_oci::Digest;
 
 use crate::tests::{TestStore, top};
+use crate::view::directory_flags;
 use crate::{ApplyOptions, MergedView, Snapshot, Store, StoreError, TarOptions, Timestamps};
 
 const EXACT: TarOptions = TarOptions { timestamps: Timestamps::Nanoseconds, clamp: None };
@@ -370,4 +373,30 @@ fn copy_tree(from: &Path, to: &Path) {
     fs::create_dir(to).expect("a directory");
     let nothing = tempfile::tempdir().expect("an empty directory");
     diff(nothing.path(), from, to);
+}
+
+/// A step may nest directories as deep as it likes.
+#[test]
+fn trees_deeper_than_can_be_unpacked_are_refused() {
+    #[track_caller]
+    fn check(name: &str, levels: usize, fits: bool) {
+        let fixture = TestStore::new();
+        let active = fixture.store.prepare(&Snapshot::scratch()).expect("a layer");
+        let mut at = open(active.upper(), directory_flags(), Mode::empty()).expect("a directory");
+        for _ in 0..levels {
+            mkdirat(&at, name, Mode::RWXU).expect("a directory");
+            at = openat(&at, name, directory_flags(), Mode::empty()).expect("a directory");
+        }
+        let layer = top(&active.commit().expect("a commit"));
+        let written = fixture.store.write_layer_tar(layer, &mut io::sink(), &TarOptions::default());
+        let is_long = |source| Errno::from_io_error(source) == Some(Errno::NAMETOOLONG);
+        match written {
+            Ok(()) => assert!(fits),
+            Err(StoreError::Io { source, .. }) if is_long(&source) => assert!(!fits),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    check(&"d".repeat(255), 15, true);
+    check(&"d".repeat(255), 20, false);
+    check("d", 700, true);
 }
