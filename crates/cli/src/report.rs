@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+pub(crate) use stave_engine::one_line as chain;
 use stave_frontend_dockerfile::{Diagnostic, Severity, Source};
 use stave_oci::Reference;
 use stave_registry::{ErrorKind, RegistryError};
@@ -68,20 +69,6 @@ impl Failure {
         }
         text
     }
-}
-
-/// An error and its causes in one line; a cause that only repeats the text before it is left out.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let words = inner.to_string();
-        if !text.contains(&words) {
-            let _infallible = write!(text, ": {words}");
-        }
-        cause = inner.source();
-    }
-    text
 }
 
 /// What to do about an error, if one of its causes tells.

@@ -104,7 +104,7 @@ impl Engine {
                 return Ok((plan, resolved));
             }
             if let Err(error) = resolver.resolve(missing, &mut resolved).await {
-                let image = Box::new(plan.unresolved(&error.request, &error.to_string()));
+                let image = Box::new(plan.unresolved(&error.request, &crate::event::one_line(&error)));
                 return Err(BuildError::Image { image, error: Box::new(error) });
             }
             plan = plan.with_triggers(&resolved.sources).map_err(invalid)?;

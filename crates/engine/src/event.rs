@@ -70,6 +70,18 @@ pub enum EngineEvent {
     Warning(Diagnostic),
 }
 
+/// An error and its causes in one line; a cause that only repeats the text before it is left out.
+pub fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    for words in causes.map(ToString::to_string) {
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+    }
+    text
+}
+
 /// Where events go. Called from any thread; must not block.
 #[derive(Clone)]
 pub struct Observer(Arc<dyn Fn(EngineEvent) + Send + Sync>);
@@ -156,12 +168,12 @@ impl Step {
     }
 
     /// Announces the end that `result` is, and gives it back.
-    pub(crate) fn end<T, E: std::error::Error>(mut self, result: Result<T, E>) -> Result<T, E> {
+    pub(crate) fn end<T, E: std::error::Error + 'static>(mut self, result: Result<T, E>) -> Result<T, E> {
         self.ended = true;
         let duration = self.start.elapsed();
         self.observer.send(match &result {
             Ok(_) => EngineEvent::StepCompleted { step: self.id, duration },
-            Err(error) => EngineEvent::StepFailed { step: self.id, duration, message: error.to_string() },
+            Err(error) => EngineEvent::StepFailed { step: self.id, duration, message: one_line(error) },
         });
         result
     }

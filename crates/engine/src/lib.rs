@@ -29,7 +29,7 @@ use stave_worker::{LocalWorker, LocalWorkerConfig};
 
 pub use build::BuildError;
 pub use context::{ARCHIVE_HEAD, ContextArchive, ContextError, looks_like_archive};
-pub use event::{EngineEvent, Observer, StepId};
+pub use event::{EngineEvent, Observer, StepId, one_line};
 pub use images::ImageError;
 pub use inspect::Inspected;
 pub use request::{BuildOutcome, BuildRequest, PullPolicy, StepCount};

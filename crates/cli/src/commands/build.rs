@@ -101,10 +101,9 @@ fn explain(error: &BuildError, request: &BuildRequest, ignore_file: Option<&str>
         BuildError::Image { image, error } => {
             let colour = std::io::stderr().is_terminal();
             let drawn = report::draw(source, image, colour);
-            let text = report::chain(error);
             Failure {
                 details: format!("{drawn}\n"),
-                ..Failure::message(format!("failed to build: failed to solve: {text}"))
+                ..Failure::message(format!("failed to build: failed to solve: {image}"))
             }
             .with_hint(report::advice(error.as_ref()))
         }
