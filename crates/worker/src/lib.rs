@@ -31,7 +31,7 @@ pub use dispatch::LayersError;
 pub use exec::{ExecError, Executor, Finished, MountSet, ProcessIo, ProcessSpec, SandboxExecutor};
 pub use file::action::FileError;
 pub use file::copy::CopyError;
-pub use file::unpack::{EntryFault, UnpackError, unpack_context};
+pub use file::unpack::{EntryFault, UnpackError};
 pub use input::SelectError;
 pub use mode::ModeError;
 pub use root::IoAt;

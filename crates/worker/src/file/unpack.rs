@@ -141,22 +141,6 @@ pub(crate) fn unpack(file: OwnedFd, name: &Path, to: &Unpacking<'_>) -> Result<b
     Ok(true)
 }
 
-/// Unpacks a build context that came as an archive (plain or compressed tar) into a directory, owned by this
-/// process's user: owners of a local context never count. False when the file is no archive.
-///
-/// # Errors
-/// [`UnpackError`], for damaged archives and entries that cannot be placed.
-pub fn unpack_context(
-    archive: File,
-    directory: &Path,
-    cancel: &CancellationToken,
-) -> Result<bool, UnpackError> {
-    let root = RootDir::open(directory)?;
-    let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let to = Unpacking { root: &root, directory: Path::new(""), owner: Some(owner), time: None, cancel };
-    unpack(archive.into(), Path::new("context"), &to)
-}
-
 fn is_archive(file: &mut File) -> io::Result<bool> {
     let mut found = false;
     if let Ok(reader) = decoder(file.try_clone()?) {

@@ -404,18 +404,3 @@ fn hostile_archives_stay_inside() {
     let error = add(&fixture, &cut).expect_err("cut short");
     assert!(matches!(error, FileError::Unpack(UnpackError::Archive { .. })), "{error}");
 }
-
-#[test]
-fn a_context_can_come_as_an_archive() {
-    let directory = tempfile::tempdir().expect("tempdir");
-    let file = directory.path().join("tar");
-    std::fs::write(&file, archive(&[("Dockerfile", tar::EntryType::Regular, "FROM x")])).expect("write");
-    let into = tempfile::tempdir().expect("tempdir");
-    let open = std::fs::File::open(&file).expect("open");
-    let cancel = CancellationToken::new();
-    assert!(super::super::unpack::unpack_context(open, into.path(), &cancel).expect("unpack"));
-    assert_eq!(std::fs::read(into.path().join("Dockerfile")).expect("read"), b"FROM x");
-    std::fs::write(&file, "FROM y").expect("write");
-    let open = std::fs::File::open(&file).expect("open");
-    assert!(!super::super::unpack::unpack_context(open, into.path(), &cancel).expect("no archive"));
-}
