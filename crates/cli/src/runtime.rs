@@ -1,8 +1,9 @@
 //! The life of a command that needs the engine: open it, run, stop on signals, close it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::termios::{OptionalActions, Termios, tcsetattr};
 use stave_engine::{Engine, EngineConfig};
 use stave_registry::Keychain;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -11,6 +12,22 @@ use tokio_util::sync::CancellationToken;
 use crate::config;
 use crate::report::Failure;
 use crate::state::{GlobalOptions, docker_config};
+
+/// How the terminal was before a command changed it: what ends the process at once has to set it back.
+static TERMINAL_BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// Remembers how the terminal was, for [`restore_terminal`].
+pub(crate) fn remember_terminal(before: Termios) {
+    *TERMINAL_BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
+}
+
+/// Sets the terminal back, if a command changed it.
+pub(crate) fn restore_terminal() {
+    if let Some(before) = TERMINAL_BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        // The terminal may be gone by now; there is nothing left to restore then.
+        tcsetattr(std::io::stdin(), OptionalActions::Now, &before).ok();
+    }
+}
 
 /// How a command is told to stop.
 #[derive(Debug, Clone)]
@@ -74,6 +91,7 @@ fn listen() -> Result<Interrupt, Failure> {
         heard.signal.store(number, Ordering::Relaxed);
         heard.token.cancel();
         let number = next(&mut int, &mut term).await;
+        restore_terminal();
         std::process::exit(128 + i32::from(number));
     });
     Ok(interrupt)

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{OptionalActions, tcgetattr, tcgetwinsize, tcsetattr};
 use stave_sandbox::TerminalSize;
 use tokio::task::JoinHandle;
+
+use crate::runtime::{remember_terminal, restore_terminal};
 
 /// How often the input thread looks whether it is still wanted, in milliseconds.
 const POLL: i64 = 100;
@@ -85,23 +87,21 @@ fn copy_output(mut from: std::fs::File) -> io::Result<()> {
 }
 
 /// Our terminal without line editing and echo, until dropped.
-struct RawMode {
-    before: Termios,
-}
+struct RawMode;
 
 impl RawMode {
     fn enter() -> Option<Self> {
         let before = tcgetattr(io::stdin()).ok()?;
         let mut raw = before.clone();
         raw.make_raw();
+        remember_terminal(before);
         tcsetattr(io::stdin(), OptionalActions::Now, &raw).ok()?;
-        Some(Self { before })
+        Some(Self)
     }
 }
 
 impl Drop for RawMode {
     fn drop(&mut self) {
-        // The terminal may be gone by now; there is nothing left to restore then.
-        tcsetattr(io::stdin(), OptionalActions::Now, &self.before).ok();
+        restore_terminal();
     }
 }
