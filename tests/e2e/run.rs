@@ -99,14 +99,22 @@ fn a_terminal_is_one() {
 fn signals_are_forwarded() {
     let world = Environment::new();
     let marker = format!("86{:03}", std::process::id() % 1000);
-    let script = format!("trap 'echo caught; exit 7' TERM; echo ready; sleep {marker} & wait");
+    let script = format!(
+        "n=0; trap 'n=$((n+1)); echo caught $n; test $n -lt 3 || exit 7' TERM; echo ready; while :; do sleep {marker} & wait; done"
+    );
     let mut child = world.start(&["run", "--rm", &busybox(), "sh", "-c", &script]);
     let mut out = std::io::BufReader::new(child.stdout.take().expect("is piped"));
     let mut line = String::new();
     std::io::BufRead::read_line(&mut out, &mut line).expect("reads");
     assert_eq!(line, "ready\n");
-    tool("kill", &["-TERM", &child.id().to_string()]);
     let start = Instant::now();
+    for number in 1..=3 {
+        // Each is the command's own business, however many there are.
+        tool("kill", &["-TERM", &child.id().to_string()]);
+        line.clear();
+        std::io::BufRead::read_line(&mut out, &mut line).expect("reads");
+        assert_eq!(line, format!("caught {number}\n"));
+    }
     let status = child.wait().expect("ends");
     assert_eq!(status.code(), Some(7));
     assert!(start.elapsed() < Duration::from_secs(5));

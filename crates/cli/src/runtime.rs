@@ -1,6 +1,6 @@
 //! The life of a command that needs the engine: open it, run, stop on signals, close it.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::termios::{OptionalActions, Termios, tcsetattr};
@@ -34,12 +34,18 @@ pub(crate) fn restore_terminal() {
 pub(crate) struct Interrupt {
     token: CancellationToken,
     signal: Arc<AtomicU8>,
+    handed_over: Arc<AtomicBool>,
 }
 
 impl Interrupt {
     /// Fires at the first SIGINT or SIGTERM.
     pub(crate) fn token(&self) -> &CancellationToken {
         &self.token
+    }
+
+    /// From now on signals are a container's business: it is told of each, and none ends this program.
+    pub(crate) fn hand_over(&self) {
+        self.handed_over.store(true, Ordering::Relaxed);
     }
 
     /// The exit code of an interrupted command: 128 and the signal's number.
@@ -84,15 +90,20 @@ pub(crate) fn with_engine(
 fn listen() -> Result<Interrupt, Failure> {
     let open = |kind| signal(kind).map_err(|error| Failure::new(&error));
     let (mut int, mut term) = (open(SignalKind::interrupt())?, open(SignalKind::terminate())?);
-    let interrupt = Interrupt { token: CancellationToken::new(), signal: Arc::default() };
+    let interrupt =
+        Interrupt { token: CancellationToken::new(), signal: Arc::default(), handed_over: Arc::default() };
     let heard = interrupt.clone();
     tokio::spawn(async move {
         let number = next(&mut int, &mut term).await;
         heard.signal.store(number, Ordering::Relaxed);
         heard.token.cancel();
-        let number = next(&mut int, &mut term).await;
-        restore_terminal();
-        std::process::exit(128 + i32::from(number));
+        loop {
+            let number = next(&mut int, &mut term).await;
+            if !heard.handed_over.load(Ordering::Relaxed) {
+                restore_terminal();
+                std::process::exit(128 + i32::from(number));
+            }
+        }
     });
     Ok(interrupt)
 }

@@ -55,6 +55,7 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
             let code = error.exit_code();
             Failure::new(&error).with_code(code)
         })?;
+        interrupt.hand_over();
         let status = attend(running).await?;
         Ok(u8::try_from(status.code()).unwrap_or(u8::MAX))
     });
