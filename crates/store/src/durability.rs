@@ -8,7 +8,8 @@
 //! - [`sync`] runs `syncfs` and then marks the rows that existed before it, in a commit that is itself
 //!   synced. It runs when asked for ([`crate::Store::sync`]), and by itself, beside the work of a
 //!   later process, once something has been unsynced for [`FLUSH_AFTER`] (the kernel has written most
-//!   of it by then, so it is cheap).
+//!   of it by then, so it is cheap). A process that ends within [`SHORT`] leaves it to another, since it
+//!   would have to wait; after [`FLUSH_AT_LATEST`] none does.
 //! - At an opening under another boot id the machine has restarted since. Rows with `synced = 0` are
 //!   dropped then, with images that need them: cache is lost, but no layer is ever half present.
 //!   A restart shortly after a build costs that build's cache unless [`crate::Store::sync`] ran.
@@ -20,6 +21,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -33,6 +35,10 @@ use crate::session::Session;
 
 /// How long committed layers may stay unsynced before the next opening syncs them.
 pub(crate) const FLUSH_AFTER: Duration = Duration::from_secs(60);
+/// How long they may stay so when all that is done is short commands.
+const FLUSH_AT_LATEST: Duration = Duration::from_secs(600);
+/// How long a process runs before it begins to sync.
+const SHORT: Duration = Duration::from_millis(300);
 /// More layers than any store makes between two checkpoints of its database.
 const LAYER_JUMP: i64 = 1 << 20;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -90,10 +96,12 @@ pub(crate) fn sync(root: &Path, database: &Database) -> Result<(), StoreError> {
     })
 }
 
-/// A running [`sync`] beside the work of this process; its drop waits for it.
+/// A [`sync`] beside the work of this process. Its drop waits for it, or calls it off if it has not begun.
 #[derive(Debug)]
 pub(crate) struct Flusher {
     thread: Option<JoinHandle<()>>,
+    /// Closed by the drop.
+    lasts: Option<Sender<()>>,
 }
 
 impl Flusher {
@@ -106,25 +114,60 @@ impl Flusher {
             )?;
             Ok(statement.query_row([], |row| row.get(0)).optional()?)
         })?;
-        let limit = i64::try_from(FLUSH_AFTER.as_millis()).unwrap_or(i64::MAX);
-        if oldest.is_none_or(|oldest| now() - oldest < limit) {
-            return Ok(None);
-        }
+        let Some(pause) = oldest.and_then(|oldest| pause(now() - oldest)) else { return Ok(None) };
         let (root, database): (PathBuf, _) = (root.to_owned(), Arc::clone(database));
+        let (lasts, ended) = channel();
         let run = move || {
+            if ended.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
+                return;
+            }
             if let Err(error) = sync(&root, &database) {
                 tracing::warn!(%error, "the store stays unsynced");
             }
         };
         let thread = std::thread::Builder::new().name("store-sync".to_owned()).spawn(run);
-        Ok(Some(Self { thread: thread.ok() }))
+        Ok(Some(Self { thread: thread.ok(), lasts: Some(lasts) }))
     }
+}
+
+/// How long to wait with a sync when the oldest unsynced row has this age in milliseconds; `None` for none.
+fn pause(age: i64) -> Option<Duration> {
+    let age = Duration::from_millis(u64::try_from(age).unwrap_or(0));
+    (age >= FLUSH_AFTER).then_some(if age < FLUSH_AT_LATEST { SHORT } else { Duration::ZERO })
 }
 
 impl Drop for Flusher {
     fn drop(&mut self) {
+        drop(self.lasts.take());
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::warn!("the thread that syncs the store panicked");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_commands_put_a_sync_off_but_not_for_ever() {
+        let after = |seconds: i64| pause(seconds * 1000);
+        assert_eq!(after(-5), None);
+        assert_eq!(after(59), None);
+        assert_eq!(after(60), Some(SHORT));
+        assert_eq!(after(599), Some(SHORT));
+        assert_eq!(after(600), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_sync_that_has_not_begun_is_called_off() {
+        let (lasts, ended) = channel::<()>();
+        let (told, outcome) = channel();
+        let hour = Duration::from_secs(3600);
+        let thread = std::thread::spawn(move || {
+            let _unheard = told.send(ended.recv_timeout(hour));
+        });
+        drop(Flusher { thread: Some(thread), lasts: Some(lasts) });
+        assert_eq!(outcome.try_recv(), Ok(Err(RecvTimeoutError::Disconnected)));
     }
 }
