@@ -266,7 +266,9 @@ impl<'a> Copier<'a> {
             return Err(Errno::STALE.into());
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let target = rustix::fs::openat(slot.parent, slot.name, flags, Mode::from_raw_mode(0o600))?;
+        // Nobody else can see into a layer that is being made. Set-id bits come last.
+        let mode = Mode::from_raw_mode(self.rules.mode.apply(node.meta.mode, false) & 0o777);
+        let target = rustix::fs::openat(slot.parent, slot.name, flags, mode)?;
         let size = u64::try_from(before.st_size).unwrap_or(0);
         let allocated = u64::try_from(before.st_blocks).unwrap_or(0).saturating_mul(512);
         content::copy(&source, &target, size, allocated)?;

@@ -35,9 +35,16 @@ impl Stamp {
     /// Stamps an open file or directory that was just created with `mode`.
     pub(crate) fn apply(&self, fd: impl AsFd, mode: u32) -> io::Result<()> {
         let (uid, gid) = self.owner.unwrap_or((0, 0));
-        rustix::fs::fchown(&fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+        // Looking is cheaper than changing, and most files are made as they shall be.
+        let made = rustix::fs::fstat(&fd)?;
+        let is_owned = (made.st_uid, made.st_gid) == (uid, gid);
+        if !is_owned {
+            rustix::fs::fchown(&fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+        }
         // After chown, which clears set-id bits; and explicitly, because of this process's umask.
-        rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode & 0o7777))?;
+        if !is_owned || made.st_mode & 0o7777 != mode & 0o7777 {
+            rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode & 0o7777))?;
+        }
         if let Some(time) = self.time {
             rustix::fs::futimens(&fd, &times(time))?;
         }
