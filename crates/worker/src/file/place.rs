@@ -2,7 +2,7 @@
 //! Every name is reached from an open parent directory, never by a joined string. Must not know definitions.
 //! Read [`Stamp`] first.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -103,23 +103,52 @@ pub(crate) fn create_directory(root: &RootDir, path: &Path, mode: u32, stamp: &S
 
 /// Removes a name and everything below it; symlinks are removed, not followed. Absent is fine.
 pub(crate) fn remove_all(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
-    remove_below(parent, name, 0)
+    if unlink(parent, name)? {
+        return Ok(());
+    }
+    // A stack of its own: how deep a hostile tree goes must not decide how deep this program calls.
+    let mut open = vec![Emptying::start(parent, name)?];
+    while let Some(innermost) = open.last_mut() {
+        let Some(child) = innermost.children.pop() else {
+            let name = std::mem::take(&mut innermost.name);
+            open.pop();
+            let parent = open.last().map_or(parent, |outer| outer.directory.as_fd());
+            rustix::fs::unlinkat(parent, &name, AtFlags::REMOVEDIR)?;
+            continue;
+        };
+        if !unlink(innermost.directory.as_fd(), &child)? {
+            let inner = Emptying::start(innermost.directory.as_fd(), &child)?;
+            if open.len() > DEPTH_LIMIT {
+                return Err(Errno::NAMETOOLONG.into());
+            }
+            open.push(inner);
+        }
+    }
+    Ok(())
 }
 
-fn remove_below(parent: BorrowedFd<'_>, name: &OsStr, depth: usize) -> io::Result<()> {
-    if depth > DEPTH_LIMIT {
-        return Err(Errno::NAMETOOLONG.into());
+/// A directory on its way out.
+struct Emptying {
+    name: OsString,
+    directory: OwnedFd,
+    children: Vec<OsString>,
+}
+
+impl Emptying {
+    fn start(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<Self> {
+        let directory: OwnedFd = open_directory(parent, name)?;
+        let children = RootDir::from_fd(directory.try_clone()?).list(Path::new(""))?;
+        Ok(Self { name: name.to_owned(), directory, children })
     }
+}
+
+/// Removes what is no directory; false for one.
+fn unlink(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<bool> {
     match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(error) => return Err(error.into()),
+        Ok(()) | Err(Errno::NOENT) => Ok(true),
+        Err(Errno::ISDIR | Errno::PERM) => Ok(false),
+        Err(error) => Err(error.into()),
     }
-    let directory: OwnedFd = open_directory(parent, name)?;
-    for child in RootDir::from_fd(directory.try_clone()?).list(Path::new(""))? {
-        remove_below(directory.as_fd(), &child, depth + 1)?;
-    }
-    Ok(rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?)
 }
 
 #[cfg(test)]
@@ -140,6 +169,26 @@ mod tests {
         assert_ne!(std::fs::metadata(directory.path().join("a")).expect("stat").mtime(), 1000);
         std::fs::write(directory.path().join("file"), "").expect("write");
         assert!(create_directories(&root, Path::new("file/x"), 0o755, &STAMP).is_err());
+    }
+
+    #[test]
+    fn a_deep_tree_is_removed_on_a_small_stack() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let root = RootDir::open(directory.path()).expect("root");
+        let mut inner: OwnedFd = root.fd().try_clone_to_owned().expect("dup");
+        for _ in 0..300 {
+            rustix::fs::mkdirat(&inner, "d", Mode::from_raw_mode(0o755)).expect("mkdir");
+            rustix::fs::mkdirat(&inner, "side", Mode::from_raw_mode(0o755)).expect("mkdir");
+            inner = open_directory(inner.as_fd(), OsStr::new("d")).expect("open");
+        }
+        drop(inner);
+        let path = directory.path().to_owned();
+        let thread = std::thread::Builder::new().stack_size(96 << 10).spawn(move || {
+            let root = RootDir::open(&path).expect("root");
+            remove_all(root.fd(), OsStr::new("d"))
+        });
+        thread.expect("spawns").join().expect("no overflow").expect("removes");
+        assert!(!directory.path().join("d").exists());
     }
 
     #[test]
