@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use rustix::fs::{Dir, FileType, Mode, major, minor, open};
 use rustix::io::Errno;
+use stave_oci::{Digest, Sha256Writer};
 
 use crate::view::{MergedEntry, directory_flags, is_whiteout};
 use crate::{LayerId, MergedView, OverlayXattrs, Snapshot, Store, StoreError};
@@ -69,9 +70,7 @@ impl Store {
         let xattrs = self.inner.config.xattrs;
         let mut writer = TarWriter::new(output, *options, xattrs);
         for path in paths {
-            let root = open(&path, directory_flags(), Mode::empty())
-                .map_err(|error| StoreError::io("open", &path, error))?;
-            writer.layer(root, &path)?;
+            writer.directory(&path)?;
         }
         writer.finish()
     }
@@ -133,6 +132,15 @@ struct TarWriter<'a, W> {
     buffer: Vec<u8>,
 }
 
+/// The digest of what [`Store::write_layer_tar`] writes of the layer in this directory.
+pub(crate) fn digest_of_directory(path: &Path, xattrs: OverlayXattrs) -> Result<Digest, StoreError> {
+    let mut hash = Sha256Writer::new(io::sink());
+    let mut writer = TarWriter::new(&mut hash, TarOptions::default(), xattrs);
+    writer.directory(path)?;
+    writer.finish()?;
+    Ok(hash.finish().1)
+}
+
 fn write_failed(error: io::Error) -> StoreError {
     StoreError::io("write", OUTPUT, error)
 }
@@ -144,6 +152,12 @@ impl<'a, W: Write> TarWriter<'a, W> {
 
     fn finish(self) -> Result<(), StoreError> {
         write_end(self.output).and_then(|()| self.output.flush()).map_err(write_failed)
+    }
+
+    /// Writes the layer in the directory at `path`.
+    fn directory(&mut self, path: &Path) -> Result<(), StoreError> {
+        let top = open(path, directory_flags(), Mode::empty());
+        self.layer(top.map_err(|error| StoreError::io("open", path, error))?, path)
     }
 
     /// Writes what a layer has. Not by recursion: a step may nest directories deeper than any stack reaches.

@@ -10,9 +10,11 @@
 //!   later process, once something has been unsynced for [`FLUSH_AFTER`] (the kernel has written most
 //!   of it by then, so it is cheap). A process that ends within [`SHORT`] leaves it to another, since it
 //!   would have to wait; after [`FLUSH_AT_LATEST`] none does.
-//! - At an opening under another boot id the machine has restarted since. Rows with `synced = 0` are
-//!   dropped then, with images that need them: cache is lost, but no layer is ever half present.
-//!   A restart shortly after a build costs that build's cache unless [`crate::Store::sync`] ran.
+//! - At an opening under another boot id the machine has restarted since. Layers with `synced = 0` are
+//!   read then, once: one whose files still have the digest that was recorded of them (those of built
+//!   images have one) came through and stays. All others are dropped, with images that need them:
+//!   cache is lost, but no layer is ever half present. So an orderly restart right after a build keeps
+//!   what was built here; what was pulled in the minute before is pulled again.
 //! - A power cut can also take the database's last commits (never its consistency). So at such an
 //!   opening directories without a row are removed, rows without a directory as well, and layer
 //!   numbers jump ahead by [`LAYER_JUMP`]: a number that a cache record remembers and the database
@@ -28,10 +30,11 @@ use std::time::Duration;
 use rusqlite::OptionalExtension as _;
 use rustix::fs::syncfs;
 
-use crate::StoreError;
 use crate::database::{Database, now};
+use crate::diff::digest_of_directory;
 use crate::reconcile;
 use crate::session::Session;
+use crate::{OverlayXattrs, StoreError};
 
 /// How long committed layers may stay unsynced before the next opening syncs them.
 pub(crate) const FLUSH_AFTER: Duration = Duration::from_secs(60);
@@ -54,13 +57,14 @@ pub(crate) fn drop_unsynced_of_other_boots(
     root: &Path,
     database: &Database,
     session: &Session,
-    boot: &str,
+    (boot, xattrs): (&str, OverlayXattrs),
 ) -> Result<(), StoreError> {
     let last: String =
         database.read(|tx| Ok(tx.query_row("SELECT boot FROM clock", [], |row| row.get(0))?))?;
     if last == boot {
         return Ok(());
     }
+    let whole = whole_layers(root, database, xattrs)?;
     let rubbish = database.write_durably(|tx| {
         let changed = tx.execute(
             "UPDATE clock SET boot = ?1, next_layer = next_layer + CASE boot WHEN '' THEN 0 ELSE ?2 END
@@ -70,6 +74,9 @@ pub(crate) fn drop_unsynced_of_other_boots(
         if changed == 0 {
             return Ok(Vec::new());
         }
+        for layer in &whole {
+            tx.execute("UPDATE layer SET synced = 1 WHERE id = ?1", [layer])?;
+        }
         tx.execute_batch(
             "DELETE FROM lease; DELETE FROM layer WHERE synced = 0; DELETE FROM blob WHERE synced = 0;",
         )?;
@@ -78,6 +85,22 @@ pub(crate) fn drop_unsynced_of_other_boots(
     })?;
     reconcile::remove_if_possible(&rubbish);
     Ok(())
+}
+
+/// The unsynced layers whose files are what was recorded of them.
+fn whole_layers(root: &Path, database: &Database, xattrs: OverlayXattrs) -> Result<Vec<i64>, StoreError> {
+    let unsynced: Vec<(i64, String, String)> = database.read(|tx| {
+        let query =
+            "SELECT id, name, diff_id FROM layer WHERE synced = 0 AND state = 0 AND diff_id IS NOT NULL";
+        let mut statement = tx.prepare(query)?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    })?;
+    // A layer that cannot be read is as good as one that is not whole.
+    let is_whole = |(_, name, recorded): &(i64, String, String)| {
+        digest_of_directory(&root.join("l").join(name), xattrs).is_ok_and(|found| found.as_str() == recorded)
+    };
+    Ok(unsynced.iter().filter(|layer| is_whole(layer)).map(|layer| layer.0).collect())
 }
 
 /// Makes everything committed before the call durable.

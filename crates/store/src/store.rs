@@ -115,7 +115,7 @@ impl Store {
         let (root, lock) = make_layout(root)?;
         let database = Arc::new(Database::open(&root, &lock)?);
         let session = Session::begin(&root)?;
-        durability::drop_unsynced_of_other_boots(&root, &database, &session, boot)?;
+        durability::drop_unsynced_of_other_boots(&root, &database, &session, (boot, config.xattrs))?;
         reconcile::sweep(&root, &database, &session)?;
         let flusher = Flusher::start_if_due(&root, &database)?;
         let inner = Inner {

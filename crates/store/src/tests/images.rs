@@ -104,7 +104,10 @@ fn images_lose_to_a_restart_only_with_their_layers() {
     let safe = image(&test, "safe");
     test.store.put_image(&[name("safe")], &safe).expect("a record");
     test.store.sync().expect("a sync");
-    test.store.put_image(&[name("lost")], &image(&test, "lost")).expect("a record");
+    let lost = image(&test, "lost");
+    test.store.put_image(&[name("lost")], &lost).expect("a record");
+    let path = test.store.layer_paths(&lost.snapshot()).expect("paths").remove(0);
+    std::fs::write(path.join("torn"), "").expect("a file");
     let store = test.after_reboot("another boot");
     assert_eq!(store.image("safe").expect("an answer"), Some(safe));
     assert_eq!(store.image("lost").expect("an answer"), None);

@@ -199,3 +199,22 @@ fn a_cache_mount_without_whole_first_content_starts_anew() {
     assert!(again.is_fresh());
     assert_eq!(count(again.path()), 0);
 }
+
+#[test]
+fn a_restart_keeps_layers_that_can_be_shown_to_be_whole() {
+    let test = TestStore::new();
+    let [whole, torn, unknown] =
+        ["whole", "torn", "unknown"].map(|name| test.layer(&Snapshot::scratch(), name, "content"));
+    for snapshot in [&whole, &torn] {
+        test.store.diff_id(top(snapshot)).expect("a digest");
+    }
+    // What a power cut does to data that the kernel had not written.
+    let path = test.store.layer_paths(&torn).expect("paths").remove(0);
+    fs::write(path.join("torn"), "").expect("a file");
+    let store = test.after_reboot("another boot");
+    let kept = [&whole, &torn, &unknown].map(|snapshot| store.exists(snapshot).expect("an answer"));
+    assert_eq!(kept, [true, false, false]);
+    // And it is not asked again.
+    drop(store);
+    assert!(test.after_reboot("a third boot").exists(&whole).expect("an answer"));
+}
