@@ -108,7 +108,7 @@ pub fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
 
 /// `steps` RUN instructions, each writing one file.
 pub fn chain(steps: usize) -> String {
-    let mut text = String::from("ARG REGISTRY\nFROM ${REGISTRY}/busybox\n");
+    let mut text = String::from("ARG REGISTRY=localhost:5000\nFROM ${REGISTRY}/busybox\n");
     for step in 1..=steps {
         // Writing to a String cannot fail.
         let _infallible = writeln!(text, "RUN echo {step} > /f{step}");
@@ -117,7 +117,7 @@ pub fn chain(steps: usize) -> String {
 }
 
 fn fan_out(work: &str) -> String {
-    let mut text = String::from("ARG REGISTRY\n");
+    let mut text = String::from("ARG REGISTRY=localhost:5000\n");
     let mut merge = String::from("FROM ${REGISTRY}/busybox\n");
     for stage in 1..=12 {
         let _infallible = write!(
@@ -129,7 +129,7 @@ fn fan_out(work: &str) -> String {
     text + &merge
 }
 
-const BIG_LAYER: &str = r#"ARG REGISTRY
+const BIG_LAYER: &str = r#"ARG REGISTRY=localhost:5000
 FROM ${REGISTRY}/debian
 RUN mkdir /big && cd /big \
  && noise() { openssl enc -aes-128-ctr -K 0123456789abcdef0123456789abcde$1 -iv 00000000000000000000000000000000 -in /dev/zero 2>/dev/null; } \
@@ -159,7 +159,7 @@ fn node_sources(context: &Path) -> io::Result<()> {
 /// # Errors
 /// When a file cannot be written.
 pub fn many_files(context: &Path, count: usize) -> io::Result<()> {
-    let dockerfile = "ARG REGISTRY\nFROM ${REGISTRY}/busybox\nWORKDIR /data\nCOPY . .\n";
+    let dockerfile = "ARG REGISTRY=localhost:5000\nFROM ${REGISTRY}/busybox\nWORKDIR /data\nCOPY . .\n";
     fs::write(context.join("Dockerfile"), dockerfile)?;
     let mut noise = Noise(11);
     let text = noise.text(4_000_000).into_bytes();
