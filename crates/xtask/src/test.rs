@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every check there is, in the order of what fails fastest.
 
+use std::path::Path;
 use std::process::Command;
 
 use clap::Args;
@@ -31,6 +32,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         machine::run(cargo().args(clippy))?;
     }
     let stave = machine::release_binary()?;
+    conformance(&stave)?;
     let registry = Registry::start(&images::storage())?;
     images::make(&stave, &registry, images::ALL)?;
     let mut tests = cargo();
@@ -38,6 +40,18 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     tests.args(options.filter.as_deref());
     tests.env("STAVE_TEST_REGISTRY", registry.host()).env("STAVE_TEST_PROGRAM", &stave);
     machine::run(&mut tests)
+}
+
+/// Holds the front end against recorded answers of the reference, where a folder with them lies beside the
+/// checkout; they are other projects' files and are not part of this one.
+fn conformance(stave: &Path) -> Result<(), Failure> {
+    let check = crate::root().join("../shared/conformance/llb/check.py");
+    if !check.is_file() {
+        println!("no recorded answers beside the checkout: the conformance check is left out");
+        return Ok(());
+    }
+    machine::install(&["python3"])?;
+    machine::run(Command::new("python3").arg(check).arg("--").arg(stave).args(["debug", "lower"]))
 }
 
 fn cargo() -> Command {
