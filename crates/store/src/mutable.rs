@@ -44,6 +44,13 @@ pub struct MutableDir {
     fresh: bool,
 }
 
+impl Drop for MutableDir {
+    fn drop(&mut self) {
+        // As for a session: a child forked this instant would keep the lock until it executes its program.
+        flock(&self.lock, FlockOperation::Unlock).ok();
+    }
+}
+
 impl MutableDir {
     /// The directory.
     pub fn path(&self) -> &Path {

@@ -95,6 +95,9 @@ impl Drop for Session {
         if is_empty && let Err(error) = self.lock.set_len(0) {
             tracing::warn!(path = %self.directory.display(), %error, "left for the next sweep");
         }
+        // Closing is not enough: a child that another thread forks this instant has the descriptor until it
+        // executes its program. If this fails, the lock ends a moment later.
+        flock(&self.lock, FlockOperation::Unlock).ok();
     }
 }
 
