@@ -100,10 +100,16 @@ impl Builder {
                 "--tls-verify=false",
                 "--jobs=12",
                 "--isolation=oci",
+                "--runtime=runc",
+                "--network=host",
             ]),
-            Kind::Podman => {
-                self.storage(&mut command).args(["build", "--layers", "--tls-verify=false", "--jobs=12"])
-            }
+            Kind::Podman => self.storage(&mut command).args([
+                "build",
+                "--layers",
+                "--tls-verify=false",
+                "--jobs=12",
+                "--network=host",
+            ]),
             Kind::Docker => command.arg("build").arg("--progress=plain"),
             Kind::BuildKit => {
                 command.args(["build", "--progress=plain", "--frontend=dockerfile.v0"]);
@@ -142,7 +148,12 @@ impl Builder {
     /// buildah and podman keep their images apart from the machine's own.
     fn storage<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         let [root, run] = ["root", "run"].map(|name| self.state.join(name));
-        command.arg("--root").arg(root).arg("--runroot").arg(run)
+        command.arg("--root").arg(root).arg("--runroot").arg(run);
+        if self.kind == Kind::Podman {
+            // crun refuses hosts with hybrid control groups; runc runs everywhere.
+            command.args(["--runtime=runc", "--cgroup-manager=cgroupfs"]);
+        }
+        command
     }
 }
 
