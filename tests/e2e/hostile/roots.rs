@@ -137,8 +137,8 @@ fn processes_are_held_inside() {
         let files = ["/etc/passwd", "/etc/hosts", "/etc/resolv.conf"];
         let before = (outside(&site.world), files.map(host), listing("/etc"));
         site.world.dockerfile(&format!(
-            "FROM {name}\nCOPY --from=BUSYBOX /bin /bin\nWORKDIR /work/w\n\
-             RUN --mount=type=cache,target=/tmp/{MADE} --mount=type=tmpfs,target=/work/{MADE} \
+            "FROM {name}\nCOPY --from=BUSYBOX /bin /bin\nWORKDIR /place/w\n\
+             RUN --mount=type=cache,target=/tmp/{MADE} --mount=type=tmpfs,target=/place/{MADE} \
              --mount=type=bind,source=present,target=/dev/{MADE} echo made > /etc/{MADE}; echo x > /etc/hosts; true\n"
         ));
         let outcome = site.world.build("it");
