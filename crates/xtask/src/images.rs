@@ -19,7 +19,7 @@ pub(crate) const ALL: &[&str] = &["busybox", "debian", "python", "node", "gcc", 
 /// Makes `names` with the `stave` at `program` and pushes them to `registry`; what is there already stays.
 pub(crate) fn make(program: &Path, registry: &Registry, names: &[&str]) -> Result<(), Failure> {
     for name in names {
-        if exists(registry, name) {
+        if exists(name) {
             continue;
         }
         eprintln!("xtask: making the base image {name}");
@@ -34,11 +34,10 @@ pub(crate) fn make(program: &Path, registry: &Registry, names: &[&str]) -> Resul
     Ok(())
 }
 
-fn exists(registry: &Registry, name: &str) -> bool {
-    let storage = storage().join("docker/registry/v2/repositories").join(name);
-    // The registry may be another process's; its storage is the truth either way.
-    let _ = registry;
-    storage.join("_manifests/tags/latest/current/link").is_file()
+/// Whether the image was made before: the registry's storage outlives its process.
+fn exists(name: &str) -> bool {
+    let repository = storage().join("docker/registry/v2/repositories").join(name);
+    repository.join("_manifests/tags/latest/current/link").is_file()
 }
 
 /// Where the local registry keeps the base images.

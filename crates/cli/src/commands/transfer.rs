@@ -134,7 +134,7 @@ pub(crate) struct LoadArguments {
     /// Of images for several platforms, the one to take
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<Platform>,
-    /// Print only the names
+    /// Show no progress (only names are ever shown; scripts written for docker give it)
     #[arg(short, long)]
     quiet: bool,
 }
