@@ -17,7 +17,7 @@ use crate::{DatabaseError, StoreError};
 
 /// The version of everything under the state directory. Changing it is a format break: the layout
 /// in the crate's documentation, the schema, or what a column means.
-pub(crate) const FORMAT: i64 = 1;
+pub(crate) const FORMAT: i64 = 2;
 /// How long a statement waits for another process's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pages in the log before a commit copies them into the database (which syncs). The first process
@@ -27,6 +27,8 @@ const CHECKPOINT_PAGES: i64 = 256;
 const STATEMENT_CACHE: usize = 64;
 
 const SCHEMA: &str = include_str!("schema.sql");
+/// What turns each format into the next one, beginning with format 1.
+const MIGRATIONS: [&str; 1] = [include_str!("migration/2.sql")];
 
 /// One connection, shared by the threads of a process.
 #[derive(Debug)]
@@ -63,13 +65,13 @@ impl Database {
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&path, flags).map_err(|error| wrap(&path, error))?;
         let format = configure(&connection).map_err(|error| wrap(&path, error))?;
-        if format == 0 {
+        if (0..FORMAT).contains(&format) {
             flock(lock, FlockOperation::LockExclusive)
                 .map_err(|error| StoreError::io("lock", root.join("lock"), error))?;
-            let created = create(&connection).map_err(|error| wrap(&path, error));
+            let settled = create(&connection).and_then(|()| migrate(&connection));
             flock(lock, FlockOperation::Unlock)
                 .map_err(|error| StoreError::io("unlock", root.join("lock"), error))?;
-            created?;
+            settled.map_err(|error| wrap(&path, error))?;
         } else if format != FORMAT {
             return Err(StoreError::NewerFormat { path: root.to_owned(), found: format, supported: FORMAT });
         }
@@ -164,6 +166,18 @@ fn create(connection: &Connection) -> rusqlite::Result<()> {
     }
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;"))
+}
+
+/// Brings a store of an earlier format to this one; another process may have done so while we waited.
+fn migrate(connection: &Connection) -> rusqlite::Result<()> {
+    let format: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let done = usize::try_from(format.saturating_sub(1)).unwrap_or(0);
+    for (migration, format) in MIGRATIONS.iter().zip(2i64..).skip(done) {
+        connection.execute_batch(&format!(
+            "BEGIN IMMEDIATE; {migration} PRAGMA user_version = {format}; COMMIT;"
+        ))?;
+    }
+    Ok(())
 }
 
 /// Milliseconds since the epoch: how the rows tell time.

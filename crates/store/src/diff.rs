@@ -20,8 +20,9 @@ use std::sync::Arc;
 
 use rustix::fs::{Dir, FileType, Mode, major, minor, open};
 use rustix::io::Errno;
-use stave_oci::{Digest, Sha256Writer};
+use stave_oci::Digest;
 
+use crate::hashing::ReadAheadHash;
 use crate::view::{MergedEntry, directory_flags, is_whiteout};
 use crate::{LayerId, MergedView, OverlayXattrs, Snapshot, Store, StoreError};
 use header::{Header, write_end, write_padding};
@@ -133,12 +134,16 @@ struct TarWriter<'a, W> {
 }
 
 /// The digest of what [`Store::write_layer_tar`] writes of the layer in this directory.
-pub(crate) fn digest_of_directory(path: &Path, xattrs: OverlayXattrs) -> Result<Digest, StoreError> {
-    let mut hash = Sha256Writer::new(io::sink());
-    let mut writer = TarWriter::new(&mut hash, TarOptions::default(), xattrs);
+pub(crate) fn digest_of_directory(
+    path: &Path,
+    options: &TarOptions,
+    xattrs: OverlayXattrs,
+) -> Result<Digest, StoreError> {
+    let mut hash = ReadAheadHash::new();
+    let mut writer = TarWriter::new(&mut hash, *options, xattrs);
     writer.directory(path)?;
     writer.finish()?;
-    Ok(hash.finish().1)
+    Ok(hash.finish())
 }
 
 fn write_failed(error: io::Error) -> StoreError {

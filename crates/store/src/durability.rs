@@ -34,7 +34,7 @@ use crate::database::{Database, now};
 use crate::diff::digest_of_directory;
 use crate::reconcile;
 use crate::session::Session;
-use crate::{OverlayXattrs, StoreError};
+use crate::{OverlayXattrs, StoreError, TarOptions};
 
 /// How long committed layers may stay unsynced before the next opening syncs them.
 pub(crate) const FLUSH_AFTER: Duration = Duration::from_secs(60);
@@ -89,16 +89,22 @@ pub(crate) fn drop_unsynced_of_other_boots(
 
 /// The unsynced layers whose files are what was recorded of them.
 fn whole_layers(root: &Path, database: &Database, xattrs: OverlayXattrs) -> Result<Vec<i64>, StoreError> {
-    let unsynced: Vec<(i64, String, String)> = database.read(|tx| {
-        let query =
-            "SELECT id, name, diff_id FROM layer WHERE synced = 0 AND state = 0 AND diff_id IS NOT NULL";
+    type Row = (i64, String, String, Option<i64>);
+    let unsynced: Vec<Row> = database.read(|tx| {
+        let query = "SELECT id, name, diff_id, NULL FROM layer
+                     WHERE synced = 0 AND state = 0 AND diff_id IS NOT NULL
+                     UNION ALL
+                     SELECT id, name, clamped.diff_id, max(epoch) FROM layer JOIN clamped ON layer = id
+                     WHERE synced = 0 AND state = 0 AND layer.diff_id IS NULL GROUP BY id";
         let mut statement = tx.prepare(query)?;
-        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
         Ok(rows.collect::<Result<_, _>>()?)
     })?;
     // A layer that cannot be read is as good as one that is not whole.
-    let is_whole = |(_, name, recorded): &(i64, String, String)| {
-        digest_of_directory(&root.join("l").join(name), xattrs).is_ok_and(|found| found.as_str() == recorded)
+    let is_whole = |(_, name, recorded, clamp): &Row| {
+        let options = TarOptions { clamp: *clamp, ..TarOptions::default() };
+        digest_of_directory(&root.join("l").join(name), &options, xattrs)
+            .is_ok_and(|found| found.as_str() == recorded)
     };
     Ok(unsynced.iter().filter(|layer| is_whole(layer)).map(|layer| layer.0).collect())
 }

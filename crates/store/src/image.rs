@@ -52,6 +52,18 @@ impl LocalImage {
     pub fn snapshot(&self) -> Snapshot {
         Snapshot::new(self.layers.iter().map(|layer| layer.layer).collect())
     }
+
+    /// Whether its digests are those of its documents.
+    pub(crate) fn verify(&self) -> Result<(), StoreError> {
+        let invalid = |problem| StoreError::InvalidImage { id: self.id.clone(), problem };
+        if Digest::sha256(&self.config) != self.id {
+            return Err(invalid("its id is not the digest of its config"));
+        }
+        if self.manifest.as_ref().is_some_and(|manifest| Digest::sha256(&manifest.bytes) != manifest.digest) {
+            return Err(invalid("its manifest has another digest"));
+        }
+        Ok(())
+    }
 }
 
 /// An image with its names, as a listing shows it.
@@ -79,27 +91,7 @@ impl Store {
     /// another image moves; that image stays, dangling if it has no other name. Storing an id again
     /// replaces its layers; a manifest it came with earlier is kept unless a new one is given.
     pub fn put_image(&self, names: &[Reference], image: &LocalImage) -> Result<(), StoreError> {
-        let invalid = |problem| StoreError::InvalidImage { id: image.id.clone(), problem };
-        if Digest::sha256(&image.config) != image.id {
-            return Err(invalid("its id is not the digest of its config"));
-        }
-        if image.manifest.as_ref().is_some_and(|manifest| Digest::sha256(&manifest.bytes) != manifest.digest)
-        {
-            return Err(invalid("its manifest has another digest"));
-        }
-        let layers: Vec<LayerId> = image.layers.iter().map(|layer| layer.layer).collect();
-        self.inner.database.write(|tx| {
-            for layer in &layers {
-                let query = "SELECT 1 FROM layer WHERE id = ?1 AND state = 0";
-                let found = tx.prepare_cached(query)?.exists([layer.0])?;
-                if !found {
-                    return Err(StoreError::LayerGone(*layer).into());
-                }
-            }
-            touch(tx, &layers)?;
-            insert(tx, image)?;
-            names.iter().try_for_each(|name| point(tx, name, &image.id))
-        })
+        self.put_images(names, std::slice::from_ref(image))
     }
 
     /// Points another name to a stored image; `false` if there is no such image.
@@ -160,8 +152,9 @@ impl Store {
     /// The names that point to an image, sorted.
     pub fn image_names(&self, id: &Digest) -> Result<Vec<Reference>, StoreError> {
         self.inner.database.read(|tx| {
-            let mut statement =
-                tx.prepare_cached("SELECT name FROM image_name WHERE image = ?1 ORDER BY name")?;
+            let query = "SELECT name FROM image_name WHERE image = ?1
+                         UNION SELECT name FROM image_variant WHERE image = ?1 ORDER BY name";
+            let mut statement = tx.prepare_cached(query)?;
             let names = statement.query_map([id.as_str()], |row| row.get::<_, String>(0))?;
             names.map(|name| name?.parse().map_err(damaged)).collect()
         })
@@ -172,7 +165,9 @@ impl Store {
         self.measure_layers()?;
         self.inner.database.read(|tx| {
             let mut names: BTreeMap<String, Vec<Reference>> = BTreeMap::new();
-            let mut statement = tx.prepare_cached("SELECT image, name FROM image_name ORDER BY name")?;
+            let query = "SELECT image, name FROM image_name
+                         UNION SELECT image, name FROM image_variant ORDER BY name";
+            let mut statement = tx.prepare_cached(query)?;
             let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, String>(1)?)))?;
             for row in rows {
                 let (image, name) = row?;
@@ -216,7 +211,19 @@ impl Store {
     }
 }
 
-fn insert(tx: &Transaction<'_>, image: &LocalImage) -> Result<(), Failure> {
+/// Fails unless every layer of `image` is whole; counts as a use of them.
+pub(crate) fn require_layers(tx: &Transaction<'_>, image: &LocalImage) -> Result<(), Failure> {
+    let layers: Vec<LayerId> = image.layers.iter().map(|layer| layer.layer).collect();
+    for layer in &layers {
+        let query = "SELECT 1 FROM layer WHERE id = ?1 AND state = 0";
+        if !tx.prepare_cached(query)?.exists([layer.0])? {
+            return Err(StoreError::LayerGone(*layer).into());
+        }
+    }
+    touch(tx, &layers)
+}
+
+pub(crate) fn insert(tx: &Transaction<'_>, image: &LocalImage) -> Result<(), Failure> {
     let manifest = image.manifest.as_ref();
     tx.prepare_cached(
         "INSERT INTO image (id, config, platform, manifest_type, manifest_digest, manifest, stored)
@@ -249,7 +256,9 @@ fn insert(tx: &Transaction<'_>, image: &LocalImage) -> Result<(), Failure> {
     Ok(())
 }
 
-fn point(tx: &Transaction<'_>, name: &Reference, id: &Digest) -> Result<(), Failure> {
+/// Points a name to one image; what else hung on it is gone.
+pub(crate) fn point(tx: &Transaction<'_>, name: &Reference, id: &Digest) -> Result<(), Failure> {
+    tx.prepare_cached("DELETE FROM image_variant WHERE name = ?1")?.execute([name.canonical()])?;
     let insert = "INSERT OR REPLACE INTO image_name (name, image) VALUES (?1, ?2)";
     tx.prepare_cached(insert)?.execute((name.canonical(), id.as_str()))?;
     Ok(())
@@ -277,7 +286,7 @@ fn id_by_manifest(tx: &Transaction<'_>, wanted: &Reference) -> Result<Option<Str
     Ok(None)
 }
 
-fn load(tx: &Transaction<'_>, id: &str) -> Result<Option<LocalImage>, Failure> {
+pub(crate) fn load(tx: &Transaction<'_>, id: &str) -> Result<Option<LocalImage>, Failure> {
     type Columns = (Vec<u8>, String, Option<String>, Option<String>, Option<Vec<u8>>);
     let columns = |row: &Row<'_>| -> rusqlite::Result<Columns> {
         Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))

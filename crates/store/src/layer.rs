@@ -227,14 +227,7 @@ impl Store {
     /// The digest of the layer's tar (as [`Store::write_layer_tar`] writes it by default, or as it
     /// was unpacked from); computed once, then remembered.
     pub fn diff_id(&self, layer: LayerId) -> Result<Digest, StoreError> {
-        if let Some(digest) = self.known_diff_id(layer)? {
-            return Ok(digest);
-        }
-        let mut hash = stave_oci::Sha256Writer::new(std::io::sink());
-        self.write_layer_tar(layer, &mut hash, &crate::TarOptions::default())?;
-        let (_, digest, _) = hash.finish();
-        self.set_diff_id(layer, &digest)?;
-        Ok(digest)
+        self.tar_diff_id(crate::LayerTar::plain(layer))
     }
 
     /// [`Self::diff_id`], if it need not be computed.

@@ -22,12 +22,15 @@
 
 mod apply;
 mod blob;
+mod clamp;
 mod database;
 mod diff;
 mod durability;
 mod error;
 mod fault;
+mod hashing;
 mod image;
+mod image_set;
 mod layer;
 mod lease;
 mod mutable;
@@ -45,9 +48,11 @@ mod view;
 
 pub use apply::{AbsoluteNames, AppliedLayer, ApplyOptions, LayerLimits};
 pub use blob::BlobWriter;
+pub use clamp::LayerTar;
 pub use diff::{TarOptions, Timestamps};
 pub use error::{DatabaseError, LayerError, LayerErrorKind, StoreError};
 pub use image::{ImageLayer, ListedImage, LocalImage, StoredManifest};
+pub use image_set::{NamedImages, StoredAttestation};
 pub use layer::ActiveLayer;
 pub use lease::Lease;
 pub use mutable::{MutableDir, Sharing};

@@ -137,7 +137,9 @@ impl Store {
 fn remove_images(tx: &Transaction<'_>, request: &PruneRequest) -> Result<Vec<Digest>, Failure> {
     let condition = match request.images {
         ImagePrune::Keep => return Ok(Vec::new()),
-        ImagePrune::Dangling => "id NOT IN (SELECT image FROM image_name)",
+        ImagePrune::Dangling => {
+            "id NOT IN (SELECT image FROM image_name UNION SELECT image FROM image_variant)"
+        }
         ImagePrune::All => "1",
     };
     let latest = request.cutoff().and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());

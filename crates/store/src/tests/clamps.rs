@@ -1,0 +1,100 @@
+//! Tars with clamped times, names of several images, attestations, and stores of an earlier format.
+
+use std::fs::File;
+use std::time::{Duration, UNIX_EPOCH};
+
+use stave_oci::{Compression, Descriptor, Digest, Platform, Reference};
+
+use super::{TestStore, top};
+use crate::{ImageLayer, ImagePrune, LayerTar, LocalImage, PruneRequest, Snapshot, Store, StoredAttestation};
+
+#[test]
+fn a_clamped_tar_depends_on_the_epoch_only_where_times_are_later() {
+    let test = TestStore::new();
+    let make = |seconds| {
+        let layer = test.store.prepare(&Snapshot::scratch()).expect("prepares");
+        let path = layer.upper().join("f");
+        std::fs::write(&path, "x").expect("writes");
+        let file = File::open(&path).expect("opens");
+        file.set_modified(UNIX_EPOCH + Duration::from_secs(seconds)).expect("sets");
+        top(&layer.commit().expect("commits"))
+    };
+    let (early, late) = (make(1000), make(3000));
+    let digest = |layer, clamp| test.store.tar_diff_id(LayerTar { layer, clamp }).expect("a digest");
+    assert_eq!(digest(early, Some(2000)), digest(early, None));
+    assert_ne!(digest(late, Some(2000)), digest(late, None));
+    assert_eq!(digest(late, Some(1000)), digest(early, None));
+    // Found again by its digest, by another process too.
+    let store = test.other();
+    let clamped = LayerTar { layer: late, clamp: Some(2000) };
+    assert_eq!(store.tar_of(late, &digest(late, Some(2000))).expect("looks"), Some(clamped));
+    assert_eq!(store.tar_of(late, &digest(late, None)).expect("looks"), Some(LayerTar::plain(late)));
+    assert_eq!(store.tar_of(late, &Digest::sha256(b"")).expect("looks"), None);
+    // Each tar has its own blob.
+    let blob = Descriptor::of("application/x", b"blob");
+    store.set_compressed_tar(clamped, Compression::Gzip, &blob).expect("remembers");
+    assert_eq!(store.compressed_tar(clamped, Compression::Gzip).expect("looks"), Some(blob));
+    assert_eq!(store.compressed_tar(LayerTar::plain(late), Compression::Gzip).expect("looks"), None);
+}
+
+fn image(test: &TestStore, architecture: &str) -> LocalImage {
+    let layer = top(&test.layer(&Snapshot::scratch(), "f", architecture));
+    let config = format!("config for {architecture}").into_bytes();
+    LocalImage {
+        id: Digest::sha256(&config),
+        config,
+        layers: vec![ImageLayer { layer, diff_id: test.store.diff_id(layer).expect("hashes"), blob: None }],
+        manifest: None,
+        platform: Platform::new("linux", architecture, None),
+    }
+}
+
+#[test]
+fn a_name_stands_for_several_platforms() {
+    let test = TestStore::new();
+    let name: Reference = "app:1".parse().expect("a name");
+    let both = [image(&test, "amd64"), image(&test, "riscv64")];
+    test.store.put_images(std::slice::from_ref(&name), &both).expect("a record");
+    let found = test.store.images_by_name(&name).expect("looks").expect("is there");
+    assert_eq!(found.all().cloned().collect::<Vec<_>>(), both);
+    assert_eq!(found.of(&both[1].platform), Some(&both[1]));
+    assert_eq!(test.store.image_names(&both[1].id).expect("looks"), std::slice::from_ref(&name));
+    // No platform of a named image dangles.
+    let request = PruneRequest { images: ImagePrune::Dangling, ..PruneRequest::unused() };
+    assert!(test.store.prune(&request).expect("prunes").images.is_empty());
+    // A name that moves takes all of them along.
+    test.store.put_image(std::slice::from_ref(&name), &both[1]).expect("a record");
+    let found = test.store.images_by_name(&name).expect("looks").expect("is there");
+    assert_eq!((found.first, found.others), (both[1].clone(), Vec::new()));
+    assert_eq!(test.store.prune(&request).expect("prunes").images, [both[0].id.clone()]);
+}
+
+#[test]
+fn attestations_go_with_their_image() {
+    let test = TestStore::new();
+    let image = image(&test, "amd64");
+    test.store.put_image(&[], &image).expect("a record");
+    let one = |text: &str| StoredAttestation { predicate_type: text.to_owned(), predicate: b"{}".to_vec() };
+    test.store.set_attestations(&image.id, &[one("a"), one("b")]).expect("a record");
+    test.store.set_attestations(&image.id, &[one("c")]).expect("a record");
+    assert_eq!(test.store.attestations(&image.id).expect("looks"), [one("c")]);
+    test.store.remove_image(&image.id).expect("removes");
+    assert_eq!(test.store.attestations(&image.id).expect("looks"), []);
+}
+
+#[test]
+fn a_store_of_the_first_format_is_brought_forward() {
+    let test = TestStore::new();
+    let layer = test.layer(&Snapshot::scratch(), "f", "kept");
+    let root = test.root().to_owned();
+    let database = rusqlite::Connection::open(root.join("store.db")).expect("the database");
+    database
+        .execute_batch(
+            "DROP TABLE clamped; DROP TABLE clamped_compressed; DROP TABLE image_variant;
+             DROP TABLE image_attestation; PRAGMA user_version = 1;",
+        )
+        .expect("an older store");
+    let store = Store::open(&root).expect("opens");
+    assert!(store.exists(&layer).expect("looks"));
+    store.tar_diff_id(LayerTar { layer: top(&layer), clamp: Some(1) }).expect("remembers");
+}
