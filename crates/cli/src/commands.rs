@@ -59,6 +59,11 @@ impl Command {
         }
     }
 
+    /// Whether the command reads or writes the state directory.
+    pub(crate) fn opens_store(&self) -> bool {
+        !matches!(self, Self::Login(_) | Self::Logout(_) | Self::Version(_) | Self::Debug(_))
+    }
+
     /// Whether the command mounts file systems.
     pub(crate) fn mounts(&self) -> bool {
         match self {

@@ -40,14 +40,14 @@ struct Arguments {
 
 fn main() -> ExitCode {
     stave_sandbox::launcher_entry();
-    let arguments = match Arguments::try_parse() {
+    let Arguments { global, command } = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return misused(&error),
     };
-    if arguments.global.debug {
+    if global.debug {
         trace();
     }
-    let result = prepare(&arguments.command).and_then(|()| arguments.command.run(&arguments.global));
+    let result = prepare(&command, global.settled()).and_then(|global| command.run(&global));
     match result {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
@@ -70,18 +70,25 @@ fn misused(error: &clap::Error) -> ExitCode {
     ExitCode::from(if is_run { 125 } else { 2 })
 }
 
-/// Mounts made from here on vanish with the process, however it ends. Must run before any thread starts.
-fn prepare(command: &Command) -> Result<(), Failure> {
-    if !command.mounts() {
-        return Ok(());
+/// Mounts made from here on vanish with the process, however it ends; and an ordinary user has the rights and the
+/// ids that the files of the store need. Must run before any thread starts.
+fn prepare(command: &Command, global: GlobalOptions) -> Result<GlobalOptions, Failure> {
+    let mounts = command.mounts();
+    if !mounts && (stave_sandbox::is_privileged() || !command.opens_store()) {
+        return Ok(global);
     }
-    stave_sandbox::enter_private_mounts().map_err(|error| {
-        let hint = (!rustix::process::geteuid().is_root()).then(|| {
-            "building without root is not supported yet: run as root, for instance with sudo".to_owned()
-        });
-        let code = if matches!(command, Command::Run(_)) { 125 } else { 1 };
-        Failure::new(&error).with_hint(hint).with_code(code)
-    })
+    match stave_sandbox::enter() {
+        Ok(tier) => Ok(GlobalOptions { tier: Some(tier), ..global }),
+        // Whoever only looks can do without; what they may not see, the store says.
+        Err(_) if !mounts => Ok(global),
+        Err(error) => {
+            let code = if matches!(command, Command::Run(_)) { 125 } else { 1 };
+            let failure = Failure::new(&error).with_code(code);
+            Err(stave_sandbox::restrictions()
+                .into_iter()
+                .fold(failure, |failure, hint| failure.with_hint(hint)))
+        }
+    }
 }
 
 fn trace() {

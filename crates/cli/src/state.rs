@@ -16,9 +16,20 @@ pub(crate) struct GlobalOptions {
     /// Print what stave itself does to standard error
     #[arg(short = 'D', long, global = true)]
     pub(crate) debug: bool,
+    /// With what privileges this process works, once its namespaces are entered.
+    #[arg(skip)]
+    pub(crate) tier: Option<stave_sandbox::Tier>,
 }
 
 impl GlobalOptions {
+    /// The options with the state directory looked up, which must happen while the process still has the ids it was
+    /// started with.
+    #[must_use]
+    pub(crate) fn settled(self) -> Self {
+        let root = self.state_directory();
+        Self { root: Some(root), ..self }
+    }
+
     /// The state directory in use.
     pub(crate) fn state_directory(&self) -> PathBuf {
         if let Some(root) = &self.root {

@@ -1,7 +1,7 @@
 //! Runs a command in sandboxes again and again and prints how long it takes: `spawn ROOTFS COUNT COMMAND…`.
 //!
 //! Variables: `STAVE_SPAWN_HOST` uses the host's network, `STAVE_SPAWN_LIMIT` a control group,
-//! `STAVE_SPAWN_SYNC` an overlay that is not volatile; `STAVE_SPAWN_SCRATCH` is the directory for layers.
+//! `STAVE_SPAWN_SYNC` an overlay that is not volatile, `STAVE_SPAWN_UID` and `STAVE_SPAWN_GID` another user; `STAVE_SPAWN_SCRATCH` is the directory for layers.
 
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
@@ -12,7 +12,7 @@ use stave_sandbox::{CgroupLimits, Launcher, Network, OverlayRoot, Process, RootF
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     stave_sandbox::launcher_entry();
-    stave_sandbox::enter_private_mounts()?;
+    let tier = stave_sandbox::enter()?;
     let mut arguments = std::env::args().skip(1);
     let (Some(rootfs), Some(count)) = (arguments.next(), arguments.next()) else {
         return Err("usage: spawn ROOTFS COUNT COMMAND…".into());
@@ -22,6 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         PathBuf::from(std::env::var("STAVE_SPAWN_SCRATCH").unwrap_or("/var/tmp/stave-spawn".into()));
     let started = Instant::now();
     let launcher = Launcher::start()?;
+    println!("tier: {}", tier.name());
     println!("launcher: {:?}", started.elapsed());
     let (mut starts, mut totals) = (Vec::new(), Vec::new());
     for round in 0..count {
@@ -38,10 +39,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             stubs,
         };
         let mut spec = SandboxSpec::new(RootFs::Overlay(root), Process::new(args.clone()));
+        let id = |name: &str| std::env::var(name).ok().and_then(|id| id.parse().ok()).unwrap_or(0);
+        (spec.process.uid, spec.process.gid) = (id("STAVE_SPAWN_UID"), id("STAVE_SPAWN_GID"));
         spec.network =
             if std::env::var_os("STAVE_SPAWN_HOST").is_some() { Network::Host } else { Network::None };
         if std::env::var_os("STAVE_SPAWN_LIMIT").is_some() {
-            spec.cgroup = Some(CgroupLimits { memory: Some(1 << 30), cpu: None, pids: Some(1000) });
+            spec.cgroup =
+                Some(CgroupLimits { memory: Some(1 << 30), pids: Some(1000), ..CgroupLimits::default() });
         }
         let (mut reader, writer) = std::io::pipe()?;
         let null = OwnedFd::from(std::fs::File::open("/dev/null")?);

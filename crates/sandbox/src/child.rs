@@ -13,6 +13,7 @@
 mod devices;
 mod identity;
 mod mounts;
+mod own_user;
 mod program;
 mod root;
 mod terminal;
@@ -102,6 +103,7 @@ impl Child<'_> {
             sys::restrict_mount(root.as_fd(), readonly, false).at(SetupStep::MountRoot)?;
         }
         drop(root);
+        own_user::enter(&spec.process)?;
         sys::limit_bounding_set(self.bounding, self.capabilities).at(SetupStep::Capabilities)?;
         identity::assume(&spec.process, self.capabilities, self.filter)?;
         Err(program::execute(&spec.process))

@@ -12,7 +12,9 @@ mod cgroup;
 mod channel;
 mod child;
 mod error;
+mod ids;
 mod launcher;
+mod meter;
 mod mount;
 mod overlay;
 mod sandbox;
@@ -20,14 +22,20 @@ mod seccomp;
 mod spec;
 mod stubs;
 mod sys;
+mod userns;
 
 pub use capability::{Capability, CapabilitySet, ParseCapabilityError};
-pub use cgroup::{CgroupGuard, CgroupHierarchy, CgroupLimits, CgroupUsage, CpuQuota, Unlimited};
+pub use cgroup::{
+    CgroupGuard, CgroupHierarchy, CgroupLimits, CgroupParent, CgroupPlace, CgroupUsage, CpuQuota, Unlimited,
+};
 pub use error::{MountError, SetupStep, SpawnError, WaitError};
+pub use ids::IdMap;
 pub use launcher::{Launcher, launcher_entry};
+pub use meter::Meter;
 pub use mount::{MountGuard, OverlayLayers, enter_private_mounts, mount_overlay, remove_mount_points};
 pub use sandbox::{Exit, ExitStatus, Sandbox, Stdio, Usage};
 pub use spec::{
     DEFAULT_PATH, DEFAULT_SHM_SIZE, MountSpec, Network, OverlayRoot, Process, Rlimit, RlimitResource, RootFs,
     SandboxSpec, Security, TerminalSize,
 };
+pub use userns::{EnterError, Tier, enter, is_privileged, restrictions};

@@ -8,7 +8,6 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::LazyLock;
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
@@ -54,8 +53,11 @@ fn configure(context: &OwnedFd, layers: &OverlayLayers) -> rustix::io::Result<()
         set_path(context, "upperdir", upper)?;
         set_path(context, "workdir", work)?;
         fsconfig_set_string(context.as_fd(), "index", "off")?;
-        fsconfig_set_string(context.as_fd(), "metacopy", "off")?;
-        fsconfig_set_string(context.as_fd(), "redirect_dir", "off")?;
+        // `userxattr` implies both, and does not let them be named.
+        if !in_user_namespace() {
+            fsconfig_set_string(context.as_fd(), "metacopy", "off")?;
+            fsconfig_set_string(context.as_fd(), "redirect_dir", "off")?;
+        }
         if layers.volatile {
             fsconfig_set_flag(context.as_fd(), "volatile")?;
         }
@@ -107,7 +109,11 @@ fn mount_legacy(layers: &OverlayLayers, nodev: bool, at: &Path) -> io::Result<()
     let upper = upper.transpose()?;
     if let Some((upper, work)) = &upper {
         options.push_str(&format!(",upperdir={},workdir={}", name(upper), name(work)));
-        options.push_str(",index=off,metacopy=off,redirect_dir=off");
+        options.push_str(if in_user_namespace() {
+            ",index=off"
+        } else {
+            ",index=off,metacopy=off,redirect_dir=off"
+        });
         if layers.volatile {
             options.push_str(",volatile");
         }
@@ -127,12 +133,7 @@ fn mount_legacy(layers: &OverlayLayers, nodev: bool, at: &Path) -> io::Result<()
 
 /// Whether this process is in a user namespace other than the first: its ids are mapped there.
 pub(crate) fn in_user_namespace() -> bool {
-    // It is entered before the first mount or never, so one look is enough, also for the launcher's children.
-    static INSIDE: LazyLock<bool> = LazyLock::new(|| {
-        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-        !map.is_empty() && map.split_whitespace().collect::<Vec<_>>() != ["0", "0", "4294967295"]
-    });
-    *INSIDE
+    !crate::ids::IdMap::current().is_initial()
 }
 
 #[cfg(test)]

@@ -26,30 +26,46 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
 pub(crate) enum Cloned {
     /// The caller, with a handle of the child.
     Parent(OwnedFd),
-    /// The child, pid 1 of its namespace.
+    /// The child.
     Child,
 }
 
 /// Forks; the child is the first process of a new pid namespace.
 pub(crate) fn clone_into_pid_namespace() -> io::Result<Cloned> {
+    clone_process(libc::CLONE_NEWPID)
+}
+
+/// Forks; the child is killed when its parent ends. The caller has one thread.
+pub(crate) fn fork() -> io::Result<Cloned> {
+    let cloned = clone_process(0)?;
+    if matches!(cloned, Cloned::Child) {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    }
+    Ok(cloned)
+}
+
+fn clone_process(flags: libc::c_int) -> io::Result<Cloned> {
     let mut pidfd: RawFd = -1;
-    let arguments = libc::clone_args {
-        flags: (libc::CLONE_PIDFD | libc::CLONE_NEWPID) as u64,
-        pidfd: ptr::from_mut(&mut pidfd) as u64,
-        child_tid: 0,
-        parent_tid: 0,
-        exit_signal: libc::SIGCHLD as u64,
-        stack: 0,
-        stack_size: 0,
-        tls: 0,
-        set_tid: 0,
-        set_tid_size: 0,
-        cgroup: 0,
-    };
-    // SAFETY: without CLONE_VM the child runs on a copy of this memory; only the single-threaded launcher calls
-    // this, so no lock can be held by a thread the child lacks. The structure outlives the call.
+    let flags = (libc::CLONE_PIDFD | flags) as u64;
+    // SAFETY: all zeroes is a valid value of this structure of integers.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = flags;
+    arguments.pidfd = ptr::from_mut(&mut pidfd) as u64;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: without CLONE_VM the child runs on a copy of this memory; only single-threaded processes call this,
+    // so no lock can be held by a thread the child lacks. The structure outlives the call.
     let pid =
-        check(unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of_val(&arguments)) })?;
+        check(unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of_val(&arguments)) });
+    let pid = match pid {
+        // Containers' filters refuse clone3, whose flags they cannot see, so that callers try again with clone.
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+            let flags = flags | libc::SIGCHLD as u64;
+            let stack: *const libc::c_void = ptr::null();
+            // SAFETY: as above; with CLONE_PIDFD the third argument is where the descriptor goes.
+            check(unsafe { libc::syscall(libc::SYS_clone, flags, stack, &raw mut pidfd, 0, 0) })?
+        }
+        other => other?,
+    };
     if pid == 0 {
         return Ok(Cloned::Child);
     }

@@ -24,7 +24,7 @@ use stave_oci::Digest;
 
 use crate::hashing::ReadAheadHash;
 use crate::view::{MergedEntry, directory_flags, is_whiteout};
-use crate::{LayerId, MergedView, OverlayXattrs, Snapshot, Store, StoreError};
+use crate::{LayerId, MergedView, OverlayXattrs, Snapshot, Store, StoreError, owner};
 use header::{Header, write_end, write_padding};
 
 /// How exactly modification times are written.
@@ -273,7 +273,8 @@ impl<'a, W: Write> TarWriter<'a, W> {
             let name = name.as_bytes();
             let foreign = name.starts_with(b"trusted.overlay.")
                 || name.starts_with(b"user.overlay.")
-                || name == b"security.selinux";
+                || name == b"security.selinux"
+                || owner::is_record(name);
             if !foreign {
                 kept.insert(name.to_vec(), value);
             }

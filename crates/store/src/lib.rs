@@ -9,6 +9,7 @@
 //! <root>/cache.db        the build cache's index (crate `cache` owns its content)
 //! <root>/l/<name>/       one overlay-format layer: what an overlay mount's upper directory held
 //! <root>/blobs/sha256/   compressed layers and other content, named by digest
+//! <root>/builds/         records and logs of builds (crate `engine` owns their content)
 //! <root>/mutable/        cache mounts: directories that outlive builds, with their locks
 //! <root>/sessions/<slot> one flock'ed file per open store; not locked and not empty: its owner died
 //! <root>/tmp/<slot>/     everything a session has not finished; swept when its owner is dead
@@ -34,6 +35,7 @@ mod image_set;
 mod layer;
 mod lease;
 mod mutable;
+pub mod owner;
 mod prune;
 mod reaper;
 mod reconcile;

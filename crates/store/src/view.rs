@@ -18,7 +18,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::diff::sorted_names;
-use crate::{OverlayXattrs, Snapshot, Store, StoreError};
+use crate::{OverlayXattrs, Snapshot, Store, StoreError, owner};
 
 /// Symlinks followed for one path (the kernel's own limit).
 const MAX_SYMLINKS: usize = 40;
@@ -46,7 +46,10 @@ impl MergedEntry {
     /// The entry `name` of one directory; `None` if there is none.
     pub(crate) fn lookup(parent: &Arc<OwnedFd>, name: &OsStr, path: PathBuf) -> Result<Option<Self>, Errno> {
         match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some(Self { path, stat, parent: Arc::clone(parent), name: name.to_owned() })),
+            Ok(mut stat) => {
+                owner::restore(&mut stat, parent, name);
+                Ok(Some(Self { path, stat, parent: Arc::clone(parent), name: name.to_owned() }))
+            }
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error),
         }

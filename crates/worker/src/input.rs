@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use rustix::fs::FileType;
 use stave_llb::pattern::PatternError;
@@ -14,11 +14,11 @@ use stave_solver::{Selector, SelectorPath};
 
 use crate::context::Context;
 use crate::context::fingerprint::Fingerprints;
-use crate::digest::{Owners, TreeDigest};
+use crate::digest::{Digested, Owners, TreeDigest};
 use crate::file::wildcard::{has_wildcard, matches, unescape};
 use crate::filter::Filter;
 use crate::root::{At as _, IoAt, Last, RootDir, absent, clean};
-use crate::tree::{Meta, Node, scan};
+use crate::tree::{Meta, Node, scan_snapshot};
 
 /// A readable tree.
 #[derive(Debug, Clone)]
@@ -72,7 +72,7 @@ impl Input {
     pub(crate) fn node(&self, path: &Path) -> io::Result<Option<Cow<'_, Node>>> {
         match self {
             Self::Context(context) => Ok(context.tree().get(path).map(Cow::Borrowed)),
-            Self::View(root) => Ok(scan(root, path, &Filter::all())?.map(Cow::Owned)),
+            Self::View(root) => Ok(scan_snapshot(root, path)?.map(Cow::Owned)),
         }
     }
 
@@ -135,11 +135,11 @@ impl Input {
     }
 
     /// The digest of what a selector picks; the whole input when it picks nothing in particular.
-    pub(crate) fn digest(&self, selector: &Selector) -> Result<[u8; 32], SelectError> {
-        let none = Fingerprints::none();
+    pub(crate) fn digest(&self, selector: &Selector) -> Result<([u8; 32], Digested<'_>), SelectError> {
+        static NONE: LazyLock<Fingerprints> = LazyLock::new(Fingerprints::none);
         let fingerprints = match self {
             Self::Context(context) => context.fingerprints(),
-            Self::View(_) => &none,
+            Self::View(_) => &NONE,
         };
         let mut digest = TreeDigest::new(self.root(), self.owners(), fingerprints);
         if selector.paths.is_empty() {
@@ -151,7 +151,11 @@ impl Input {
         Ok(digest.finish())
     }
 
-    fn add_path(&self, digest: &mut TreeDigest<'_>, selector: &SelectorPath) -> Result<(), SelectError> {
+    fn add_path<'s>(
+        &'s self,
+        digest: &mut TreeDigest<'s>,
+        selector: &SelectorPath,
+    ) -> Result<(), SelectError> {
         let shown = Path::new(&selector.path);
         let filter = if selector.include_patterns.is_empty() && selector.exclude_patterns.is_empty() {
             None
@@ -172,9 +176,9 @@ impl Input {
         Ok(())
     }
 
-    fn add(
-        &self,
-        digest: &mut TreeDigest<'_>,
+    fn add<'s>(
+        &'s self,
+        digest: &mut TreeDigest<'s>,
         label: &str,
         path: &Path,
         filter: Option<&Filter>,
@@ -185,7 +189,7 @@ impl Input {
             (node, _) => node,
         };
         match node {
-            Some(node) => Ok(digest.add(label, path, &node)?),
+            Some(node) => Ok(digest.add(label, path, node)?),
             None => {
                 digest.add_absent(label);
                 Ok(())

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rayon::prelude::*;
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
+use stave_store::owner;
 
 use crate::filter::{Filter, FilterState};
 use crate::root::{Last, RootDir, names, resolve_with, stat_at};
@@ -89,6 +90,12 @@ impl Meta {
     /// The type bits.
     pub(crate) fn file_type(&self) -> FileType {
         FileType::from_raw_mode(self.mode)
+    }
+
+    /// Whether this is the file that `scanned` was, unchanged since. Owners are left out: a recorded one is not in
+    /// the status, and any change shows in the change time.
+    pub(crate) fn is_same_version(&self, scanned: &Self) -> bool {
+        Self { uid: scanned.uid, gid: scanned.gid, ..*self } == *scanned
     }
 
     /// The lower twelve bits.
@@ -194,38 +201,20 @@ pub(crate) fn join(parent: &str, name: &OsStr) -> String {
 /// Scans what is at a canonical path of a root; `None` when nothing is there.
 pub(crate) fn scan(root: &RootDir, path: &Path, filter: &Filter) -> io::Result<Option<Node>> {
     let seen = AtomicUsize::new(0);
-    let scan = Scan { filter, seen: &seen };
-    let Some(name) = path.file_name() else {
-        let fd = root.open_at(Path::new(""), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
-        let meta = Meta::from(&rustix::fs::fstat(&fd)?);
-        let children = scan.directory(fd, "", &FilterState::default(), 0)?;
-        return Ok(Some(Node {
-            name: OsString::new(),
-            meta,
-            kind: Kind::Directory(children),
-            selected: true,
-        }));
-    };
-    let parent = match root.entry(path) {
-        Ok((parent, _)) => parent,
-        Err(error) if crate::root::absent(&error) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let Some(stat) = stat_at(&parent, name)? else { return Ok(None) };
-    let meta = Meta::from(&stat);
-    let kind = match meta.file_type() {
-        FileType::Directory => {
-            let fd = open_directory(parent.as_fd(), name)?;
-            Kind::Directory(scan.directory(fd, "", &FilterState::default(), 0)?)
-        }
-        other => leaf_kind(parent.as_fd(), name, other)?,
-    };
-    Ok(Some(Node { name: name.to_owned(), meta, kind, selected: true }))
+    Scan { filter, seen: &seen, of_snapshot: false }.at(root, path)
+}
+
+/// The same of a snapshot, whose owners may be recorded beside the files.
+pub(crate) fn scan_snapshot(root: &RootDir, path: &Path) -> io::Result<Option<Node>> {
+    let seen = AtomicUsize::new(0);
+    Scan { filter: &Filter::all(), seen: &seen, of_snapshot: true }.at(root, path)
 }
 
 struct Scan<'a> {
     filter: &'a Filter,
     seen: &'a AtomicUsize,
+    /// Whether owners may be recorded beside the files.
+    of_snapshot: bool,
 }
 
 /// A directory found while listing its parent, still to be walked.
@@ -236,6 +225,47 @@ struct Subdirectory {
 }
 
 impl Scan<'_> {
+    fn at(&self, root: &RootDir, path: &Path) -> io::Result<Option<Node>> {
+        let Some(name) = path.file_name() else {
+            let fd = root.open_at(Path::new(""), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
+            let mut stat = rustix::fs::fstat(&fd)?;
+            if self.of_snapshot {
+                owner::restore_open(&mut stat, &fd);
+            }
+            let meta = Meta::from(&stat);
+            let children = self.directory(fd, "", &FilterState::default(), 0)?;
+            return Ok(Some(Node {
+                name: OsString::new(),
+                meta,
+                kind: Kind::Directory(children),
+                selected: true,
+            }));
+        };
+        let parent = match root.entry(path) {
+            Ok((parent, _)) => parent,
+            Err(error) if crate::root::absent(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let Some(stat) = self.stat(&parent, name)? else { return Ok(None) };
+        let meta = Meta::from(&stat);
+        let kind = match meta.file_type() {
+            FileType::Directory => {
+                let fd = open_directory(parent.as_fd(), name)?;
+                Kind::Directory(self.directory(fd, "", &FilterState::default(), 0)?)
+            }
+            other => leaf_kind(parent.as_fd(), name, other)?,
+        };
+        Ok(Some(Node { name: name.to_owned(), meta, kind, selected: true }))
+    }
+
+    fn stat(&self, directory: impl AsFd, name: &OsStr) -> io::Result<Option<Stat>> {
+        let mut stat = stat_at(&directory, name)?;
+        if let Some(stat) = stat.as_mut().filter(|_| self.of_snapshot) {
+            owner::restore(stat, directory, name);
+        }
+        Ok(stat)
+    }
+
     fn directory(&self, fd: OwnedFd, path: &str, state: &FilterState, depth: usize) -> io::Result<Vec<Node>> {
         if depth > DEPTH_LIMIT {
             return Err(Errno::NAMETOOLONG.into());
@@ -248,7 +278,7 @@ impl Scan<'_> {
         let mut open = Vec::new();
         for name in names {
             // A file that vanishes between the listing and here was never part of the context.
-            let Some(stat) = stat_at(&fd, &name)? else { continue };
+            let Some(stat) = self.stat(&fd, &name)? else { continue };
             let meta = Meta::from(&stat);
             let is_dir = meta.file_type() == FileType::Directory;
             let child_path = if self.filter.is_all() { String::new() } else { join(path, &name) };

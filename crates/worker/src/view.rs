@@ -67,8 +67,13 @@ fn mount(lowers: &[PathBuf], upper: Option<(&Path, &Path)>) -> std::io::Result<O
         fsconfig_set_flag(&context, "volatile")?;
     }
     // Layers must mean the same wherever they are stacked: nothing may refer to the layers they were made on.
-    for (option, value) in [("redirect_dir", "off"), ("metacopy", "off"), ("index", "off")] {
-        fsconfig_set_string(&context, option, value)?;
+    fsconfig_set_string(&context, "index", "off")?;
+    if stave_store::owner::may_be_recorded() {
+        // In a user namespace `trusted.*` attributes are out of reach. Implies what is set otherwise.
+        fsconfig_set_flag(&context, "userxattr")?;
+    } else {
+        fsconfig_set_string(&context, "redirect_dir", "off")?;
+        fsconfig_set_string(&context, "metacopy", "off")?;
     }
     fsconfig_create(&context)?;
     let attributes =

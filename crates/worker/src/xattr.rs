@@ -22,7 +22,7 @@ pub(crate) type Xattrs = Vec<(OsString, Vec<u8>)>;
 
 /// Whether an attribute of this name is part of a file's content.
 pub(crate) fn travels(name: &[u8]) -> bool {
-    !NEVER.iter().any(|prefix| name.starts_with(prefix.as_bytes()))
+    !NEVER.iter().any(|prefix| name.starts_with(prefix.as_bytes())) && !stave_store::owner::is_record(name)
 }
 
 /// Reads the attributes that travel. A file system without attributes has none.

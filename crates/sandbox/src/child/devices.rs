@@ -13,6 +13,7 @@ use rustix::mount::MountAttrFlags;
 use super::mounts::{After, HARDENED, Prepared, file_system, make, open_tree};
 use crate::channel::{AtStep as _, Failure};
 use crate::error::SetupStep;
+use crate::ids::IdMap;
 use crate::spec::{SandboxSpec, Security};
 use crate::stubs::PointKind;
 use crate::sys::{MountFlags, restrict_mount};
@@ -52,7 +53,11 @@ pub(super) fn prepare(spec: &SandboxSpec) -> Result<Vec<Prepared<'static>>, Fail
         let target = Path::new(device);
         prepared.push(Prepared { mount, target, kind: PointKind::File, step, after: After::Nothing });
     }
-    let pts = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+    let mut pts = vec![("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620")];
+    // The group `tty` of every distribution, where it exists.
+    if IdMap::current().has_gid(5) {
+        pts.push(("gid", "5"));
+    }
     let no_programs = nosuid | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     prepared.push(file_system("/dev/pts", step, || make("devpts", &pts, no_programs))?);
     // A mount of the caller's own takes its place.

@@ -9,6 +9,7 @@ use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, se
 use crate::capability::CapabilitySet;
 use crate::channel::{AtStep as _, Failure};
 use crate::error::SetupStep;
+use crate::ids::IdMap;
 use crate::seccomp::Filter;
 use crate::spec::{Process, Rlimit, RlimitResource};
 use crate::sys;
@@ -40,7 +41,9 @@ pub(super) fn assume(
 fn change_user(process: &Process) -> rustix::io::Result<()> {
     let groups: Vec<Gid> = process.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
     let (uid, gid) = (Uid::from_raw(process.uid), Gid::from_raw(process.gid));
-    set_thread_groups(&groups)?;
+    if IdMap::current().has_settable_groups() {
+        set_thread_groups(&groups)?;
+    }
     set_thread_res_gid(gid, gid, gid)?;
     set_thread_res_uid(uid, uid, uid)
 }

@@ -17,6 +17,7 @@ use super::root::Root;
 use crate::cgroup::CgroupHierarchy;
 use crate::channel::{AtStep as _, Failure, Request};
 use crate::error::SetupStep;
+use crate::ids::IdMap;
 use crate::spec::{MountSpec, SandboxSpec, Security};
 use crate::stubs::PointKind;
 use crate::sys::{MountFlags, restrict_mount};
@@ -54,12 +55,12 @@ impl Prepared<'_> {
 /// Makes every mount of the sandbox but its root, in the order they are to be placed.
 pub(super) fn prepare(request: &Request, hierarchy: CgroupHierarchy) -> Result<Vec<Prepared<'_>>, Failure> {
     let spec = &request.spec;
-    let mut prepared = vec![file_system("/proc", SetupStep::MountProc, || make("proc", &[], HARDENED))?];
+    let mut prepared = vec![file_system("/proc", SetupStep::MountProc, proc)?];
     let readonly = match spec.security {
         Security::Default => MountAttrFlags::MOUNT_ATTR_RDONLY,
         Security::Insecure => MountAttrFlags::empty(),
     };
-    prepared.push(file_system("/sys", SetupStep::MountSys, || make("sysfs", &[], HARDENED | readonly))?);
+    prepared.push(file_system("/sys", SetupStep::MountSys, || sysfs(readonly))?);
     prepared.extend(cgroups(request, hierarchy, HARDENED | readonly)?);
     prepared.extend(devices::prepare(spec)?);
     let files = FileMounts::make(spec)?;
@@ -67,6 +68,36 @@ pub(super) fn prepare(request: &Request, hierarchy: CgroupHierarchy) -> Result<V
         prepared.push(user_mount(mount, spec.security, &files)?);
     }
     Ok(prepared)
+}
+
+/// `/proc` of the sandbox's processes. In a container that masks parts of its own, the kernel refuses a user
+/// namespace a whole one; then that of the container is bound: its processes are seen, but cannot be touched, since
+/// their numbers mean nothing in here and their owner has more capabilities.
+fn proc() -> io::Result<OwnedFd> {
+    match make("proc", &[], HARDENED) {
+        Err(error) if refused_in_user_namespace(&error) => {
+            let tree = open_tree(CWD, Path::new("/proc"), true)?;
+            restrict_mount(tree.as_fd(), MountFlags { readonly: false, nosuid: true, nodev: true }, true)?;
+            Ok(tree)
+        }
+        other => other,
+    }
+}
+
+/// `/sys`, as the network namespace shows it. Who does not own that one may only bind the host's, read-only.
+fn sysfs(readonly: MountAttrFlags) -> io::Result<OwnedFd> {
+    match make("sysfs", &[], HARDENED | readonly) {
+        Err(error) if refused_in_user_namespace(&error) => {
+            let tree = open_tree(CWD, Path::new("/sys"), true)?;
+            restrict_mount(tree.as_fd(), MountFlags { readonly: true, nosuid: true, nodev: true }, true)?;
+            Ok(tree)
+        }
+        other => other,
+    }
+}
+
+fn refused_in_user_namespace(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EPERM) && crate::overlay::in_user_namespace()
 }
 
 /// Flags of file systems that hold neither programs nor devices.
@@ -127,7 +158,11 @@ fn cgroups(
     const AT: &str = "/sys/fs/cgroup";
     let step = SetupStep::MountCgroup;
     match hierarchy {
-        CgroupHierarchy::V2 => Ok(vec![file_system(AT, step, || make("cgroup2", &[], flags))?]),
+        CgroupHierarchy::V2 => match make("cgroup2", &[], flags) {
+            // What `/sys` shows of it stays.
+            Err(error) if refused_in_user_namespace(&error) => Ok(Vec::new()),
+            made => Ok(vec![file_system(AT, step, || made)?]),
+        },
         CgroupHierarchy::V1 | CgroupHierarchy::Hybrid if !request.cgroup_controllers.is_empty() => {
             let base = file_system(AT, step, || make("tmpfs", &[("mode", "755")], HARDENED))?;
             let mut mounts = vec![base];
@@ -135,6 +170,7 @@ fn cgroups(
                 let target = match controller.as_str() {
                     "memory" => "/sys/fs/cgroup/memory",
                     "cpu" => "/sys/fs/cgroup/cpu",
+                    "cpuset" => "/sys/fs/cgroup/cpuset",
                     "pids" => "/sys/fs/cgroup/pids",
                     _ => continue,
                 };
@@ -216,7 +252,11 @@ impl FileMounts {
         let file = rustix::fs::openat(tmpfs, FILE_NAME, flags, Mode::from_raw_mode(0o600))?;
         let mut file = std::fs::File::from(file);
         file.write_all(contents)?;
-        rustix::fs::fchown(&file, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)))?;
+        // Who does not exist here cannot own it; everybody here is the file's owner then.
+        let ids = IdMap::current();
+        let uid = ids.has_uid(*uid).then(|| Uid::from_raw(*uid));
+        let gid = ids.has_gid(*gid).then(|| Gid::from_raw(*gid));
+        rustix::fs::fchown(&file, uid, gid)?;
         rustix::fs::fchmod(&file, Mode::from_raw_mode(*mode))?;
         drop(file);
         let tree = open_tree(tmpfs, Path::new(FILE_NAME), false)?;

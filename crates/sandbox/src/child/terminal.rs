@@ -15,6 +15,7 @@ use super::mounts::{attach, open_tree};
 use super::root::Root;
 use crate::channel::{AtStep as _, Failure};
 use crate::error::SetupStep;
+use crate::ids::IdMap;
 use crate::spec::TerminalSize;
 use crate::sys;
 
@@ -30,7 +31,9 @@ pub(super) fn open(root: &Root, size: TerminalSize, uid: u32) -> Result<OwnedFd,
         let peer = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let slave = rustix::pty::ioctl_tiocgptpeer(&master, peer)?;
         rustix::termios::tcsetwinsize(&master, size.into())?;
-        rustix::fs::fchown(&slave, Some(Uid::from_raw(uid)), None)?;
+        if IdMap::current().has_uid(uid) {
+            rustix::fs::fchown(&slave, Some(Uid::from_raw(uid)), None)?;
+        }
         rustix::process::ioctl_tiocsctty(&slave)?;
         create_file(CONSOLE)?;
         attach(&open_tree(&slave, Path::new(""), false)?, root.as_fd(), Path::new(CONSOLE))?;

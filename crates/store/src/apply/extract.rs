@@ -13,16 +13,16 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat,
-    chownat, fchmod, fchown, fsetxattr, ftruncate, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat,
-    open, openat, openat2, seek, statat, symlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags, chmodat, fchmod,
+    fsetxattr, ftruncate, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, open, openat, openat2,
+    seek, statat, symlinkat, utimensat,
 };
 use rustix::io::{Errno, write};
 
 use super::archive::{Archive, Entry, Kind};
 use super::{ApplyOptions, BUFFER, LayerLimits};
 use crate::removal::remove_tree;
-use crate::{AbsoluteNames, LayerErrorKind, OverlayXattrs, StoreError};
+use crate::{AbsoluteNames, LayerErrorKind, OverlayXattrs, StoreError, owner};
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -205,8 +205,8 @@ impl Extractor {
     /// Owner, mode and xattrs through an open file. In this order: chown clears setuid bits and
     /// file capabilities.
     fn set_attributes(&self, fd: &OwnedFd, entry: &Entry) -> Step<()> {
-        fchown(fd, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
-            .map_err(io_error("change the owner"))?;
+        owner::give(fd, entry.uid, entry.gid)
+            .map_err(|source| LayerErrorKind::Io { action: "change the owner", source })?;
         fchmod(fd, Mode::from_raw_mode(entry.mode)).map_err(io_error("change the mode"))?;
         self.each_xattr(entry, |name, value| fsetxattr(fd, name, value, XattrFlags::empty()))
     }
@@ -215,13 +215,16 @@ impl Extractor {
     /// `metacopy` from an archive could reach files of other layers.
     fn each_xattr(&self, entry: &Entry, set: impl Fn(&OsStr, &[u8]) -> Result<(), Errno>) -> Step<()> {
         for (name, value) in &entry.xattrs {
-            if name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.") {
+            let is_overlays = name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
+            if is_overlays || owner::is_record(name) {
                 continue;
             }
             match set(OsStr::from_bytes(name), value) {
                 // No such xattrs on this file system or kind of file: as docker, go without.
                 Ok(()) | Err(Errno::NOTSUP) => {}
                 Err(Errno::PERM) if name.starts_with(b"user.") && entry.kind != Kind::File => {}
+                // `trusted.*` and security labels are the machine's root's to set.
+                Err(Errno::PERM) if owner::may_be_recorded() => {}
                 Err(error) => return Err(io_error("set an extended attribute")(error)),
             }
         }
@@ -320,7 +323,13 @@ impl Extractor {
                     _ => FileType::Fifo,
                 };
                 let device = makedev(entry.device.0, entry.device.1);
-                mknodat(parent, name, file_type, Mode::from_raw_mode(0o600), device)
+                owner::make_node(
+                    parent,
+                    OsStr::from_bytes(name),
+                    file_type,
+                    Mode::from_raw_mode(0o600),
+                    device,
+                )
             }
         };
         let made = match make() {
@@ -331,9 +340,8 @@ impl Extractor {
             result => result,
         };
         made.map_err(io_error("make the node"))?;
-        let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-        chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(io_error("change the owner"))?;
+        owner::give_at(parent, OsStr::from_bytes(name), entry.uid, entry.gid)
+            .map_err(|source| LayerErrorKind::Io { action: "change the owner", source })?;
         if entry.kind != Kind::Symlink {
             let mode = Mode::from_raw_mode(entry.mode);
             chmodat(parent, name, mode, AtFlags::empty()).map_err(io_error("change the mode"))?;

@@ -273,7 +273,7 @@ impl<'a> Copier<'a> {
         let allocated = u64::try_from(before.st_blocks).unwrap_or(0).saturating_mul(512);
         content::copy(&source, &target, size, allocated)?;
         self.finish(node, &source, &target)?;
-        if Meta::from(&rustix::fs::fstat(&source)?) != node.meta {
+        if !Meta::from(&rustix::fs::fstat(&source)?).is_same_version(&node.meta) {
             self.changed.store(true, Ordering::Relaxed);
         }
         Ok(())
@@ -286,7 +286,7 @@ impl<'a> Copier<'a> {
         }
         let create = || -> io::Result<()> {
             let mode = Mode::from_raw_mode(0o600);
-            rustix::fs::mknodat(slot.parent, slot.name, file_type, mode, node.meta.rdev)?;
+            stave_store::owner::make_node(slot.parent, slot.name, file_type, mode, node.meta.rdev)?;
             self.stamp(&node.meta).apply_at(slot.parent, slot.name)?;
             let mode = Mode::from_raw_mode(self.rules.mode.apply(node.meta.mode, false));
             rustix::fs::chmodat(slot.parent, slot.name, mode, AtFlags::empty())?;

@@ -7,8 +7,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, FileType, Mode, Timespec, Timestamps};
 use rustix::io::Errno;
+use stave_store::owner;
 
 use crate::root::{At as _, IoAt, RootDir, stat_at};
 use crate::tree::open_directory;
@@ -37,9 +38,10 @@ impl Stamp {
         let (uid, gid) = self.owner.unwrap_or((0, 0));
         // Looking is cheaper than changing, and most files are made as they shall be.
         let made = rustix::fs::fstat(&fd)?;
-        let is_owned = (made.st_uid, made.st_gid) == (uid, gid);
+        // A record of another owner cannot be seen in the status.
+        let is_owned = (made.st_uid, made.st_gid) == (uid, gid) && !owner::may_be_recorded();
         if !is_owned {
-            rustix::fs::fchown(&fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+            owner::give(&fd, uid, gid)?;
         }
         // After chown, which clears set-id bits; and explicitly, because of this process's umask.
         if !is_owned || made.st_mode & 0o7777 != mode & 0o7777 {
@@ -55,7 +57,7 @@ impl Stamp {
     pub(crate) fn apply_at(&self, parent: impl AsFd, name: &OsStr) -> io::Result<()> {
         let (uid, gid) = self.owner.unwrap_or((0, 0));
         let flags = AtFlags::SYMLINK_NOFOLLOW;
-        rustix::fs::chownat(&parent, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), flags)?;
+        owner::give_at(&parent, name, uid, gid)?;
         if let Some(time) = self.time {
             rustix::fs::utimensat(&parent, name, &times(time), flags)?;
         }

@@ -275,7 +275,7 @@ impl Extraction<'_> {
             return Err(self.fault(path, EntryFault::Whiteout));
         }
         let mode = Mode::from_raw_mode(mode);
-        rustix::fs::mknodat(&parent, name, file_type, mode, number).at("creating", path)?;
+        stave_store::owner::make_node(&parent, name, file_type, mode, number).at("creating", path)?;
         stamp.apply_at(&parent, name).at("setting metadata of", path)?;
         Ok(rustix::fs::chmodat(&parent, name, mode, AtFlags::empty()).at("setting the mode of", path)?)
     }

@@ -13,6 +13,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
+use stave_store::owner;
 
 use crate::root::{At as _, IoAt, RootDir, stat_at};
 use crate::tree::open_directory;
@@ -87,8 +88,10 @@ fn remove_directory(upper: &OwnedFd, base: &OwnedFd, name: &OsStr, depth: usize)
 
 /// Removes a file, symbolic link or device of the layer if it only repeats.
 fn remove_file(upper: &OwnedFd, base: &OwnedFd, name: &OsStr) -> io::Result<bool> {
-    let Some(below) = stat_at(base, name)? else { return Ok(false) };
-    let Some(above) = stat_at(upper, name)? else { return Ok(false) };
+    let Some(mut below) = stat_at(base, name)? else { return Ok(false) };
+    let Some(mut above) = stat_at(upper, name)? else { return Ok(false) };
+    owner::restore(&mut below, base, name);
+    owner::restore(&mut above, upper, name);
     let facts = |stat: &Stat| {
         let time = (stat.st_mtime, stat.st_mtime_nsec);
         (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_rdev, stat.st_size, time)
@@ -137,7 +140,9 @@ fn has_same_content(upper: &OwnedFd, base: &OwnedFd, name: &OsStr, compare: bool
 }
 
 fn is_same(upper: &OwnedFd, base: &OwnedFd) -> io::Result<bool> {
-    let (above, below) = (rustix::fs::fstat(upper)?, rustix::fs::fstat(base)?);
+    let (mut above, mut below) = (rustix::fs::fstat(upper)?, rustix::fs::fstat(base)?);
+    owner::restore_open(&mut above, upper);
+    owner::restore_open(&mut below, base);
     let equal = (above.st_mode, above.st_uid, above.st_gid) == (below.st_mode, below.st_uid, below.st_gid);
     Ok(equal && !is_opaque(upper)? && xattr::read(upper)? == xattr::read(base)?)
 }
