@@ -23,19 +23,18 @@ mod base;
 mod chmod;
 mod config;
 mod context;
-mod git;
 mod history;
 mod mounts;
-mod path;
+mod named;
 mod ports;
 mod report;
 mod run;
 mod signal;
 mod stage;
 mod transfer;
-mod url;
 
 use context::BuildContext;
+use named::LocalContexts;
 use stage::StageState;
 
 /// The most bytes of variables and history that all steps together may have: every step repeats the
@@ -67,6 +66,7 @@ struct Lowering<'a> {
     resolved: &'a ResolvedSources,
     graph: GraphBuilder,
     context: BuildContext,
+    locals: LocalContexts,
     /// The Dockerfile's place among the graph's files.
     file: usize,
     /// How many bytes of variables and history have come together, see [`MAX_TEXT`].
@@ -87,9 +87,11 @@ pub fn lower(plan: &BuildPlan, resolved: &ResolvedSources) -> Result<Lowered, Lo
         data: plan.dockerfile.source.text.clone().into_bytes(),
         language: "Dockerfile".to_owned(),
     });
-    let context = BuildContext::new(&mut graph, plan);
+    let context = BuildContext::new(&mut graph, &plan.request)
+        .map_err(|message| LowerError { diagnostic: error(Span::default(), message) })?;
     let stages = vec![None; plan.stages.len()];
-    let mut lowering = Lowering { plan, resolved, graph, context, file, text: 0, stages };
+    let locals = LocalContexts::default();
+    let mut lowering = Lowering { plan, resolved, graph, context, locals, file, text: 0, stages };
     lowering.all_stages().map_err(|diagnostic| LowerError { diagnostic })?;
     lowering.finish().map_err(|diagnostic| LowerError { diagnostic })
 }
@@ -168,7 +170,9 @@ impl Lowering<'_> {
         let Some(state) = self.stages.get_mut(target.0).and_then(Option::take) else {
             return Err(error(Span::default(), "the target stage was not lowered"));
         };
-        let StageState { output, mut image, .. } = state;
+        let StageState { output, mut image, root, .. } = state;
+        // All of the target is wanted.
+        self.locals.uses(root, "/");
         image.config.labels.extend(self.plan.request.labels.clone());
         if let Some(platform) = &self.plan.request.target_platform {
             stage::set_platform(&mut image, platform);
@@ -179,6 +183,7 @@ impl Lowering<'_> {
         image.architecture = normal.architecture;
         image.variant = normal.variant.unwrap_or_default();
         self.context.finish(&mut self.graph);
+        self.locals.finish(&mut self.graph);
         let definition = self.graph.finish(output);
         let mut warnings = self.plan.warnings.clone();
         warnings.extend(check::of_plan(self.plan, self.resolved));
@@ -192,11 +197,6 @@ impl Lowering<'_> {
 /// An error of lowering at `span`.
 fn error(span: Span, message: impl Into<String>) -> Diagnostic {
     Diagnostic::error(Code::Lower, span, message)
-}
-
-/// What is sound but not carried out yet.
-fn unsupported(span: Span, what: &str) -> Diagnostic {
-    Diagnostic::error(Code::Unsupported, span, format!("not supported yet: {what}"))
 }
 
 #[cfg(test)]

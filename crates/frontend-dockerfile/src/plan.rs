@@ -11,7 +11,8 @@ use crate::{
     check::{self, Checks},
     diagnostic::{Code, Diagnostic},
     expand::Expander,
-    request::{NamedContext, PlanRequest, ResolvedSources, SourceRequest},
+    input::NamedContext,
+    request::{ImageOrigin, PlanRequest, ResolvedSources, SourceRequest},
     scope::{Lookup as _, Variables},
     source::Span,
     suggest,
@@ -91,8 +92,21 @@ pub enum Base {
     Stage(StageIndex),
     /// An image; see [`BuildPlan::request_of`].
     Image(Reference),
-    /// A named context that is not an image.
-    Context(NamedContext),
+    /// A named context.
+    Context(ContextBase),
+}
+
+/// A named context that a stage starts from, or that stands for all of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ContextBase {
+    /// Its name as images are called for short, without `:latest`.
+    pub name: String,
+    /// The name it was found by, perhaps with `::os/architecture`.
+    pub shown: String,
+    /// What it is.
+    pub source: NamedContext,
+    /// Whether it stands for the whole stage: then the stage has no instructions.
+    pub replaces_stage: bool,
 }
 
 /// An instruction of a stage, with what it takes files from.
@@ -190,9 +204,13 @@ impl BuildPlan {
     /// The image request of a stage that starts from an image.
     pub fn request_of(&self, stage: StageIndex) -> Option<SourceRequest> {
         let stage = self.stages.get(stage.0)?;
-        let Base::Image(reference) = &stage.base else { return None };
         let platform = stage.platform.as_ref().unwrap_or_else(|| self.request.platform()).clone();
-        Some(SourceRequest { reference: reference.clone(), platform })
+        let (reference, origin) = match &stage.base {
+            Base::Image(reference) => (reference.clone(), ImageOrigin::Registry { context: None }),
+            Base::Context(context) => context.request()?,
+            Base::Scratch | Base::Stage(_) => return None,
+        };
+        Some(SourceRequest { reference, platform, origin })
     }
 
     /// What to say where an image of [`BuildPlan::missing`] cannot be had: at the place that names
@@ -247,6 +265,25 @@ impl BuildPlan {
             waiting.extend(
                 stage.instructions.iter().flat_map(|instruction| instruction.sources.iter().flatten()),
             );
+        }
+    }
+}
+
+impl ContextBase {
+    /// Which image it is, and where that is looked up, if it is one.
+    fn request(&self) -> Option<(Reference, ImageOrigin)> {
+        let context = self.shown.clone();
+        match &self.source {
+            NamedContext::Image { reference, .. } => {
+                Some((reference.clone(), ImageOrigin::Registry { context: Some(context) }))
+            }
+            NamedContext::OciLayout { store, digest } => {
+                // A layout's images have no name; the reference calls them after the context.
+                let named: Reference = self.name.parse().ok()?;
+                let origin = ImageOrigin::OciLayout { context, store: store.clone() };
+                Some((named.pinned(digest.clone()), origin))
+            }
+            _ => None,
         }
     }
 }

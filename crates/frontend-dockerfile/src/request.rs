@@ -6,7 +6,13 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use stave_llb::Definition;
 use stave_oci::{Digest, ImageConfig, Platform, Reference};
+
+use crate::{
+    input::{ContextSource, NamedContext},
+    source::Span,
+};
 
 /// What to build of a Dockerfile and with which settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +43,12 @@ pub struct PlanRequest {
     pub hostname: Option<String>,
     /// How images are looked up: a fact for the definition, not for the plan.
     pub image_resolve_mode: ImageResolveMode,
-    /// `--build-context`: names that stand for something else than an image.
+    /// What `COPY` and `ADD` read.
+    pub context: ContextSource,
+    /// A directory of a remote context that stands for the whole of it.
+    pub context_directory: Option<String>,
+    /// `--build-context`: names that stand for something else than a stage or an image, perhaps for
+    /// one platform only (`name::linux/arm64`).
     pub named_contexts: BTreeMap<String, NamedContext>,
     /// `--shm-size` in bytes, 0 for the default.
     pub shm_size: i64,
@@ -94,26 +105,32 @@ pub enum ImageResolveMode {
     PreferLocal,
 }
 
-/// What a `--build-context` name stands for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NamedContext {
-    /// `docker-image://`: an image.
-    Image(Reference),
-    /// A local directory of the client, by the name of its local source.
-    Local(String),
-    /// A git repository.
-    Git(String),
-    /// An archive or file behind http or https.
-    Http(String),
-}
-
 /// An image whose config the plan needs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SourceRequest {
-    /// Which image.
+    /// Which image; one of a layout is called after its context, with its digest.
     pub reference: Reference,
     /// For which platform.
     pub platform: Platform,
+    /// Where it is looked up.
+    pub origin: ImageOrigin,
+}
+
+/// Where an image is looked up.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ImageOrigin {
+    /// In the local store or at its registry.
+    Registry {
+        /// The named context that chose it, for messages: `[context NAME] load metadata for …`.
+        context: Option<String>,
+    },
+    /// In an OCI layout of the client.
+    OciLayout {
+        /// The named context that chose it.
+        context: String,
+        /// What the session calls the layout.
+        store: String,
+    },
 }
 
 /// An image as found.
@@ -125,19 +142,58 @@ pub struct ResolvedImage {
     pub config: ImageConfig,
 }
 
-/// The images found so far; the caller fills it, nothing else does.
+/// The output of a command that the plan needs before it can be lowered (`ENV NAME=$(…)`, own syntax).
+/// Whoever has it solves `definition` and reads the file [`CommandRequest::FILE`] of its result.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CommandRequest {
+    /// Which command: the digest of the vertex that runs it, which covers all it depends on.
+    pub key: Digest,
+    /// What runs it; its one output holds the file.
+    pub definition: Definition,
+    /// The instruction, for messages.
+    pub span: Span,
+}
+
+impl CommandRequest {
+    /// Where the command's standard output lies in the result.
+    pub const FILE: &str = "/stdout";
+    /// The most bytes that it may be.
+    pub const MAX_BYTES: usize = 1 << 20;
+}
+
+/// What was found out so far; the caller fills it, nothing else does.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct ResolvedSources(pub BTreeMap<SourceRequest, ResolvedImage>);
+pub struct ResolvedSources {
+    images: BTreeMap<SourceRequest, ResolvedImage>,
+    outputs: BTreeMap<Digest, String>,
+}
+
+impl SourceRequest {
+    /// An image that the Dockerfile itself names.
+    pub fn plain(reference: Reference, platform: Platform) -> Self {
+        Self { reference, platform, origin: ImageOrigin::Registry { context: None } }
+    }
+}
 
 impl ResolvedSources {
     /// The image found for a request.
     pub fn get(&self, request: &SourceRequest) -> Option<&ResolvedImage> {
-        self.0.get(request)
+        self.images.get(request)
     }
 
     /// Takes up an image.
     pub fn insert(&mut self, request: SourceRequest, image: ResolvedImage) {
-        self.0.insert(request, image);
+        self.images.insert(request, image);
+    }
+
+    /// What a command wrote, see [`CommandRequest`].
+    pub fn output(&self, key: &Digest) -> Option<&str> {
+        self.outputs.get(key).map(String::as_str)
+    }
+
+    /// Takes up what a command wrote, the whole file; line ends at its end do not count.
+    pub fn insert_output(&mut self, key: Digest, text: String) {
+        self.outputs.insert(key, text);
     }
 }
 
@@ -158,12 +214,25 @@ impl PlanRequest {
             dockerignore: Vec::new(),
             hostname: None,
             image_resolve_mode: ImageResolveMode::Default,
+            context: ContextSource::Local,
+            context_directory: None,
             named_contexts: BTreeMap::new(),
             shm_size: 0,
             ulimits: Vec::new(),
             cgroup_parent: String::new(),
             cache_id_namespace: String::new(),
         }
+    }
+
+    /// One request for each of `--platform`'s: plan and lower each, all images go into one index. A
+    /// single platform changes nothing but the target; warnings are the first one's.
+    pub fn for_platforms(&self, platforms: &[Platform]) -> Vec<Self> {
+        let one = |platform: &Platform| Self {
+            target_platform: Some(platform.clone()),
+            multi_platform: self.multi_platform || platforms.len() > 1,
+            ..self.clone()
+        };
+        if platforms.is_empty() { vec![self.clone()] } else { platforms.iter().map(one).collect() }
     }
 
     /// The platform of the image to build.

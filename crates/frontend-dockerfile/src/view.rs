@@ -11,8 +11,9 @@ use crate::{
         Add, CommandLine, Copy, DirectiveKind, Dockerfile, Healthcheck, Instruction, InstructionKind, Pair,
         Run, RunNetwork, RunSecurity, Stage, Transfer, Word,
     },
+    input::NamedContext,
     plan::{Base, BuildPlan, PlannedInstruction, PlannedStage, StageIndex},
-    request::{NamedContext, ResolvedSources},
+    request::ResolvedSources,
     source::Lines,
 };
 
@@ -265,11 +266,14 @@ impl BuildPlan {
             Base::Scratch => json!({"scratch": true}),
             Base::Stage(base) => json!({"stage": self.label(*base)}),
             Base::Image(reference) => json!({"image": reference.to_string()}),
-            Base::Context(context) => match context {
-                NamedContext::Image(reference) => json!({"image": reference.to_string()}),
-                NamedContext::Local(name) => json!({"local": name}),
+            Base::Context(context) => match &context.source {
+                NamedContext::Image { reference, .. } => json!({"image": reference.to_string()}),
+                NamedContext::Scratch => json!({"scratch": true}),
+                NamedContext::OciLayout { store, digest } => json!({"layout": store, "digest": digest}),
+                NamedContext::Local(local) => json!({"local": local.name}),
                 NamedContext::Git(address) => json!({"git": address}),
                 NamedContext::Http(address) => json!({"http": address}),
+                NamedContext::Graph { .. } => json!({"graph": true}),
             },
         }
     }

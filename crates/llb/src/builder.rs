@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod caps;
+mod import;
 
 /// A graph in the making. Operations are added after what they take; nothing has a digest before
 /// [`GraphBuilder::finish`].
@@ -109,6 +110,7 @@ enum NodeKind {
     File(Option<Output>, Vec<FileStep>),
     Merge(Vec<Output>),
     Diff(Option<Output>, Option<Output>),
+    Imported { vertex: Box<Vertex>, bytes: Vec<u8>, inputs: Vec<Output> },
 }
 
 impl GraphBuilder {
@@ -251,10 +253,14 @@ impl Node {
             }
             NodeKind::Merge(layers) => layers.clone(),
             NodeKind::Diff(lower, upper) => [*lower, *upper].into_iter().flatten().collect(),
+            NodeKind::Imported { inputs, .. } => inputs.clone(),
         }
     }
 
     fn vertex(&self, digests: &HashMap<usize, Digest>) -> (Vertex, Vec<u8>) {
+        if let NodeKind::Imported { vertex, bytes, .. } = &self.kind {
+            return (Vertex::clone(vertex), bytes.clone());
+        }
         let mut inputs = Inputs { edges: Vec::new(), digests };
         let mut caps = self.about.metadata.caps.clone();
         let mut add = |all: &[&str]| caps.extend(all.iter().map(|cap| (*cap).to_owned()));
@@ -283,6 +289,7 @@ impl Node {
                 let mut input = |of: Option<Output>| of.map(|of| inputs.push(of));
                 Op::Diff(DiffOp { lower: input(*lower), upper: input(*upper) })
             }
+            NodeKind::Imported { vertex, .. } => vertex.op.clone(),
         };
         let inputs = inputs.edges;
         let mut metadata = self.about.metadata.clone();

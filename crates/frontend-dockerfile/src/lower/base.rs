@@ -9,9 +9,8 @@ use stave_llb::{SourceOp, builder::About, builder::Output};
 use stave_oci::{ImageConfig, Platform};
 
 use super::{
-    Lowering, error,
-    stage::{DEFAULT_PATH, StageState, set_platform},
-    unsupported,
+    Lowering,
+    stage::{DEFAULT_PATH, StageState},
 };
 use crate::{
     diagnostic::Diagnostic,
@@ -30,11 +29,12 @@ impl Lowering<'_> {
                 let base = self.source_stage(*base, stage.span)?.clone();
                 StageState { index, sets_command: false, step: 0, ..base }
             }
-            Base::Scratch => empty(index, plan.request.platform()),
+            Base::Scratch => StageState::new(index, plan.request.platform()),
             Base::Image(_) => self.image(index, stage)?,
-            Base::Context(_) => return Err(unsupported(stage.span, "a named context that is no image")),
+            Base::Context(context) => self.named(index, context)?,
         };
-        if stage.implicit {
+        let is_context = matches!(&stage.base, Base::Context(context) if context.replaces_stage);
+        if stage.implicit || is_context {
             return Ok(state);
         }
         state.image.config.on_build.clear();
@@ -49,13 +49,13 @@ impl Lowering<'_> {
             Some((request, image))
         });
         let Some((request, ResolvedImage { digest, config })) = found else {
-            return Err(error(stage.span, format!("{}: image was not resolved", stage.written_base)));
+            return Err(self.unresolved(index));
         };
         let mut platform = request.platform;
         if stage.platform.is_none() && plan.request.target_platform.is_none() {
             platform = detect(config, platform, &plan.request.build_platform);
         }
-        let mut state = empty(index, &platform);
+        let mut state = StageState::new(index, &platform);
         state.image = ImageConfig { created: None, ..config.clone() };
         let pinned = request.reference.pinned(digest.clone()).canonical();
         let name = state.step_name(plan, &format!("FROM {pinned}"));
@@ -78,27 +78,6 @@ impl Lowering<'_> {
         let attrs = mode.map(|mode| ("image.resolvemode".to_owned(), mode.to_owned()));
         let op = SourceOp::new(format!("docker-image://{pinned}"), BTreeMap::from_iter(attrs));
         self.source(op, platform, about)
-    }
-}
-
-/// An image of nothing.
-fn empty(index: StageIndex, platform: &Platform) -> StageState {
-    let mut image = ImageConfig::default();
-    set_platform(&mut image, platform);
-    image.config.working_dir = "/".to_owned();
-    image.config.env = vec![format!("PATH={DEFAULT_PATH}")];
-    StageState {
-        index,
-        output: None,
-        env: Variables::default(),
-        dir: String::new(),
-        user: String::new(),
-        platform: platform.clone(),
-        image,
-        args: Vec::new(),
-        sets_command: false,
-        on_build: false,
-        step: 0,
     }
 }
 

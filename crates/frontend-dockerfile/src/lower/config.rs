@@ -191,7 +191,7 @@ impl Lowering<'_> {
             about.locations.push(self.location(planned.instruction.lines));
             let user = &state.image.config.user;
             let kind = FileActionKind::Mkdir(MkdirAction {
-                path: super::path::clean(&directory),
+                path: crate::path::clean(&directory),
                 mode: 0o755,
                 make_parents: true,
                 owner: (!user.is_empty()).then(|| chown(user)),

@@ -7,12 +7,13 @@ use stave_llb::{
     builder::{About, FileSpec, FileStep, MountSpec, Output},
 };
 
-use super::{Lowering, error, path, stage::StageState};
+use super::{Lowering, error, stage::StageState};
 use crate::{
     ast::{MountFlag, Run},
     diagnostic::Diagnostic,
     expand::Expander,
     mount::{self, Mount as Options, MountKind},
+    path,
     plan::{PlannedInstruction, StageIndex},
 };
 
@@ -75,9 +76,13 @@ impl Lowering<'_> {
             (MountKind::Tmpfs { .. }, _) => None,
             (_, Some(stage)) => self.source_stage(stage, span)?.output,
             (MountKind::Cache { .. }, None) => None,
-            (_, None) => Some(self.context.output),
+            (_, None) => self.context.output,
         };
         let from = path::join("/", options.source.as_deref().unwrap_or_default());
+        if let Some(stage) = source {
+            let root = self.source_stage(stage, span)?.root;
+            self.locals.uses(root, &from);
+        }
         if source.is_none() && !matches!(options.kind, MountKind::Cache { .. }) {
             self.context.uses(&from);
         }

@@ -9,12 +9,12 @@ use stave_llb::{
     builder::{About, ExecSpec, FileSpec, FileStep, MountSpec},
 };
 
-use super::{Lowering, config::run_message, error, history::commit, mounts::Mounts, path, stage::StageState};
+use super::{Lowering, config::run_message, error, history::commit, mounts::Mounts, stage::StageState};
 use crate::{
     ast::{CommandLine, Heredoc, Run, RunNetwork, RunSecurity},
     diagnostic::{Code, Diagnostic},
     expand::Expander,
-    heredoc,
+    heredoc, path,
     plan::PlannedInstruction,
     request::BuildNetwork,
     scope::Lookup,
@@ -39,6 +39,8 @@ impl Lowering<'_> {
         run: &Run,
     ) -> Result<(), Diagnostic> {
         let instruction = &planned.instruction;
+        // A step may look at any file.
+        self.locals.uses(state.root, "/");
         let Command { args, script, summary } = self.command(state, run);
         if args.is_empty() {
             return Err(error(instruction.span, "arguments are required"));

@@ -6,11 +6,12 @@
 use stave_llb::builder::Output;
 use stave_oci::{ImageConfig, Platform};
 
-use super::{error, path};
+use super::{error, named::LocalRoot};
 use crate::{
     ast::Word,
     diagnostic::Diagnostic,
     expand::Expander,
+    path,
     plan::{BuildPlan, StageIndex},
     scope::{Lookup, Variables},
 };
@@ -25,6 +26,8 @@ pub(super) struct StageState {
     pub(super) index: StageIndex,
     /// Its files; `None` if it has none.
     pub(super) output: Option<Output>,
+    /// The directory of the client that it starts from, if it does.
+    pub(super) root: Option<LocalRoot>,
     /// Its variables, `ARG` and `ENV` alike.
     pub(super) env: Variables,
     /// Its working directory; empty for `/`.
@@ -46,6 +49,24 @@ pub(super) struct StageState {
 }
 
 impl StageState {
+    /// A stage of nothing yet.
+    pub(super) fn new(index: StageIndex, platform: &Platform) -> Self {
+        Self {
+            index,
+            output: None,
+            root: None,
+            env: Variables::default(),
+            dir: String::new(),
+            user: String::new(),
+            platform: platform.clone(),
+            image: empty_config(platform),
+            args: Vec::new(),
+            sets_command: false,
+            on_build: false,
+            step: 0,
+        }
+    }
+
     /// The directory relative paths start from.
     pub(super) fn directory(&self) -> &str {
         if self.dir.is_empty() { "/" } else { &self.dir }
@@ -122,6 +143,18 @@ impl StageState {
         args.push(command.to_owned());
         args
     }
+}
+
+/// The config of an image of nothing.
+pub(super) fn empty_config(platform: &Platform) -> ImageConfig {
+    let mut image = ImageConfig::default();
+    set_platform(&mut image, platform);
+    image.config.working_dir = "/".to_owned();
+    // What Windows looks through is its own affair.
+    if platform.os != "windows" {
+        image.config.env = vec![format!("PATH={DEFAULT_PATH}")];
+    }
+    image
 }
 
 /// `->arm64` where the stage's variables say that it builds for another platform than it runs on.

@@ -11,19 +11,15 @@ use stave_llb::{
 };
 use stave_oci::{Digest, DigestError};
 
-use super::{
-    Lowering, chmod, error,
-    git::{self, GitRef},
-    history::commit,
-    path,
-    stage::StageState,
-    url::{file_name, is_url},
-};
+use super::{Lowering, chmod, error, history::commit, stage::StageState};
 use crate::{
     ast::{Add, Copy, Transfer, Word},
     diagnostic::Diagnostic,
     expand::Expander,
+    git::{self, GitRef},
+    path,
     plan::PlannedInstruction,
+    url::{file_name, is_url},
 };
 
 /// A transfer with its words expanded.
@@ -41,6 +37,7 @@ struct Expanded<'a> {
     /// Only of `ADD`.
     add: Option<&'a Add>,
     checksum: String,
+    keep_git_dir: Option<bool>,
     /// Where local sources are; `None` is an empty file system.
     from: Option<Output>,
     /// The name of the step.
@@ -61,7 +58,12 @@ impl Lowering<'_> {
         match (stage, &copy.from) {
             (Some(stage), from) => {
                 let span = from.as_ref().map_or(planned.instruction.span, |from| from.span);
-                expanded.from = self.source_stage(stage, span)?.output;
+                let source = self.source_stage(stage, span)?;
+                let root = source.root;
+                expanded.from = source.output;
+                for source in &expanded.sources {
+                    self.locals.uses(root, source);
+                }
             }
             (None, _) => {
                 for source in &expanded.sources {
@@ -81,6 +83,7 @@ impl Lowering<'_> {
         let mut expanded = self.expanded(state, planned, &add.transfer)?;
         expanded.keyword = "ADD";
         expanded.add = Some(add);
+        expanded.keep_git_dir = add.keep_git_dir;
         if let Some(checksum) = &add.checksum {
             expanded.checksum = state.expand(self.escape(), checksum)?;
         }
@@ -130,7 +133,8 @@ impl Lowering<'_> {
             parents: false,
             add: None,
             checksum: String::new(),
-            from: Some(self.context.output),
+            keep_git_dir: None,
+            from: self.context.output,
             name: String::new(),
             mode,
         })
@@ -143,9 +147,10 @@ impl Lowering<'_> {
         let shown = state.shown(Expander::new(self.escape()), &instruction.code, &state.env);
         of.name = state.step_name(plan, &shown);
         let mut steps = Vec::new();
-        for (at, source) in of.sources.iter().enumerate() {
+        for at in 0..of.sources.len() {
             let span = of.transfer.sources.get(at).map_or(instruction.span, |word| word.span);
-            let step = self.source_step(&of, source, state).map_err(|message| error(span, message))?;
+            let source = of.sources[at].clone();
+            let step = self.source_step(&mut of, &source, state).map_err(|message| error(span, message))?;
             steps.push(step);
         }
         for at in 0..of.contents.len() {
@@ -196,7 +201,7 @@ impl Lowering<'_> {
 
     fn source_step(
         &mut self,
-        of: &Expanded<'_>,
+        of: &mut Expanded<'_>,
         source: &str,
         state: &StageState,
     ) -> Result<FileStep, String> {
@@ -209,9 +214,18 @@ impl Lowering<'_> {
         }
     }
 
-    fn git_step(&mut self, of: &Expanded<'_>, git: &GitRef, state: &StageState) -> Result<FileStep, String> {
-        let keep = of.add.and_then(|add| add.keep_git_dir);
-        let op = git.source(keep, &of.checksum).map_err(|cause| cause.to_string())?;
+    fn git_step(
+        &mut self,
+        of: &mut Expanded<'_>,
+        git: &GitRef,
+        state: &StageState,
+    ) -> Result<FileStep, String> {
+        let op = git.source(of.keep_git_dir, &of.checksum).map_err(|cause| cause.to_string())?;
+        // What one address says counts for the sources behind it; so it does in the reference.
+        of.keep_git_dir = git.keeps_git_dir().or(of.keep_git_dir);
+        if !git.checksum().is_empty() {
+            of.checksum = git.checksum().to_owned();
+        }
         let source = self.source(op, &state.platform, About::named(&of.name));
         Ok(FileStep { kind: FileActionKind::Copy(whole(of, "/")), source: Some(source) })
     }
@@ -306,7 +320,7 @@ fn check_checksum(of: &Expanded<'_>) -> Result<(), Diagnostic> {
         return Ok(());
     }
     let complaint = match of.sources.as_slice() {
-        [source] if is_url(source) || matches!(git::parse(source), Ok(Some(_))) => return Ok(()),
+        [source] if is_url(source) || matches!(git::parse_context(source), Ok(Some(_))) => return Ok(()),
         [_] => "checksum requires HTTP(S) or Git sources",
         _ => "checksum can't be specified for multiple sources",
     };

@@ -5,20 +5,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use stave_oci::Reference;
+use stave_oci::{Platform, Reference};
 
 use crate::{
     ast::{Copy, Instruction, InstructionKind, Run},
     diagnostic::Diagnostic,
     expand::{ExpandError, Expander},
+    input::NamedContext,
     mount,
     quote::quote,
-    request::{NamedContext, PlanRequest},
+    request::PlanRequest,
     source::Span,
     suggest,
 };
 
-use super::{Base, BuildPlan, PlanError, PlannedInstruction, PlannedStage, StageIndex, error};
+use super::{Base, BuildPlan, ContextBase, PlanError, PlannedInstruction, PlannedStage, StageIndex, error};
 
 /// The base that is nothing.
 const SCRATCH: &str = "scratch";
@@ -29,7 +30,9 @@ const MAX_STAGES: usize = 10_000;
 pub(super) struct Links {
     stages: Vec<PlannedStage>,
     by_name: BTreeMap<String, StageIndex>,
-    contexts: BTreeMap<String, NamedContext>,
+    contexts: BTreeMap<String, (String, NamedContext)>,
+    /// The platform of what names none.
+    platform: Platform,
     expander: Expander,
     /// Image names that are none; they count only after all else is found sound.
     bad_references: Vec<Diagnostic>,
@@ -38,8 +41,19 @@ pub(super) struct Links {
 impl Links {
     pub(super) fn new(request: &PlanRequest, expander: Expander) -> Self {
         let contexts = request.named_contexts.iter();
-        let contexts = contexts.map(|(name, context)| (context_name(name), context.clone())).collect();
-        Self { stages: Vec::new(), by_name: BTreeMap::new(), contexts, expander, bad_references: Vec::new() }
+        let contexts = contexts.map(|(name, context)| {
+            let (plain, platform) = name.split_once("::").unwrap_or((name, ""));
+            let key = context_key(&context_name(plain), platform);
+            (key.clone(), (key, context.clone()))
+        });
+        Self {
+            stages: Vec::new(),
+            by_name: BTreeMap::new(),
+            contexts: contexts.collect(),
+            platform: request.platform().clone(),
+            expander,
+            bad_references: Vec::new(),
+        }
     }
 
     /// Takes up a plan's stages again, to link triggers.
@@ -63,29 +77,35 @@ impl Links {
         index
     }
 
-    /// The named context that stands for `name`.
-    pub(super) fn context(&self, name: &str) -> Option<Base> {
+    /// The named context that stands for the whole stage `name`.
+    pub(super) fn replacement(&self, name: &str, platform: Option<&Platform>) -> Option<Base> {
         if [SCRATCH, "context"].iter().any(|reserved| name.eq_ignore_ascii_case(reserved)) {
             return None;
         }
-        self.contexts.get(&context_name(name)).map(|context| match context {
-            NamedContext::Image(reference) => Base::Image(reference.clone()),
-            other => Base::Context(other.clone()),
-        })
+        self.context(name, platform, true)
+    }
+
+    /// The named context that stands for `name`; one for this very platform comes first.
+    fn context(&self, name: &str, platform: Option<&Platform>, replaces_stage: bool) -> Option<Base> {
+        let name = context_name(name);
+        let platform = platform.unwrap_or(&self.platform).to_string();
+        let (shown, source) =
+            self.contexts.get(&context_key(&name, &platform)).or_else(|| self.contexts.get(&name))?.clone();
+        Some(Base::Context(ContextBase { name, shown, source, replaces_stage }))
     }
 
     /// What `name` behind `FROM` stands for: an earlier stage, nothing, or an image.
-    pub(super) fn base(&mut self, name: &str, span: Span) -> Base {
+    pub(super) fn base(&mut self, name: &str, platform: Option<&Platform>, span: Span) -> Base {
         match self.by_name.get(name) {
             Some(&stage) => Base::Stage(stage),
             None if name == SCRATCH => Base::Scratch,
-            None => self.image(name, span),
+            None => self.image(name, platform, span),
         }
     }
 
-    fn image(&mut self, name: &str, span: Span) -> Base {
+    fn image(&mut self, name: &str, platform: Option<&Platform>, span: Span) -> Base {
         match name.parse::<Reference>() {
-            Ok(reference) => self.context(name).unwrap_or(Base::Image(reference)),
+            Ok(reference) => self.context(name, platform, false).unwrap_or(Base::Image(reference)),
             Err(failure) => {
                 let message = format!("failed to parse stage name {}: {failure}", quote(name));
                 let known = self.by_name.keys().map(String::as_str);
@@ -224,7 +244,7 @@ impl Links {
         if self.stages.len() >= MAX_STAGES {
             return Err(error(span, format!("more than {MAX_STAGES} stages and images")));
         }
-        let base = if name == SCRATCH { Base::Scratch } else { self.image(name, span) };
+        let base = if name == SCRATCH { Base::Scratch } else { self.image(name, None, span) };
         let stage = PlannedStage {
             display_name: String::new(),
             implicit: true,
@@ -337,6 +357,11 @@ fn late_source(planned: &PlannedInstruction, at: usize, stage: &str) -> Diagnost
         }
         _ => error(instruction.span, "a stage is used before it is defined"),
     }
+}
+
+/// A name and a platform as one text, as clients write it.
+fn context_key(name: &str, platform: &str) -> String {
+    if platform.is_empty() { name.to_owned() } else { format!("{name}::{platform}") }
 }
 
 /// A context's name as images are called for short, without `:latest`.

@@ -52,9 +52,9 @@ impl StageReader<'_> {
         }
         let platform = stage.from.platform.as_ref().map(|word| self.platform(word, stage)).transpose()?;
         let name = stage.from.name.as_ref().map(|name| name.name.as_str());
-        let context = name.and_then(|name| links.context(name));
+        let context = name.and_then(|name| links.replacement(name, platform.as_ref()));
         let replaced = context.is_some();
-        let source = context.unwrap_or_else(|| links.base(&base, written.span));
+        let source = context.unwrap_or_else(|| links.base(&base, platform.as_ref(), written.span));
         let steps = usize::from(source.is_pulled()) + steps(&stage.instructions);
         Ok(PlannedStage {
             display_name: name.map_or_else(|| format!("stage-{index}"), str::to_owned),

@@ -41,7 +41,7 @@ fn shape(plan: &BuildPlan) -> String {
             Base::Scratch => "scratch".to_owned(),
             Base::Stage(index) => format!("#{}", index.0),
             Base::Image(reference) => reference.familiar(),
-            Base::Context(context) => format!("{context:?}"),
+            Base::Context(context) => format!("[{}]", context.shown),
         };
         let name = if stage.implicit { "+" } else { stage.display_name.as_str() };
         let text = format!("{name}={base}");
@@ -226,13 +226,14 @@ fn unsound_triggers_are_errors_at_their_from() {
 #[test]
 fn named_contexts_stand_for_stages_and_images() {
     let request = with(|request| {
-        request.named_contexts.insert("one".into(), NamedContext::Local("dir".into()));
-        request
-            .named_contexts
-            .insert("docker.io/library/b".into(), NamedContext::Image("c:1".parse().expect("a name")));
+        request.named_contexts.insert("one".into(), NamedContext::parse("one", "local:dir").expect("is one"));
+        request.named_contexts.insert(
+            "docker.io/library/b".into(),
+            NamedContext::parse("b", "docker-image://c:1").expect("is one"),
+        );
     });
     let plan = planned("FROM a AS one\nRUN x\nFROM b:latest\nCOPY --from=one x y", &request);
-    assert_eq!(shape(&plan), "one=Local(\"dir\") stage-1=c:1");
+    assert_eq!(shape(&plan), "one=[one] stage-1=[b]");
     assert!(plan.stages[0].instructions.is_empty());
 }
 

@@ -6,11 +6,12 @@
 use crate::{
     ast::{Instruction, InstructionKind},
     diagnostic::Diagnostic,
+    input::NamedContext,
     parse,
     request::ResolvedSources,
 };
 
-use super::{Base, BuildPlan, PlanError, StageIndex, links::Links};
+use super::{Base, BuildPlan, ContextBase, PlanError, StageIndex, links::Links};
 
 /// Triggers one base may bring along.
 const MAX_TRIGGERS: usize = 1000;
@@ -50,7 +51,7 @@ impl BuildPlan {
     /// The triggers of a stage's base; `None` while its image is not resolved.
     fn expressions(&self, stage: StageIndex, resolved: &ResolvedSources) -> Option<Vec<String>> {
         match &self.stages[stage.0].base {
-            Base::Scratch | Base::Context(_) => Some(Vec::new()),
+            Base::Scratch => Some(Vec::new()),
             Base::Stage(base) => {
                 let instructions = self.stages[base.0].instructions.iter();
                 let expression = |kind: &InstructionKind| match kind {
@@ -59,9 +60,12 @@ impl BuildPlan {
                 };
                 Some(instructions.filter_map(|planned| expression(&planned.instruction.kind)).collect())
             }
-            Base::Image(_) => {
-                let image = resolved.get(&self.request_of(stage)?)?;
-                Some(image.config.config.on_build.clone())
+            Base::Context(ContextBase { source: NamedContext::Graph { config, .. }, .. }) => {
+                Some(config.iter().flat_map(|config| config.config.on_build.clone()).collect())
+            }
+            Base::Image(_) | Base::Context(_) => {
+                let Some(request) = self.request_of(stage) else { return Some(Vec::new()) };
+                Some(resolved.get(&request)?.config.config.on_build.clone())
             }
         }
     }

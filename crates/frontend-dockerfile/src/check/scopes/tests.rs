@@ -30,7 +30,7 @@ fn check_with(text: &str, change: impl FnOnce(&mut PlanRequest), expected: &[&st
         ("foreign", image(&[], None, "arm64")),
     ] {
         let reference = name.parse().expect("a name");
-        resolved.insert(SourceRequest { reference, platform: platform.clone() }, image);
+        resolved.insert(SourceRequest::plain(reference, platform.clone()), image);
     }
     let found: Vec<_> = of_plan(&plan, &resolved)
         .iter()

@@ -2,15 +2,15 @@
 //!
 //! Owns which sources of `ADD` are downloads and what their files are called. Must not fetch anything.
 
-use super::path;
+use crate::path;
 
 /// Whether a source is an address. Repositories are to be told apart first.
-pub(super) fn is_url(source: &str) -> bool {
+pub(crate) fn is_url(source: &str) -> bool {
     source.starts_with("http://") || source.starts_with("https://")
 }
 
 /// The name a download gets: the last part of the address's path.
-pub(super) fn file_name(url: &str) -> String {
+pub(crate) fn file_name(url: &str) -> String {
     const UNNAMED: &str = "__unnamed__";
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let rest = rest.split(['?', '#']).next().unwrap_or_default();
@@ -22,7 +22,7 @@ pub(super) fn file_name(url: &str) -> String {
 }
 
 /// `%41` and the like as the bytes they stand for; `None` where that is not sound.
-pub(super) fn decoded(text: &str) -> Option<String> {
+pub(crate) fn decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {

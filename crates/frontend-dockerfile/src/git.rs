@@ -6,12 +6,14 @@ use std::collections::BTreeMap;
 
 use stave_llb::SourceOp;
 
-use super::path;
-use crate::quote::quote;
+use crate::{path, quote::quote, url::decoded};
+
+/// Where repositories need no scheme to be known as such.
+const HOSTED: &str = "github.com/";
 
 /// A repository as `ADD` names it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct GitRef {
+pub(crate) struct GitRef {
     /// The address without query and fragment.
     remote: String,
     host: String,
@@ -23,11 +25,13 @@ pub(super) struct GitRef {
     keep_git_dir: Option<bool>,
     without_submodules: bool,
     fetch_by_commit: bool,
+    /// Which times files get, if that is said. `ADD` does not look at it, in the reference, too.
+    times: String,
 }
 
 /// Why a repository's address is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum GitError {
+pub(crate) enum GitError {
     #[error("query {} has no value", quote(.0))]
     NoValue(String),
     #[error("query {} has multiple values", quote(.0))]
@@ -48,33 +52,67 @@ pub(super) enum GitError {
     Checksum(String, String),
 }
 
-/// Reads a repository's address; `None` for what is a path or a download.
-pub(super) fn parse(text: &str) -> Result<Option<GitRef>, GitError> {
-    let (address, fragment) = text.split_once('#').unwrap_or((text, ""));
-    let (address, query) = address.split_once('?').unwrap_or((address, ""));
-    let parsed = match address.split_once("://") {
-        Some((scheme, rest)) => with_scheme(&scheme.to_ascii_lowercase(), rest),
-        None => scp_style(address),
-    };
-    let Some((host, repository, ssh)) = parsed else { return Ok(None) };
-    let (revision, subdir) = fragment.split_once(':').unwrap_or((fragment, ""));
-    let mut git = GitRef {
-        remote: address.to_owned(),
-        host,
-        path: repository,
-        revision: revision.to_owned(),
-        subdir: relative(subdir),
-        ssh,
-        ..GitRef::default()
-    };
+/// Reads a repository's address as `ADD` takes it; `None` for what is a path or a download.
+pub(crate) fn parse(text: &str) -> Result<Option<GitRef>, GitError> {
+    let Some((address, rest)) = address(text) else { return Ok(None) };
+    let (query, fragment) = rest;
+    let (revision, subdir) = fragment.split_once(':').unwrap_or((&fragment, ""));
+    let mut git = GitRef { revision: revision.to_owned(), subdir: relative(subdir), ..address };
     git.query(query)?;
     Ok(Some(git))
+}
+
+/// As [`parse`], but a name below `github.com/` is a repository, too: so build contexts have it.
+pub(crate) fn parse_context(text: &str) -> Result<Option<GitRef>, GitError> {
+    match text.starts_with(HOSTED) {
+        true => parse(&format!("https://{text}")).map(|git| git.or_else(|| hosted(text))),
+        false => parse(text),
+    }
+}
+
+/// A repository without `.git` at its end.
+fn hosted(text: &str) -> Option<GitRef> {
+    let (address, fragment) = text.split_once('#').unwrap_or((text, ""));
+    let (address, query) = address.split_once('?').unwrap_or((address, ""));
+    let (host, path) = address.split_once('/')?;
+    let fragment = decoded(fragment)?;
+    let (revision, subdir) = fragment.split_once(':').unwrap_or((&fragment, ""));
+    let mut git = GitRef {
+        remote: format!("https://{address}"),
+        host: host.to_owned(),
+        path: format!("/{}", decoded(path)?),
+        revision: revision.to_owned(),
+        subdir: relative(subdir),
+        ..GitRef::default()
+    };
+    git.query(query).ok()?;
+    Some(git)
+}
+
+/// The address proper, then query and fragment.
+fn address(text: &str) -> Option<(GitRef, (&str, String))> {
+    if text.starts_with("./") || text.starts_with("../") {
+        return None;
+    }
+    let (address, fragment) = text.split_once('#').unwrap_or((text, ""));
+    let (address, query) = address.split_once('?').unwrap_or((address, ""));
+    // Only addresses proper have a text to decode.
+    if let Some((scheme, rest)) = address.split_once("://").filter(|(scheme, _)| is_word(scheme, "")) {
+        let scheme = scheme.to_ascii_lowercase();
+        let (host, path, ssh) = with_scheme(&scheme, rest)?;
+        let remote = format!("{scheme}://{rest}");
+        return Some((GitRef { remote, host, path, ssh, ..GitRef::default() }, (query, decoded(fragment)?)));
+    }
+    let (host, path, ssh) = scp_style(address)?;
+    let git = GitRef { remote: address.to_owned(), host, path, ssh, ..GitRef::default() };
+    Some((git, (query, fragment.to_owned())))
 }
 
 /// Host, path and whether it is reached over ssh.
 fn with_scheme(scheme: &str, rest: &str) -> Option<(String, String, bool)> {
     let (authority, repository) = rest.split_once('/').unwrap_or((rest, ""));
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let repository = decoded(repository)?;
     let is_repository = match scheme {
         "git" | "ssh" => true,
         // Anything else behind these is a download.
@@ -84,14 +122,15 @@ fn with_scheme(scheme: &str, rest: &str) -> Option<(String, String, bool)> {
     is_repository.then(|| (host.to_owned(), format!("/{repository}"), scheme == "ssh"))
 }
 
+fn is_word(text: &str, more: &str) -> bool {
+    !text.is_empty() && text.chars().all(|letter| letter.is_ascii_alphanumeric() || more.contains(letter))
+}
+
 /// `user@host:path`
 fn scp_style(text: &str) -> Option<(String, String, bool)> {
     let (user, rest) = text.split_once('@')?;
     let (host, repository) = rest.split_once(':')?;
-    let word = |text: &str, more: &str| {
-        !text.is_empty() && text.chars().all(|letter| letter.is_ascii_alphanumeric() || more.contains(letter))
-    };
-    (word(user, "-_") && word(host, "-.")).then(|| (host.to_owned(), repository.to_owned(), true))
+    (is_word(user, "-_") && is_word(host, "-.")).then(|| (host.to_owned(), repository.to_owned(), true))
 }
 
 /// A directory in a repository, without a leading slash.
@@ -104,8 +143,7 @@ fn pairs(query: &str) -> Result<BTreeMap<String, String>, GitError> {
     let mut pairs = BTreeMap::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let plain =
-            |text: &str| super::url::decoded(&text.replace('+', " ")).unwrap_or_else(|| text.to_owned());
+        let plain = |text: &str| decoded(&text.replace('+', " ")).unwrap_or_else(|| text.to_owned());
         if pairs.insert(plain(name), plain(value)).is_some() {
             return Err(GitError::ManyValues(plain(name)));
         }
@@ -113,7 +151,7 @@ fn pairs(query: &str) -> Result<BTreeMap<String, String>, GitError> {
     Ok(pairs)
 }
 
-fn switch(name: &'static str, value: &str) -> Result<bool, GitError> {
+pub(crate) fn switch(name: &'static str, value: &str) -> Result<bool, GitError> {
     match value {
         "" | "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
@@ -138,13 +176,12 @@ impl GitRef {
                     let one = self.subdir.clone();
                     return Err(GitError::Conflict { what: "subdir", one, other: value });
                 }
-                "subdir" => self.subdir = relative(&value),
+                "subdir" => self.subdir = value,
                 "checksum" | "commit" => self.checksum = value,
                 "keep-git-dir" => self.keep_git_dir = Some(switch("keep-git-dir", &value)?),
                 "submodules" => self.without_submodules = !switch("submodules", &value)?,
                 "fetch-by-commit" => self.fetch_by_commit = switch("fetch-by-commit", &value)?,
-                // `ADD` takes the checkout's times whatever it says, in the reference, too.
-                "mtime" if matches!(value.as_str(), "checkout" | "commit") => {}
+                "mtime" if matches!(value.as_str(), "checkout" | "commit") => self.times = value,
                 "mtime" => return Err(GitError::Time(value)),
                 _ => return Err(GitError::Unknown(name)),
             }
@@ -164,7 +201,7 @@ impl GitRef {
     }
 
     /// The source operation, with what `ADD`'s own flags say.
-    pub(super) fn source(&self, keep_git_dir: Option<bool>, checksum: &str) -> Result<SourceOp, GitError> {
+    pub(crate) fn source(&self, keep_git_dir: Option<bool>, checksum: &str) -> Result<SourceOp, GitError> {
         if matches!((keep_git_dir, self.keep_git_dir), (Some(flag), Some(query)) if flag != query) {
             return Err(GitError::KeepGitDir);
         }
@@ -172,6 +209,31 @@ impl GitRef {
             return Err(GitError::Checksum(checksum.to_owned(), self.checksum.clone()));
         }
         let checksum = if checksum.is_empty() { &self.checksum } else { checksum };
+        let keep = keep_git_dir.or(self.keep_git_dir) == Some(true);
+        Ok(self.op(keep, checksum, ""))
+    }
+
+    /// The source operation of a build context or a named one.
+    pub(crate) fn context_source(&self, keep_git_dir: bool, commit_times: bool) -> SourceOp {
+        let keep = keep_git_dir || self.keep_git_dir == Some(true);
+        let times = match (self.times.as_str(), commit_times) {
+            ("", true) => "commit",
+            (times, _) => times,
+        };
+        self.op(keep, &self.checksum, times)
+    }
+
+    /// What it says about keeping `.git`.
+    pub(crate) fn keeps_git_dir(&self) -> Option<bool> {
+        self.keep_git_dir
+    }
+
+    /// The commit it says it is; empty if it says none.
+    pub(crate) fn checksum(&self) -> &str {
+        &self.checksum
+    }
+
+    fn op(&self, keep: bool, checksum: &str, times: &str) -> SourceOp {
         let mut identifier = format!("git://{}{}", self.host, path::join("/", &self.path));
         if !self.revision.is_empty() || !self.subdir.is_empty() {
             identifier = format!("{identifier}#{}", self.revision);
@@ -179,7 +241,6 @@ impl GitRef {
         if !self.subdir.is_empty() {
             identifier = format!("{identifier}:{}", self.subdir);
         }
-        let keep = keep_git_dir.or(self.keep_git_dir) == Some(true);
         let attrs = [
             (true, "git.fullurl", self.remote.as_str()),
             (true, "git.authtokensecret", "GIT_AUTH_TOKEN"),
@@ -188,11 +249,12 @@ impl GitRef {
             (self.ssh, "git.mountsshsock", "default"),
             (!checksum.is_empty(), "git.checksum", checksum),
             (self.without_submodules, "git.skipsubmodules", "true"),
+            (!times.is_empty(), "git.mtime", times),
             (self.fetch_by_commit, "git.fetchbycommit", "true"),
         ];
         let attrs = attrs.into_iter().filter(|(given, ..)| *given);
         let attrs = attrs.map(|(_, name, value)| (name.to_owned(), value.to_owned())).collect();
-        Ok(SourceOp::new(identifier, attrs))
+        SourceOp::new(identifier, attrs)
     }
 }
 

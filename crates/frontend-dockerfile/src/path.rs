@@ -4,7 +4,7 @@
 //! [`clean`].
 
 /// The shortest equal path: no `.`, no `..` that can be resolved, no doubled slashes; `.` for nothing.
-pub(super) fn clean(path: &str) -> String {
+pub(crate) fn clean(path: &str) -> String {
     let rooted = path.starts_with('/');
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
@@ -28,7 +28,7 @@ pub(super) fn clean(path: &str) -> String {
 }
 
 /// `path` below `parent`, cleaned.
-pub(super) fn join(parent: &str, path: &str) -> String {
+pub(crate) fn join(parent: &str, path: &str) -> String {
     match (parent.is_empty(), path.is_empty()) {
         (true, true) => String::new(),
         (true, false) => clean(path),
@@ -38,7 +38,7 @@ pub(super) fn join(parent: &str, path: &str) -> String {
 }
 
 /// The last part of a path: `.` for nothing, `/` for slashes only.
-pub(super) fn base(path: &str) -> &str {
+pub(crate) fn base(path: &str) -> &str {
     if path.is_empty() {
         return ".";
     }
@@ -47,7 +47,7 @@ pub(super) fn base(path: &str) -> &str {
 }
 
 /// `path` seen from directory `parent`, absolute. An absolute path is not cleaned.
-pub(super) fn absolute(parent: &str, path: &str) -> String {
+pub(crate) fn absolute(parent: &str, path: &str) -> String {
     let parent = match parent {
         "" => "/".to_owned(),
         relative if !relative.starts_with('/') => join("/", relative),
@@ -61,7 +61,7 @@ pub(super) fn absolute(parent: &str, path: &str) -> String {
 }
 
 /// As [`absolute`], then cleaned, but a final `/` or `/.` stays: it says that a directory is meant.
-pub(super) fn destination(parent: &str, path: &str) -> String {
+pub(crate) fn destination(parent: &str, path: &str) -> String {
     let path = if matches!(path, "" | ".") { "./" } else { path };
     let mut result = clean(&absolute(parent, path));
     if path.ends_with('/') && !result.ends_with('/') {
