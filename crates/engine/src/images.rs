@@ -128,18 +128,22 @@ impl Engine {
         cancel: &CancellationToken,
     ) -> Result<Exported, ImageError> {
         let lease = self.store.lease()?;
-        let local = self.store.image_by_name(name)?;
+        let local = self.store.images_by_name(name)?;
         let local = local.ok_or_else(|| ImageError::NotFound(name.familiar()))?;
-        let mut image = Image::stored(&local);
-        self.mark_origins(name, &mut image.layers)?;
+        let mut images = Vec::new();
+        for local in local.all() {
+            let mut image = Image::stored(local).attested(self.store.attestations(&local.id)?);
+            self.mark_origins(name, &mut image.layers)?;
+            images.push(image);
+        }
         let push = Some(PushOptions::default());
-        let target = ImageTarget { names: vec![name.clone()], store: false, push, format };
+        let target = ImageTarget { names: vec![name.clone()], push, format, ..ImageTarget::default() };
         let steps = Steps::new(observer);
         let step = steps.start(format!("pushing {name}"));
         let exporter = self.exporter().with_events(steps.export_events(&step));
         let target = ExportTarget::Image(target);
         let exported = tokio::select! {
-            exported = exporter.export(&image, &target) => step.end(exported)?,
+            exported = exporter.export(&images, &target) => step.end(exported)?,
             () = cancel.cancelled() => return Err(ImageError::Cancelled),
         };
         drop(lease);
@@ -183,7 +187,21 @@ impl Engine {
             let name = text.parse::<Reference>().ok().filter(|name| {
                 self.store.image_by_name(name).is_ok_and(|found| found.as_ref().map(|image| &image.id) == id)
             });
-            images.push(SavedImage { image: Image::stored(&local), names: name.into_iter().collect() });
+                        let all = match name.as_ref().filter(|_| layout == ArchiveLayout::Oci) {
+                Some(name) => self.store.images_by_name(name)?.map(|named| named.all().cloned().collect()),
+                // docker's own layout holds one platform: the one the name alone means.
+                None => None,
+            };
+            let all: Vec<LocalImage> = all.unwrap_or_else(|| vec![local.clone()]);
+            let mut platforms = Vec::new();
+            for local in &all {
+                let attestations = match layout {
+                    ArchiveLayout::Oci => self.store.attestations(&local.id)?,
+                    ArchiveLayout::Docker => Vec::new(),
+                };
+                platforms.push(Image::stored(local).attested(attestations));
+            }
+            images.push(SavedImage { images: platforms, names: name.into_iter().collect() });
         }
         let size = self.exporter().save(&images, layout, dest).await?;
         drop(lease);

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use stave_oci::{
     Descriptor, Digest, History, ImageConfig, Index, Manifest, Platform, Reference, layer_media_type,
@@ -69,11 +70,26 @@ pub(crate) fn seal_config(mut config: ImageConfig, diff_ids: Vec<Digest>) -> Ima
     config
 }
 
+/// `config` with nothing in it later than `epoch` (seconds) and created then, as BuildKit's exporter does
+/// with `source-date-epoch`.
+pub(crate) fn dated(mut config: ImageConfig, epoch: Option<i64>) -> ImageConfig {
+    let Some(epoch) = epoch.and_then(|seconds| Timestamp::from_second(seconds).ok()) else { return config };
+    let text = epoch.to_string();
+    for line in &mut config.history {
+        let time = line.created.as_deref().and_then(|text| text.parse::<Timestamp>().ok());
+        if time.is_none_or(|time| time > epoch) {
+            line.created = Some(text.clone());
+        }
+    }
+    config.created = Some(text);
+    config
+}
+
 /// Assembles an image's documents from its config's bytes and its layers' descriptors.
 pub(crate) fn assemble(
     config: Vec<u8>,
     layers: &[Descriptor],
-    family: MediaTypes,
+    (family, nondistributable): (MediaTypes, bool),
     annotations: &BTreeMap<String, String>,
 ) -> Documents {
     let (config_type, manifest_type) = match family {
@@ -86,44 +102,84 @@ pub(crate) fn assemble(
         media_type: Some(manifest_type.to_owned()),
         artifact_type: None,
         config: config.descriptor.clone(),
-        layers: layers.iter().map(|layer| in_family(layer, family)).collect(),
+        layers: layers.iter().map(|layer| in_family(layer, family, nondistributable)).collect(),
         subject: None,
         annotations: annotations.clone(),
     };
     Documents { config, manifest: Document::new(manifest_type, json(&manifest)) }
 }
 
-/// `layer` with the media type of its compression in `family`; foreign layers keep theirs.
-fn in_family(layer: &Descriptor, family: MediaTypes) -> Descriptor {
+/// `layer` with the media type of its compression in `family`. A foreign layer, whose blob goes along
+/// like any other, becomes an ordinary one unless told to keep its type.
+fn in_family(layer: &Descriptor, family: MediaTypes, nondistributable: bool) -> Descriptor {
     let mut layer = layer.clone();
     if let Some(found) = layer_media_type(&layer.media_type)
-        && !found.foreign
+        && !(found.foreign && nondistributable)
     {
         layer.media_type = match family {
             MediaTypes::Oci => found.compression.oci_media_type(),
             MediaTypes::Docker => found.compression.docker_media_type(),
         }
         .to_owned();
+        layer.urls.clear();
     }
     layer
 }
 
-/// One image in an index.
+/// One platform of an image, for its index.
 #[derive(Debug, Clone)]
-pub(crate) struct IndexEntry<'a> {
+pub(crate) struct PlatformEntry {
     pub(crate) manifest: Descriptor,
     pub(crate) platform: Platform,
+    /// The manifest of what is attested of it.
+    pub(crate) attestation: Option<Descriptor>,
+}
+
+/// The index of an image: its platforms, then what is attested of them, as BuildKit orders them.
+pub(crate) fn platform_index(
+    entries: Vec<PlatformEntry>,
+    annotations: &Annotations,
+    family: MediaTypes,
+) -> Document {
+    let media_type = match family {
+        MediaTypes::Oci => media_type::OCI_INDEX,
+        MediaTypes::Docker => media_type::DOCKER_INDEX,
+    };
+    let mut manifests = Vec::new();
+    let mut attestations = Vec::new();
+    for entry in entries {
+        let mut manifest = entry.manifest;
+        manifest.annotations.extend(annotations.of_descriptor(&entry.platform));
+        manifest.platform = Some(entry.platform);
+        manifests.push(manifest);
+        attestations.extend(entry.attestation);
+    }
+    manifests.append(&mut attestations);
+    let index = Index {
+        schema_version: 2,
+        media_type: Some(media_type.to_owned()),
+        artifact_type: None,
+        manifests,
+        subject: None,
+        annotations: annotations.index.clone(),
+    };
+    Document::new(media_type, json(&index))
+}
+
+/// One image in the index of a layout.
+#[derive(Debug, Clone)]
+pub(crate) struct IndexEntry<'a> {
+    /// Its manifest, or its own index.
+    pub(crate) top: Descriptor,
     pub(crate) created: Option<&'a str>,
     pub(crate) names: &'a [Reference],
 }
 
 /// An `index.json`: each image once per name (once without one when it has no name).
-pub(crate) fn index(entries: &[IndexEntry<'_>], annotations: &Annotations) -> Index {
+pub(crate) fn index(entries: &[IndexEntry<'_>], annotations: &BTreeMap<String, String>) -> Index {
     let mut manifests = Vec::new();
     for entry in entries {
-        let mut base = entry.manifest.clone();
-        base.platform = Some(entry.platform.clone());
-        base.annotations.extend(annotations.manifest_descriptor.clone());
+        let mut base = entry.top.clone();
         if let Some(created) = entry.created {
             base.annotations.insert(CREATED.to_owned(), created.to_owned());
         }
@@ -145,7 +201,7 @@ pub(crate) fn index(entries: &[IndexEntry<'_>], annotations: &Annotations) -> In
         artifact_type: None,
         manifests,
         subject: None,
-        annotations: annotations.index.clone(),
+        annotations: annotations.clone(),
     }
 }
 
@@ -218,7 +274,7 @@ mod tests {
             types
         };
         assert_eq!(
-            types(MediaTypes::Oci),
+            types((MediaTypes::Oci, true)),
             [
                 media_type::OCI_MANIFEST,
                 media_type::OCI_CONFIG,
@@ -227,12 +283,12 @@ mod tests {
             ]
         );
         assert_eq!(
-            types(MediaTypes::Docker),
+            types((MediaTypes::Docker, false)),
             [
                 media_type::DOCKER_MANIFEST,
                 media_type::DOCKER_CONFIG,
                 media_type::DOCKER_LAYER_GZIP,
-                media_type::DOCKER_FOREIGN_LAYER
+                media_type::DOCKER_LAYER_GZIP
             ]
         );
     }
@@ -240,7 +296,7 @@ mod tests {
     #[test]
     fn a_manifest_is_the_bytes_of_the_specification() {
         let annotations = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
-        let documents = assemble(b"{}".to_vec(), &[], MediaTypes::Oci, &annotations);
+        let documents = assemble(b"{}".to_vec(), &[], (MediaTypes::Oci, false), &annotations);
         insta::assert_snapshot!(String::from_utf8_lossy(&documents.manifest.bytes), @r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2},"layers":[],"annotations":{"a":"b"}}"#);
     }
 
@@ -249,13 +305,12 @@ mod tests {
         let names: Vec<Reference> =
             ["app:1.0", "localhost:5000/b"].iter().map(|n| n.parse().expect("valid")).collect();
         let entry = IndexEntry {
-            manifest: Descriptor::of(media_type::OCI_MANIFEST, b"m"),
-            platform: Platform::new("linux", "amd64", None),
+            top: Descriptor::of(media_type::OCI_MANIFEST, b"m"),
             created: Some("2026-01-02T03:04:05Z"),
             names: &names,
         };
         let unnamed = IndexEntry { names: &[], created: None, ..entry.clone() };
-        let found = index(&[entry, unnamed], &Annotations::default());
+        let found = index(&[entry, unnamed], &BTreeMap::new());
         let annotations: Vec<_> = found
             .manifests
             .iter()
@@ -274,7 +329,6 @@ mod tests {
                 (None, None)
             ]
         );
-        assert!(found.manifests.iter().all(|m| m.platform.is_some()));
     }
 
     #[test]

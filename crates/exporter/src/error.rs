@@ -61,6 +61,39 @@ pub enum ExportErrorKind {
     /// `push` without a name.
     #[error("an image needs a name to be pushed")]
     PushWithoutName,
+    /// docker's archives hold one image a name.
+    #[error("docker exporter does not currently support exporting manifest lists")]
+    ManifestList,
+    /// docker's archives hold images only.
+    #[error("docker exporter does not support attestations: use `type=oci`, or push the image")]
+    DockerAttestations,
+    /// Annotations for a document that is not written.
+    #[error("index annotations not supported for single platform export")]
+    IndexAnnotations,
+    /// Annotations for a platform that is not built.
+    #[error("invalid annotation: no platform {0} found in source")]
+    AnnotationPlatform(String),
+    /// Attestations in documents of docker's types.
+    #[error("cannot export attestations with \"oci-mediatypes=false\"")]
+    AttestationMediaTypes,
+    /// A predicate that is not JSON.
+    #[error("malformed predicate of type `{predicate_type}`")]
+    Predicate {
+        /// Its type.
+        predicate_type: String,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Two platforms write the same file of one directory.
+    #[error("cannot overwrite `{0}` of another platform: leave `platform-split` on")]
+    PlatformConflict(PathBuf),
+    /// Nothing to export.
+    #[error("there is no image to export")]
+    NoImage,
+    /// The registry's table cannot be changed.
+    #[error(transparent)]
+    Config(#[from] stave_registry::ConfigError),
     /// A worker thread panicked.
     #[error("an export thread died")]
     ThreadDied,

@@ -34,6 +34,10 @@ pub enum ExportStep {
     Manifest(Digest),
     /// The config was written.
     Config(Digest),
+    /// What is attested was written.
+    Attestation(Digest),
+    /// The index over several manifests was written.
+    Index(Digest),
     /// A name was given in the local store.
     Naming(String),
     /// Blobs go to a registry.
@@ -58,6 +62,8 @@ impl fmt::Display for ExportStep {
             Self::Layers => f.write_str("exporting layers"),
             Self::Manifest(digest) => write!(f, "exporting manifest {digest}"),
             Self::Config(digest) => write!(f, "exporting config {digest}"),
+            Self::Attestation(digest) => write!(f, "exporting attestation manifest {digest}"),
+            Self::Index(digest) => write!(f, "exporting manifest list {digest}"),
             Self::Naming(name) => write!(f, "naming to {name}"),
             Self::PushingLayers => f.write_str("pushing layers"),
             Self::PushingBlob(digest) => write!(f, "pushing {digest}"),

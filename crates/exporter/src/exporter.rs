@@ -3,25 +3,29 @@
 //! Owns which steps each target takes and what they share: the store, the registry client, events,
 //! standard output and cancellation. Must not know the solver or the worker.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use stave_oci::{Platform, Reference};
+use stave_oci::{Digest, Platform, Reference};
 use stave_registry::Client;
-use stave_store::{LocalImage, Store};
+use stave_store::Store;
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::{self, LoadSource, LoadedImage};
 use crate::error::{ExportError, ExportErrorKind, LoadError, LoadErrorKind};
 use crate::event::{ExportEvents, ExportStep};
+use crate::files;
 use crate::image::{Exported, Image};
 use crate::output;
-use crate::prepare::{self, LayerFormat, PreparedImage};
+use crate::prepare::{self, LayerFormat, PreparedSet, Sealed};
 use crate::push;
 use crate::sink;
-use crate::spec::{ArchiveDestination, ArchiveTarget, Destination, ExportTarget, ImageTarget};
+use crate::spec::{
+    ArchiveDestination, ArchiveTarget, Destination, ExportTarget, FilesOptions, ImageFormat, ImageTarget,
+};
 
 /// A stream for results that go to standard output.
 pub(crate) type OutputStream = Arc<Mutex<Box<dyn Write + Send>>>;
@@ -58,8 +62,8 @@ pub enum ArchiveLayout {
 /// An image to save, with the names it is saved under.
 #[derive(Debug, Clone)]
 pub struct SavedImage {
-    /// The image.
-    pub image: Image,
+    /// Its platforms; docker's layout takes one.
+    pub images: Vec<Image>,
     /// Its names in the archive.
     pub names: Vec<Reference>,
 }
@@ -83,19 +87,21 @@ impl Exporter {
         Self { stdout: Some(Arc::new(Mutex::new(Box::new(stream)))), ..self }
     }
 
-    /// Exports `image` to `target`. Hold a lease on the image's layers. Dropping the future ends the
-    /// work; files that were being written do not appear.
+    /// Exports the platforms of one image to `target`: several, or one with attestations, get an index.
+    /// Hold a lease on their layers. Dropping the future ends the work; files that were being written do
+    /// not appear.
     ///
     /// # Errors
     /// [`ExportError`], which names the target.
-    pub async fn export(&self, image: &Image, target: &ExportTarget) -> Result<Exported, ExportError> {
+    pub async fn export(&self, images: &[Image], target: &ExportTarget) -> Result<Exported, ExportError> {
         let result = match target {
             ExportTarget::CacheOnly => Ok(Exported::nothing()),
-            ExportTarget::Image(target) => self.export_image(image, target).await,
-            ExportTarget::Oci(target) => self.export_archive(image, target, ArchiveLayout::Oci).await,
-            ExportTarget::Docker(target) => self.export_archive(image, target, ArchiveLayout::Docker).await,
-            ExportTarget::Local { dest } => self.export_directory(image, dest.clone()).await,
-            ExportTarget::Tar { dest } => self.export_tar(image, dest.clone()).await,
+            _ if images.is_empty() => Err(ExportErrorKind::NoImage),
+            ExportTarget::Image(target) => self.export_image(images, target).await,
+            ExportTarget::Oci(target) => self.export_archive(images, target, ArchiveLayout::Oci).await,
+            ExportTarget::Docker(target) => self.export_archive(images, target, ArchiveLayout::Docker).await,
+            ExportTarget::Local { dest, options } => self.export_directory(images, dest, options).await,
+            ExportTarget::Tar { dest, options } => self.export_tar(images, dest, options).await,
         };
         result.map_err(|kind| ExportError { target: describe(target), kind: Box::new(kind) })
     }
@@ -123,16 +129,16 @@ impl Exporter {
         dest: &ArchiveDestination,
     ) -> Result<u64, ExportErrorKind> {
         let mut prepared = Vec::with_capacity(images.len());
+        let format = ImageFormat::default();
         for saved in images {
-            let format = LayerFormat::archive(layout, &crate::spec::ImageFormat::default());
-            prepared.push(self.prepare(&saved.image, &saved.names, format).await?);
+            check_layout(layout, &saved.images)?;
+            let layers_as = LayerFormat::archive(layout, &format);
+            prepared.push(self.prepare(&saved.images, &saved.names, &format, layers_as).await?);
         }
         let dest = dest.clone();
         self.blocking(move |context| {
-            let annotations = crate::spec::Annotations::default();
-            context
-                .events
-                .step(ExportStep::Archive, || archive::write(context, &prepared, layout, &annotations, &dest))
+            let write = || archive::write(context, &prepared, layout, &BTreeMap::new(), &dest);
+            context.events.step(ExportStep::Archive, write)
         })
         .await
     }
@@ -153,26 +159,40 @@ impl Exporter {
         result.map_err(|kind| LoadError { archive, kind: Box::new(kind) })
     }
 
-    async fn export_image(&self, image: &Image, target: &ImageTarget) -> Result<Exported, ExportErrorKind> {
-        let (config, diff_ids) = self.seal(image).await?;
+    async fn export_image(
+        &self,
+        images: &[Image],
+        target: &ImageTarget,
+    ) -> Result<Exported, ExportErrorKind> {
+        let with_index = prepare::needs_index(images, &target.format.annotations)?;
+        let sealed = self.seal(images, &target.format).await?;
         let pushed = match &target.push {
             None => None,
             Some(_) if target.names.is_empty() => return Err(ExportErrorKind::PushWithoutName),
             Some(options) => {
-                let format = LayerFormat::push(&target.format);
-                let job = push::Push { image, config: &config, diff_ids: &diff_ids, format, options };
+                let (layers_as, format) = (LayerFormat::push(&target.format), &target.format);
+                let job = push::Push { images: &sealed, layers_as, format, options, with_index };
                 Some(push::push(&self.context(), &job, &target.names).await?)
             }
         };
-        let config_digest = Some(stave_oci::Digest::sha256(&config));
-        let mut exported = Exported { config_digest, names: target.names.clone(), ..Exported::nothing() };
+        let mut exported = Exported { names: target.names.clone(), ..Exported::nothing() };
+        if let [only] = sealed.as_slice() {
+            exported.config_digest = Some(only.id());
+        }
         if let Some(pushed) = &pushed {
             exported.size = pushed.size;
-            exported.manifest = Some(pushed.manifest.descriptor.clone());
+            exported.manifest = pushed.top().map(|top| top.descriptor.clone());
+        }
+        let first = sealed.first().map(Sealed::id);
+        if let Some(digest) = exported.digest().or(first.as_ref()).cloned() {
+            exported.names.extend(digest_names(target, &digest));
         }
         if target.store {
-            let manifest = pushed.map(|pushed| pushed.manifest);
-            let (local, size) = self.put(image, config, &diff_ids, manifest, target.names.clone()).await?;
+            let (names, manifests) = (exported.names.clone(), pushed.map(|pushed| pushed.manifests));
+            let put = move |context: &Context| {
+                sink::store::put(context, &sealed, &manifests.unwrap_or_default(), &names)
+            };
+            let (local, size) = self.blocking(put).await?;
             exported.stored = Some(local);
             if exported.manifest.is_none() {
                 exported.size = size;
@@ -181,31 +201,25 @@ impl Exporter {
         Ok(exported)
     }
 
-    async fn put(
-        &self,
-        image: &Image,
-        config: Vec<u8>,
-        diff_ids: &[stave_oci::Digest],
-        manifest: Option<crate::document::Document>,
-        names: Vec<Reference>,
-    ) -> Result<(LocalImage, u64), ExportErrorKind> {
-        let (image, diff_ids) = (image.clone(), diff_ids.to_vec());
-        self.blocking(move |context| sink::store::put(context, &image, config, &diff_ids, manifest, &names))
-            .await
-    }
-
     async fn export_archive(
         &self,
-        image: &Image,
+        images: &[Image],
         target: &ArchiveTarget,
         layout: ArchiveLayout,
     ) -> Result<Exported, ExportErrorKind> {
-        let format = LayerFormat::archive(layout, &target.format);
-        let prepared = self.prepare(image, &target.names, format).await?;
-        let (dest, annotations) = (target.dest.clone(), target.format.annotations.clone());
+        check_layout(layout, images)?;
+        let layers_as = LayerFormat::archive(layout, &target.format);
+        let prepared = self.prepare(images, &target.names, &target.format, layers_as).await?;
+        let dest = target.dest.clone();
+        // Over an image's own index, the one of the layout is only a list of names.
+        let own = prepared.index.is_some();
+        let annotations = if own { BTreeMap::new() } else { target.format.annotations.index.clone() };
         let mut exported = Exported {
-            config_digest: Some(prepared.documents.config.descriptor.digest.clone()),
-            manifest: Some(prepared.documents.manifest.descriptor.clone()),
+            config_digest: match prepared.images.as_slice() {
+                [only] => Some(only.documents.config.descriptor.digest.clone()),
+                _ => None,
+            },
+            manifest: Some(prepared.top.clone()),
             names: target.names.clone(),
             ..Exported::nothing()
         };
@@ -219,49 +233,58 @@ impl Exporter {
         Ok(exported)
     }
 
-    async fn export_directory(&self, image: &Image, dest: PathBuf) -> Result<Exported, ExportErrorKind> {
-        let snapshot = image.snapshot();
-        let size = self
-            .blocking(move |context| {
-                let view = context.store.view(&snapshot)?;
-                context.events.step(ExportStep::Files, || sink::local::write(&view, &dest, &context.cancel))
-            })
-            .await?;
-        Ok(Exported { size, ..Exported::nothing() })
+    async fn export_directory(
+        &self,
+        images: &[Image],
+        dest: &Path,
+        options: &FilesOptions,
+    ) -> Result<Exported, ExportErrorKind> {
+        let (images, dest, options) = (images.to_vec(), dest.to_owned(), options.clone());
+        let write = move |context: &Context| {
+            context.events.step(ExportStep::Files, || files::directory(context, &images, &dest, &options))
+        };
+        Ok(Exported { size: self.blocking(write).await?, ..Exported::nothing() })
     }
 
-    async fn export_tar(&self, image: &Image, dest: Destination) -> Result<Exported, ExportErrorKind> {
-        let snapshot = image.snapshot();
-        let size = self
-            .blocking(move |context| {
-                let view = context.store.view(&snapshot)?;
-                context.events.step(ExportStep::Archive, || {
-                    output::write(context, &dest, |out| sink::tar::write(&view, out))
-                })
+    async fn export_tar(
+        &self,
+        images: &[Image],
+        dest: &Destination,
+        options: &FilesOptions,
+    ) -> Result<Exported, ExportErrorKind> {
+        let (images, dest, options) = (images.to_vec(), dest.clone(), options.clone());
+        let write = move |context: &Context| {
+            context.events.step(ExportStep::Archive, || {
+                output::write(context, &dest, |out| files::tar(context, &images, out, &options))
             })
-            .await?;
-        Ok(Exported { size, ..Exported::nothing() })
+        };
+        Ok(Exported { size: self.blocking(write).await?, ..Exported::nothing() })
     }
 
-    async fn seal(&self, image: &Image) -> Result<(Vec<u8>, Vec<stave_oci::Digest>), ExportErrorKind> {
-        let image = image.clone();
+    async fn seal(&self, images: &[Image], format: &ImageFormat) -> Result<Vec<Sealed>, ExportErrorKind> {
+        let (images, format) = (images.to_vec(), format.clone());
         self.blocking(move |context| {
-            context.events.step(ExportStep::Layers, || prepare::seal(&context.store, &image))
+            let seal = || images.iter().map(|image| prepare::seal(&context.store, image, &format)).collect();
+            context.events.step(ExportStep::Layers, seal)
         })
         .await
     }
 
-    /// Layers as blobs of `format`, and the documents that name them.
+    /// Layers as blobs, and the documents that name them.
     async fn prepare(
         &self,
-        image: &Image,
+        images: &[Image],
         names: &[Reference],
-        format: LayerFormat,
-    ) -> Result<PreparedImage, ExportErrorKind> {
-        prepare::fetch_missing(&self.context(), image).await?;
-        let (image, names) = (image.clone(), names.to_vec());
+        format: &ImageFormat,
+        layers_as: LayerFormat,
+    ) -> Result<PreparedSet, ExportErrorKind> {
+        for image in images {
+            prepare::fetch_missing(&self.context(), image).await?;
+        }
+        let (images, names, format) = (images.to_vec(), names.to_vec(), format.clone());
         self.blocking(move |context| {
-            context.events.step(ExportStep::Layers, || prepare::image(context, &image, names, &format))
+            let prepare = || prepare::set(context, &images, names, &format, &layers_as);
+            context.events.step(ExportStep::Layers, prepare)
         })
         .await
     }
@@ -288,6 +311,24 @@ impl Exporter {
     }
 }
 
+/// docker's archives hold images of one platform, and nothing about them.
+fn check_layout(layout: ArchiveLayout, images: &[Image]) -> Result<(), ExportErrorKind> {
+    match (layout, images) {
+        (ArchiveLayout::Oci, _) => Ok(()),
+        (ArchiveLayout::Docker, [only]) if only.attestations.is_empty() => Ok(()),
+        (ArchiveLayout::Docker, [_]) => Err(ExportErrorKind::DockerAttestations),
+        (ArchiveLayout::Docker, _) => Err(ExportErrorKind::ManifestList),
+    }
+}
+
+/// The names that hold the image's digest, where the target asks for some.
+fn digest_names(target: &ImageTarget, digest: &Digest) -> Vec<Reference> {
+    let canonical = target.names.iter().filter(|_| target.canonical_names);
+    let dangling = target.dangling.iter().filter(|name| !name.empty_only || target.names.is_empty());
+    let bases = canonical.chain(dangling.map(|name| &name.prefix));
+    bases.map(|name| push::untagged(name, digest)).collect()
+}
+
 fn describe(target: &ExportTarget) -> String {
     match target {
         ExportTarget::Image(target) => match target.names.first() {
@@ -296,8 +337,8 @@ fn describe(target: &ExportTarget) -> String {
         },
         ExportTarget::Oci(target) => archive_target(ArchiveLayout::Oci, &target.dest),
         ExportTarget::Docker(target) => archive_target(ArchiveLayout::Docker, &target.dest),
-        ExportTarget::Local { dest } => format!("files to `{}`", dest.display()),
-        ExportTarget::Tar { dest } => format!("file system tar {}", place(dest)),
+        ExportTarget::Local { dest, .. } => format!("files to `{}`", dest.display()),
+        ExportTarget::Tar { dest, .. } => format!("file system tar {}", place(dest)),
         ExportTarget::CacheOnly => "cache".to_owned(),
     }
 }

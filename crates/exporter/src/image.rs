@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use stave_oci::{Descriptor, Digest, ImageConfig, Platform, Reference};
-use stave_store::{LayerId, LocalImage, Snapshot, StoredManifest};
+use stave_store::{LayerId, LocalImage, Snapshot, StoredAttestation, StoredManifest};
 
 /// An image to export.
 #[derive(Debug, Clone)]
@@ -16,6 +16,22 @@ pub struct Image {
     /// The manifest it came with: kept byte for byte where its layers are kept, so that an image
     /// that was pulled is pushed and saved under the same digest.
     pub manifest: Option<StoredManifest>,
+    /// Files of the layers made here are written with no time after this (seconds since the epoch).
+    pub epoch: Option<i64>,
+    /// What is attested of it; sinks that cannot carry it refuse.
+    pub attestations: Vec<Attestation>,
+}
+
+/// Something attested of an image: an in-toto predicate. The statement around it, which names the
+/// image by its digest, is made at export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attestation {
+    /// The URI that says what the predicate is.
+    pub predicate_type: String,
+    /// The predicate, as JSON.
+    pub predicate: Vec<u8>,
+    /// The file that `local` and `tar` sinks give it, such as `provenance.json`.
+    pub file_name: String,
 }
 
 /// An image's config.
@@ -37,12 +53,15 @@ pub struct ImageLayerRef {
     pub blob: Option<Descriptor>,
     /// A repository that has the blob: where it can be fetched again, and mounted from.
     pub origin: Option<Reference>,
+    /// The digest of its tar as the image it came with names it; `None` for a layer made here, whose
+    /// tar follows the image's epoch.
+    pub diff_id: Option<Digest>,
 }
 
 impl ImageLayerRef {
     /// A layer made here.
     pub fn built(layer: LayerId) -> Self {
-        Self { layer, blob: None, origin: None }
+        Self { layer, blob: None, origin: None, diff_id: None }
     }
 }
 
@@ -56,7 +75,20 @@ impl Image {
             found.unwrap_or_else(|| ImageLayerRef::built(*layer))
         };
         let layers = snapshot.layers().iter().map(known).collect();
-        Self { config: ConfigDocument::Built(Box::new(config)), layers, platform, manifest: None }
+        Self {
+            config: ConfigDocument::Built(Box::new(config)),
+            layers,
+            platform,
+            manifest: None,
+            epoch: None,
+            attestations: Vec::new(),
+        }
+    }
+
+    /// The same, with the times of files in its new layers clamped to `epoch`.
+    #[must_use]
+    pub fn dated(self, epoch: Option<i64>) -> Self {
+        Self { epoch, ..self }
     }
 
     /// An image of the local store, to be pushed or saved.
@@ -65,18 +97,43 @@ impl Image {
             layer: layer.layer,
             blob: layer.blob.clone(),
             origin: None,
+            diff_id: Some(layer.diff_id.clone()),
         };
         Self {
             config: ConfigDocument::Fixed(image.config.clone()),
             layers: image.layers.iter().map(layer).collect(),
             platform: image.platform.clone(),
             manifest: image.manifest.clone(),
+            epoch: None,
+            attestations: Vec::new(),
         }
+    }
+
+    /// The same, with what the store knows to be attested of it.
+    #[must_use]
+    pub fn attested(self, stored: Vec<StoredAttestation>) -> Self {
+        let attestation = |stored: StoredAttestation| Attestation {
+            file_name: file_name(&stored.predicate_type).to_owned(),
+            predicate_type: stored.predicate_type,
+            predicate: stored.predicate,
+        };
+        Self { attestations: stored.into_iter().map(attestation).collect(), ..self }
     }
 
     /// The file system of all layers.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot::new(self.layers.iter().map(|layer| layer.layer).collect())
+    }
+}
+
+/// What BuildKit calls the file of a predicate of this type.
+pub fn file_name(predicate_type: &str) -> &'static str {
+    if predicate_type.starts_with("https://slsa.dev/provenance/") {
+        "provenance.json"
+    } else if predicate_type == "https://spdx.dev/Document" {
+        "sbom.spdx.json"
+    } else {
+        "attestation.json"
     }
 }
 

@@ -8,11 +8,13 @@
 //! Start with [`Exporter`], then [`Image`] and [`ExportTarget`].
 
 mod archive;
+mod attestation;
 mod compress;
 mod document;
 mod error;
 mod event;
 mod exporter;
+mod files;
 mod image;
 mod merged;
 mod output;
@@ -28,9 +30,10 @@ pub use document::{CONTAINERD_NAME, CREATED, REF_NAME};
 pub use error::{ExportError, ExportErrorKind, LoadError, LoadErrorKind};
 pub use event::{ExportEvent, ExportEvents, ExportStep};
 pub use exporter::{ArchiveLayout, Exporter, SavedImage};
-pub use image::{ConfigDocument, Exported, Image, ImageLayerRef};
+pub use image::{Attestation, ConfigDocument, Exported, Image, ImageLayerRef, file_name};
 pub use spec::{
-    Annotations, ArchiveDestination, ArchiveTarget, CompressionChoice, Destination, ExportSpecError,
-    ExportSpecErrorKind, ExportTarget, ImageFormat, ImageTarget, MAX_NAMES, MAX_SPEC_LENGTH, MediaTypes,
-    PushOptions,
+    Annotation, AnnotationError, AnnotationLevel, Annotations, ArchiveDestination, ArchiveTarget,
+    CompressionChoice, DanglingName, Destination, ExportSpecError, ExportSpecErrorKind, ExportTarget,
+    FilesOptions, ImageFormat, ImageTarget, LocalMode, MAX_NAMES, MAX_SPEC_LENGTH, MediaTypes,
+    PlatformAnnotations, PushOptions,
 };

@@ -66,7 +66,9 @@ impl Entry {
     pub(crate) fn xattrs(&self) -> Result<Vec<(OsString, Vec<u8>)>, StoreError> {
         let mut found = self.inner.xattrs()?;
         found.retain(|(name, _)| {
-            !OVERLAY_ATTRIBUTES.iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix.as_bytes()))
+            let name = name.as_encoded_bytes();
+            !OVERLAY_ATTRIBUTES.iter().any(|prefix| name.starts_with(prefix.as_bytes()))
+                && !stave_store::owner::is_record(name)
         });
         found.sort();
         Ok(found)

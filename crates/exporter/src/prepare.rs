@@ -5,7 +5,6 @@
 //!
 //! Read [`LayerFormat`] and [`PreparedImage`] first.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::num::NonZero;
@@ -17,17 +16,18 @@ use stave_oci::{
     Compression, Descriptor, Digest, ImageConfig, Manifest, Platform, Reference, Sha256Writer,
     layer_media_type,
 };
-use stave_store::{Store, TarOptions};
+use stave_store::{LayerTar, Store};
 use tokio_util::io::SyncIoBridge;
 use tokio_util::sync::CancellationToken;
 
+use crate::attestation::{self, AttestationManifest};
 use crate::compress::{Codec, Compressor};
-use crate::document::{self, Document, Documents};
+use crate::document::{self, Document, Documents, PlatformEntry};
 use crate::error::ExportErrorKind;
 use crate::exporter::{ArchiveLayout, Context};
 use crate::image::{ConfigDocument, Image, ImageLayerRef};
 use crate::output::Counted;
-use crate::spec::{ImageFormat, MediaTypes};
+use crate::spec::{Annotations, ImageFormat, MediaTypes};
 
 /// Blobs fetched back from their registry at once.
 const FETCHES: usize = 4;
@@ -44,7 +44,9 @@ pub(crate) struct LayerFormat {
     family: MediaTypes,
     /// Whether `family` was asked for, so that an image's own manifest of the other one must go.
     family_asked: bool,
-    annotations: BTreeMap<String, String>,
+    annotations: Annotations,
+    /// Layers of types that may not be distributed keep their type.
+    nondistributable: bool,
 }
 
 impl LayerFormat {
@@ -72,8 +74,14 @@ impl LayerFormat {
             force: format.compression.force,
             family: format.media_types.unwrap_or(family),
             family_asked: format.media_types.is_some(),
-            annotations: format.annotations.manifest.clone(),
+            annotations: format.annotations.clone(),
+            nondistributable: format.nondistributable,
         }
+    }
+
+    /// The family of media types its documents carry.
+    pub(crate) fn family(&self) -> MediaTypes {
+        self.family
     }
 }
 
@@ -81,10 +89,68 @@ impl LayerFormat {
 #[derive(Debug)]
 pub(crate) struct PreparedImage {
     pub(crate) documents: Documents,
+    pub(crate) attestation: Option<AttestationManifest>,
     pub(crate) layers: Vec<PreparedLayer>,
-    pub(crate) names: Vec<Reference>,
     pub(crate) platform: Platform,
     pub(crate) created: Option<String>,
+}
+
+/// One image under its names: of one platform, or of several with their index.
+#[derive(Debug)]
+pub(crate) struct PreparedSet {
+    pub(crate) images: Vec<PreparedImage>,
+    pub(crate) index: Option<Document>,
+    pub(crate) names: Vec<Reference>,
+    /// What stands in a layout's index: the own index's descriptor, else the manifest's.
+    pub(crate) top: Descriptor,
+}
+
+/// Whether `images` need an index over their manifests; annotations for documents that are not written
+/// are errors.
+pub(crate) fn needs_index(images: &[Image], annotations: &Annotations) -> Result<bool, ExportErrorKind> {
+    for platform in annotations.platforms.keys() {
+        if !images.iter().any(|image| image.platform.to_string() == *platform) {
+            return Err(ExportErrorKind::AnnotationPlatform(platform.clone()));
+        }
+    }
+    let needed = images.len() > 1 || images.iter().any(|image| !image.attestations.is_empty());
+    if !needed && !(annotations.index.is_empty() && annotations.index_descriptor.is_empty()) {
+        return Err(ExportErrorKind::IndexAnnotations);
+    }
+    Ok(needed)
+}
+
+/// Settles the platforms of one image.
+pub(crate) fn set(
+    context: &Context,
+    images: &[Image],
+    names: Vec<Reference>,
+    format: &ImageFormat,
+    layers_as: &LayerFormat,
+) -> Result<PreparedSet, ExportErrorKind> {
+    let with_index = needs_index(images, &format.annotations)?;
+    let prepared = images
+        .iter()
+        .map(|one| image(context, one, &names, format, layers_as))
+        .collect::<Result<Vec<_>, _>>()?;
+    let first = prepared.first().ok_or(ExportErrorKind::NoImage)?;
+    let (index, top) = if with_index {
+        let entries = prepared.iter().map(|image| PlatformEntry {
+            manifest: image.documents.manifest.descriptor.clone(),
+            platform: image.platform.clone(),
+            attestation: image.attestation.as_ref().map(|found| found.manifest.descriptor.clone()),
+        });
+        let index = document::platform_index(entries.collect(), &format.annotations, layers_as.family());
+        let mut top = index.descriptor.clone();
+        top.annotations.extend(format.annotations.index_descriptor.clone());
+        (Some(index), top)
+    } else {
+        let mut top = first.documents.manifest.descriptor.clone();
+        top.annotations.extend(format.annotations.of_descriptor(&first.platform));
+        top.platform = Some(first.platform.clone());
+        (None, top)
+    };
+    Ok(PreparedSet { images: prepared, index, names, top })
 }
 
 /// A layer's descriptor, and how to come by its bytes.
@@ -100,54 +166,111 @@ pub(crate) enum LayerContent {
     /// The store's blob of the descriptor's digest.
     Blob,
     /// An uncompressed tar, made while it is written.
-    Plain(Box<ImageLayerRef>),
+    Plain(Box<(ImageLayerRef, SealedLayer)>),
+}
+
+/// The tar that stands for a layer of `image`, and its digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SealedLayer {
+    pub(crate) tar: LayerTar,
+    pub(crate) diff_id: Digest,
+}
+
+/// An image whose config is complete.
+#[derive(Debug, Clone)]
+pub(crate) struct Sealed {
+    pub(crate) image: Image,
+    pub(crate) config: Vec<u8>,
+    pub(crate) layers: Vec<SealedLayer>,
+}
+
+impl Sealed {
+    /// The image id.
+    pub(crate) fn id(&self) -> Digest {
+        Digest::sha256(&self.config)
+    }
 }
 
 /// The config's bytes with everything filled in, and the layers' diff ids.
-pub(crate) fn seal(store: &Store, image: &Image) -> Result<(Vec<u8>, Vec<Digest>), ExportErrorKind> {
-    let layers: Vec<_> = image.layers.iter().map(|layer| layer.layer).collect();
-    let diff_ids = layers.par_iter().map(|layer| store.diff_id(*layer)).collect::<Result<Vec<_>, _>>()?;
+pub(crate) fn seal(store: &Store, image: &Image, format: &ImageFormat) -> Result<Sealed, ExportErrorKind> {
+    let epoch = clamp(image, format);
+    let layers: Vec<SealedLayer> =
+        image.layers.par_iter().map(|layer| seal_layer(store, layer, epoch)).collect::<Result<_, _>>()?;
+    let diff_ids = layers.iter().map(|layer| layer.diff_id.clone()).collect();
     let config = match &image.config {
         ConfigDocument::Built(config) => {
-            document::seal_config(config.as_ref().clone(), diff_ids.clone()).to_bytes()
+            let config = document::dated(config.as_ref().clone(), format.epoch);
+            document::seal_config(config, diff_ids).to_bytes()
         }
         ConfigDocument::Fixed(bytes) => bytes.clone(),
     };
-    Ok((config, diff_ids))
+    Ok(Sealed { image: image.clone(), config, layers })
+}
+
+/// The latest time that files of new layers carry: the image's, unless the target says otherwise.
+fn clamp(image: &Image, format: &ImageFormat) -> Option<i64> {
+    match format.rewrite_timestamps {
+        Some(false) => None,
+        Some(true) => format.epoch.or(image.epoch),
+        None => image.epoch.and(format.epoch.or(image.epoch)),
+    }
+}
+
+fn seal_layer(
+    store: &Store,
+    layer: &ImageLayerRef,
+    epoch: Option<i64>,
+) -> Result<SealedLayer, ExportErrorKind> {
+    if let Some(diff_id) = &layer.diff_id {
+        // One that is not known to be of these files can still be: writing it will tell.
+        let tar = store.tar_of(layer.layer, diff_id)?.unwrap_or(LayerTar::plain(layer.layer));
+        return Ok(SealedLayer { tar, diff_id: diff_id.clone() });
+    }
+    // What was unpacked came with its times, which are its image's and not this build's.
+    let clamp = if layer.blob.is_some() { None } else { epoch };
+    let tar = LayerTar { layer: layer.layer, clamp };
+    Ok(SealedLayer { diff_id: store.tar_diff_id(tar)?, tar })
 }
 
 /// Settles an image in `format`, several layers at a time.
 pub(crate) fn image(
     context: &Context,
     image: &Image,
-    names: Vec<Reference>,
-    format: &LayerFormat,
+    names: &[Reference],
+    format: &ImageFormat,
+    layers_as: &LayerFormat,
 ) -> Result<PreparedImage, ExportErrorKind> {
-    let (config, diff_ids) = seal(&context.store, image)?;
-    let jobs: Vec<_> = image.layers.iter().zip(&diff_ids).collect();
-    let layers = in_parallel(&jobs, |(layer, diff_id)| prepare_layer(context, layer, diff_id, format))?;
+    let sealed = seal(&context.store, image, format)?;
+    let jobs: Vec<_> = image.layers.iter().zip(&sealed.layers).collect();
+    let layers = in_parallel(&jobs, |(layer, tar)| prepare_layer(context, layer, tar, layers_as))?;
     let descriptors: Vec<_> = layers.iter().map(|layer| layer.descriptor.clone()).collect();
-    let documents = documents(image, config, &descriptors, format);
-    let created =
-        serde_json::from_slice::<ImageConfig>(&documents.config.bytes).ok().and_then(|config| config.created);
-    Ok(PreparedImage { documents, layers, names, platform: image.platform.clone(), created })
+    let documents = documents(&sealed, &descriptors, layers_as);
+    let created = created(&sealed.config);
+    let attestation = attestation::manifest(image, &documents.manifest.descriptor, names, format)?;
+    Ok(PreparedImage { documents, attestation, layers, platform: image.platform.clone(), created })
+}
+
+/// The time a config carries.
+pub(crate) fn created(config: &[u8]) -> Option<String> {
+    serde_json::from_slice::<ImageConfig>(config).ok().and_then(|config| config.created)
 }
 
 /// The documents over `layers`: the image's own manifest while it still says the truth.
-pub(crate) fn documents(
-    image: &Image,
-    config: Vec<u8>,
-    layers: &[Descriptor],
-    format: &LayerFormat,
-) -> Documents {
-    let documents = document::assemble(config, layers, format.family, &format.annotations);
-    let Some(own) = &image.manifest else { return documents };
+pub(crate) fn documents(sealed: &Sealed, layers: &[Descriptor], format: &LayerFormat) -> Documents {
+    let annotations = format.annotations.of_manifest(&sealed.image.platform);
+    let documents = document::assemble(
+        sealed.config.clone(),
+        layers,
+        (format.family, format.nondistributable),
+        &annotations,
+    );
+    let Some(own) = &sealed.image.manifest else { return documents };
     let same_family = !format.family_asked || own.media_type == documents.manifest.descriptor.media_type;
     let Ok(manifest) = serde_json::from_slice::<Manifest>(&own.bytes) else { return documents };
     let same_layers =
         manifest.layers.iter().map(|layer| &layer.digest).eq(layers.iter().map(|layer| &layer.digest));
     let same_config = manifest.config.digest == documents.config.descriptor.digest;
-    if !same_family || !same_layers || !same_config || !format.annotations.is_empty() {
+    if !same_family || !same_layers || !same_config || !annotations.is_empty() {
         return documents;
     }
     let config = Document { descriptor: manifest.config, ..documents.config };
@@ -183,20 +306,21 @@ fn in_parallel<I: Sync, T: Send>(
 fn prepare_layer(
     context: &Context,
     layer: &ImageLayerRef,
-    diff_id: &Digest,
+    sealed: &SealedLayer,
     format: &LayerFormat,
 ) -> Result<PreparedLayer, ExportErrorKind> {
     if format.algorithm == Compression::None
-        && (format.force || kept_blob(&context.store, layer, format)?.is_none())
+        && (format.force || kept_blob(&context.store, layer, sealed.tar, format)?.is_none())
     {
         let mut sink = io::sink();
         let mut counted = Counted::new(&mut sink, &context.cancel);
-        write_plain(&context.store, layer, diff_id, &mut counted)?;
+        write_plain(&context.store, layer, sealed, &mut counted)?;
         let media_type = Compression::None.oci_media_type();
-        let descriptor = Descriptor::new(media_type, diff_id.clone(), counted.written);
-        return Ok(PreparedLayer { descriptor, content: LayerContent::Plain(Box::new(layer.clone())) });
+        let descriptor = Descriptor::new(media_type, sealed.diff_id.clone(), counted.written);
+        let content = LayerContent::Plain(Box::new((layer.clone(), sealed.clone())));
+        return Ok(PreparedLayer { descriptor, content });
     }
-    let descriptor = blob(&context.store, layer, diff_id, format, &context.cancel)?;
+    let descriptor = blob(&context.store, layer, sealed, format, &context.cancel)?;
     Ok(PreparedLayer { descriptor, content: LayerContent::Blob })
 }
 
@@ -204,22 +328,22 @@ fn prepare_layer(
 pub(crate) fn blob(
     store: &Store,
     layer: &ImageLayerRef,
-    diff_id: &Digest,
+    sealed: &SealedLayer,
     format: &LayerFormat,
     cancel: &CancellationToken,
 ) -> Result<Descriptor, ExportErrorKind> {
-    if let Some(kept) = kept_blob(store, layer, format)? {
+    if let Some(kept) = kept_blob(store, layer, sealed.tar, format)? {
         return Ok(kept);
     }
     let mut writer = store.blob_writer(None, MAX_LAYER_BLOB)?;
     let mut counted = Counted::new(&mut writer, cancel);
     let mut compressor = Compressor::new(&mut counted, Codec::new(format.algorithm, format.level));
-    write_plain(store, layer, diff_id, &mut compressor)?;
+    write_plain(store, layer, sealed, &mut compressor)?;
     compressor.finish()?;
     let (digest, size) = writer.commit()?;
     let descriptor = Descriptor::new(format.algorithm.oci_media_type(), digest, size);
     if format.level.is_none() {
-        store.set_compressed(layer.layer, format.algorithm, &descriptor)?;
+        store.set_compressed_tar(sealed.tar, format.algorithm, &descriptor)?;
     }
     Ok(descriptor)
 }
@@ -228,6 +352,7 @@ pub(crate) fn blob(
 pub(crate) fn kept_blob(
     store: &Store,
     layer: &ImageLayerRef,
+    tar: LayerTar,
     format: &LayerFormat,
 ) -> Result<Option<Descriptor>, ExportErrorKind> {
     if let Some(blob) = &layer.blob
@@ -238,7 +363,7 @@ pub(crate) fn kept_blob(
     }
     // What the store remembers was made at the default level.
     if format.level.is_none()
-        && let Some(blob) = store.compressed(layer.layer, format.algorithm)?
+        && let Some(blob) = store.compressed_tar(tar, format.algorithm)?
         && store.has_blob(&blob.digest)?
     {
         return Ok(Some(blob));
@@ -256,16 +381,17 @@ pub(crate) fn wanted(blob: &Descriptor, format: &LayerFormat) -> bool {
 pub(crate) fn write_plain(
     store: &Store,
     layer: &ImageLayerRef,
-    diff_id: &Digest,
+    sealed: &SealedLayer,
     output: &mut dyn Write,
 ) -> Result<(), ExportErrorKind> {
+    let diff_id = &sealed.diff_id;
     let mut hashing = Sha256Writer::new(output);
     // An archive's tar is not the one we would write of its files, so its blob goes first.
     match source_blob(store, layer)? {
         Some(file) => {
             io::copy(&mut decompress(file)?, &mut hashing)?;
         }
-        None => store.write_layer_tar(layer.layer, &mut hashing, &TarOptions::default())?,
+        None => store.write_layer_tar(layer.layer, &mut hashing, &sealed.tar.options())?,
     }
     let (_, found, _) = hashing.finish();
     if found != *diff_id {

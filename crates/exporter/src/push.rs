@@ -3,6 +3,7 @@
 //! Owns the order that registries demand (blobs, then the manifest that names them) and the choice
 //! between keeping, mounting, fetching back and sending a blob. Must not know the protocol.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,31 +11,51 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use stave_oci::{Descriptor, Digest, Reference};
 use stave_registry::{BlobContent, BlobPush};
 
-use crate::document::Document;
+use crate::attestation::{self, AttestationManifest};
+use crate::document::{self, Document, Documents, PlatformEntry};
 use crate::error::ExportErrorKind;
 use crate::event::{ExportEvent, ExportStep};
 use crate::exporter::Context;
-use crate::image::{Image, ImageLayerRef};
-use crate::prepare::{self, LayerFormat};
-use crate::spec::PushOptions;
+use crate::image::ImageLayerRef;
+use crate::prepare::{self, LayerFormat, Sealed, SealedLayer};
+use crate::spec::{ImageFormat, PushOptions};
 
 /// Layers compressed or sent at once. Each holds a few megabytes.
 const LAYERS_AT_ONCE: usize = 4;
 
 /// What is pushed, and how.
 pub(crate) struct Push<'a> {
-    pub(crate) image: &'a Image,
-    pub(crate) config: &'a [u8],
-    pub(crate) diff_ids: &'a [Digest],
-    pub(crate) format: LayerFormat,
+    /// The platforms of one image.
+    pub(crate) images: &'a [Sealed],
+    pub(crate) layers_as: LayerFormat,
+    pub(crate) format: &'a ImageFormat,
     pub(crate) options: &'a PushOptions,
+    /// Whether the images get an index.
+    pub(crate) with_index: bool,
 }
 
 /// What was pushed.
 pub(crate) struct Pushed {
-    pub(crate) manifest: Document,
+    /// The manifests, in the order of the images.
+    pub(crate) manifests: Vec<Document>,
+    /// The index over them, if there is one.
+    pub(crate) index: Option<Document>,
     /// Bytes of all blobs of the image, sent or not.
     pub(crate) size: u64,
+}
+
+impl Pushed {
+    /// What the names mean now: the index, else the manifest.
+    pub(crate) fn top(&self) -> Option<&Document> {
+        self.index.as_ref().or(self.manifests.first())
+    }
+}
+
+/// One platform, its blobs at the registry.
+struct Sent {
+    documents: Documents,
+    attestation: Option<AttestationManifest>,
+    size: u64,
 }
 
 pub(crate) async fn push(
@@ -42,39 +63,105 @@ pub(crate) async fn push(
     job: &Push<'_>,
     names: &[Reference],
 ) -> Result<Pushed, ExportErrorKind> {
+    let context = &for_push(context, job.options, names)?;
     let guard = context.cancel.clone().drop_guard();
     context.events.send(ExportEvent::Started(ExportStep::PushingLayers));
     let repositories = repositories(names);
-    let layers = job.image.layers.iter().zip(job.diff_ids);
+    let mut sent = Vec::with_capacity(job.images.len());
+    for image in job.images {
+        sent.push(push_blobs(context, job, image, (&repositories, names)).await?);
+    }
+    context.events.send(ExportEvent::Done(ExportStep::PushingLayers));
+    let size = sent.iter().map(|sent| sent.size).sum();
+    let index = job.with_index.then(|| {
+        let entries = sent.iter().zip(job.images).map(|(sent, sealed)| PlatformEntry {
+            manifest: sent.documents.manifest.descriptor.clone(),
+            platform: sealed.image.platform.clone(),
+            attestation: sent.attestation.as_ref().map(|found| found.manifest.descriptor.clone()),
+        });
+        document::platform_index(entries.collect(), &job.format.annotations, job.layers_as.family())
+    });
+    if index.is_some() {
+        // What the index names must be there before it is.
+        for sent in &sent {
+            let own = sent.attestation.as_ref().map(|found| &found.manifest);
+            for document in [&sent.documents.manifest].into_iter().chain(own) {
+                for repository in &repositories {
+                    push_document(context, &untagged(repository, &document.descriptor.digest), document)
+                        .await?;
+                }
+            }
+        }
+    }
+    let manifests = sent.into_iter().map(|sent| sent.documents.manifest).collect();
+    let pushed = Pushed { manifests, index, size };
+    let top = pushed.top().ok_or(ExportErrorKind::NoImage)?;
+    for name in names {
+        let by_digest = job.options.by_digest;
+        let name = if by_digest { untagged(name, &top.descriptor.digest) } else { name.clone() };
+        let step = ExportStep::PushingManifest(name.canonical());
+        context.events.send(ExportEvent::Started(step.clone()));
+        push_document(context, &name, top).await?;
+        context.events.send(ExportEvent::Done(step));
+    }
+    // Everything ended well: nothing is left to cancel, and a dropped guard would only say so twice.
+    drop(guard);
+    Ok(pushed)
+}
+
+/// The context with a client that may talk to the registries of `names` as `options` say.
+fn for_push(
+    context: &Context,
+    options: &PushOptions,
+    names: &[Reference],
+) -> Result<Context, ExportErrorKind> {
+    let mut context = context.clone();
+    if options.insecure {
+        let hosts: BTreeSet<&str> = names.iter().map(Reference::registry).collect();
+        context.client = context.client.with_insecure(hosts)?;
+    }
+    Ok(context)
+}
+
+async fn push_document(
+    context: &Context,
+    name: &Reference,
+    document: &Document,
+) -> Result<(), ExportErrorKind> {
+    let bytes = Bytes::from(document.bytes.clone());
+    context.client.push_manifest(name, &document.descriptor.media_type, bytes).await?;
+    Ok(())
+}
+
+/// Sends what the manifests of one platform will name.
+async fn push_blobs(
+    context: &Context,
+    job: &Push<'_>,
+    image: &Sealed,
+    (repositories, names): (&[Reference], &[Reference]),
+) -> Result<Sent, ExportErrorKind> {
+    let layers = image.image.layers.iter().zip(&image.layers);
     let descriptors: Vec<Descriptor> = futures::stream::iter(layers)
-        .map(|(layer, diff_id)| push_layer(context, job, &repositories, layer, diff_id))
+        .map(|(layer, sealed)| push_layer(context, job, repositories, layer, sealed))
         .buffered(LAYERS_AT_ONCE)
         .try_collect()
         .await?;
-    let documents = prepare::documents(job.image, job.config.to_vec(), &descriptors, &job.format);
-    for repository in &repositories {
-        let source = Bytes::from(documents.config.bytes.clone());
-        send(context, repository, &documents.config.descriptor, BlobContent::new(source), None).await?;
-    }
-    context.events.send(ExportEvent::Done(ExportStep::PushingLayers));
-    let manifest = documents.manifest;
-    for name in names {
-        let name =
-            if job.options.by_digest { untagged(name, &manifest.descriptor.digest) } else { name.clone() };
-        let step = ExportStep::PushingManifest(name.canonical());
-        context.events.send(ExportEvent::Started(step.clone()));
-        let bytes = Bytes::from(manifest.bytes.clone());
-        context.client.push_manifest(&name, &manifest.descriptor.media_type, bytes).await?;
-        context.events.send(ExportEvent::Done(step));
+    let documents = prepare::documents(image, &descriptors, &job.layers_as);
+    let target = &documents.manifest.descriptor;
+    let attestation = attestation::manifest(&image.image, target, names, job.format)?;
+    let blobs = attestation.iter().flat_map(AttestationManifest::blobs).chain([&documents.config]);
+    for blob in blobs {
+        for repository in repositories {
+            let source = Bytes::from(blob.bytes.clone());
+            send(context, repository, &blob.descriptor, BlobContent::new(source), None).await?;
+        }
     }
     let size = descriptors.iter().map(|layer| layer.size).sum::<u64>() + documents.config.descriptor.size;
-    // Everything ended well: nothing is left to cancel, and a dropped guard would only say so twice.
-    drop(guard);
-    Ok(Pushed { manifest, size })
+    Ok(Sent { documents, attestation, size })
 }
 
 /// The image `digest` in a name's repository, under no tag.
-fn untagged(name: &Reference, digest: &Digest) -> Reference {
+pub(crate) fn untagged(name: &Reference, digest: &Digest) -> Reference {
     let pinned = format!("{}@{digest}", name.name());
     // The name part of a reference, normalised, is a reference's name.
     pinned.parse().unwrap_or_else(|_| name.pinned(digest.clone()))
@@ -96,10 +183,10 @@ async fn push_layer(
     job: &Push<'_>,
     repositories: &[Reference],
     layer: &ImageLayerRef,
-    diff_id: &Digest,
+    sealed: &SealedLayer,
 ) -> Result<Descriptor, ExportErrorKind> {
     if let Some(blob) = &layer.blob
-        && prepare::wanted(blob, &job.format)
+        && prepare::wanted(blob, &job.layers_as)
         && !context.store.has_blob(&blob.digest)?
     {
         if at_all(context, repositories, layer, blob).await? {
@@ -107,10 +194,10 @@ async fn push_layer(
         }
         prepare::fetch(context, layer).await?;
     }
-    let (store, cancel, format) = (context.store.clone(), context.cancel.clone(), job.format.clone());
-    let (made, made_diff_id) = (layer.clone(), diff_id.clone());
+    let (store, cancel, format) = (context.store.clone(), context.cancel.clone(), job.layers_as.clone());
+    let (made, sealed) = (layer.clone(), sealed.clone());
     let compressed =
-        tokio::task::spawn_blocking(move || prepare::blob(&store, &made, &made_diff_id, &format, &cancel));
+        tokio::task::spawn_blocking(move || prepare::blob(&store, &made, &sealed, &format, &cancel));
     let descriptor = compressed.await.unwrap_or(Err(ExportErrorKind::ThreadDied))?;
     for repository in repositories {
         let file = context.store.open_blob(&descriptor.digest)?;

@@ -11,12 +11,15 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use stave_oci::{Compression, Reference, ReferenceError};
+use stave_oci::{Compression, Platform, Reference, ReferenceError};
 
+mod annotation;
 mod csv;
 mod parse;
 #[cfg(test)]
 mod tests;
+
+pub use annotation::{Annotation, AnnotationError, AnnotationLevel};
 
 /// The longest specification read, in bytes.
 pub const MAX_SPEC_LENGTH: usize = 64 << 10;
@@ -35,16 +38,43 @@ pub enum ExportTarget {
     Docker(ArchiveTarget),
     /// The root file system as a directory tree (`type=local`).
     Local {
-        /// The directory, created when missing; existing content stays unless overwritten.
+        /// The directory, created when missing.
         dest: PathBuf,
+        /// How files are written.
+        options: FilesOptions,
     },
     /// The root file system as one tar (`type=tar`).
     Tar {
         /// Where the tar goes.
         dest: Destination,
+        /// How files are written; the mode does not apply.
+        options: FilesOptions,
     },
     /// Nothing but the cache (`type=cacheonly`).
     CacheOnly,
+}
+
+/// How a root file system becomes files.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FilesOptions {
+    /// Whether each platform gets a folder of its own (`linux_amd64`); `None`: when there are several.
+    pub platform_split: Option<bool>,
+    /// What happens to files that are there already.
+    pub mode: LocalMode,
+    /// Every file gets this time, in seconds since the epoch.
+    pub epoch: Option<i64>,
+    /// Put before the names of attestations' files.
+    pub attestation_prefix: String,
+}
+
+/// What happens to what a directory holds already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LocalMode {
+    /// It stays unless overwritten.
+    #[default]
+    Copy,
+    /// It goes unless it is part of the result.
+    Delete,
 }
 
 /// An image for the local store and/or registries.
@@ -58,6 +88,19 @@ pub struct ImageTarget {
     pub push: Option<PushOptions>,
     /// How its layers and documents are written when pushed.
     pub format: ImageFormat,
+    /// Whether each name is also given with the digest: `name@sha256:…`.
+    pub canonical_names: bool,
+    /// What an image is called by its digest.
+    pub dangling: Option<DanglingName>,
+}
+
+/// A name made of a prefix and the image's digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DanglingName {
+    /// The repository.
+    pub prefix: Reference,
+    /// Only if the image has no other name.
+    pub empty_only: bool,
 }
 
 /// How to push.
@@ -65,6 +108,8 @@ pub struct ImageTarget {
 pub struct PushOptions {
     /// Push the manifest by digest only, moving no tag.
     pub by_digest: bool,
+    /// The registry may speak plain http, or show any certificate.
+    pub insecure: bool,
 }
 
 /// An image in a file or directory.
@@ -105,6 +150,15 @@ pub struct ImageFormat {
     pub compression: CompressionChoice,
     /// Annotations to add.
     pub annotations: Annotations,
+    /// The time the image carries, in seconds since the epoch, instead of the one it was built with.
+    pub epoch: Option<i64>,
+    /// Whether times of files in new layers that are later than the image's epoch become it; `None`:
+    /// as the image was built.
+    pub rewrite_timestamps: Option<bool>,
+    /// Layers of types that may not be distributed keep them; otherwise they get the usual types.
+    pub nondistributable: bool,
+    /// Attestations as OCI artifacts that refer to the image, which registries list as its referrers.
+    pub artifact_attestations: bool,
 }
 
 /// Which family of media types documents carry.
@@ -130,12 +184,46 @@ pub struct CompressionChoice {
 /// Annotations by the document they go on (BuildKit's `annotation.`, `annotation-manifest-descriptor.`…).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Annotations {
-    /// On the image manifest.
+    /// On every image manifest.
     pub manifest: BTreeMap<String, String>,
-    /// On the manifest's descriptor in the index.
+    /// On every manifest's descriptor in the index.
     pub manifest_descriptor: BTreeMap<String, String>,
     /// On the index, where one is written.
     pub index: BTreeMap<String, String>,
+    /// On the index's descriptor in an image layout.
+    pub index_descriptor: BTreeMap<String, String>,
+    /// On the documents of one platform, by its text form.
+    pub platforms: BTreeMap<String, PlatformAnnotations>,
+}
+
+/// Annotations for one platform of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PlatformAnnotations {
+    /// On its manifest.
+    pub manifest: BTreeMap<String, String>,
+    /// On its manifest's descriptor in the index.
+    pub manifest_descriptor: BTreeMap<String, String>,
+}
+
+impl Annotations {
+    /// What goes on the manifest for `platform`.
+    pub(crate) fn of_manifest(&self, platform: &Platform) -> BTreeMap<String, String> {
+        let own = self.platforms.get(&platform.to_string());
+        merged(&self.manifest, own.map(|own| &own.manifest))
+    }
+
+    /// What goes on the descriptor of the manifest for `platform`.
+    pub(crate) fn of_descriptor(&self, platform: &Platform) -> BTreeMap<String, String> {
+        let own = self.platforms.get(&platform.to_string());
+        merged(&self.manifest_descriptor, own.map(|own| &own.manifest_descriptor))
+    }
+}
+
+fn merged(
+    all: &BTreeMap<String, String>,
+    own: Option<&BTreeMap<String, String>>,
+) -> BTreeMap<String, String> {
+    all.iter().chain(own.into_iter().flatten()).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 /// An output specification that cannot be used.
@@ -213,6 +301,14 @@ pub enum ExportSpecErrorKind {
     /// The destination cannot be standard output.
     #[error("a directory cannot go to standard output: give `dest` a path")]
     DirectoryToStdout,
+    /// An annotation key that is not one.
+    #[error(
+        "invalid annotation key `{0}`: expected `annotation[-TYPE][[PLATFORM]].NAME`, TYPE being `manifest`, `manifest-descriptor`, `index` or `index-descriptor`"
+    )]
+    Annotation(String),
+    /// Two keys that exclude each other.
+    #[error("exporter option \"{0}\" conflicts with \"{1}\"")]
+    Conflict(&'static str, &'static str),
     /// Known to BuildKit, not implemented here.
     #[error("not supported yet: {0}")]
     NotSupported(String),
@@ -254,6 +350,23 @@ impl ExportTarget {
         self
     }
 
+    /// This target with these annotations added (`--annotation`); targets that are not images are unchanged.
+    #[must_use]
+    pub fn annotated(mut self, annotations: &[Annotation]) -> Self {
+        if let Some(format) = self.format_mut() {
+            annotations.iter().for_each(|annotation| format.annotations.add(annotation.clone()));
+        }
+        self
+    }
+
+    fn format_mut(&mut self) -> Option<&mut ImageFormat> {
+        match self {
+            Self::Image(target) => Some(&mut target.format),
+            Self::Oci(target) | Self::Docker(target) => Some(&mut target.format),
+            Self::Local { .. } | Self::Tar { .. } | Self::CacheOnly => None,
+        }
+    }
+
     /// Checks what can only be checked once names are complete.
     ///
     /// # Errors
@@ -277,7 +390,7 @@ impl ExportTarget {
             Self::Oci(target) | Self::Docker(target) => {
                 target.dest == ArchiveDestination::Tar(Destination::Stdout)
             }
-            Self::Tar { dest } => *dest == Destination::Stdout,
+            Self::Tar { dest, .. } => *dest == Destination::Stdout,
             Self::Image(_) | Self::Local { .. } | Self::CacheOnly => false,
         }
     }

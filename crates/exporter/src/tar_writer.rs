@@ -25,6 +25,8 @@ const BLOCK: u64 = 512;
 /// A tar in the making. [`TarWriter::finish`] writes its end.
 pub(crate) struct TarWriter<W: Write> {
     output: W,
+    /// The time of every entry; `None`: their own.
+    epoch: Option<i64>,
 }
 
 /// Everything a header says.
@@ -58,12 +60,18 @@ impl Header<'_> {
 
 impl<W: Write> TarWriter<W> {
     pub(crate) fn new(output: W) -> Self {
-        Self { output }
+        Self { output, epoch: None }
+    }
+
+    /// The same, with every entry at `epoch` if there is one.
+    pub(crate) fn dated(self, epoch: Option<i64>) -> Self {
+        Self { epoch, ..self }
     }
 
     /// A directory of an archive; `path` ends in `/`.
     pub(crate) fn directory(&mut self, path: &str) -> io::Result<()> {
-        self.header(&Header::plain(path, tar::EntryType::Directory, 0o755, 0))
+        let mtime = self.epoch.unwrap_or(0);
+        self.header(&Header { mtime, ..Header::plain(path, tar::EntryType::Directory, 0o755, 0) })
     }
 
     /// A file of an archive with all its bytes.
@@ -83,7 +91,8 @@ impl<W: Write> TarWriter<W> {
         size: u64,
         write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.header(&Header::plain(path, tar::EntryType::Regular, 0o644, size))?;
+        let mtime = self.epoch.unwrap_or(0);
+        self.header(&Header { mtime, ..Header::plain(path, tar::EntryType::Regular, 0o644, size) })?;
         let mut exact = Exact { output: &mut self.output, left: size };
         write(&mut exact)?;
         if exact.left != 0 {
@@ -95,13 +104,15 @@ impl<W: Write> TarWriter<W> {
         Ok(())
     }
 
-    /// An entry of a root file system.
-    pub(crate) fn entry(&mut self, entry: &Entry) -> Result<(), ExportErrorKind> {
+    /// An entry of a root file system that lies in `folder`; an empty one is the top.
+    pub(crate) fn entry_below(&mut self, folder: &Path, entry: &Entry) -> Result<(), ExportErrorKind> {
         let stat = entry.stat();
         let (kind, link) = match &entry.kind {
             Kind::Directory => (tar::EntryType::Directory, Vec::new()),
             Kind::File => (tar::EntryType::Regular, Vec::new()),
-            Kind::HardLink(first) => (tar::EntryType::Link, first.as_os_str().as_bytes().to_vec()),
+            Kind::HardLink(first) => {
+                (tar::EntryType::Link, folder.join(first).into_os_string().into_encoded_bytes())
+            }
             Kind::Symlink(target) => (tar::EntryType::Symlink, target.as_os_str().as_bytes().to_vec()),
             Kind::Special(FileType::CharacterDevice) => (tar::EntryType::Char, Vec::new()),
             Kind::Special(FileType::BlockDevice) => (tar::EntryType::Block, Vec::new()),
@@ -113,12 +124,12 @@ impl<W: Write> TarWriter<W> {
         // A hard link's attributes are those of the entry it names.
         let xattrs = if matches!(entry.kind, Kind::HardLink(_)) { Vec::new() } else { entry.xattrs()? };
         self.header(&Header {
-            path: tar_path(entry.path(), entry.kind == Kind::Directory),
+            path: tar_path(&folder.join(entry.path()), entry.kind == Kind::Directory),
             link,
             kind,
             mode: stat.st_mode & 0o7777,
             owner: (u64::from(stat.st_uid), u64::from(stat.st_gid)),
-            mtime: stat.st_mtime,
+            mtime: self.epoch.unwrap_or(stat.st_mtime),
             size,
             device: (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)),
             xattrs: &xattrs,

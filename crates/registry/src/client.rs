@@ -62,6 +62,35 @@ impl Client {
         })
     }
 
+    /// A client for the same registries with other credentials. It shares no token with this one.
+    #[must_use]
+    pub fn with_keychain(&self, keychain: Keychain) -> Self {
+        let config = ClientConfig { keychain, ..self.shared.config.clone() };
+        Self {
+            shared: Arc::new(Shared {
+                config,
+                tokens: TokenCache::default(),
+                transports: Mutex::default(),
+                schemes: Mutex::default(),
+                distrusted: Mutex::default(),
+            }),
+        }
+    }
+
+    /// A client that may talk plain http to `hosts` and takes any certificate of theirs. It shares no
+    /// connection or token with this one.
+    ///
+    /// # Errors
+    /// [`ConfigError::Host`] for text that is no host.
+    pub fn with_insecure<'a>(&self, hosts: impl IntoIterator<Item = &'a str>) -> Result<Self, ConfigError> {
+        let mut config = self.shared.config.clone();
+        for host in hosts {
+            let table = config.registries.0.entry(host.to_owned()).or_default();
+            (table.http, table.insecure) = (Some(true), Some(true));
+        }
+        Self::new(config)
+    }
+
     /// The bounds this client works within.
     pub fn limits(&self) -> &Limits {
         &self.shared.config.limits

@@ -16,8 +16,8 @@ use crate::document::{self, CONTAINERD_NAME, DockerArchiveEntry, IndexEntry, REF
 use crate::error::ExportErrorKind;
 use crate::exporter::{ArchiveLayout, Context};
 use crate::output;
-use crate::prepare::{self, LayerContent, PreparedImage};
-use crate::spec::{Annotations, ArchiveDestination, Destination};
+use crate::prepare::{self, LayerContent, PreparedImage, PreparedSet};
+use crate::spec::{ArchiveDestination, Destination};
 use crate::tar_writer::TarWriter;
 
 /// The largest `index.json` that another image is added to, in bytes.
@@ -41,12 +41,12 @@ struct Content<'a> {
 /// Writes `images` to `dest`. Returns the number of bytes.
 pub(crate) fn write(
     context: &Context,
-    images: &[PreparedImage],
+    sets: &[PreparedSet],
     layout: ArchiveLayout,
-    annotations: &Annotations,
+    annotations: &BTreeMap<String, String>,
     dest: &ArchiveDestination,
 ) -> Result<u64, ExportErrorKind> {
-    let content = content(images, layout, annotations);
+    let content = content(sets, layout, annotations);
     match dest {
         ArchiveDestination::Tar(dest) => {
             output::write(context, dest, |out| tar(&context.store, &content, out))
@@ -55,32 +55,47 @@ pub(crate) fn write(
     }
 }
 
-fn content<'a>(images: &'a [PreparedImage], layout: ArchiveLayout, annotations: &Annotations) -> Content<'a> {
+fn content<'a>(
+    sets: &'a [PreparedSet],
+    layout: ArchiveLayout,
+    annotations: &BTreeMap<String, String>,
+) -> Content<'a> {
     let mut blobs = BTreeMap::new();
     let mut entries = Vec::new();
-    for image in images {
-        for document in [&image.documents.config, &image.documents.manifest] {
-            let descriptor = &document.descriptor;
-            blobs.insert(&descriptor.digest, (descriptor.size, Blob::Bytes(&document.bytes)));
+    for set in sets {
+        for image in &set.images {
+            let own = [&image.documents.config, &image.documents.manifest].into_iter();
+            let attested = image.attestation.iter();
+            let attested = attested.flat_map(|found| found.blobs().chain([&found.manifest]));
+            for document in own.chain(attested) {
+                let descriptor = &document.descriptor;
+                blobs.insert(&descriptor.digest, (descriptor.size, Blob::Bytes(&document.bytes)));
+            }
+            for (index, layer) in image.layers.iter().enumerate() {
+                let blob = Blob::Layer { image, index };
+                blobs.insert(&layer.descriptor.digest, (layer.descriptor.size, blob));
+            }
         }
-        for (index, layer) in image.layers.iter().enumerate() {
-            blobs.insert(&layer.descriptor.digest, (layer.descriptor.size, Blob::Layer { image, index }));
+        if let Some(index) = &set.index {
+            let descriptor = &index.descriptor;
+            blobs.insert(&descriptor.digest, (descriptor.size, Blob::Bytes(&index.bytes)));
         }
         entries.push(IndexEntry {
-            manifest: image.documents.manifest.descriptor.clone(),
-            platform: image.platform.clone(),
-            created: image.created.as_deref(),
-            names: &image.names,
+            top: set.top.clone(),
+            created: set.images.first().and_then(|image| image.created.as_deref()),
+            names: &set.names,
         });
     }
-    let docker = (layout == ArchiveLayout::Docker)
-        .then(|| document::json(&images.iter().map(docker_entry).collect::<Vec<_>>()));
+    let docker = (layout == ArchiveLayout::Docker).then(|| {
+        let images =
+            sets.iter().flat_map(|set| set.images.iter().map(|image| docker_entry(image, &set.names)));
+        document::json(&images.collect::<Vec<_>>())
+    });
     Content { blobs, index: document::index(&entries, annotations), docker }
 }
 
-fn docker_entry(image: &PreparedImage) -> DockerArchiveEntry {
-    let tags: Vec<_> =
-        image.names.iter().filter(|name| name.tag().is_some()).map(Reference::familiar).collect();
+fn docker_entry(image: &PreparedImage, names: &[Reference]) -> DockerArchiveEntry {
+    let tags: Vec<_> = names.iter().filter(|name| name.tag().is_some()).map(Reference::familiar).collect();
     DockerArchiveEntry {
         config: document::blob_path(&image.documents.config.descriptor.digest),
         repo_tags: (!tags.is_empty()).then_some(tags),
@@ -119,7 +134,7 @@ fn write_blob(store: &Store, blob: Blob<'_>, out: &mut dyn Write) -> Result<(), 
             let layer = &image.layers[index];
             let digest = &layer.descriptor.digest;
             match &layer.content {
-                LayerContent::Plain(source) => prepare::write_plain(store, source, digest, out),
+                LayerContent::Plain(source) => prepare::write_plain(store, &source.0, &source.1, out),
                 LayerContent::Blob => {
                     let file = store.open_blob(digest)?;
                     let mut file = file.ok_or_else(|| ExportErrorKind::BlobMissing(digest.clone()))?;

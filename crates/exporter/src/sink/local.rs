@@ -21,10 +21,11 @@ use tokio_util::sync::CancellationToken;
 use crate::error::ExportErrorKind;
 use crate::merged::{Entry, Kind, Visit, walk};
 
-/// Writes the merged tree into `dest`. Returns bytes of files.
+/// Writes the merged tree into `dest`, every file with the time `epoch` if there is one. Returns bytes of files.
 pub(crate) fn write(
     view: &MergedView,
     dest: &Path,
+    epoch: Option<i64>,
     cancel: &CancellationToken,
 ) -> Result<u64, ExportErrorKind> {
     let io_at = |action| move |source| ExportErrorKind::Io { action, path: dest.to_owned(), source };
@@ -32,7 +33,7 @@ pub(crate) fn write(
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root =
         rustix::fs::openat(CWD, dest, flags, Mode::empty()).map_err(|error| io_at("open")(error.into()))?;
-    let mut tree = Tree { dest, root, chown: rustix::process::geteuid().is_root(), size: 0 };
+    let mut tree = Tree { dest, root, chown: may_give_away(), epoch, size: 0 };
     walk(view, &mut |visit| {
         if cancel.is_cancelled() {
             return Err(io_at("write")(io::ErrorKind::ConnectionAborted.into()));
@@ -45,11 +46,17 @@ pub(crate) fn write(
     Ok(tree.size)
 }
 
+/// Root of a user namespace is an ordinary user, who wants to own what is exported.
+fn may_give_away() -> bool {
+    rustix::process::geteuid().is_root() && !stave_store::owner::may_be_recorded()
+}
+
 struct Tree<'a> {
     dest: &'a Path,
     root: OwnedFd,
     /// Only root may give files away; others own what they export, as with any archiver.
     chown: bool,
+    epoch: Option<i64>,
     size: u64,
 }
 
@@ -132,7 +139,16 @@ impl Tree<'_> {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(rustix::fs::futimens(file, &times(entry))?)
+        Ok(rustix::fs::futimens(file, &self.times(entry))?)
+    }
+
+    fn times(&self, entry: &Entry) -> Timestamps {
+        let own = Timespec {
+            tv_sec: entry.stat().st_mtime,
+            tv_nsec: i64::try_from(entry.stat().st_mtime_nsec).unwrap_or(0),
+        };
+        let time = self.epoch.map_or(own, |tv_sec| Timespec { tv_sec, tv_nsec: 0 });
+        Timestamps { last_access: time, last_modification: time }
     }
 
     /// For what cannot be opened without effect.
@@ -148,7 +164,7 @@ impl Tree<'_> {
             let link = format!("/proc/self/fd/{}", node.as_raw_fd());
             rustix::fs::chmod(link.as_str(), Mode::from_raw_mode(stat.st_mode & 0o7777))?;
         }
-        Ok(rustix::fs::utimensat(parent, name, &times(entry), AtFlags::SYMLINK_NOFOLLOW)?)
+        Ok(rustix::fs::utimensat(parent, name, &self.times(entry), AtFlags::SYMLINK_NOFOLLOW)?)
     }
 }
 
@@ -166,14 +182,6 @@ fn make_room(parent: &OwnedFd, name: &Path, for_directory: bool) -> io::Result<(
         (true, false) => Ok(rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?),
         (false, _) => Ok(rustix::fs::unlinkat(parent, name, AtFlags::empty())?),
     }
-}
-
-fn times(entry: &Entry) -> Timestamps {
-    let time = Timespec {
-        tv_sec: entry.stat().st_mtime,
-        tv_nsec: i64::try_from(entry.stat().st_mtime_nsec).unwrap_or(0),
-    };
-    Timestamps { last_access: time, last_modification: time }
 }
 
 #[cfg(test)]
@@ -194,7 +202,7 @@ mod tests {
     fn export(build: impl FnOnce(&Path), dest: &Path) -> Result<u64, ExportErrorKind> {
         let fixture = Fixture::new();
         let snapshot = fixture.layer(&Snapshot::scratch(), build);
-        write(&fixture.view(&snapshot), dest, &CancellationToken::new())
+        write(&fixture.view(&snapshot), dest, None, &CancellationToken::new())
     }
 
     #[test]

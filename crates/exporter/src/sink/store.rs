@@ -1,51 +1,61 @@
 //! The local image store: a metadata write. Nothing is compressed or copied for it.
 
-use stave_oci::{Digest, Reference};
-use stave_store::{ImageLayer, LocalImage, StoredManifest};
+use stave_oci::Reference;
+use stave_store::{ImageLayer, LocalImage, StoredAttestation, StoredManifest};
 
 use crate::document::Document;
 use crate::error::ExportErrorKind;
 use crate::event::ExportStep;
 use crate::exporter::Context;
-use crate::image::Image;
+use crate::prepare::Sealed;
 
-/// Stores `image` under `names`, with the manifest it was pushed under, if it was. Returns it with the
-/// bytes its files take.
+/// Stores the platforms of an image under `names`, with the manifests they were pushed under, if they
+/// were. Returns the first with the bytes that the files of all take.
 pub(crate) fn put(
     context: &Context,
-    image: &Image,
-    config: Vec<u8>,
-    diff_ids: &[Digest],
-    manifest: Option<Document>,
+    images: &[Sealed],
+    manifests: &[Document],
     names: &[Reference],
 ) -> Result<(LocalImage, u64), ExportErrorKind> {
-    let layers = image.layers.iter().zip(diff_ids).map(|(layer, diff_id)| ImageLayer {
-        layer: layer.layer,
-        diff_id: diff_id.clone(),
-        blob: layer.blob.clone(),
-    });
-    let pushed = manifest.map(|manifest| StoredManifest {
-        media_type: manifest.descriptor.media_type,
-        digest: manifest.descriptor.digest,
-        bytes: manifest.bytes,
-    });
-    let local = LocalImage {
-        id: Digest::sha256(&config),
-        config,
-        layers: layers.collect(),
-        manifest: pushed.or_else(|| image.manifest.clone()),
-        platform: image.platform.clone(),
-    };
-    context.store.put_image(names, &local)?;
-    context.events.done(ExportStep::Config(local.id.clone()));
+    let local: Vec<LocalImage> =
+        images.iter().enumerate().map(|(index, image)| local(image, manifests.get(index))).collect();
+    let first = local.first().cloned().ok_or(ExportErrorKind::NoImage)?;
+    context.store.put_images(names, &local)?;
+    for (image, local) in images.iter().zip(&local) {
+        let attestations = image.image.attestations.iter().map(|one| StoredAttestation {
+            predicate_type: one.predicate_type.clone(),
+            predicate: one.predicate.clone(),
+        });
+        let attestations: Vec<_> = attestations.collect();
+        if !attestations.is_empty() {
+            context.store.set_attestations(&local.id, &attestations)?;
+        }
+        context.events.done(ExportStep::Config(local.id.clone()));
+    }
     for name in names {
         context.events.done(ExportStep::Naming(name.canonical()));
     }
-    let size = context
-        .store
-        .images()?
-        .into_iter()
-        .find(|listed| listed.image.id == local.id)
-        .map_or(0, |listed| listed.size);
-    Ok((local, size))
+    let listed = context.store.images()?;
+    let size = listed.iter().filter(|listed| local.iter().any(|local| local.id == listed.image.id));
+    Ok((first, size.map(|listed| listed.size).sum()))
+}
+
+fn local(sealed: &Sealed, pushed: Option<&Document>) -> LocalImage {
+    let layers = sealed.image.layers.iter().zip(&sealed.layers).map(|(layer, sealed)| ImageLayer {
+        layer: layer.layer,
+        diff_id: sealed.diff_id.clone(),
+        blob: layer.blob.clone(),
+    });
+    let pushed = pushed.map(|manifest| StoredManifest {
+        media_type: manifest.descriptor.media_type.clone(),
+        digest: manifest.descriptor.digest.clone(),
+        bytes: manifest.bytes.clone(),
+    });
+    LocalImage {
+        id: sealed.id(),
+        config: sealed.config.clone(),
+        layers: layers.collect(),
+        manifest: pushed.or_else(|| sealed.image.manifest.clone()),
+        platform: sealed.image.platform.clone(),
+    }
 }

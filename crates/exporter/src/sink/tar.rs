@@ -1,6 +1,7 @@
-//! The root file system as one tar.
+//! The root file system as one tar, or as a folder of one.
 
 use std::io::Write;
+use std::path::Path;
 
 use stave_store::MergedView;
 
@@ -8,15 +9,16 @@ use crate::error::ExportErrorKind;
 use crate::merged::{Visit, walk};
 use crate::tar_writer::TarWriter;
 
-/// Writes the merged tree.
-pub(crate) fn write(view: &MergedView, output: &mut dyn Write) -> Result<(), ExportErrorKind> {
-    let mut tar = TarWriter::new(output);
+/// Writes the merged tree into `folder` of a tar; an empty one is the top.
+pub(crate) fn write<W: Write>(
+    view: &MergedView,
+    folder: &Path,
+    tar: &mut TarWriter<W>,
+) -> Result<(), ExportErrorKind> {
     walk(view, &mut |visit| match visit {
-        Visit::Entry(entry) => tar.entry(entry),
+        Visit::Entry(entry) => tar.entry_below(folder, entry),
         Visit::Leave(_) => Ok(()),
-    })?;
-    tar.finish()?;
-    Ok(())
+    })
 }
 
 #[cfg(test)]
@@ -47,11 +49,13 @@ mod tests {
             let times = Timestamps { last_access: old, last_modification: old };
             rustix::fs::utimensat(CWD, root.join("d/f"), &times, AtFlags::empty()).expect("sets");
         });
-        let mut bytes = Vec::new();
-        write(&fixture.view(&snapshot), &mut bytes).expect("writes");
-        let mut again = Vec::new();
-        write(&fixture.view(&snapshot), &mut again).expect("writes");
-        assert_eq!(bytes, again);
+        let whole = || {
+            let mut tar = TarWriter::new(Vec::new());
+            write(&fixture.view(&snapshot), Path::new(""), &mut tar).expect("writes");
+            tar.finish().expect("ends")
+        };
+        let bytes = whole();
+        assert_eq!(bytes, whole());
 
         let mut archive = tar::Archive::new(&bytes[..]);
         let mut found = Vec::new();

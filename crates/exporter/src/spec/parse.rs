@@ -10,36 +10,43 @@ use stave_oci::Compression;
 
 use super::ExportSpecErrorKind as Kind;
 use super::{
-    Annotations, ArchiveDestination, ArchiveTarget, CompressionChoice, Destination, ExportTarget,
-    ImageFormat, ImageTarget, MAX_NAMES, MAX_SPEC_LENGTH, MediaTypes, PushOptions, csv,
+    Annotations, ArchiveDestination, ArchiveTarget, CompressionChoice, DanglingName, Destination,
+    ExportTarget, FilesOptions, ImageFormat, ImageTarget, LocalMode, MAX_NAMES, MAX_SPEC_LENGTH, MediaTypes,
+    PushOptions, annotation, csv,
 };
 
 const TYPES: &[&str] = &["image", "registry", "oci", "docker", "local", "tar", "cacheonly"];
 
-const FORMAT_KEYS: &[&str] =
-    &["name", "compression", "compression-level", "force-compression", "oci-mediatypes"];
-const IMAGE_KEYS: &[&str] = &["push", "push-by-digest", "store", "unpack"];
-const ARCHIVE_KEYS: &[&str] = &["dest", "tar"];
-const FILES_KEYS: &[&str] = &["dest"];
-
-/// Keys BuildKit or buildx take on some type and nothing here honours.
-const LACKING: &[&str] = &[
-    "attestation-prefix",
-    "attestation-inline",
-    "buildinfo",
-    "buildinfo-attrs",
-    "context",
-    "dangling-name-prefix",
-    "mode",
-    "name-canonical",
+const FORMAT_KEYS: &[&str] = &[
+    "name",
+    "compression",
+    "compression-level",
+    "force-compression",
+    "oci-mediatypes",
     "oci-artifact",
-    "platform-split",
+    "attestation-inline",
     "prefer-nondist-layers",
-    "registry.insecure",
     "rewrite-timestamp",
     "source-date-epoch",
-    "unpack-platform",
+    "annotation.NAME",
 ];
+const IMAGE_KEYS: &[&str] = &[
+    "push",
+    "push-by-digest",
+    "registry.insecure",
+    "store",
+    "unpack",
+    "name-canonical",
+    "dangling-name-prefix",
+    "danging-name-empty-only",
+];
+const ARCHIVE_KEYS: &[&str] = &["dest", "tar"];
+const FILES_KEYS: &[&str] = &["dest", "platform-split", "attestation-prefix", "source-date-epoch"];
+const LOCAL_KEYS: &[&str] = &["mode"];
+
+/// Keys BuildKit or buildx take on some type and nothing here honours.
+const LACKING: &[&str] =
+    &["buildinfo", "buildinfo-attrs", "compatibility-version", "context", "unpack-platform"];
 
 /// The key=value pairs of one specification, taken out one by one.
 struct Pairs {
@@ -61,8 +68,10 @@ pub(super) fn target(spec: &str) -> Result<ExportTarget, Kind> {
     {
         // A short form: docker's clients take a lone field without `type=` as a path, even with an `=`.
         return Ok(match spec {
-            "-" => ExportTarget::Tar { dest: Destination::Stdout },
-            directory => ExportTarget::Local { dest: PathBuf::from(directory) },
+            "-" => ExportTarget::Tar { dest: Destination::Stdout, options: FilesOptions::default() },
+            directory => {
+                ExportTarget::Local { dest: PathBuf::from(directory), options: FilesOptions::default() }
+            }
         });
     }
     let mut values = pairs(&fields)?;
@@ -96,12 +105,12 @@ impl Pairs {
             "docker" if !self.values.contains_key("dest") => {
                 self.values.remove("tar");
                 let (names, format) = (self.names()?, self.format()?);
-                ExportTarget::Image(ImageTarget { names, store: true, push: None, format })
+                ExportTarget::Image(ImageTarget { names, store: true, format, ..ImageTarget::default() })
             }
             "oci" => ExportTarget::Oci(self.archive()?),
             "docker" => ExportTarget::Docker(self.archive()?),
-            "local" => ExportTarget::Local { dest: self.directory()? },
-            "tar" => ExportTarget::Tar { dest: self.destination() },
+            "local" => ExportTarget::Local { dest: self.directory()?, options: self.files()? },
+            "tar" => ExportTarget::Tar { dest: self.destination(), options: self.files()? },
             _ => ExportTarget::CacheOnly,
         };
         match self.values.pop_first() {
@@ -112,13 +121,14 @@ impl Pairs {
 
     /// The error for a key that nothing took.
     fn unknown(&self, key: String) -> Kind {
-        if LACKING.contains(&key.as_str()) || key.starts_with("attest:") || key.starts_with("annotation-") {
+        if LACKING.contains(&key.as_str()) {
             return Kind::NotSupported(format!("output key `{key}`"));
         }
         let known: &[&[&'static str]] = match self.target {
             "image" | "registry" => &[FORMAT_KEYS, IMAGE_KEYS],
             "oci" | "docker" => &[FORMAT_KEYS, ARCHIVE_KEYS],
-            "local" | "tar" => &[FILES_KEYS],
+            "local" => &[FILES_KEYS, LOCAL_KEYS],
+            "tar" => &[FILES_KEYS],
             _ => &[],
         };
         let suggestion = nearest(&key, known.concat().into_iter());
@@ -128,15 +138,54 @@ impl Pairs {
     fn image(&mut self, registry: bool) -> Result<ImageTarget, Kind> {
         let by_digest = self.boolean("push-by-digest")?.unwrap_or(false);
         let push = self.boolean("push")?.unwrap_or(registry || by_digest);
+        let insecure = self.boolean("registry.insecure")?.unwrap_or(false);
         // The layers of an image in the store are unpacked by nature, so asking for it costs nothing.
         self.boolean("unpack")?;
         let store = self.boolean("store")?.unwrap_or(!registry);
+        let canonical_names = self.boolean("name-canonical")?.unwrap_or(false);
+        let dangling = self.dangling()?;
         let (names, format) = (self.names()?, self.format()?);
-        // One platform is pushed as its manifest alone: there is no index to annotate.
-        if !format.annotations.index.is_empty() || !format.annotations.manifest_descriptor.is_empty() {
-            return Err(Kind::NotSupported("annotations on the index of a pushed image".to_owned()));
+        let push = push.then_some(PushOptions { by_digest, insecure });
+        Ok(ImageTarget { names, store, push, format, canonical_names, dangling })
+    }
+
+    fn dangling(&mut self) -> Result<Option<DanglingName>, Kind> {
+        // BuildKit's own spelling, which is part of its interface.
+        let empty_only = self.boolean("danging-name-empty-only")?.unwrap_or(false);
+        let prefix = self.values.remove("dangling-name-prefix").filter(|prefix| !prefix.is_empty());
+        let prefix = prefix.map(|prefix| prefix.parse().map_err(Kind::Name)).transpose()?;
+        Ok(prefix.map(|prefix| DanglingName { prefix, empty_only }))
+    }
+
+    fn files(&mut self) -> Result<FilesOptions, Kind> {
+        let mode = match self.values.get("mode").map(String::as_str).filter(|_| self.target == "local") {
+            None | Some("" | "copy") => LocalMode::Copy,
+            Some("delete") => LocalMode::Delete,
+            Some(other) => {
+                let (key, value) = ("mode".to_owned(), other.to_owned());
+                return Err(Kind::Value { key, value, expected: "`copy` or `delete`" });
+            }
+        };
+        if self.target == "local" {
+            self.values.remove("mode");
         }
-        Ok(ImageTarget { names, store, push: push.then_some(PushOptions { by_digest }), format })
+        Ok(FilesOptions {
+            platform_split: self.boolean("platform-split")?,
+            mode,
+            epoch: self.epoch()?,
+            attestation_prefix: self.values.remove("attestation-prefix").unwrap_or_default(),
+        })
+    }
+
+    fn epoch(&mut self) -> Result<Option<i64>, Kind> {
+        let key = "source-date-epoch";
+        let Some(value) = self.values.remove(key).filter(|value| !value.is_empty()) else { return Ok(None) };
+        let wrong = || Kind::Value {
+            key: key.to_owned(),
+            value: value.clone(),
+            expected: "a number of seconds since the epoch",
+        };
+        value.parse().map(Some).map_err(|_| wrong())
     }
 
     fn archive(&mut self) -> Result<ArchiveTarget, Kind> {
@@ -179,9 +228,25 @@ impl Pairs {
         let algorithm = self.compression()?;
         let level = self.level(algorithm.unwrap_or(Compression::Gzip))?;
         let force = self.boolean("force-compression")?.unwrap_or(false);
-        let annotations = self.annotations();
-        let compression = CompressionChoice { algorithm, level, force };
-        Ok(ImageFormat { media_types, compression, annotations })
+        // Attestations always lie in the index beside their image, so being told so changes nothing.
+        self.boolean("attestation-inline")?;
+        let artifact_attestations = self.boolean("oci-artifact")?.unwrap_or(false);
+        let docker = media_types == Some(MediaTypes::Docker);
+        if docker && algorithm == Some(Compression::Zstd) {
+            return Err(Kind::Conflict("compression=zstd", "oci-mediatypes=false"));
+        }
+        if docker && artifact_attestations {
+            return Err(Kind::Conflict("oci-artifact=true", "oci-mediatypes=false"));
+        }
+        Ok(ImageFormat {
+            media_types,
+            compression: CompressionChoice { algorithm, level, force },
+            annotations: self.annotations()?,
+            epoch: self.epoch()?,
+            rewrite_timestamps: self.boolean("rewrite-timestamp")?,
+            nondistributable: self.boolean("prefer-nondist-layers")?.unwrap_or(false),
+            artifact_attestations,
+        })
     }
 
     fn compression(&mut self) -> Result<Option<Compression>, Kind> {
@@ -213,26 +278,18 @@ impl Pairs {
         }
     }
 
-    fn annotations(&mut self) -> Annotations {
+    fn annotations(&mut self) -> Result<Annotations, Kind> {
         let mut annotations = Annotations::default();
         let keys: Vec<String> =
             self.values.keys().filter(|key| key.starts_with("annotation")).cloned().collect();
         for key in keys {
-            let slot = if key.starts_with("annotation.") || key.starts_with("annotation-manifest.") {
-                &mut annotations.manifest
-            } else if key.starts_with("annotation-manifest-descriptor.") {
-                &mut annotations.manifest_descriptor
-            } else if key.starts_with("annotation-index.") {
-                &mut annotations.index
-            } else {
-                // Per-platform forms stay in `values` and end as an error.
-                continue;
+            let Some(value) = self.values.remove(&key) else { continue };
+            let Some(annotation) = annotation::from_key(&key, &value) else {
+                return Err(Kind::Annotation(key));
             };
-            if let (Some((_, name)), Some(value)) = (key.split_once('.'), self.values.remove(&key)) {
-                slot.insert(name.to_owned(), value);
-            }
+            annotations.add(annotation);
         }
-        annotations
+        Ok(annotations)
     }
 
     /// Takes a boolean as Go's `strconv.ParseBool` reads it.

@@ -27,20 +27,38 @@ fn file(path: &str) -> Destination {
     Destination::File(PathBuf::from(path))
 }
 
+fn local(dest: &str) -> ExportTarget {
+    ExportTarget::Local { dest: dest.into(), options: FilesOptions::default() }
+}
+
+fn tar(dest: Destination) -> ExportTarget {
+    ExportTarget::Tar { dest, options: FilesOptions::default() }
+}
+
 #[test]
 fn short_forms() {
-    check("out", ExportTarget::Local { dest: "out".into() });
-    check("./a=b", ExportTarget::Local { dest: "./a=b".into() });
-    check("-", ExportTarget::Tar { dest: Destination::Stdout });
+    check("out", local("out"));
+    check("./a=b", local("./a=b"));
+    check("-", tar(Destination::Stdout));
 }
 
 #[test]
 fn file_systems() {
-    check("type=local,dest=/out", ExportTarget::Local { dest: "/out".into() });
-    check("type=tar", ExportTarget::Tar { dest: Destination::Stdout });
-    check("type=tar,dest=-", ExportTarget::Tar { dest: Destination::Stdout });
-    check("TYPE=tar,Dest=x.tar", ExportTarget::Tar { dest: file("x.tar") });
+    check("type=local,dest=/out", local("/out"));
+    check("type=tar", tar(Destination::Stdout));
+    check("type=tar,dest=-", tar(Destination::Stdout));
+    check("TYPE=tar,Dest=x.tar", tar(file("x.tar")));
     check("type=cacheonly", ExportTarget::CacheOnly);
+    let options = FilesOptions {
+        platform_split: Some(false),
+        mode: LocalMode::Delete,
+        epoch: Some(7),
+        attestation_prefix: "a-".to_owned(),
+    };
+    check(
+        "type=local,dest=d,mode=delete,platform-split=false,source-date-epoch=7,attestation-prefix=a-",
+        ExportTarget::Local { dest: "d".into(), options },
+    );
 }
 
 #[test]
@@ -51,14 +69,18 @@ fn archives() {
     check("type=docker,dest=x.tar", ExportTarget::Docker(archive(ArchiveDestination::Tar(file("x.tar")))));
     let mut target = archive(ArchiveDestination::Tar(file("x")));
     target.names = names(&["a:1", "b:2"]);
-    target.format.media_types = Some(MediaTypes::Docker);
+    target.format.media_types = Some(MediaTypes::Oci);
+    target.format.artifact_attestations = true;
+    target.format.nondistributable = true;
+    (target.format.epoch, target.format.rewrite_timestamps) = (Some(-1), Some(true));
     target.format.compression =
         CompressionChoice { algorithm: Some(Compression::Zstd), level: Some(19), force: true };
     target.format.annotations.manifest.insert("org.X".into(), "y=z".into());
     target.format.annotations.manifest_descriptor.insert("d".into(), "1".into());
     target.format.annotations.index.insert("i".into(), "2".into());
     check(
-        "type=oci,\"name=a:1,b:2\",dest=x,oci-mediatypes=false,compression=zstd,compression-level=19,\
+        "type=oci,\"name=a:1,b:2\",dest=x,oci-mediatypes=true,compression=zstd,compression-level=19,\
+         oci-artifact=true,prefer-nondist-layers=1,source-date-epoch=-1,rewrite-timestamp=true,\
          force-compression=1,annotation.org.X=y=z,annotation-manifest-descriptor.d=1,annotation-index.i=2",
         ExportTarget::Oci(target),
     );
@@ -73,8 +95,14 @@ fn images() {
     let pushed = ImageTarget { push: Some(PushOptions::default()), ..stored(&["a"]) };
     check("type=image,name=a,push=true", ExportTarget::Image(pushed.clone()));
     check("type=registry,name=a", ExportTarget::Image(ImageTarget { store: false, ..pushed.clone() }));
-    let by_digest = ImageTarget { push: Some(PushOptions { by_digest: true }), ..pushed };
-    check("type=image,name=a,push-by-digest=true", ExportTarget::Image(by_digest));
+    let dangling = Some(DanglingName { prefix: names(&["cache"])[0].clone(), empty_only: true });
+    let named = ImageTarget { canonical_names: true, dangling, ..stored(&["a"]) };
+    check(
+        "type=image,name=a,name-canonical=true,dangling-name-prefix=cache,danging-name-empty-only=true",
+        ExportTarget::Image(named),
+    );
+    let by_digest = ImageTarget { push: Some(PushOptions { by_digest: true, insecure: true }), ..pushed };
+    check("type=image,name=a,push-by-digest=true,registry.insecure=true", ExportTarget::Image(by_digest));
 }
 
 #[test]
@@ -110,14 +138,29 @@ fn refusals_say_what_to_write() {
         "type=image,compression-level=10",
         "invalid value `10` for `compression-level`: expected a number from 0 to 9 for gzip",
     );
-    refused("type=image,rewrite-timestamp=true", "not supported yet: output key `rewrite-timestamp`");
+    refused("type=image,compatibility-version=20", "not supported yet: output key `compatibility-version`");
     refused(
-        "type=image,annotation-manifest[linux/amd64].a=b",
-        "not supported yet: output key `annotation-manifest[linux/amd64].a`",
+        "type=image,annotations-index.a=b",
+        "invalid annotation key `annotations-index.a`: expected `annotation[-TYPE][[PLATFORM]].NAME`, \
+         TYPE being `manifest`, `manifest-descriptor`, `index` or `index-descriptor`",
     );
     refused(
-        "type=image,annotation-index.a=b",
-        "not supported yet: annotations on the index of a pushed image",
+        "type=image,compression=zstd,oci-mediatypes=false",
+        "exporter option \"compression=zstd\" conflicts with \"oci-mediatypes=false\"",
+    );
+    refused(
+        "type=oci,oci-artifact=true,oci-mediatypes=false",
+        "exporter option \"oci-artifact=true\" conflicts with \"oci-mediatypes=false\"",
+    );
+    refused("type=local,dest=x,mode=move", "invalid value `move` for `mode`: expected `copy` or `delete`");
+    refused("type=tar,mode=copy", "unknown key `mode` for type `tar`");
+    refused(
+        "type=image,registry.insecur=1",
+        "unknown key `registry.insecur` for type `image`, did you mean `registry.insecure`?",
+    );
+    refused(
+        "type=image,source-date-epoch=now",
+        "invalid value `now` for `source-date-epoch`: expected a number of seconds since the epoch",
     );
     refused("type=image,\"name=a", "bare or unclosed `\"`: quote whole fields, as in `\"name=a,b\"`");
     refused("type=image,name=UPPER", "invalid image name in `name`");

@@ -35,7 +35,7 @@ fn content(bench: &Bench, image: &LocalImage, path: &str) -> Option<String> {
 }
 
 async fn export(bench: &Bench, image: &Image, target: ExportTarget) -> Exported {
-    bench.exporter.export(image, &target).await.expect("exports")
+    bench.exporter.export(std::slice::from_ref(image), &target).await.expect("exports")
 }
 
 async fn load(bench: &Bench, path: &Path) -> Vec<stave_exporter::LoadedImage> {
@@ -73,7 +73,7 @@ async fn an_oci_archive_is_deterministic_and_comes_back_the_same() {
 
     // Saved again, it is the same image under the same digest.
     let again = other.path("again.tar");
-    let saved = SavedImage { image: Image::stored(&loaded[0].image), names: loaded[0].names.clone() };
+    let saved = SavedImage { images: vec![Image::stored(&loaded[0].image)], names: loaded[0].names.clone() };
     let dest = ArchiveDestination::Tar(stave_exporter::Destination::File(again.clone()));
     other.exporter.save(&[saved], ArchiveLayout::Oci, &dest).await.expect("saves");
     assert_eq!(fs::read(&again).expect("reads"), fs::read(&first).expect("reads"));
@@ -204,7 +204,7 @@ async fn a_pulled_layer_without_its_blob_is_not_passed_off_as_another() {
     let bench = Bench::new();
     let (image, _) = bench.on_pulled_base(None);
     let target = ExportTarget::Docker(tar_target(&bench.path("x.tar"), &["app"]));
-    let error = bench.exporter.export(&image, &target).await.expect_err("its tar cannot be made again");
+    let error = bench.exporter.export(&[image.clone()], &target).await.expect_err("its tar cannot be made again");
     assert!(matches!(*error.kind, stave_exporter::ExportErrorKind::LayerChanged { .. }), "{error:?}");
     assert!(!bench.path("x.tar").exists());
 }
@@ -234,7 +234,7 @@ async fn images_that_share_layers_share_them_in_an_archive() {
     let bench = Bench::new();
     let image = bench.built();
     let [one, two] =
-        ["app:1", "app:2"].map(|name| SavedImage { image: image.clone(), names: names(&[name]) });
+        ["app:1", "app:2"].map(|name| SavedImage { images: vec![image.clone()], names: names(&[name]) });
     let path = bench.path("two.tar");
     let dest = ArchiveDestination::Tar(stave_exporter::Destination::File(path.clone()));
     bench.exporter.save(&[one, two], ArchiveLayout::Docker, &dest).await.expect("saves");

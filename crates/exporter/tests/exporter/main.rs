@@ -75,6 +75,7 @@ impl Bench {
             layer: applied.layer,
             blob: Some(Descriptor::of(Compression::Gzip.oci_media_type(), &blob)),
             origin,
+            diff_id: Some(applied.diff_id),
         };
         let top = self.layer(&Snapshot::new(vec![applied.layer]), |root| {
             fs::write(root.join("top"), "top").expect("writes");

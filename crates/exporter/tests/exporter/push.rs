@@ -27,7 +27,7 @@ async fn an_image_is_pushed_once() {
     let exporter = bench.exporter.clone().with_events(ExportEvents::new(move |event| {
         events.lock().expect("no panic").push(event);
     }));
-    let exported = exporter.export(&image, &target(names.clone(), true)).await.expect("pushes");
+    let exported = exporter.export(&[image.clone()], &target(names.clone(), true)).await.expect("pushes");
     let (media_type, bytes) = registry.manifest("app", "1").expect("is there");
     let descriptor = exported.manifest.expect("a manifest");
     assert_eq!((descriptor.media_type, descriptor.digest), (media_type, Digest::sha256(&bytes)));
@@ -49,7 +49,7 @@ async fn an_image_is_pushed_once() {
 
     // A second push sends nothing but the manifest.
     let uploads = registry.count("POST", "/blobs/uploads/");
-    bench.exporter.export(&image, &target(names, false)).await.expect("pushes");
+    bench.exporter.export(&[image.clone()], &target(names, false)).await.expect("pushes");
     assert_eq!(registry.count("POST", "/blobs/uploads/"), uploads);
 }
 
@@ -60,7 +60,7 @@ async fn base_layers_are_mounted_not_sent() {
     let (image, blob) = bench.on_pulled_base(Some(origin));
     registry.put_blob("base", &blob);
     // The blob itself is no longer here, and need not be.
-    bench.exporter.export(&image, &target(vec![registry.reference("app:1")], false)).await.expect("pushes");
+    bench.exporter.export(&[image.clone()], &target(vec![registry.reference("app:1")], false)).await.expect("pushes");
     assert_eq!(registry.blob("app", &Digest::sha256(&blob)), Some(blob.clone()));
     assert!(registry.count("POST", "mount=") > 0);
     assert_eq!(registry.count("GET", "/blobs/"), 0);
@@ -71,7 +71,7 @@ async fn a_blob_that_is_gone_is_fetched_back_for_another_registry() {
     let (bench, from, to) = (Bench::new(), TestRegistry::start(), TestRegistry::start());
     let (image, blob) = bench.on_pulled_base(Some(from.reference("base:1")));
     from.put_blob("base", &blob);
-    bench.exporter.export(&image, &target(vec![to.reference("app:1")], false)).await.expect("pushes");
+    bench.exporter.export(&[image.clone()], &target(vec![to.reference("app:1")], false)).await.expect("pushes");
     assert_eq!(to.blob("app", &Digest::sha256(&blob)), Some(blob));
 }
 
@@ -80,20 +80,20 @@ async fn a_stored_image_keeps_its_digest_when_pushed_again() {
     let (bench, registry) = (Bench::new(), TestRegistry::start());
     let first = registry.reference("app:1");
     let exported =
-        bench.exporter.export(&bench.built(), &target(vec![first.clone()], true)).await.expect("pushes");
+        bench.exporter.export(&[bench.built()], &target(vec![first.clone()], true)).await.expect("pushes");
     let stored = bench.store.image_by_name(&first).expect("looks").expect("is there");
     let second = target(vec![registry.reference("other:1")], false);
-    let again = bench.exporter.export(&Image::stored(&stored), &second).await.expect("pushes");
+    let again = bench.exporter.export(&[Image::stored(&stored)], &second).await.expect("pushes");
     assert_eq!(again.manifest, exported.manifest);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_push_by_digest_moves_no_tag() {
     let (bench, registry) = (Bench::new(), TestRegistry::start());
-    let push = Some(PushOptions { by_digest: true });
+    let push = Some(PushOptions { by_digest: true, ..PushOptions::default() });
     let names = vec![registry.reference("app:1")];
     let target = ExportTarget::Image(ImageTarget { names, push, ..ImageTarget::default() });
-    let exported = bench.exporter.export(&bench.built(), &target).await.expect("pushes");
+    let exported = bench.exporter.export(&[bench.built()], &target).await.expect("pushes");
     let digest = exported.manifest.expect("a manifest").digest;
     assert!(registry.manifest("app", digest.as_str()).is_some());
     assert!(registry.manifest("app", "1").is_none());

@@ -47,7 +47,7 @@ async fn oci_archives_of_every_compression() {
         let path = bench.path(&format!("{}.tar", algorithm.name()));
         let mut target = tar_target(&path, &["app:1.0"]);
         target.format.compression.algorithm = Some(algorithm);
-        let exported = bench.exporter.export(&image, &ExportTarget::Oci(target)).await.expect("exports");
+        let exported = bench.exporter.export(&[image.clone()], &ExportTarget::Oci(target)).await.expect("exports");
         let source = format!("oci-archive:{}:1.0", path.display());
         verify(bench.directory.path(), &source);
         let seen = skopeo(bench.directory.path(), &["inspect", "--format", "{{.Digest}}", &source]);
@@ -60,7 +60,7 @@ async fn docker_archives() {
     let bench = Bench::new();
     let path = bench.path("docker.tar");
     let target = ExportTarget::Docker(tar_target(&path, &["app:1.0"]));
-    bench.exporter.export(&bench.built(), &target).await.expect("exports");
+    bench.exporter.export(&[bench.built()], &target).await.expect("exports");
     verify(bench.directory.path(), &format!("docker-archive:{}:app:1.0", path.display()));
     let listed = skopeo(bench.directory.path(), &["inspect", &format!("docker-archive:{}", path.display())]);
     assert!(listed.contains("\"Layers\""), "{listed}");
@@ -72,7 +72,7 @@ async fn pushed_images() {
     let name = registry.reference("app:1.0");
     let push = Some(PushOptions::default());
     let target = ImageTarget { names: vec![name.clone()], push, ..ImageTarget::default() };
-    bench.exporter.export(&bench.built(), &ExportTarget::Image(target)).await.expect("pushes");
+    bench.exporter.export(&[bench.built()], &ExportTarget::Image(target)).await.expect("pushes");
     let home = bench.directory.path().to_owned();
     let source = format!("docker://{}", name.canonical());
     tokio::task::spawn_blocking(move || verify(&home, &source)).await.expect("no panic");
@@ -83,7 +83,7 @@ async fn archives_that_skopeo_wrote() {
     let bench = Bench::new();
     let path = bench.path("ours.tar");
     let target = ExportTarget::Oci(tar_target(&path, &["app:1.0"]));
-    let exported = bench.exporter.export(&bench.built(), &target).await.expect("exports");
+    let exported = bench.exporter.export(&[bench.built()], &target).await.expect("exports");
     let source = format!("oci-archive:{}:1.0", path.display());
     for (form, list) in [("docker-archive", vec!["app:2.0"]), ("oci-archive", vec!["app:2.0"])] {
         let theirs = bench.path(&format!("{form}.tar"));
@@ -126,7 +126,7 @@ async fn podman_loads_both_kinds_of_archive() {
         ExportTarget::Docker(tar_target(&docker, &["app:1.0"])),
         ExportTarget::Oci(tar_target(&oci, &["app:1.0"])),
     ] {
-        bench.exporter.export(&image, &target).await.expect("exports");
+        bench.exporter.export(&[image.clone()], &target).await.expect("exports");
     }
     let home = bench.directory.path();
     assert!(podman_load(home, &docker).contains("docker.io/library/app:1.0"));
@@ -190,13 +190,13 @@ async fn a_real_registry_takes_pushes_and_mounts() {
         })
     };
     let image = bench.built();
-    bench.exporter.export(&image, &push("team/base")).await.expect("pushes");
+    bench.exporter.export(&[image.clone()], &push("team/base")).await.expect("pushes");
     // A layer that came from the first repository is mounted into the second.
     let (mut based, blob) = bench.on_pulled_base(None);
     bench.put_blob(&blob);
-    bench.exporter.export(&based, &push("team/base")).await.expect("pushes");
+    bench.exporter.export(&[based.clone()], &push("team/base")).await.expect("pushes");
     based.layers[0].origin = names(&[&format!("{}/team/base:1.0", registry.host)]).pop();
-    bench.exporter.export(&based, &push("team/app")).await.expect("pushes");
+    bench.exporter.export(&[based.clone()], &push("team/app")).await.expect("pushes");
     let (home, host) = (bench.directory.path().to_owned(), registry.host.clone());
     let check = move || verify(&home, &format!("docker://{host}/team/app:1.0"));
     tokio::task::spawn_blocking(check).await.expect("no panic");

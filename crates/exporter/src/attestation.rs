@@ -1,0 +1,192 @@
+//! What is attested of an image: in-toto statements, and the manifest that carries them.
+//!
+//! Owns BuildKit's layout: one manifest beside the image's in its index, for the platform
+//! `unknown/unknown`, annotated with the digest it speaks of; or, when asked, an OCI artifact whose
+//! subject is the image, which registries list among its referrers. Pure. Must not know what a
+//! predicate says.
+//!
+//! Read [`AttestationManifest`] first.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+use stave_oci::{Descriptor, Digest, Manifest, Platform, Reference, media_type};
+
+use crate::document::{self, Document};
+use crate::error::ExportErrorKind;
+use crate::image::{Attestation, Image};
+use crate::spec::ImageFormat;
+
+/// The version of in-toto statements that BuildKit writes.
+const STATEMENT: &str = "https://in-toto.io/Statement/v1";
+/// The media type of a statement.
+const IN_TOTO: &str = "application/vnd.in-toto+json";
+/// What marks a statement's blob with the type of its predicate.
+const PREDICATE_TYPE: &str = "in-toto.io/predicate-type";
+/// Says what a manifest in an index is to another.
+const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
+/// Says which manifest it speaks of.
+const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
+/// The type of attestations that refer to their image.
+const ARTIFACT: &str = "application/vnd.docker.attestation.manifest.v1+json";
+/// OCI's media type of a config that says nothing.
+const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+
+/// The documents of one platform's attestations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AttestationManifest {
+    /// Its descriptor is as the image's index names it.
+    pub(crate) manifest: Document,
+    pub(crate) config: Document,
+    pub(crate) statements: Vec<Document>,
+}
+
+impl AttestationManifest {
+    /// Its blobs, the manifest excepted.
+    pub(crate) fn blobs(&self) -> impl Iterator<Item = &Document> {
+        self.statements.iter().chain([&self.config])
+    }
+}
+
+/// Something a statement speaks of.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Subject {
+    pub(crate) name: String,
+    pub(crate) digest: BTreeMap<String, String>,
+}
+
+impl Subject {
+    pub(crate) fn new(name: String, digest: &Digest) -> Self {
+        let algorithm = digest.as_str().split(':').next().unwrap_or_default();
+        Self { name, digest: [(algorithm.to_owned(), digest.hex().to_owned())].into() }
+    }
+}
+
+#[derive(Serialize)]
+struct Statement<'a> {
+    #[serde(rename = "_type")]
+    kind: &'a str,
+    #[serde(rename = "predicateType")]
+    predicate_type: &'a str,
+    subject: &'a [Subject],
+    predicate: Value,
+}
+
+/// The statement of `attestation` on `subjects`, as JSON.
+pub(crate) fn statement(attestation: &Attestation, subjects: &[Subject]) -> Result<Vec<u8>, ExportErrorKind> {
+    let invalid =
+        |source| ExportErrorKind::Predicate { predicate_type: attestation.predicate_type.clone(), source };
+    let predicate: Value = serde_json::from_slice(&attestation.predicate).map_err(invalid)?;
+    Ok(document::json(&Statement {
+        kind: STATEMENT,
+        predicate_type: &attestation.predicate_type,
+        subject: subjects,
+        predicate,
+    }))
+}
+
+/// The manifest of what is attested of `image`, whose own manifest is `target`; `None` if nothing is.
+pub(crate) fn manifest(
+    image: &Image,
+    target: &Descriptor,
+    names: &[Reference],
+    format: &ImageFormat,
+) -> Result<Option<AttestationManifest>, ExportErrorKind> {
+    if image.attestations.is_empty() {
+        return Ok(None);
+    }
+    if target.media_type != media_type::OCI_MANIFEST {
+        return Err(ExportErrorKind::AttestationMediaTypes);
+    }
+    let subject = |name: &Reference| Subject::new(package_url(name, &image.platform), &target.digest);
+    let subjects: Vec<Subject> = names.iter().map(subject).collect();
+    let mut statements = Vec::new();
+    for attestation in &image.attestations {
+        let mut document = Document::new(IN_TOTO, statement(attestation, &subjects)?);
+        let predicate_type = attestation.predicate_type.clone();
+        document.descriptor.annotations.insert(PREDICATE_TYPE.to_owned(), predicate_type);
+        statements.push(document);
+    }
+    let config = if format.artifact_attestations {
+        Document::new(EMPTY, b"{}".to_vec())
+    } else {
+        Document::new(media_type::OCI_CONFIG, config(&statements))
+    };
+    let manifest = Manifest {
+        schema_version: 2,
+        media_type: Some(media_type::OCI_MANIFEST.to_owned()),
+        artifact_type: format.artifact_attestations.then(|| ARTIFACT.to_owned()),
+        config: config.descriptor.clone(),
+        layers: statements.iter().map(|document| document.descriptor.clone()).collect(),
+        subject: format
+            .artifact_attestations
+            .then(|| Descriptor::new(&target.media_type, target.digest.clone(), target.size)),
+        annotations: BTreeMap::new(),
+    };
+    let mut manifest = Document::new(media_type::OCI_MANIFEST, document::json(&manifest));
+    manifest.descriptor.platform = Some(Platform::new("unknown", "unknown", None));
+    manifest.descriptor.annotations = [
+        (REFERENCE_TYPE.to_owned(), "attestation-manifest".to_owned()),
+        (REFERENCE_DIGEST.to_owned(), target.digest.to_string()),
+    ]
+    .into();
+    Ok(Some(AttestationManifest { manifest, config, statements }))
+}
+
+/// A config by which readers that know nothing of attestations see an image for no platform.
+fn config(statements: &[Document]) -> Vec<u8> {
+    let diff_ids: Vec<&Digest> = statements.iter().map(|document| &document.descriptor.digest).collect();
+    document::json(&serde_json::json!({
+        "architecture": "unknown",
+        "os": "unknown",
+        "config": {},
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+    }))
+}
+
+/// `pkg:docker/name@tag?platform=linux%2Famd64` (package-url's `docker` type).
+fn package_url(name: &Reference, platform: &Platform) -> String {
+    let familiar = name.familiar_name();
+    let path: Vec<String> = familiar.split('/').map(escaped).collect();
+    let version = name.tag().map(|tag| format!("@{}", escaped(tag))).unwrap_or_default();
+    let mut qualifiers = Vec::new();
+    if let Some(digest) = name.digest() {
+        qualifiers.push(format!("digest={}", escaped(digest.as_str())));
+    }
+    qualifiers.push(format!("platform={}", escaped(&platform.to_string())));
+    format!("pkg:docker/{}{version}?{}", path.join("/"), qualifiers.join("&"))
+}
+
+/// Percent-encoding of everything but what a URL never needs to quote.
+fn escaped(text: &str) -> String {
+    let mut found = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~:".contains(&byte) {
+            found.push(char::from(byte));
+        } else {
+            found.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(name: &str, expected: &str) {
+        let name: Reference = name.parse().expect("a name");
+        assert_eq!(package_url(&name, &Platform::new("linux", "arm", Some("v7"))), expected);
+    }
+
+    #[test]
+    fn package_urls() {
+        check("app:1", "pkg:docker/app@1?platform=linux%2Farm%2Fv7");
+        check(
+            "localhost:5000/team/app",
+            "pkg:docker/localhost:5000/team/app@latest?platform=linux%2Farm%2Fv7",
+        );
+    }
+}
