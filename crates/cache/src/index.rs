@@ -7,6 +7,8 @@
 //!
 //! Start with [`CacheIndex`].
 
+mod claim;
+mod explain;
 mod schema;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +21,7 @@ use crate::key::CacheKey;
 use crate::preimage::KeyPreimage;
 use crate::record::{CacheRecord, KeyEntry, NewRecord, RecordId, ResultId};
 
+pub use claim::Claim;
 pub use schema::{INDEX_FORMAT, Recreated};
 
 /// How long a writer waits for another process's transaction.
@@ -235,6 +238,22 @@ impl CacheIndex {
             transaction.commit()?;
             Ok(count as u64)
         })
+    }
+
+    /// Claims the right to run the step of `key`; `None` while somebody else, in whatever process, has it.
+    pub fn claim(&self, key: &CacheKey) -> Result<Option<Claim>, IndexError> {
+        Claim::take(&schema::claims(&self.shared.path), key)
+            .map_err(|error| self.failed("claim a key of", error))
+    }
+
+    /// Removes what dead processes left of their claims. Returns how many there were.
+    pub fn sweep_claims(&self) -> Result<usize, IndexError> {
+        claim::sweep(&schema::claims(&self.shared.path))
+            .map_err(|error| self.failed("sweep the claims of", error))
+    }
+
+    fn failed(&self, action: &'static str, error: std::io::Error) -> IndexError {
+        IndexError { action, path: self.shared.path.clone(), kind: error.into() }
     }
 
     /// Runs `work` on a pooled connection. One that failed for more than a busy file is not reused, and

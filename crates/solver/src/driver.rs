@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::SolveError;
-use crate::event::{Broadcast, EventSender, SolveEvent};
+use crate::event::{Broadcast, EventSender, Miss, SolveEvent};
 use crate::graph::plan::Plan;
 use crate::graph::{Answer, Command, Event, Graph, NodeId, TaskId};
 use crate::solver::{JobId, Limits};
@@ -128,11 +128,11 @@ impl<W: Worker> Driver<W> {
                     token.cancel();
                 }
             }
-            Command::Cached { node, job } => {
+            Command::Cached { node, job, hit, key } => {
                 if let (Some(node), Some(job)) = (self.nodes.get(&node), self.jobs.get(&job))
                     && let Some(events) = &job.events
                 {
-                    events.send(SolveEvent::Cached { vertex: node.vertex.digest.clone() });
+                    events.send(SolveEvent::Cached { vertex: node.vertex.digest.clone(), hit, key });
                 }
             }
             Command::Failed { node, error } => {
@@ -154,8 +154,9 @@ impl<W: Worker> Driver<W> {
             Command::Digest { task, node, input, selector } => {
                 self.spawn(task, node, move |work| task::digest(work, input, selector));
             }
-            Command::Execute { task, node, inputs, entries } => {
-                self.spawn(task, node, move |work| task::execute(work, inputs, entries));
+            Command::Execute { task, node, inputs, entries, ignored } => {
+                let miss = Miss { entries, ignored };
+                self.spawn(task, node, move |work| task::execute(work, inputs, miss));
             }
             Command::Lookup { task, key } => {
                 let environment = Arc::clone(&self.environment);

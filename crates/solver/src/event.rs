@@ -9,12 +9,15 @@
 
 mod channel;
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use stave_cache::{CacheKey, KeyEntry};
 use stave_oci::Digest;
 
 pub(crate) use channel::Broadcast;
-pub use channel::{EventReceiver, EventSender, EventSubscription, event_channel};
+pub use channel::{EventReceiver, EventSender, EventSubscription, event_channel, event_channel_with};
 
 /// Log bytes waiting to be read, per job.
 pub const LOG_BUFFER_LIMIT: usize = 4 << 20;
@@ -34,10 +37,55 @@ pub enum LogStream {
     Stderr,
 }
 
+/// Where a result that nobody had to make for this job came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Hit {
+    /// A record of this machine's cache.
+    Local,
+    /// A record of an imported cache.
+    Imported,
+    /// Another build ran it at the same time.
+    Shared,
+    /// It was not even looked up, because what stands on it was found.
+    Skipped,
+}
+
+/// What was looked up in vain before a vertex ran.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Miss {
+    /// The keys under which the result will be recorded; none for what is never recorded.
+    pub entries: Vec<KeyEntry>,
+    /// The cache was not asked, because the build said so.
+    pub ignored: bool,
+}
+
+/// Sees every log byte of a job in order, also those that a slow reader of the events misses.
+///
+/// Called where the operation writes, so it must be quick and must not block for long.
+#[derive(Clone)]
+pub struct LogTap(Arc<dyn Fn(&Digest, LogStream, &[u8]) + Send + Sync>);
+
+impl LogTap {
+    /// Bytes go to `receive`.
+    pub fn new(receive: impl Fn(&Digest, LogStream, &[u8]) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(receive))
+    }
+
+    pub(crate) fn log(&self, vertex: &Digest, stream: LogStream, bytes: &[u8]) {
+        (self.0)(vertex, stream, bytes);
+    }
+}
+
+impl fmt::Debug for LogTap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LogTap")
+    }
+}
+
 /// One thing that happened to a vertex of a job.
 ///
 /// Invariant: per vertex and job, `Started` comes before `Log`, `Progress` and one of `Completed`,
-/// `Failed`, `Cancelled`; a vertex that was found in the cache has `Cached` alone.
+/// `Failed`, `Cancelled`; a vertex that was found in the cache has `Cached` as its end, and no `Started`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SolveEvent {
     /// It began to run.
@@ -49,6 +97,22 @@ pub enum SolveEvent {
     },
     /// Its result was found, or was not even needed because a later one was found.
     Cached {
+        /// The vertex.
+        vertex: Digest,
+        /// Where it came from.
+        hit: Hit,
+        /// The key it was found by, if it was looked up.
+        key: Option<CacheKey>,
+    },
+    /// No key of it leads to a result: it runs next. Comes before `Started`.
+    Missed {
+        /// The vertex.
+        vertex: Digest,
+        /// What was looked up.
+        miss: Arc<Miss>,
+    },
+    /// Another job runs it already; its `Started` follows.
+    Joined {
         /// The vertex.
         vertex: Digest,
     },
@@ -107,7 +171,9 @@ impl SolveEvent {
     pub fn vertex(&self) -> &Digest {
         match self {
             Self::Started { vertex, .. }
-            | Self::Cached { vertex }
+            | Self::Cached { vertex, .. }
+            | Self::Missed { vertex, .. }
+            | Self::Joined { vertex }
             | Self::Log { vertex, .. }
             | Self::LogDropped { vertex, .. }
             | Self::Progress { vertex, .. }

@@ -20,6 +20,7 @@ use stave_cache::{CacheKey, CacheRecord, ContentDigest, KeyEntry, NewRecord};
 use stave_llb::Vertex;
 
 use crate::error::{ContractError, OpError, SolveError};
+use crate::event::Hit;
 use crate::solver::JobId;
 use crate::worker::{CacheMap, Selector};
 use node::{Demand, MapState, Node, Phase};
@@ -82,13 +83,14 @@ pub(crate) enum Command<R> {
     /// Ask the worker for the content of an input.
     Digest { task: TaskId, node: NodeId, input: R, selector: Selector },
     /// Run the operation, persist its outputs and record them under the keys.
-    Execute { task: TaskId, node: NodeId, inputs: Vec<R>, entries: Vec<KeyEntry> },
+    /// With `ignored` the index is not asked again first.
+    Execute { task: TaskId, node: NodeId, inputs: Vec<R>, entries: Vec<KeyEntry>, ignored: bool },
     /// Record further keys for a result that is already known.
     Record { task: TaskId, entries: Vec<KeyEntry>, record: Arc<NewRecord> },
     /// Stop a task; it still answers.
     Stop { task: TaskId },
     /// Tell a job that a vertex was found in the cache.
-    Cached { node: NodeId, job: JobId },
+    Cached { node: NodeId, job: JobId, hit: Hit, key: Option<CacheKey> },
     /// Tell the node's jobs that it failed other than by running; a run that fails tells by itself.
     Failed { node: NodeId, error: OpError },
     /// The job is over, and nothing runs for it alone.
@@ -310,7 +312,9 @@ impl<R: Clone> Graph<R> {
         let Some(state) = self.jobs.get_mut(&job) else { return };
         for node in &state.nodes {
             if state.reported.insert(*node) {
-                self.commands.push(Command::Cached { node: *node, job });
+                let made = self.nodes.get(node).is_some_and(|node| matches!(node.phase, Phase::Done { .. }));
+                let hit = if made { Hit::Shared } else { Hit::Skipped };
+                self.commands.push(Command::Cached { node: *node, job, hit, key: None });
             }
         }
     }

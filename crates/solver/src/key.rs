@@ -17,7 +17,7 @@ use crate::worker::{CacheMap, InputKey, OpKey, Selector};
 pub(crate) use vertex::{InputPart, InputValue, vertex_key};
 
 /// Attributes of sources that say who asks or how, not what for.
-const HOW_NOT_WHAT: [&str; 11] = [
+const HOW_NOT_WHAT: [&str; 15] = [
     "image.resolvemode",
     "image.recordtype",
     "oci.session",
@@ -28,6 +28,12 @@ const HOW_NOT_WHAT: [&str; 11] = [
     "git.authtokensecret",
     "git.authheadersecret",
     "git.mountsshsock",
+    "git.knownsshhosts",
+    // The remote says it without protocol and credentials.
+    "git.fullurl",
+    // Held against the commit, which is the pin.
+    "git.checksum",
+    "git.fetchbycommit",
     "http.authheadersecret",
 ];
 

@@ -141,7 +141,7 @@ fn a_fully_cached_chain_touches_only_its_end_and_says_cached_for_each_step() {
         let told: Vec<Digest> = drain(&mut receiver)
             .into_iter()
             .map(|event| match event {
-                SolveEvent::Cached { vertex } => vertex,
+                SolveEvent::Cached { vertex, .. } => vertex,
                 other => panic!("{other:?}"),
             })
             .collect();
@@ -181,6 +181,54 @@ fn a_copied_context_in_the_middle_hits_all_the_way() {
         bench.worker.loses("test(make(copy(install(base()) one)))");
         let (_, ran) = bench.solve(&definition, &session("one")).await;
         assert_eq!(ran, ["context", "test"], "only what is gone is made again");
+    });
+}
+
+#[test]
+fn solvers_of_one_index_run_what_is_equal_once_and_do_not_wait_for_who_gave_up() {
+    run(async {
+        let bench = Bench::new();
+        let (one, two) = (bench.solver(), bench.solver());
+        let definition = chain(3);
+        let gate = bench.worker.hold("step 2");
+        let (sender, mut receiver) = event_channel();
+        let (first, second) = (Job::new(session("")), Job::new(session("")).with_events(sender));
+        let both = async { tokio::join!(one.solve(&definition, &first), two.solve(&definition, &second)) };
+        let open = async {
+            until(|| bench.worker.running().iter().any(|name| name == "step 2")).await;
+            gate.open();
+        };
+        let ((a, b), ()) = tokio::join!(both, open);
+        assert_eq!(a.expect("solves")[0].content, b.expect("solves")[0].content);
+        let ran = bench.worker.take_runs();
+        assert_eq!(ran.len(), 4, "each once: {ran:?}");
+        drop(second);
+        let events = drain(&mut receiver);
+        let cached = events.iter().filter(|event| matches!(event, SolveEvent::Cached { .. })).count();
+        let own = events.iter().filter(|event| matches!(event, SolveEvent::Completed { .. })).count();
+        assert_eq!(cached + own, 4, "every step ends once: {events:?}");
+
+        // Whoever has the step gives up: the other one runs it.
+        let longer = chain(4);
+        let gate = bench.worker.hold("step 4");
+        let cancel = CancellationToken::new();
+        let (first, second) = (Job::new(session("")).with_cancel(cancel.clone()), Job::new(session("")));
+        let held = || bench.worker.running().iter().any(|name| name == "step 4");
+        let holder = async {
+            let outcome = one.solve(&longer, &first).await;
+            assert!(matches!(outcome, Err(SolveError::Cancelled)), "{outcome:?}");
+            until(held).await;
+            gate.open();
+        };
+        let waiter = async {
+            until(held).await;
+            let give_up = async { cancel.cancel() };
+            let (outcome, ()) = tokio::join!(two.solve(&longer, &second), give_up);
+            outcome.expect("solves");
+        };
+        tokio::join!(holder, waiter);
+        one.shutdown().await;
+        two.shutdown().await;
     });
 }
 

@@ -30,6 +30,7 @@ CREATE TABLE records (
     used_at INTEGER NOT NULL,
     UNIQUE (result, vertex)
 ) STRICT;
+CREATE INDEX records_by_vertex ON records (vertex);
 CREATE TABLE keys (
     key BLOB PRIMARY KEY NOT NULL CHECK (length(key) = 32),
     record INTEGER NOT NULL REFERENCES records (id) ON DELETE CASCADE
@@ -138,6 +139,11 @@ fn create(connection: &Connection) -> Result<(), IndexErrorKind> {
     connection
         .execute_batch(&format!("BEGIN IMMEDIATE;{SCHEMA}PRAGMA user_version = {INDEX_FORMAT};COMMIT;"))?;
     Ok(())
+}
+
+/// The directory of claims.
+pub(super) fn claims(path: &Path) -> PathBuf {
+    beside(path, "claims")
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {

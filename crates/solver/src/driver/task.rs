@@ -3,6 +3,8 @@
 //! Owns the permits, the clocks and the catching of panics. A stopped task still waits for the worker;
 //! only waiting for a permit is given up at once. Trouble with the index is a miss, never a failure.
 
+mod turn;
+
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -15,7 +17,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{OpError, OpErrorKind, Panicked};
-use crate::event::{Broadcast, EventSubscription, SolveEvent};
+use crate::event::{Broadcast, EventSubscription, Hit, Miss, SolveEvent};
 use crate::graph::{Answer, Made};
 use crate::key::label;
 use crate::solver::{JobId, Limits};
@@ -137,15 +139,25 @@ pub(super) async fn digest<W: Worker>(
 pub(super) async fn execute<W: Worker>(
     work: Work<W>,
     inputs: Vec<W::Result>,
-    entries: Vec<KeyEntry>,
+    miss: Miss,
 ) -> Answer<W::Result> {
     let permits = work.environment.permits_for(&work.node.vertex.op);
     let Some(_permit) = permit(permits, &work.cx.cancel).await else {
         return Answer::Executed(Err(OpError::cancelled()));
     };
+    let Some(turn) = turn::take(&work.environment.index, &miss, &work.cx).await else {
+        return Answer::Executed(Err(OpError::cancelled()));
+    };
+    if let Some((made, key)) = made_meanwhile(&work, &miss).await {
+        work.send(|vertex| SolveEvent::Cached { vertex, hit: Hit::Shared, key: Some(key) });
+        return Answer::Executed(Ok(made));
+    }
+    let miss = Arc::new(miss);
+    work.send(|vertex| SolveEvent::Missed { vertex, miss: Arc::clone(&miss) });
     let (at, start) = (SystemTime::now(), Instant::now());
     work.send(|vertex| SolveEvent::Started { vertex, at });
-    let outcome = run(&work, &inputs, entries, start).await;
+    let outcome = run(&work, &inputs, &miss.entries, start).await;
+    drop(turn);
     let duration = start.elapsed();
     match &outcome {
         Ok(_) => work.send(|vertex| SolveEvent::Completed { vertex, duration }),
@@ -157,10 +169,35 @@ pub(super) async fn execute<W: Worker>(
     Answer::Executed(outcome)
 }
 
+/// What another build has recorded under one of the keys since they were looked up: it ran while this one
+/// waited for its turn, or between the look-up and now.
+async fn made_meanwhile<W: Worker>(work: &Work<W>, miss: &Miss) -> Option<(Made<W::Result>, CacheKey)> {
+    if miss.ignored {
+        return None;
+    }
+    for entry in &miss.entries {
+        let Answer::LookedUp(Some(record)) = look_up::<W, W::Result>(&work.environment, &entry.key) else {
+            continue;
+        };
+        let Ok(Some(outputs)) = caught(work.worker().load(&record)).await else { continue };
+        let others = miss.entries.iter().filter(|other| other.key != entry.key).cloned().collect();
+        let record = Arc::new(NewRecord {
+            result: record.result,
+            vertex: record.vertex,
+            vertex_name: record.vertex_name,
+            created_at: record.created_at,
+            duration: record.duration,
+        });
+        insert(Arc::clone(&work.environment), others, Arc::clone(&record)).await;
+        return Some((Made { outputs: Arc::from(outputs), record: Some(record) }, entry.key));
+    }
+    None
+}
+
 async fn run<W: Worker>(
     work: &Work<W>,
     inputs: &[W::Result],
-    entries: Vec<KeyEntry>,
+    entries: &[KeyEntry],
     start: Instant,
 ) -> Result<Made<W::Result>, OpError> {
     let outputs = caught(work.worker().execute(&work.node.vertex, inputs, &work.cx)).await?;
@@ -176,7 +213,7 @@ async fn run<W: Worker>(
         })
     });
     if let Some(record) = &record {
-        insert(Arc::clone(&work.environment), entries, Arc::clone(record)).await;
+        insert(Arc::clone(&work.environment), entries.to_vec(), Arc::clone(record)).await;
     }
     Ok(Made { outputs: Arc::from(outputs), record })
 }

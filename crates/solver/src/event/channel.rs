@@ -9,13 +9,22 @@ use stave_oci::Digest;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use super::{LOG_BUFFER_LIMIT, LOG_PATIENCE, LogStream, PROGRESS_LIMIT, SolveEvent};
+use super::{LOG_BUFFER_LIMIT, LOG_PATIENCE, LogStream, LogTap, PROGRESS_LIMIT, SolveEvent};
 use crate::solver::JobId;
 
 /// Makes a channel for one job's events.
 pub fn event_channel() -> (EventSender, EventReceiver) {
+    channel(None)
+}
+
+/// The same, with all log bytes going to `tap` as well.
+pub fn event_channel_with(tap: LogTap) -> (EventSender, EventReceiver) {
+    channel(Some(tap))
+}
+
+fn channel(tap: Option<LogTap>) -> (EventSender, EventReceiver) {
     let queue = Arc::new(Queue::default());
-    (EventSender { open: Arc::new(Open { queue: Arc::clone(&queue) }) }, EventReceiver { queue })
+    (EventSender { open: Arc::new(Open { queue: Arc::clone(&queue), tap }) }, EventReceiver { queue })
 }
 
 /// The build's end. Clones write to the same queue; the last one dropped ends it.
@@ -33,6 +42,7 @@ pub struct EventReceiver {
 #[derive(Debug)]
 struct Open {
     queue: Arc<Queue>,
+    tap: Option<LogTap>,
 }
 
 #[derive(Debug, Default)]
@@ -132,6 +142,9 @@ impl EventSender {
     }
 
     async fn log(&self, vertex: &Digest, stream: LogStream, bytes: &[u8]) {
+        if let Some(tap) = &self.open.tap {
+            tap.log(vertex, stream, bytes);
+        }
         let queue = &self.open.queue;
         let mut deadline = None;
         loop {
@@ -249,6 +262,7 @@ impl Broadcast {
     pub(crate) fn attach(&self, job: JobId, sender: EventSender) {
         let mut state = self.lock();
         if let Some(started) = &state.started {
+            sender.send(SolveEvent::Joined { vertex: self.vertex.clone() });
             sender.send(started.clone());
         }
         state.sinks.push((job, sender));

@@ -11,6 +11,7 @@ use stave_cache::{CacheKey, KeyEntry, KeyKind};
 use super::node::{DefinitionKey, Demand, MapState, Name, Node, Phase, Stage};
 use super::{Command, Graph, NodeId, Purpose};
 use crate::error::{ContractError, SolveError};
+use crate::event::Hit;
 use crate::key::{InputPart, InputValue, vertex_key};
 use crate::worker::{InputKey, OpKey};
 
@@ -300,7 +301,8 @@ impl<R: Clone> Graph<R> {
                 }
             }
         }
-        self.commands.push(Command::Execute { task, node: id, inputs, entries });
+        let ignored = self.nodes.get(&id).is_some_and(|node| node.ignore_cache);
+        self.commands.push(Command::Execute { task, node: id, inputs, entries, ignored });
         self.enter(id, Phase::Running { task });
     }
 
@@ -330,7 +332,7 @@ impl<R: Clone> Graph<R> {
         if let Some(record) = &record {
             self.record(id, entries, Arc::clone(record));
         }
-        self.report_cached(id);
+        self.report_cached(id, Hit::Shared, None);
         self.enter(id, Phase::Done { outputs, record });
         self.wake_users(id);
         false

@@ -4,11 +4,12 @@
 
 use std::sync::Arc;
 
-use stave_cache::{CacheRecord, ContentDigest, KeyEntry, NewRecord};
+use stave_cache::{CacheKey, CacheRecord, ContentDigest, KeyEntry, NewRecord};
 
 use super::node::{Demand, MapState, Node, Phase, Stage};
 use super::{Answer, Command, Graph, NodeId, Purpose, TaskId};
 use crate::error::{ContractError, OpError};
+use crate::event::Hit;
 use crate::solver::JobId;
 
 impl<R: Clone> Graph<R> {
@@ -38,7 +39,7 @@ impl<R: Clone> Graph<R> {
                 let (record, stage) = (Arc::clone(record), *stage);
                 match outcome {
                     Ok(Some(outputs)) => {
-                        self.report_cached(id);
+                        self.report_cached(id, Hit::Local, Some(record.key));
                         let record = Some(Arc::new(name_again(&record)));
                         self.enter(id, Phase::Done { outputs, record });
                         self.wake_users(id);
@@ -92,7 +93,7 @@ impl<R: Clone> Graph<R> {
         let is_lazy = node.demand < Demand::Value;
         self.record(id, entries, Arc::new(name_again(&record)));
         if is_lazy {
-            self.report_cached(id);
+            self.report_cached(id, Hit::Local, Some(record.key));
         }
         self.enter(id, Phase::Found { record, stage });
         self.wake_users(id);
@@ -115,14 +116,15 @@ impl<R: Clone> Graph<R> {
     }
 
     /// Tells every job of the node that it, and all below it that nobody asked for, came from the cache.
-    pub(super) fn report_cached(&mut self, id: NodeId) {
+    pub(super) fn report_cached(&mut self, id: NodeId, hit: Hit, key: Option<CacheKey>) {
         let Some(node) = self.nodes.get(&id) else { return };
         for job in node.jobs.iter().copied().collect::<Vec<_>>() {
             for node in self.unreported_below(id, job) {
+                let (hit, key) = if node == id { (hit, key) } else { (Hit::Skipped, None) };
                 if let Some(state) = self.jobs.get_mut(&job)
                     && state.reported.insert(node)
                 {
-                    self.commands.push(Command::Cached { node, job });
+                    self.commands.push(Command::Cached { node, job, hit, key });
                 }
             }
         }

@@ -6,6 +6,10 @@ fn vertex(name: &str) -> Digest {
     Digest::sha256(name.as_bytes())
 }
 
+fn cached(name: &str) -> SolveEvent {
+    SolveEvent::Cached { vertex: vertex(name), hit: crate::event::Hit::Local, key: None }
+}
+
 fn subscription(sender: EventSender) -> EventSubscription {
     let broadcast = Broadcast::new(vertex("a"));
     broadcast.attach(JobId(1), sender);
@@ -18,14 +22,14 @@ fn newer_progress_replaces_what_was_not_read() {
     let events = subscription(sender.clone());
     events.progress("x", 1, Some(10));
     events.progress("y", 1, None);
-    sender.send(SolveEvent::Cached { vertex: vertex("b") });
+    sender.send(cached("b"));
     events.progress("x", 5, Some(10));
     let x = |current| SolveEvent::Progress { vertex: vertex("a"), id: "x".into(), current, total: Some(10) };
     assert_eq!(receiver.try_recv(), Some(x(5)));
     events.progress("x", 7, Some(10));
     let y = SolveEvent::Progress { vertex: vertex("a"), id: "y".into(), current: 1, total: None };
     assert_eq!(receiver.try_recv(), Some(y));
-    assert_eq!(receiver.try_recv(), Some(SolveEvent::Cached { vertex: vertex("b") }));
+    assert_eq!(receiver.try_recv(), Some(cached("b")));
     assert_eq!(receiver.try_recv(), Some(x(7)));
     assert_eq!(receiver.try_recv(), None);
 }
@@ -72,6 +76,7 @@ fn a_job_hears_of_a_run_under_way_and_of_its_end_for_this_job() {
     broadcast.send(&started);
     let (sender, mut receiver) = event_channel();
     broadcast.attach(JobId(1), sender);
+    assert_eq!(receiver.try_recv(), Some(SolveEvent::Joined { vertex: vertex("a") }));
     assert_eq!(receiver.try_recv(), Some(started));
     broadcast.detach(JobId(1));
     assert_eq!(receiver.try_recv(), Some(SolveEvent::Cancelled { vertex: vertex("a") }));
