@@ -13,7 +13,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 use rustix::fs::{FlockOperation, flock};
 
-use crate::{DatabaseError, StoreError};
+use crate::{DatabaseError, StoreError, journal, session};
 
 /// The version of everything under the state directory. Changing it is a format break: the layout
 /// in the crate's documentation, the schema, or what a column means.
@@ -63,15 +63,20 @@ impl Database {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        // A log without its database is of one that is gone: read into a new one it would do harm.
+        if !path.exists() {
+            forget_log(&path)?;
+        }
         let connection = Connection::open_with_flags(&path, flags).map_err(|error| wrap(&path, error))?;
         let format = configure(&connection).map_err(|error| wrap(&path, error))?;
         if (0..FORMAT).contains(&format) {
             flock(lock, FlockOperation::LockExclusive)
                 .map_err(|error| StoreError::io("lock", root.join("lock"), error))?;
-            let settled = create(&connection).and_then(|()| migrate(&connection));
+            let settled = create(&connection, root, &path)
+                .and_then(|()| migrate(&connection).map_err(|error| wrap(&path, error)));
             flock(lock, FlockOperation::Unlock)
                 .map_err(|error| StoreError::io("unlock", root.join("lock"), error))?;
-            settled.map_err(|error| wrap(&path, error))?;
+            settled?;
         } else if format != FORMAT {
             return Err(StoreError::NewerFormat { path: root.to_owned(), found: format, supported: FORMAT });
         }
@@ -126,12 +131,39 @@ impl Database {
         written
     }
 
+    /// What SQLite finds wrong with the file; empty when it is sound.
+    pub(crate) fn integrity(&self) -> Result<Vec<String>, StoreError> {
+        let connection = self.connection();
+        let check = || {
+            let mut statement = connection.prepare("PRAGMA integrity_check(20)")?;
+            let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        let found = check().map_err(|error| wrap(&self.path, error))?;
+        Ok(found.into_iter().filter(|line| line != "ok").collect())
+    }
+
     fn failed(&self, failure: Failure) -> StoreError {
         match failure {
             Failure::Sql(error) => wrap(&self.path, error),
             Failure::Store(error) => error,
         }
     }
+}
+
+/// Removes what SQLite keeps beside a database.
+pub(crate) fn forget_log(path: &Path) -> Result<(), StoreError> {
+    for suffix in ["-wal", "-shm"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        match std::fs::remove_file(&name) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(StoreError::io("remove", PathBuf::from(name), error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn wrap(path: &Path, error: rusqlite::Error) -> StoreError {
@@ -159,13 +191,28 @@ fn configure(connection: &Connection) -> rusqlite::Result<i64> {
 }
 
 /// Makes the tables, unless another process did while we waited for the lock.
-fn create(connection: &Connection) -> rusqlite::Result<()> {
-    let format: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+///
+/// Where there was a store, its rows come back from the journal: somebody lost the database, not the layers.
+fn create(connection: &Connection, root: &Path, path: &Path) -> Result<(), StoreError> {
+    let failed = |error| wrap(path, error);
+    let format: i64 =
+        connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
     if format != 0 {
         return Ok(());
     }
-    connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT;"))
+    connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
+    connection.execute_batch(&format!("BEGIN IMMEDIATE; {SCHEMA}")).map_err(failed)?;
+    if journal::exists(root) {
+        if session::any_alive(root)? {
+            return Err(StoreError::LostWhileOpen { path: path.to_owned() });
+        }
+        tracing::warn!(path = %path.display(), "the database is made again from the journal");
+        journal::rebuild(connection, root).map_err(|failure| match failure {
+            Failure::Sql(error) => wrap(path, error),
+            Failure::Store(error) => error,
+        })?;
+    }
+    connection.execute_batch(&format!("PRAGMA user_version = {FORMAT}; COMMIT;")).map_err(failed)
 }
 
 /// Brings a store of an earlier format to this one; another process may have done so while we waited.

@@ -32,6 +32,7 @@ use rustix::fs::syncfs;
 
 use crate::database::{Database, now};
 use crate::diff::digest_of_directory;
+use crate::journal::{self, Line};
 use crate::reconcile;
 use crate::session::Session;
 use crate::{OverlayXattrs, StoreError, TarOptions};
@@ -74,6 +75,7 @@ pub(crate) fn drop_unsynced_of_other_boots(
         if changed == 0 {
             return Ok(Vec::new());
         }
+        journal::append(tx, &[Line::Boot { id: boot.to_owned() }])?;
         for layer in &whole {
             tx.execute("UPDATE layer SET synced = 1 WHERE id = ?1", [layer])?;
         }
@@ -121,7 +123,7 @@ pub(crate) fn sync(root: &Path, database: &Database) -> Result<(), StoreError> {
     database.write_durably(|tx| {
         tx.execute("UPDATE layer SET synced = 1 WHERE synced = 0 AND id <= ?1", [layer])?;
         tx.execute("UPDATE blob SET synced = 1 WHERE synced = 0 AND id <= ?1", [blob])?;
-        Ok(())
+        journal::append(tx, &[Line::Synced { layer }])
     })
 }
 

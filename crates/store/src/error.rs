@@ -49,6 +49,12 @@ pub enum StoreError {
         /// The newest known here.
         supported: i64,
     },
+    /// The database is gone, but other processes still use the file that was it.
+    #[error("the database `{}` was removed while other processes use the store: end them first", path.display())]
+    LostWhileOpen {
+        /// The database file.
+        path: PathBuf,
+    },
     /// A layer that was removed, or never was.
     #[error("layer {0} is not in the store")]
     LayerGone(LayerId),

@@ -7,6 +7,7 @@ use rusqlite::{OptionalExtension as _, Row, Transaction};
 use stave_oci::{Descriptor, Digest, Platform, Reference};
 
 use crate::database::{Failure, now, time};
+use crate::journal::{self, Line};
 use crate::layer::touch;
 use crate::{LayerId, Snapshot, Store, StoreError};
 
@@ -199,6 +200,7 @@ impl Store {
             let mut statement =
                 tx.prepare_cached("DELETE FROM image_name WHERE name = ?1 RETURNING image")?;
             let id: Option<String> = statement.query_row([name.canonical()], |row| row.get(0)).optional()?;
+            journal::append(tx, &[Line::Untagged { name: name.canonical() }])?;
             id.map(|id| id.parse().map_err(damaged)).transpose()
         })
     }
@@ -206,6 +208,7 @@ impl Store {
     /// Removes an image and all its names; its layers become cache. `false` if there was none.
     pub fn remove_image(&self, id: &Digest) -> Result<bool, StoreError> {
         self.inner.database.write(|tx| {
+            journal::append(tx, &[Line::Removed { image: id.to_string() }])?;
             Ok(tx.prepare_cached("DELETE FROM image WHERE id = ?1")?.execute([id.as_str()])? == 1)
         })
     }
@@ -253,7 +256,7 @@ pub(crate) fn insert(tx: &Transaction<'_>, image: &LocalImage) -> Result<(), Fai
         let row = (image.id.as_str(), position, layer.layer.0, layer.diff_id.as_str(), blob, digest);
         statement.execute(row)?;
     }
-    Ok(())
+    journal::append(tx, &[journal::image_line(tx, image.id.as_str())?])
 }
 
 /// Points a name to one image; what else hung on it is gone.
@@ -261,7 +264,7 @@ pub(crate) fn point(tx: &Transaction<'_>, name: &Reference, id: &Digest) -> Resu
     tx.prepare_cached("DELETE FROM image_variant WHERE name = ?1")?.execute([name.canonical()])?;
     let insert = "INSERT OR REPLACE INTO image_name (name, image) VALUES (?1, ?2)";
     tx.prepare_cached(insert)?.execute((name.canonical(), id.as_str()))?;
-    Ok(())
+    journal::append(tx, &[Line::Name { name: name.canonical(), image: id.to_string() }])
 }
 
 fn id_by_name(tx: &Transaction<'_>, name: &Reference) -> Result<Option<String>, Failure> {

@@ -11,8 +11,10 @@ use stave_oci::{Compression, Descriptor, Digest};
 
 use crate::database::{Failure, now};
 use crate::fault::reach;
+use crate::journal::{self, Line};
 use crate::lease::Start;
 use crate::removal::remove_tree;
+use crate::transplant::transplant;
 use crate::{LayerId, Snapshot, Store, StoreError};
 
 /// The mode of the root of a layer that has no base to take it from.
@@ -63,6 +65,7 @@ impl ActiveLayer {
 
     /// Commits, with what is already known of the layer. A layer with that diff id is used instead.
     pub(crate) fn commit_layer(&mut self, diff_id: Option<&Digest>) -> Result<LayerId, StoreError> {
+        self.bring_home()?;
         let database = &self.store.inner.database;
         let mut placed = None;
         let committed = database.write(|tx| {
@@ -73,6 +76,7 @@ impl ActiveLayer {
             let (name, path) = self.place()?;
             reach("layer-renamed");
             placed = Some(path);
+            let created = now();
             let id: i64 = tx
                 .prepare_cached("UPDATE clock SET next_layer = next_layer + 1 RETURNING next_layer - 1")?
                 .query_row([], |row| row.get(0))?;
@@ -80,7 +84,11 @@ impl ActiveLayer {
                 "INSERT INTO layer (id, name, diff_id, description, created, used, use_seq)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?5, (SELECT use_seq FROM clock))",
             )?
-            .execute((id, name, diff_id.map(Digest::as_str), &self.description, now()))?;
+            .execute((id, &name, diff_id.map(Digest::as_str), &self.description, created))?;
+            let diff_id = diff_id.map(ToString::to_string);
+            let description = self.description.clone();
+            journal::append(tx, &[Line::Layer { id, name, diff_id, description, created }])?;
+            reach("layer-noted");
             Ok(LayerId(id))
         });
         if let (Err(_), Some(path)) = (&committed, placed) {
@@ -91,6 +99,21 @@ impl ActiveLayer {
         }
         self.is_committed = committed.is_ok();
         committed
+    }
+
+    /// A layer made elsewhere comes to the store's file system.
+    fn bring_home(&mut self) -> Result<(), StoreError> {
+        let device = |path: &Path| match fs::metadata(path) {
+            Ok(found) => Ok(found.dev()),
+            Err(error) => Err(StoreError::io("read", path, error)),
+        };
+        if device(&self.upper)? == device(&self.store.inner.root.join("l"))? {
+            return Ok(());
+        }
+        let home = self.store.inner.session.fresh_path("t");
+        transplant(&self.upper, &home)?;
+        self.upper = home;
+        Ok(())
     }
 
     /// Renames the upper directory to a free name under `l/`.
@@ -178,7 +201,22 @@ impl Store {
     /// Begins a layer on `base`; fails with [`StoreError::LayerGone`] if that is no longer whole.
     pub fn prepare(&self, base: &Snapshot) -> Result<ActiveLayer, StoreError> {
         let lowers = self.layer_paths(base)?;
-        let directory = self.inner.session.fresh_path("a");
+        self.prepare_at(base, lowers, self.inner.session.fresh_path("a"))
+    }
+
+    /// [`Self::prepare`], with the layer made below `memory`, a directory on another file system. It comes to the
+    /// store when it is committed.
+    pub fn prepare_in(&self, base: &Snapshot, memory: &Path) -> Result<ActiveLayer, StoreError> {
+        let lowers = self.layer_paths(base)?;
+        self.prepare_at(base, lowers, memory.join(self.inner.session.fresh_name()))
+    }
+
+    fn prepare_at(
+        &self,
+        base: &Snapshot,
+        lowers: Vec<PathBuf>,
+        directory: PathBuf,
+    ) -> Result<ActiveLayer, StoreError> {
         let (upper, work) = (directory.join("u"), directory.join("w"));
         let active = ActiveLayer {
             store: self.clone(),
@@ -246,7 +284,9 @@ impl Store {
     pub fn set_diff_id(&self, layer: LayerId, digest: &Digest) -> Result<(), StoreError> {
         self.inner.database.write(|tx| {
             let update = "UPDATE layer SET diff_id = ?2 WHERE id = ?1 AND diff_id IS NULL";
-            tx.prepare_cached(update)?.execute((layer.0, digest.as_str()))?;
+            if tx.prepare_cached(update)?.execute((layer.0, digest.as_str()))? == 1 {
+                journal::append(tx, &[Line::DiffId { layer: layer.0, diff_id: digest.to_string() }])?;
+            }
             Ok(())
         })
     }

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! <root>/store.db        what exists (SQLite, WAL); a directory or file without a row is rubbish
+//! <root>/journal         what `store.db` says of layers and images, to make it again from
 //! <root>/cache.db        the build cache's index (crate `cache` owns its content)
 //! <root>/l/<name>/       one overlay-format layer: what an overlay mount's upper directory held
 //! <root>/blobs/sha256/   compressed layers and other content, named by digest
@@ -26,12 +27,14 @@ mod blob;
 mod clamp;
 mod database;
 mod diff;
+mod doctor;
 mod durability;
 mod error;
 mod fault;
 mod hashing;
 mod image;
 mod image_set;
+mod journal;
 mod layer;
 mod lease;
 mod mutable;
@@ -45,6 +48,7 @@ mod snapshot;
 mod store;
 #[cfg(test)]
 mod tests;
+mod transplant;
 mod usage;
 mod view;
 
@@ -52,6 +56,7 @@ pub use apply::{AbsoluteNames, AppliedLayer, ApplyOptions, LayerLimits};
 pub use blob::BlobWriter;
 pub use clamp::LayerTar;
 pub use diff::{TarOptions, Timestamps};
+pub use doctor::{Finding, FindingKind, FindingState, examine};
 pub use error::{DatabaseError, LayerError, LayerErrorKind, StoreError};
 pub use image::{ImageLayer, ListedImage, LocalImage, StoredManifest};
 pub use image_set::{NamedImages, StoredAttestation};

@@ -14,6 +14,7 @@ use stave_oci::Digest;
 
 use crate::database::Failure;
 use crate::fault::reach;
+use crate::journal::{self, Line};
 use crate::reconcile::{self, move_aside};
 use crate::usage::rows;
 use crate::{LayerId, Store, StoreError, UsageId, UsageKind, UsageRecord};
@@ -148,7 +149,10 @@ fn remove_images(tx: &Transaction<'_>, request: &PruneRequest) -> Result<Vec<Dig
         tx.prepare(&format!("DELETE FROM image WHERE stored <= ?1 AND {condition} RETURNING id"))?;
     let ids = statement.query_map([latest], |row| row.get::<_, String>(0))?;
     let damaged = |_| Failure::Store(StoreError::DamagedRecord { what: "an image" });
-    ids.map(|id| id?.parse().map_err(damaged)).collect()
+    let ids: Vec<Digest> = ids.map(|id| id?.parse().map_err(damaged)).collect::<Result<_, _>>()?;
+    let removed: Vec<Line> = ids.iter().map(|id| Line::Removed { image: id.to_string() }).collect();
+    journal::append(tx, &removed)?;
+    Ok(ids)
 }
 
 /// What goes: the least recently used first, a layer before the older ones it may lie on.

@@ -147,6 +147,32 @@ pub(crate) fn dead_sessions(root: &Path, session: &Session) -> Result<Vec<DeadSe
     Ok(dead)
 }
 
+/// Whether any process has the store open.
+pub(crate) fn any_alive(root: &Path) -> Result<bool, StoreError> {
+    for slot in names(&root.join("sessions"))? {
+        let path = root.join("sessions").join(slot);
+        let lock = File::open(&path).map_err(|error| StoreError::io("open", &path, error))?;
+        if flock(&lock, FlockOperation::NonBlockingLockShared).is_err() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Slots of sessions that ended without a word, without touching them.
+pub(crate) fn dead_slots(root: &Path) -> Result<Vec<String>, StoreError> {
+    let mut dead = Vec::new();
+    for slot in names(&root.join("sessions"))? {
+        let path = root.join("sessions").join(&slot);
+        let lock = File::open(&path).map_err(|error| StoreError::io("open", &path, error))?;
+        let free = flock(&lock, FlockOperation::NonBlockingLockShared).is_ok();
+        if free && lock.metadata().map_err(|error| StoreError::io("read", &path, error))?.len() > 0 {
+            dead.push(slot);
+        }
+    }
+    Ok(dead)
+}
+
 /// The UTF-8 names in a directory; we make no others.
 pub(crate) fn names(directory: &Path) -> Result<Vec<String>, StoreError> {
     let failed = |error| StoreError::io("list", directory, error);

@@ -150,6 +150,21 @@ impl Store {
         self.root().join("fingerprints")
     }
 
+    /// Where the records of builds are.
+    pub fn builds_directory(&self) -> PathBuf {
+        self.root().join("builds")
+    }
+
+    /// Where the worker keeps what content digests were made of. It may vanish; then misses are told with less.
+    pub fn manifest_directory(&self) -> PathBuf {
+        self.root().join("manifests")
+    }
+
+    /// Where the worker remembers how much memory steps needed. Content of no value: it may vanish.
+    pub fn step_peaks_directory(&self) -> PathBuf {
+        self.root().join("step-peaks")
+    }
+
     /// A private directory on the store's file system, removed on drop (or by the sweep).
     pub fn scratch_dir(&self) -> Result<ScratchDir, StoreError> {
         let path = self.inner.session.fresh_path("s");

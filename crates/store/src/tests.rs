@@ -2,6 +2,7 @@
 
 mod clamps;
 mod collection;
+mod doctor;
 mod full_disk;
 mod images;
 mod kills;

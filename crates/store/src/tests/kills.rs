@@ -102,6 +102,7 @@ fn check_with(work: &str, point: &str, layers: usize, inherit: Inherit) {
 #[test]
 fn killed_between_the_rename_and_the_row_of_a_layer() {
     check("layer", "layer-renamed", 1);
+    check("layer", "layer-noted", 1);
 }
 
 #[test]
