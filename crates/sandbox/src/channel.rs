@@ -39,6 +39,8 @@ pub(crate) enum Reply {
     Cloned,
     /// With the master side of the terminal.
     Terminal,
+    /// With the descriptor on which calls that change owners are to be answered.
+    Owners,
     /// Mount points made in the root itself.
     Created(Vec<PathBuf>),
     /// It ends here.

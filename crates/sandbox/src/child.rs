@@ -29,6 +29,7 @@ use crate::capability::CapabilitySet;
 use crate::cgroup::CgroupHierarchy;
 use crate::channel::{AtStep as _, Failure, Reply, Request, reply};
 use crate::error::SetupStep;
+use crate::ids::IdMap;
 use crate::seccomp::Filter;
 use crate::spec::{Network, RootFs, SandboxSpec, Security};
 use crate::sys::{self, MountFlags};
@@ -104,6 +105,10 @@ impl Child<'_> {
         }
         drop(root);
         own_user::enter(&spec.process)?;
+        if spec.process.uid == 0 && IdMap::current().is_single() {
+            let listener = crate::pretend::install().at(SetupStep::Seccomp)?;
+            reply(self.control, &Reply::Owners, &[listener.as_fd()]).at(SetupStep::Seccomp)?;
+        }
         sys::limit_bounding_set(self.bounding, self.capabilities).at(SetupStep::Capabilities)?;
         identity::assume(&spec.process, self.capabilities, self.filter)?;
         Err(program::execute(&spec.process))

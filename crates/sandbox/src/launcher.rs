@@ -27,6 +27,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use crate::cgroup::CgroupGuard;
 use crate::channel::{MAX_MESSAGE, Reply, Request, receive, send};
 use crate::error::SpawnError;
+use crate::pretend::{OwnerRecorder, Supervisor};
 use crate::sandbox::{Sandbox, Stdio};
 use crate::spec::{RootFs, SandboxSpec};
 use crate::stubs::stub_layer;
@@ -44,6 +45,7 @@ const LAUNCHER_VARIABLE: &str = "STAVE_SANDBOX_LAUNCHER";
 #[derive(Debug, Clone, Default)]
 pub struct Launcher {
     running: Arc<Mutex<Option<Arc<Running>>>>,
+    recorder: Option<OwnerRecorder>,
 }
 
 impl Launcher {
@@ -51,6 +53,12 @@ impl Launcher {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The launcher, with a way to record owners that do not exist here ([`IdMap::is_single`](crate::IdMap)).
+    #[must_use]
+    pub fn recording_owners(self, recorder: OwnerRecorder) -> Self {
+        Self { recorder: Some(recorder), ..self }
     }
 
     /// A launcher whose process runs.
@@ -79,7 +87,7 @@ impl Launcher {
                 root.lower.push(layer);
             }
         }
-        let cgroup = spec.cgroup.as_ref().map(CgroupGuard::create);
+        let cgroup = CgroupGuard::for_sandbox(spec.cgroup.as_ref(), &spec.cgroup_parent);
         let request = Request {
             cgroup_procs: cgroup.as_ref().map(CgroupGuard::procs_files).unwrap_or_default(),
             cgroup_controllers: cgroup.as_ref().map(CgroupGuard::v1_controllers).unwrap_or_default(),
@@ -87,7 +95,7 @@ impl Launcher {
         };
         let order = Order::new(&request, stdio).map_err(SpawnError::LauncherGone)?;
         let running = self.deliver(&order)?;
-        order.collect(running, cgroup)
+        order.collect(running, cgroup, self.recorder)
     }
 
     /// Hands the order over. A launcher that died takes no more; then it was not begun, and a new one gets it.
@@ -194,13 +202,29 @@ impl Order {
     }
 
     /// Waits until the program is being executed, or cannot be.
-    fn collect(self, launcher: Arc<Running>, cgroup: Option<CgroupGuard>) -> Result<Sandbox, SpawnError> {
+    fn collect(
+        self,
+        launcher: Arc<Running>,
+        cgroup: Option<CgroupGuard>,
+        recorder: Option<OwnerRecorder>,
+    ) -> Result<Sandbox, SpawnError> {
         let Self { stdio, control, control_inside, report, report_inside, .. } = self;
         // Only the sandbox's ends may stay open: their closing is what tells of its progress and its end.
         drop((stdio, control_inside, report_inside));
-        let Replies { pidfd, terminal, created } = Replies::collect(&control)?;
+        let Replies { pidfd, terminal, owners, created } = Replies::collect(&control)?;
         let pidfd = pidfd.ok_or_else(|| SpawnError::LauncherGone(io::ErrorKind::UnexpectedEof.into()))?;
-        Ok(Sandbox { pidfd, report, terminal, created, cgroup, exit: None, _launcher: launcher })
+        let owners = owners.map(|listener| Supervisor::start(listener, recorder)).transpose();
+        let owners = owners.map_err(SpawnError::LauncherGone)?;
+        Ok(Sandbox {
+            pidfd,
+            report,
+            terminal,
+            created,
+            cgroup,
+            exit: None,
+            _owners: owners,
+            _launcher: launcher,
+        })
     }
 }
 
@@ -209,6 +233,7 @@ impl Order {
 struct Replies {
     pidfd: Option<OwnedFd>,
     terminal: Option<OwnedFd>,
+    owners: Option<OwnedFd>,
     created: Vec<std::path::PathBuf>,
 }
 
@@ -229,6 +254,7 @@ impl Replies {
             match reply {
                 Reply::Cloned => replies.pidfd = descriptors.pop(),
                 Reply::Terminal => replies.terminal = descriptors.pop(),
+                Reply::Owners => replies.owners = descriptors.pop(),
                 Reply::Created(paths) => replies.created = paths,
                 Reply::Failed(failed) => failure = Some(failed),
             }

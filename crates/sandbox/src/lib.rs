@@ -17,6 +17,8 @@ mod launcher;
 mod meter;
 mod mount;
 mod overlay;
+mod pretend;
+mod probe;
 mod sandbox;
 mod seccomp;
 mod spec;
@@ -32,7 +34,11 @@ pub use error::{MountError, SetupStep, SpawnError, WaitError};
 pub use ids::IdMap;
 pub use launcher::{Launcher, launcher_entry};
 pub use meter::Meter;
-pub use mount::{MountGuard, OverlayLayers, enter_private_mounts, mount_overlay, remove_mount_points};
+pub use mount::{
+    MountGuard, OverlayLayers, enter_private_mounts, mount_memory, mount_overlay, remove_mount_points,
+};
+pub use pretend::OwnerRecorder;
+pub use probe::{granted_capabilities, has_whole_proc, upper_refusal};
 pub use sandbox::{Exit, ExitStatus, Sandbox, Stdio, Usage};
 pub use spec::{
     DEFAULT_PATH, DEFAULT_SHM_SIZE, MountSpec, Network, OverlayRoot, Process, Rlimit, RlimitResource, RootFs,

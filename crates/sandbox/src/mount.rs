@@ -81,6 +81,20 @@ pub fn mount_overlay(layers: &OverlayLayers, at: &Path) -> Result<MountGuard, Mo
     Ok(MountGuard { at: at.into() })
 }
 
+/// Mounts an empty file system in memory at the existing directory `at`, in this thread's mount namespace.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn mount_memory(at: &Path) -> Result<MountGuard, MountError> {
+    let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV;
+    rustix::mount::mount("tmpfs", at, "tmpfs", flags, c"mode=700").map_err(|error| MountError {
+        action: "mount a tmpfs",
+        at: at.into(),
+        source: error.into(),
+    })?;
+    Ok(MountGuard { at: at.into() })
+}
+
 fn bind_readonly(source: &Path, at: &Path) -> io::Result<()> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = rustix::mount::open_tree(CWD, source, flags)?;

@@ -11,6 +11,8 @@ use std::time::Duration;
 use crate::cgroup::CgroupGuard;
 use crate::error::WaitError;
 use crate::launcher::Running;
+use crate::meter::Meter;
+use crate::pretend::Supervisor;
 use crate::spec::TerminalSize;
 use crate::sys;
 
@@ -85,6 +87,8 @@ pub struct Sandbox {
     pub(crate) created: Vec<PathBuf>,
     pub(crate) cgroup: Option<CgroupGuard>,
     pub(crate) exit: Option<Exit>,
+    /// Ends by itself when the last process has.
+    pub(crate) _owners: Option<Supervisor>,
     /// Keeps the launcher alive: the sandbox would die with it.
     pub(crate) _launcher: Arc<Running>,
 }
@@ -165,6 +169,12 @@ impl Sandbox {
     #[must_use]
     pub fn created_mount_points(&self) -> &[PathBuf] {
         &self.created
+    }
+
+    /// Measures the memory of the processes inside; `None` once the first of them has ended.
+    #[must_use]
+    pub fn meter(&self) -> Option<Meter> {
+        Meter::of(&self.pidfd)
     }
 
     /// The control group, if limits were asked for.

@@ -211,6 +211,76 @@ pub(crate) fn install_filter(filter: &Filter) -> io::Result<()> {
     Ok(())
 }
 
+/// Installs a filter some of whose calls are answered through the returned descriptor.
+pub(crate) fn install_pretence(instructions: &[Instruction]) -> io::Result<OwnedFd> {
+    const NEW_LISTENER: libc::c_ulong = 1 << 3;
+    /// A signal that does not kill no longer interrupts a call once it is being answered; kernels from 5.19.
+    const WAIT_KILLABLE: libc::c_ulong = 1 << 5;
+    let length = u16::try_from(instructions.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let program = FilterProgram { length, instructions: instructions.as_ptr() };
+    let install = |flags: libc::c_ulong| {
+        // SAFETY: the program is laid out as `struct sock_fprog` and lives through the call, which copies it.
+        check(unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &raw const program) })
+    };
+    let listener = install(NEW_LISTENER | WAIT_KILLABLE).or_else(|_| install(NEW_LISTENER))?;
+    // SAFETY: the kernel has just made this descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(listener as RawFd) })
+}
+
+/// A call that waits for an answer.
+pub(crate) struct Notification {
+    pub(crate) id: u64,
+    /// Number of the thread, in the reader's pid namespace.
+    pub(crate) process: u32,
+    pub(crate) number: i32,
+    pub(crate) arguments: [u64; 5],
+}
+
+const NOTIFICATION_RECEIVE: libc::c_ulong = 0xc050_2100;
+const NOTIFICATION_SEND: libc::c_ulong = 0xc018_2101;
+const NOTIFICATION_IS_VALID: libc::c_ulong = 0x4008_2102;
+
+/// Waits for a call; false when no process is left that could make one.
+pub(crate) fn wait_notification(listener: BorrowedFd<'_>) -> io::Result<bool> {
+    use rustix::event::{PollFd, PollFlags};
+    let mut polled = [PollFd::new(&listener, PollFlags::IN)];
+    loop {
+        match rustix::event::poll(&mut polled, None) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => {
+                other?;
+                return Ok(polled[0].revents().contains(PollFlags::IN));
+            }
+        }
+    }
+}
+
+/// The next call.
+pub(crate) fn receive_notification(listener: BorrowedFd<'_>) -> io::Result<Notification> {
+    // SAFETY: a structure of integers; the kernel wants it zeroed.
+    let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+    // SAFETY: the call fills the live structure it is given.
+    check(unsafe { libc::ioctl(listener.as_raw_fd(), NOTIFICATION_RECEIVE as _, &raw mut call) }.into())?;
+    let [first, second, third, fourth, fifth, _] = call.data.args;
+    let arguments = [first, second, third, fourth, fifth];
+    Ok(Notification { id: call.id, process: call.pid, number: call.data.nr, arguments })
+}
+
+/// Whether the call of this id still waits, so that its process's number is still its own.
+pub(crate) fn is_notification_valid(listener: BorrowedFd<'_>, id: u64) -> io::Result<()> {
+    // SAFETY: reads a live integer.
+    check(unsafe { libc::ioctl(listener.as_raw_fd(), NOTIFICATION_IS_VALID as _, &raw const id) }.into())?;
+    Ok(())
+}
+
+/// Ends a call: with success for 0, else with this error number.
+pub(crate) fn answer_notification(listener: BorrowedFd<'_>, id: u64, errno: i32) -> io::Result<()> {
+    let answer = libc::seccomp_notif_resp { id, val: 0, error: -errno, flags: 0 };
+    // SAFETY: reads a live structure.
+    check(unsafe { libc::ioctl(listener.as_raw_fd(), NOTIFICATION_SEND as _, &raw const answer) }.into())?;
+    Ok(())
+}
+
 /// Gives every signal its default disposition and unblocks all: both survive an exec.
 pub(crate) fn reset_signals() {
     for signal in 1..=64 {

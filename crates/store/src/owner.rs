@@ -10,7 +10,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -22,6 +22,9 @@ use rustix::io::Errno;
 
 /// The attribute.
 const OVERRIDE: &str = "user.containers.override_stat";
+/// Overlay's attribute of an empty file that means "removed here", and of the directory such a file is in.
+const WHITEOUT: &str = "user.overlay.whiteout";
+const OPAQUE: &str = "user.overlay.opaque";
 /// Bytes of its value: four numbers and a word.
 const VALUE_LIMIT: usize = 128;
 
@@ -134,7 +137,18 @@ pub fn give(fd: impl AsFd, uid: u32, gid: u32) -> io::Result<()> {
         };
     }
     let text = Record { uid, gid, node }.format(&rustix::fs::fstat(fd)?);
-    Ok(fsetxattr(fd, OVERRIDE, text.as_bytes(), XattrFlags::empty())?)
+    match fsetxattr(fd, OVERRIDE, text.as_bytes(), XattrFlags::empty()) {
+        // A file system without attributes (memory, mostly) keeps no image's files.
+        Err(Errno::NOTSUP) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// Changes what is asked for of an open file's or directory's owner; `None` keeps what it is, or is recorded to be.
+pub fn change(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+    let mut stat = rustix::fs::fstat(fd)?;
+    restore_open(&mut stat, fd);
+    give(fd, uid.unwrap_or(stat.st_uid), gid.unwrap_or(stat.st_gid))
 }
 
 /// The same for a name that cannot be opened. What has no mapping becomes root's, unless it is a stand-in for a node.
@@ -178,11 +192,37 @@ pub fn make_node(
     fsetxattr(&file, OVERRIDE, text.as_bytes(), XattrFlags::empty())
 }
 
+/// Makes overlay's mark for "removed here". A state directory on an overlay cannot hold the usual one, since there it
+/// would be a removal of that overlay's; then it is the other form, an attribute of an empty file in a directory
+/// marked as having such (kernels from 6.7).
+pub fn make_whiteout(parent: impl AsFd, name: impl AsRef<OsStr>) -> rustix::io::Result<()> {
+    let (parent, name) = (parent.as_fd(), name.as_ref());
+    match mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), makedev(0, 0)) {
+        Err(Errno::PERM) if may_be_recorded() => {}
+        other => return other,
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat(parent, name, flags, Mode::from_raw_mode(0o600))?;
+    fsetxattr(&file, WHITEOUT, b"y", XattrFlags::empty())?;
+    let directory = openat(parent, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    // An opaque directory says so already, and overlay looks for the marks there as well.
+    match fsetxattr(&directory, OPAQUE, b"x", XattrFlags::CREATE) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Puts what was recorded of an entry of a directory into its status.
 pub fn restore(stat: &mut Stat, parent: impl AsFd, name: &OsStr) {
     if may_be_recorded() && is_carrier(stat) {
         let path: PathBuf =
             Path::new("/proc/self/fd").join(parent.as_fd().as_raw_fd().to_string()).join(name);
+        let is_empty = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == 0;
+        if is_empty && lgetxattr(&path, WHITEOUT, &mut [0; 8][..]).is_ok() {
+            stat.st_mode = FileType::CharacterDevice.as_raw_mode();
+            stat.st_rdev = 0;
+            return;
+        }
         restore_from(stat, |value| lgetxattr(&path, OVERRIDE, value));
     }
 }

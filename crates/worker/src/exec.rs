@@ -3,22 +3,28 @@
 //! Must not know LLB or the store: a [`MountSet`] already names directories. Read [`Executor`] first.
 
 pub(crate) mod network_files;
+mod usage;
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use stave_sandbox::{
-    Exit, ExitStatus, Launcher, MountSpec, Network, Process, RootFs, Sandbox, SandboxSpec, Security,
+    CgroupLimits, CgroupParent, Exit, ExitStatus, Launcher, MountSpec, Network, Process, RootFs, Sandbox, SandboxSpec, Security,
     SpawnError, Stdio, WaitError,
 };
 use stave_solver::{EventSubscription, LogStream};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
+
+use crate::redact::Redactions;
 
 /// Bytes of output read at a time.
 const OUTPUT_BUFFER: usize = 16 << 10;
@@ -40,6 +46,10 @@ pub struct ProcessSpec {
     pub network: Network,
     /// How confined.
     pub security: Security,
+    /// Limits of its control group; `None` makes none, unless there is a parent.
+    pub limits: Option<CgroupLimits>,
+    /// Where the control group is made.
+    pub cgroup_parent: CgroupParent,
 }
 
 /// What the process sees as file system.
@@ -59,9 +69,43 @@ pub struct MountSet {
 #[derive(Debug)]
 pub enum ProcessIo {
     /// No input; output becomes log events of a vertex.
-    Logged(EventSubscription),
+    Logged(StepLog),
     /// The given descriptors.
     Given(Stdio),
+}
+
+/// Where the output of a step goes, and what is left out of it.
+#[derive(Debug, Clone)]
+pub struct StepLog {
+    /// The vertex's events.
+    pub events: EventSubscription,
+    pub(crate) redactions: Option<Arc<Redactions>>,
+    /// What the process and its children hold now, in bytes: the executor writes it while they run.
+    pub held: Arc<AtomicU64>,
+}
+
+impl StepLog {
+    /// A log in which nothing is replaced.
+    #[must_use]
+    pub fn new(events: EventSubscription) -> Self {
+        Self { events, redactions: None, held: Arc::default() }
+    }
+}
+
+/// What a process and its children used.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ProcessUsage {
+    /// The most memory they held at once, in bytes; files' pages left out. Short peaks of several processes together
+    /// may be missed.
+    pub memory: u64,
+    /// The most that counted against the limit, in bytes; files' pages are in it. `None` without a control group.
+    pub limited_memory: Option<u64>,
+    /// CPU time.
+    pub cpu_time: Duration,
+    /// Whether one was killed for want of memory.
+    pub oom_killed: bool,
+    /// Limits that did not hold, each with its reason.
+    pub unlimited: Vec<String>,
 }
 
 /// The end of a process.
@@ -73,6 +117,8 @@ pub struct Finished {
     pub tail: Vec<u8>,
     /// Mount points that had to be created in the root, absolute paths inside.
     pub created_mount_points: Vec<PathBuf>,
+    /// What was used.
+    pub usage: ProcessUsage,
 }
 
 /// Why a process did not run to its end.
@@ -114,7 +160,7 @@ impl SandboxExecutor {
     /// An executor; its launcher is started by the first process.
     #[must_use]
     pub fn new(launcher: Launcher) -> Self {
-        Self { launcher }
+        Self { launcher: launcher.recording_owners(stave_store::owner::change) }
     }
 
     /// Starts a sandbox and returns it running, for those who want to talk to it.
@@ -139,19 +185,21 @@ impl Executor for SandboxExecutor {
         let spec = sandbox_spec(process, mounts);
         let (stdio, output) = match io {
             ProcessIo::Given(stdio) => (stdio, None),
-            ProcessIo::Logged(events) => {
+            ProcessIo::Logged(log) => {
                 let (stdio, stdout, stderr) = logged_stdio().map_err(ExecError::Output)?;
-                (stdio, Some((events, stdout, stderr)))
+                (stdio, Some((log, stdout, stderr)))
             }
         };
+        let held = output.as_ref().map_or_else(Arc::default, |(log, ..)| Arc::clone(&log.held));
+        let kills = usage::machine_oom_kills();
         let mut sandbox = self.spawn(spec, stdio).await?;
         let tail = Arc::new(Tail::default());
         let reading = async {
             match output {
-                Some((events, stdout, stderr)) => {
+                Some((log, stdout, stderr)) => {
                     tokio::try_join!(
-                        forward(stdout, LogStream::Stdout, &events, &tail),
-                        forward(stderr, LogStream::Stderr, &events, &tail),
+                        forward(stdout, LogStream::Stdout, &log, &tail),
+                        forward(stderr, LogStream::Stderr, &log, &tail),
                     )?;
                     Ok(())
                 }
@@ -159,14 +207,21 @@ impl Executor for SandboxExecutor {
             }
         };
         let waiting = async {
-            let exit = wait(&mut sandbox, cancel).await;
-            exit.map(|exit| (exit, sandbox.created_mount_points().to_vec()))
+            let mut sampler = usage::Sampler::new(sandbox.meter(), held);
+            let exit = tokio::select! {
+                exit = wait(&mut sandbox, cancel) => exit,
+                never = sampler.run() => match never {},
+            };
+            exit.map(|exit| (exit, usage::of(&sandbox, exit, sampler.peak(), kills)))
         };
         // The pipes reach their end when the last process inside is gone, so both always finish.
-        let (read, exit) = tokio::join!(reading, waiting);
-        let (exit, created_mount_points) = exit?;
+        let (read, ended) = tokio::join!(reading, waiting);
+        let (exit, usage) = ended?;
         read.map_err(ExecError::Output)?;
-        Ok(Finished { status: exit.status, tail: tail.bytes(), created_mount_points })
+        let created_mount_points = sandbox.created_mount_points().to_vec();
+        // The group is removed with the sandbox, which may take a moment.
+        tokio::task::spawn_blocking(move || drop(sandbox)).await.ok();
+        Ok(Finished { status: exit.status, tail: tail.bytes(), created_mount_points, usage })
     }
 }
 
@@ -178,6 +233,8 @@ pub(crate) fn sandbox_spec(process: ProcessSpec, mounts: MountSet) -> SandboxSpe
     spec.hostname = process.hostname;
     spec.network = process.network;
     spec.security = process.security;
+    spec.cgroup = process.limits;
+    spec.cgroup_parent = process.cgroup_parent;
     if let Some(size) = mounts.shm_size {
         spec.shm_size = size;
     }
@@ -219,23 +276,27 @@ fn logged_stdio() -> io::Result<(Stdio, OwnedFd, OwnedFd)> {
     Ok((Stdio { stdin, stdout: stdout_write, stderr: stderr_write }, stdout, stderr))
 }
 
-/// Sends everything a pipe yields, in order, until its end.
-async fn forward(
-    pipe: OwnedFd,
-    stream: LogStream,
-    events: &EventSubscription,
-    tail: &Tail,
-) -> io::Result<()> {
+/// Sends everything a pipe yields, in order, until its end, with secrets replaced.
+async fn forward(pipe: OwnedFd, stream: LogStream, log: &StepLog, tail: &Tail) -> io::Result<()> {
     rustix::io::ioctl_fionbio(&pipe, true)?;
     let mut receiver = pipe::Receiver::from_owned_fd_unchecked(pipe)?;
+    let mut redacting = log.redactions.as_ref().map(Redactions::stream);
     let mut buffer = vec![0; OUTPUT_BUFFER];
     loop {
         let length = receiver.read(&mut buffer).await?;
+        let bytes = &buffer[..length];
+        let shown = match &mut redacting {
+            None => Cow::Borrowed(bytes),
+            Some(redacting) if length == 0 => Cow::Owned(redacting.finish()),
+            Some(redacting) => Cow::Owned(redacting.push(bytes)),
+        };
+        if !shown.is_empty() {
+            tail.push(&shown);
+            log.events.log(stream, &shown).await;
+        }
         if length == 0 {
             return Ok(());
         }
-        tail.push(&buffer[..length]);
-        events.log(stream, &buffer[..length]).await;
     }
 }
 
@@ -285,8 +346,8 @@ mod tests {
             }
         });
         let tail = Tail::default();
-        let events = EventSubscription::silent(stave_oci::Digest::sha256(b"vertex"));
-        forward(read, LogStream::Stdout, &events, &tail).await.expect("forward");
+        let log = StepLog::new(EventSubscription::silent(stave_oci::Digest::sha256(b"vertex")));
+        forward(read, LogStream::Stdout, &log, &tail).await.expect("forward");
         writer.join().expect("join");
         assert_eq!(tail.bytes(), vec![b'x'; TAIL_LIMIT]);
     }

@@ -9,14 +9,24 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use dashmap::DashMap;
 use stave_cache::ContentDigest;
+use stave_oci::Digest;
+use stave_remotecache::key::ContentPath;
 use stave_sandbox::Launcher;
 use stave_solver::Selector;
 use stave_store::{ActiveLayer, Lease, ScratchDir, Snapshot, Store, StoreError};
+use tokio_util::sync::CancellationToken;
 
+use crate::admission::{Admission, Peaks};
 use crate::context::Context;
 use crate::exec::SandboxExecutor;
+use crate::file::action::FileError;
+use crate::digest::Digested;
 use crate::input::Input;
+use crate::manifest::Manifest;
+use crate::layer_place::LayerPlace;
 use crate::root::RootDir;
+use crate::step::failed::FailedStep;
+use crate::step::tries::BuildGroups;
 use crate::view::{ViewError, readable};
 
 /// What ops consume and produce.
@@ -74,10 +84,18 @@ pub struct LocalWorker<E = SandboxExecutor> {
 pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) fingerprints: Option<PathBuf>,
+    layer_place: LayerPlace,
     /// Mount-point stubs of this process, and an empty directory that stands for scratch.
     scratch: ScratchDir,
     views: Mutex<HashMap<Snapshot, Weak<RootDir>>>,
     digests: DashMap<(Snapshot, Selector), ContentDigest>,
+    /// Digests in BuildKit's terms; `None` for what is not there.
+    pub(crate) travelling: DashMap<(Snapshot, Vec<ContentPath>), Option<Digest>>,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) peaks: Peaks,
+    pub(crate) groups: BuildGroups,
+    /// What failed steps left, until the process ends.
+    pub(crate) failed: Mutex<Vec<FailedStep>>,
     _lease: Lease,
 }
 
@@ -108,15 +126,44 @@ impl<E> LocalWorker<E> {
             let path = scratch.path().join(name);
             std::fs::create_dir(&path).map_err(|source| StoreError::Io { action: "create", path, source })?;
         }
+        let peaks = Peaks::in_directory(store.step_peaks_directory());
+        peaks.trim();
         let shared = Shared {
             store,
             fingerprints,
+            layer_place: LayerPlace::default(),
             scratch,
             views: Mutex::default(),
             digests: DashMap::new(),
+            travelling: DashMap::new(),
+            admission: Arc::default(),
+            peaks,
+            groups: BuildGroups::default(),
+            failed: Mutex::default(),
             _lease: lease,
         };
         Ok(Self { shared: Arc::new(shared), executor })
+    }
+
+    /// A result as layers: a local context is copied into one, once. Blocks the thread.
+    ///
+    /// # Errors
+    /// When a context cannot be read or the store fails.
+    pub fn snapshot(&self, result: &Ref, cancel: &CancellationToken) -> Result<Snapshot, FileError> {
+        crate::file::snapshot_of(&self.shared, result, cancel)
+    }
+
+    /// The digest, in BuildKit's terms, of what `paths` pick of a result; `None` when something is not there.
+    ///
+    /// # Errors
+    /// When the result cannot be read.
+    pub async fn travelling_digest(
+        &self,
+        result: &Ref,
+        paths: &[ContentPath],
+    ) -> Result<Option<Digest>, DigestError> {
+        let (shared, result, paths) = (Arc::clone(&self.shared), result.clone(), paths.to_vec());
+        crate::source::image::blocking(move || shared.travelling_digest(&result, &paths)).await
     }
 
     /// The store the worker works in.
@@ -163,16 +210,32 @@ impl Shared {
         if let Some(known) = memo.as_ref().and_then(|key| self.digests.get(key)) {
             return Ok(*known);
         }
-        let digest = ContentDigest::from_bytes(self.input(result)?.digest(selector)?);
+        let input = self.input(result)?;
+        let (digest, digested) = input.digest(selector)?;
+        let digest = ContentDigest::from_bytes(digest);
+        self.keep_manifest(&digest, &digested);
         if let Some(key) = memo {
             self.digests.insert(key, digest);
         }
         Ok(digest)
     }
 
+    /// Keeps what a new digest was made of. Losing it costs an explanation.
+    fn keep_manifest(&self, digest: &ContentDigest, digested: &Digested<'_>) {
+        let directory = self.store.manifest_directory();
+        if Manifest::exists(&directory, digest) {
+            return;
+        }
+        if let Some(manifest) = digested.manifest()
+            && let Err(error) = manifest.write(&directory, digest)
+        {
+            tracing::debug!(%error, "a manifest is not kept");
+        }
+    }
+
     /// Begins a layer on a snapshot.
     pub(crate) fn prepare(&self, base: &Snapshot, description: &str) -> Result<ActiveLayer, StoreError> {
-        Ok(self.store.prepare(base)?.described(description))
+        Ok(self.layer_place.prepare(&self.store, base)?.described(description))
     }
 }
 

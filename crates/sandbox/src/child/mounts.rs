@@ -198,6 +198,14 @@ fn user_mount<'a>(
             let kind = kind_of(&tree).with(step, source.display())?;
             Ok(Prepared { mount: tree, target, kind, step: SetupStep::MountBind, after: After::Nothing })
         }
+        MountSpec::Device { source, .. } => {
+            let step = SetupStep::OpenBind;
+            let tree = open_tree(CWD, source, false).with(step, source.display())?;
+            let flags = MountFlags { nosuid: true, ..MountFlags::default() };
+            restrict_mount(tree.as_fd(), flags, false).with(step, source.display())?;
+            let kind = kind_of(&tree).with(step, source.display())?;
+            Ok(Prepared { mount: tree, target, kind, step: SetupStep::MountDev, after: After::Nothing })
+        }
         MountSpec::Tmpfs { size, mode, .. } => {
             let (mode, size) = (format!("{mode:o}"), size.map(|size| size.to_string()));
             let mut options = vec![("mode", mode.as_str())];

@@ -68,7 +68,7 @@ fn waiting_without_blocking() {
 
 /// A handle of the one process on this machine whose arguments hold `marker`.
 #[track_caller]
-fn find(marker: &str) -> OwnedFd {
+pub(crate) fn find(marker: &str) -> OwnedFd {
     let found = fs::read_dir("/proc").expect("processes").filter_map(|entry| {
         let entry = entry.ok()?;
         let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
@@ -82,7 +82,7 @@ fn find(marker: &str) -> OwnedFd {
 }
 
 #[track_caller]
-fn assert_ends(process: &OwnedFd) {
+pub(crate) fn assert_ends(process: &OwnedFd) {
     assert_eq!(
         poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&PATIENCE)),
         Ok(1),
@@ -263,7 +263,7 @@ fn usage_is_counted() {
 fn memory_limit() {
     let place = Place::new();
     let mut spec = place.probe("memory");
-    spec.cgroup = Some(CgroupLimits { memory: Some(64 << 20), cpu: None, pids: Some(100) });
+    spec.cgroup = Some(CgroupLimits { memory: Some(64 << 20), pids: Some(100), ..CgroupLimits::default() });
     let (mut sandbox, _stdout, _stderr) = start(&spec).expect("a sandbox");
     let exit = sandbox.wait().expect("an end");
     let cgroup = sandbox.cgroup().expect("a group");

@@ -9,6 +9,7 @@ mod life;
 mod mounts;
 mod probe;
 mod process;
+mod user;
 
 use std::process::ExitCode;
 
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
     match (arguments.next().as_deref(), arguments.next()) {
         (Some("probe"), Some(what)) => return probe::run(&what),
         (Some("caller"), Some(marker)) => return life::be_a_caller(&marker),
+        (Some("user"), Some(scenario)) => return user::be_a_user(&scenario),
         (Some("deleted"), Some(word)) => return life::be_a_deleted_caller(&word),
         _ => {}
     }
@@ -30,7 +32,7 @@ fn main() -> ExitCode {
         eprintln!("the kernel tests need root: {error}: {:?}", std::error::Error::source(&error));
         return if std::env::var_os("CI").is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
-    let tests = [isolation::TESTS, life::TESTS, mounts::TESTS, process::TESTS].concat();
+    let tests = [isolation::TESTS, life::TESTS, mounts::TESTS, process::TESTS, user::TESTS].concat();
     let trials = tests.into_iter().map(|(name, test)| {
         Trial::test(name, move || {
             test();

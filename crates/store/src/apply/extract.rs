@@ -14,8 +14,8 @@ use std::rc::Rc;
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags, chmodat, fchmod,
-    fsetxattr, ftruncate, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, open, openat, openat2,
-    seek, statat, symlinkat, utimensat,
+    fsetxattr, ftruncate, futimens, linkat, lsetxattr, makedev, mkdirat, open, openat, openat2, seek, statat,
+    symlinkat, utimensat,
 };
 use rustix::io::{Errno, write};
 
@@ -366,7 +366,7 @@ impl Extractor {
         if matches!(hidden, b"" | b"." | b"..") {
             return Err(LayerErrorKind::Whiteout);
         }
-        match mknodat(parent, hidden, FileType::CharacterDevice, Mode::empty(), makedev(0, 0)) {
+        match owner::make_whiteout(parent, OsStr::from_bytes(hidden)) {
             Ok(()) => Ok(()),
             Err(Errno::EXIST) => match lookup(parent, hidden)? {
                 Some(Existing::Directory) => self.set_opaque(parent, hidden),
