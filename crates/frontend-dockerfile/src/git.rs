@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use stave_llb::SourceOp;
 
-use crate::{path, quote::quote, url::decoded};
+use crate::{boolean, path, quote::quote, url::decoded};
 
 /// Where repositories need no scheme to be known as such.
 const HOSTED: &str = "github.com/";
@@ -103,7 +103,7 @@ fn address(text: &str) -> Option<(GitRef, (&str, String))> {
         let remote = format!("{scheme}://{rest}");
         return Some((GitRef { remote, host, path, ssh, ..GitRef::default() }, (query, decoded(fragment)?)));
     }
-    let (host, path, ssh) = scp_style(address)?;
+    let (host, path, ssh) = scp_style(address).filter(|_| pairs(query).all(|pair| pair.is_some()))?;
     let git = GitRef { remote: address.to_owned(), host, path, ssh, ..GitRef::default() };
     Some((git, (query, fragment.to_owned())))
 }
@@ -138,32 +138,37 @@ fn relative(subdir: &str) -> String {
     path::join("/", subdir).trim_start_matches('/').to_owned()
 }
 
-/// The pairs of a query by name, each name once.
-fn pairs(query: &str) -> Result<BTreeMap<String, String>, GitError> {
-    let mut pairs = BTreeMap::new();
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+/// The sound pairs of a query.
+fn pairs(query: &str) -> impl Iterator<Item = Option<(String, String)>> {
+    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let plain = |text: &str| decoded(&text.replace('+', " ")).unwrap_or_else(|| text.to_owned());
-        if pairs.insert(plain(name), plain(value)).is_some() {
-            return Err(GitError::ManyValues(plain(name)));
-        }
-    }
-    Ok(pairs)
+        let plain = |text: &str| decoded(&text.replace('+', " "));
+        Some((plain(name)?, plain(value)?)).filter(|_| !pair.contains(';'))
+    })
 }
 
-pub(crate) fn switch(name: &'static str, value: &str) -> Result<bool, GitError> {
-    match value {
-        "" | "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err(GitError::Value { name, value: value.to_owned() }),
+/// The pairs by name, each name once; others than sound ones do not count, as Go has it.
+fn by_name(query: &str) -> Result<BTreeMap<String, String>, GitError> {
+    let mut named = BTreeMap::new();
+    for (name, value) in pairs(query).flatten() {
+        if named.insert(name.clone(), value).is_some() {
+            return Err(GitError::ManyValues(name));
+        }
     }
+    Ok(named)
+}
+
+/// A switch that is on where it has no value.
+fn switch(name: &'static str, value: &str) -> Result<bool, GitError> {
+    let bad = || GitError::Value { name, value: value.to_owned() };
+    if value.is_empty() { Ok(true) } else { boolean::parse(value).ok_or_else(bad) }
 }
 
 impl GitRef {
     fn query(&mut self, query: &str) -> Result<(), GitError> {
         let mut tag = None;
         let mut branch = None;
-        for (name, value) in pairs(query)? {
+        for (name, value) in by_name(query)? {
             let is_switch = matches!(name.as_str(), "submodules" | "keep-git-dir" | "fetch-by-commit");
             if value.is_empty() && !is_switch {
                 return Err(GitError::NoValue(name));
@@ -288,6 +293,12 @@ mod tests {
         check("a/b", None);
         check("./a@b:c", None);
         check("github.com/a/b", None);
+        check("https://a.test/c%20d.git#a%3Ab", Some("git://a.test/c d.git#a:b"));
+        let hosted = parse_context("github.com/a/b#v1:c").expect("readable").expect("one");
+        let source = hosted.context_source(false, true);
+        assert_eq!(source.raw, "git://github.com/a/b#v1:c");
+        assert_eq!(source.attrs["git.fullurl"], "https://github.com/a/b");
+        assert_eq!(source.attrs["git.mtime"], "commit");
     }
 
     #[test]
@@ -297,6 +308,8 @@ mod tests {
         check("https://a.test/c.git?branch=refs/heads/b", Some("git://a.test/c.git#refs/heads/b"));
         check_error("https://a.test/c.git?ref=", "query \"ref\" has no value");
         check_error("https://a.test/c.git?ref=a&ref=b", "query \"ref\" has multiple values");
+        check("https://a.test/c.git?x%zz=1&ref=y", Some("git://a.test/c.git#y"));
+        check("git@a.test:b/c.git?x%zz=1", None);
         check_error("https://a.test/c.git?x=1", "unexpected query \"x\"");
         check_error("https://a.test/c.git?ref=a#b", "ref conflicts: \"b\" vs \"a\"");
         check_error("https://a.test/c.git?tag=a&branch=b", "branch conflicts with tag");

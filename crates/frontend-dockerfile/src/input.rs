@@ -179,7 +179,12 @@ impl NamedContext {
 
 fn oci_layout(text: &str) -> Result<NamedContext, ContextError> {
     let no_digest = || ContextError::Digest(text.to_owned());
-    let (store, digest) = text.rsplit_once('@').ok_or_else(no_digest)?;
+    let (name, digest) = text.rsplit_once('@').ok_or_else(no_digest)?;
+    // A tag says nothing beside a digest; a port is no tag.
+    let store = match name.rsplit_once(':') {
+        Some((store, tag)) if !tag.contains('/') => store,
+        _ => name,
+    };
     let digest = digest.parse().map_err(|_| no_digest())?;
     Ok(NamedContext::OciLayout { store: store.to_owned(), digest })
 }

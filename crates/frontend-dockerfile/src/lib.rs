@@ -10,17 +10,22 @@
 //! - [`scope`], [`expand`], [`mount`]: variables and words, used while lowering;
 //! - [`lower()`]: operations and image config;
 //! - [`check`]: build checks; [`outline()`] and [`targets()`]: what a file can be asked for; `view`: the
-//!   tree and the plan as JSON; [`dockerignore`]: the ignore file.
+//!   tree and the plan as JSON; [`dockerignore`]: the ignore file; [`attributes`]: requests as BuildKit's
+//!   clients write them; [`exchange`]: all of it as JSON lines, to be compared.
 //!
 //! Nothing here does I/O, waits, reads a clock or an environment: images are asked for with
 //! [`BuildPlan::missing`] and handed in as [`ResolvedSources`]. Start with [`Dockerfile`],
 //! [`BuildPlan`] and, for the result, [`Lowered`].
 
 pub mod ast;
+pub mod attributes;
+mod boolean;
 pub mod check;
 pub mod diagnostic;
+mod dialect;
 pub mod dockerignore;
 mod duration;
+pub mod exchange;
 pub mod expand;
 mod flags;
 mod git;
@@ -46,6 +51,7 @@ mod view;
 pub use ast::Dockerfile;
 pub use check::CheckReport;
 pub use diagnostic::{Code, Diagnostic, Severity};
+pub use dialect::{Dialect, OWN_SYNTAX};
 pub use input::{ContextSource, NamedContext};
 pub use lower::{LowerError, Lowered, lower};
 pub use outline::{Outline, Target, outline, targets};

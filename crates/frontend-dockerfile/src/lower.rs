@@ -179,7 +179,7 @@ impl Lowering<'_> {
         }
         let platform = image.platform();
         let normal = Platform::new(&platform.os, &platform.architecture, platform.variant.as_deref());
-        image.os = normal.os;
+        image.os = if normal.os.is_empty() { "linux".to_owned() } else { normal.os };
         image.architecture = normal.architecture;
         image.variant = normal.variant.unwrap_or_default();
         self.context.finish(&mut self.graph);

@@ -79,6 +79,9 @@ pub enum MountError {
     /// The options are not one line of comma-separated values.
     #[error("failed to parse csv mounts: {0}")]
     Form(String),
+    /// The same of a device.
+    #[error("failed to parse csv devices: {0}")]
+    DeviceForm(String),
     /// A value cannot be expanded.
     #[error(transparent)]
     Expand(#[from] ExpandError),
@@ -91,6 +94,14 @@ pub enum MountError {
     /// An option that does not exist.
     #[error("unexpected key '{key}' in '{field}'")]
     UnknownKey {
+        /// The option.
+        key: String,
+        /// The option with its value.
+        field: String,
+    },
+    /// The same of a device.
+    #[error("unexpected key '{key}' in '{field}'")]
+    UnknownDeviceKey {
         /// The option.
         key: String,
         /// The option with its value.
@@ -177,6 +188,7 @@ impl MountError {
     pub fn suggestion(&self) -> Option<String> {
         match self {
             Self::UnknownKey { key, .. } => suggest::similar(key, KEYS),
+            Self::UnknownDeviceKey { key, .. } => suggest::similar(key, ["name", "required"]),
             Self::UnknownType(value) => suggest::similar(value, KINDS),
             Self::UnknownSharing(value) => suggest::similar(value, SHARINGS),
             _ => None,
@@ -230,7 +242,8 @@ where
 /// Where an option is unknown or malformed.
 pub(crate) fn parse_device(options: &str) -> Result<Device, MountError> {
     let mut device = Device { name: String::new(), required: false };
-    for field in fields(options)? {
+    let fields = grammar::fields(options).map_err(|error| MountError::DeviceForm(error.to_string()))?;
+    for field in fields {
         let (key, value) = match field.split_once('=') {
             Some((key, value)) => (key.to_lowercase(), Some(value)),
             None => (field.to_lowercase(), None),
@@ -241,7 +254,7 @@ pub(crate) fn parse_device(options: &str) -> Result<Device, MountError> {
             ("name", Some(value)) => value.clone_into(&mut device.name),
             _ if device.name.is_empty() => device.name = field,
             (_, None) => return Err(MountError::NoValue(field)),
-            (_, Some(_)) => return Err(MountError::UnknownKey { key, field }),
+            (_, Some(_)) => return Err(MountError::UnknownDeviceKey { key, field }),
         }
     }
     Ok(device)

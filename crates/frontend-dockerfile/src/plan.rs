@@ -73,8 +73,13 @@ pub struct PlannedStage {
     pub span: Span,
     /// Its instructions, triggers of the base first.
     pub instructions: Vec<PlannedInstruction>,
-    /// How many numbered steps it shows (`[2/7]`), the base image's included.
+    /// How many numbered steps it shows (`[2/7]`), the base image's and triggers' included.
     pub step_total: usize,
+    /// The same as it was when the base was looked up: triggers were not known by then.
+    pub base_step_total: usize,
+    /// Steps that are counted, but not shown: the reference counts a base each time that triggers make
+    /// it look at the stages again while the target does not need them yet.
+    pub skipped_steps: usize,
     /// Whether the target needs it.
     pub reachable: bool,
     /// Whether its steps must not come from the cache.
@@ -219,8 +224,12 @@ impl BuildPlan {
         let indexes = (0..self.stages.len()).map(StageIndex);
         let stage = indexes.into_iter().find(|&index| self.request_of(index).as_ref() == Some(request));
         let stage = stage.map(|index| &self.stages[index.0]);
-        let name = stage.map_or_else(|| request.reference.familiar(), |stage| stage.written_base.clone());
         let span = stage.map_or_else(Span::default, |stage| stage.span);
+        if request.is_named_context() {
+            // The name in the file is not what was looked up.
+            return Diagnostic::error(Code::Plan, span, reason);
+        }
+        let name = stage.map_or_else(|| request.reference.familiar(), |stage| stage.written_base.clone());
         let stages: Vec<&str> = self.stage_names().collect();
         let images = ["alpine", "busybox", "centos", "debian", "golang", "ubuntu", "fedora"];
         let suggestion = suggest::similar(&name, stages.iter().copied().chain(images));

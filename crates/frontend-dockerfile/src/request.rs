@@ -169,6 +169,11 @@ pub struct ResolvedSources {
 }
 
 impl SourceRequest {
+    /// Whether a named context chose it.
+    pub fn is_named_context(&self) -> bool {
+        self.origin != ImageOrigin::Registry { context: None }
+    }
+
     /// An image that the Dockerfile itself names.
     pub fn plain(reference: Reference, platform: Platform) -> Self {
         Self { reference, platform, origin: ImageOrigin::Registry { context: None } }
@@ -179,6 +184,11 @@ impl ResolvedSources {
     /// The image found for a request.
     pub fn get(&self, request: &SourceRequest) -> Option<&ResolvedImage> {
         self.images.get(request)
+    }
+
+    /// Everything found, in the order of the requests.
+    pub fn images(&self) -> impl Iterator<Item = (&SourceRequest, &ResolvedImage)> {
+        self.images.iter()
     }
 
     /// Takes up an image.

@@ -149,6 +149,24 @@ impl Definition {
         wire::decode_definition(bytes)
     }
 
+    /// Several graphs as one, in which what they share is there once. Its outputs are theirs, in turn: of a graph
+    /// of nothing there is none.
+    pub fn union<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut union = Self::empty();
+        for part in parts {
+            for (vertex, bytes) in part.vertices.iter().zip(&part.encoded) {
+                union.push(vertex.clone(), bytes.clone());
+            }
+            union.outputs.extend(part.outputs.iter().cloned());
+            union.return_metadata.merge(part.return_metadata.clone());
+            union.source_map.extend(&part.source_map);
+        }
+        if !union.outputs.is_empty() {
+            union.return_op = wire::encode_return(&union.outputs);
+        }
+        union
+    }
+
     /// A graph of nothing: an empty file system.
     pub(crate) fn empty() -> Self {
         Self {

@@ -53,3 +53,27 @@ pub struct Position {
     /// The column, from 0.
     pub character: i32,
 }
+
+impl SourceMap {
+    /// Takes up another's files and places; what both have is there once.
+    pub(crate) fn extend(&mut self, other: &Self) {
+        let mut positions = Vec::with_capacity(other.infos.len());
+        for info in &other.infos {
+            let known = self.infos.iter().position(|known| known == info);
+            positions.push(known.unwrap_or_else(|| {
+                self.infos.push(info.clone());
+                self.infos.len() - 1
+            }));
+        }
+        for (vertex, places) in &other.locations {
+            let known = self.locations.entry(vertex.clone()).or_default();
+            for place in places {
+                let Some(&source) = positions.get(place.source) else { continue };
+                let place = SourceLocation { source, ranges: place.ranges.clone() };
+                if !known.contains(&place) {
+                    known.push(place);
+                }
+            }
+        }
+    }
+}

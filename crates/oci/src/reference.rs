@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::Digest;
+use crate::{Digest, DigestError};
 
 /// The registry of names without a host.
 const DEFAULT_REGISTRY: &str = "docker.io";
@@ -17,6 +17,8 @@ const DEFAULT_REGISTRY: &str = "docker.io";
 const DEFAULT_TAG: &str = "latest";
 /// Longest repository, in bytes.
 const MAX_REPOSITORY: usize = 255;
+/// Fewest hex digits of anything that may be a digest.
+const MIN_HEX: usize = 32;
 /// Longest tag, in bytes.
 const MAX_TAG: usize = 128;
 
@@ -36,14 +38,17 @@ pub enum ReferenceError {
     #[error("invalid reference format")]
     Form,
     /// Upper case in the path.
-    #[error("invalid reference format: repository name must be lowercase")]
-    Uppercase,
+    #[error("invalid reference format: repository name ({0}) must be lowercase")]
+    Uppercase(String),
+    /// The path is longer than registries take.
+    #[error("repository name must not be more than {MAX_REPOSITORY} characters")]
+    TooLong,
     /// 64 hex digits could be an id and are never a name.
     #[error("invalid repository name ({0}), cannot specify 64-byte hexadecimal strings")]
     LooksLikeId(String),
     /// The part after `@` is no digest we can verify.
-    #[error("invalid reference format: {0}")]
-    Digest(#[from] crate::DigestError),
+    #[error("{}", complaint(.0))]
+    Digest(#[source] DigestError),
 }
 
 impl Reference {
@@ -137,13 +142,16 @@ impl FromStr for Reference {
         if text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
             return Err(ReferenceError::LooksLikeId(text.to_owned()));
         }
-        let path = splits_host(text).map_or(text, |(_, rest)| rest);
-        let path = path.split(['@', ':']).next().unwrap_or_default();
-        if path.bytes().any(|byte| byte.is_ascii_uppercase()) {
-            return Err(ReferenceError::Uppercase);
+        let (host, path) = splits_host(text).unwrap_or((DEFAULT_REGISTRY, text));
+        let name = path.split(':').next().unwrap_or_default();
+        if name.to_lowercase() != name {
+            let is_official = is_default(host) && !path.contains('/');
+            let prefix = if is_official { "library/" } else { "" };
+            return Err(ReferenceError::Uppercase(format!("{prefix}{name}")));
         }
         let (bare, digest) = match text.split_once('@') {
-            Some((bare, digest)) => (bare, Some(digest.parse()?)),
+            Some((_, digest)) if !is_digest(digest) => return Err(ReferenceError::Form),
+            Some((bare, digest)) => (bare, Some(digest)),
             None => (text, None),
         };
         // A colon before a slash begins a port.
@@ -154,24 +162,61 @@ impl FromStr for Reference {
         let (host, path) = splits_host(name).map_or((None, name), |(host, path)| (Some(host), path));
         let is_valid =
             host.is_none_or(is_host) && path.split('/').all(is_component) && tag.is_none_or(is_tag);
-        let registry = host.filter(|host| *host != "index.docker.io").unwrap_or(DEFAULT_REGISTRY);
+        let registry = host.filter(|host| !is_default(host)).unwrap_or(DEFAULT_REGISTRY);
         let repository = if registry == DEFAULT_REGISTRY && !path.contains('/') {
             format!("library/{path}")
         } else {
             path.to_owned()
         };
-        if !is_valid || repository.len() > MAX_REPOSITORY {
+        if !is_valid {
             return Err(ReferenceError::Form);
         }
+        if repository.len() > MAX_REPOSITORY {
+            return Err(ReferenceError::TooLong);
+        }
+        let digest = digest.map(str::parse).transpose().map_err(ReferenceError::Digest)?;
         // A digest alone pins; inventing `latest` beside it would name something else.
         let tag = tag.or(digest.is_none().then_some(DEFAULT_TAG)).map(str::to_owned);
         Ok(Self { registry: registry.to_owned(), repository, tag, digest })
     }
 }
 
+/// Docker's registry under either of its names.
+fn is_default(host: &str) -> bool {
+    matches!(host, DEFAULT_REGISTRY | "index.docker.io")
+}
+
+/// The form of any digest, whatever its algorithm: words with separators, a colon, hex digits.
+fn is_digest(text: &str) -> bool {
+    let Some((algorithm, hex)) = text.split_once(':') else { return false };
+    let is_word = |word: &str| {
+        word.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic())
+            && word.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    };
+    algorithm.split(['-', '_', '+', '.']).all(is_word)
+        && hex.len() >= MIN_HEX
+        && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// What docker says about a digest that nobody can verify.
+fn complaint(error: &DigestError) -> &'static str {
+    match error {
+        DigestError::Form(_) => "invalid checksum digest format",
+        DigestError::Algorithm(_) => "unsupported digest algorithm",
+        DigestError::Hex(text, digits) => match text.split_once(':') {
+            Some((_, hex)) if hex.len() == *digits => "invalid checksum digest format",
+            _ => "invalid checksum digest length",
+        },
+    }
+}
+
 /// Labels of letters, digits and inner hyphens with dots between them, and perhaps a port.
 fn is_host(host: &str) -> bool {
-    let (name, port) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
+    let (address, rest) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')).unzip();
+    let (name, port) = match rest {
+        Some(rest) => ("", (!rest.is_empty()).then(|| rest.strip_prefix(':').unwrap_or_default())),
+        None => host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port))),
+    };
     let is_label = |label: &str| {
         !label.is_empty()
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
@@ -179,7 +224,9 @@ fn is_host(host: &str) -> bool {
             && !label.ends_with('-')
     };
     let is_port = |port: &str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
-    name.split('.').all(is_label) && port.is_none_or(is_port)
+    let is_address =
+        |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b':');
+    address.map_or_else(|| name.split('.').all(is_label), is_address) && port.is_none_or(is_port)
 }
 
 /// Lower-case letters and digits, with separators between them: a dot, one or two underscores, hyphens.
@@ -257,7 +304,20 @@ mod tests {
         for text in ["", ":", "a:", "a//b", "-a", "a:b:c", "a@sha256:12", "../a", "a b", "http://a/b"] {
             assert!(text.parse::<Reference>().is_err(), "{text}");
         }
-        check("Busybox", Err("invalid reference format: repository name must be lowercase"));
+        check(
+            "Busybox",
+            Err("invalid reference format: repository name (library/Busybox) must be lowercase"),
+        );
+        check("a.b/C", Err("invalid reference format: repository name (C) must be lowercase"));
+        check("a@sha256:12", Err("invalid reference format"));
+        check(&format!("a@sha256:{}", "a".repeat(40)), Err("invalid checksum digest length"));
+        check(&format!("a@sha256:{}", "A".repeat(64)), Err("invalid checksum digest format"));
+        check(&format!("a@md5:{}", "a".repeat(32)), Err("unsupported digest algorithm"));
+        check(&"a".repeat(300), Err("repository name must not be more than 255 characters"));
+        check("[::1]:5000/x", Ok(("[::1]:5000/x:latest", "[::1]:5000/x:latest")));
+        for text in ["[::1/x", "[]:1/x", "[::1]:/x", "[::1]5/x", "[g.]/x"] {
+            check(text, Err("invalid reference format"));
+        }
         let id = &DIGEST[7..];
         check(
             id,

@@ -44,7 +44,12 @@ pub(crate) struct Split {
 /// # Errors
 /// With a [`Code::Syntax`] diagnostic where the arguments do not split.
 pub(crate) fn split(line: &LogicalLine) -> Result<Split, Diagnostic> {
-    let parts = line.line.parts().ok_or_else(|| syntax(line.span, "the instruction has no keyword"))?;
+    let no_keyword = || {
+        let code = Code::Instruction { line: line.lines.first };
+        Diagnostic::error(code, line.span, "unknown instruction: ")
+            .with_help("a lone continuation is no instruction")
+    };
+    let parts = line.line.parts().ok_or_else(no_keyword)?;
     split_parts(line, parts, 0)
 }
 

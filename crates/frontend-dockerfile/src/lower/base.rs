@@ -56,9 +56,10 @@ impl Lowering<'_> {
             platform = detect(config, platform, &plan.request.build_platform);
         }
         let mut state = StageState::new(index, &platform);
+        state.step = stage.skipped_steps;
         state.image = ImageConfig { created: None, ..config.clone() };
         let pinned = request.reference.pinned(digest.clone()).canonical();
-        let name = state.step_name(plan, &format!("FROM {pinned}"));
+        let name = state.base_step_name(plan, &format!("FROM {pinned}"));
         let without_files =
             config.rootfs.diff_ids.is_empty() && config.history.iter().all(|one| one.empty_layer);
         if !without_files {

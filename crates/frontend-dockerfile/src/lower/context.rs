@@ -11,7 +11,7 @@ use stave_llb::{
 };
 
 use crate::{
-    git,
+    boolean, git,
     input::{ContextSource, DOWNLOAD_NAME, download_op},
     path,
     request::PlanRequest,
@@ -97,8 +97,7 @@ fn remote(graph: &mut GraphBuilder, request: &PlanRequest) -> Result<Option<Outp
         }
         ContextSource::Git(text) => {
             let given = |name: &str| request.build_args.get(name).map(String::as_str).unwrap_or_default();
-            let keep = matches!(git::switch("", given("BUILDKIT_CONTEXT_KEEP_GIT_DIR")), Ok(true));
-            let keep = keep && !given("BUILDKIT_CONTEXT_KEEP_GIT_DIR").is_empty();
+            let keep = boolean::parse(given("BUILDKIT_CONTEXT_KEEP_GIT_DIR")) == Some(true);
             let (op, about) = git_source(text, keep, !given("SOURCE_DATE_EPOCH").is_empty())?;
             Some(graph.source(op, platform, about))
         }

@@ -66,10 +66,14 @@ impl Lowering<'_> {
         let platform = stage.platform.clone().unwrap_or_else(|| plan.request.platform().clone());
         let image = self.named_image(index, context)?;
         let mut state = StageState::new(index, &platform);
+        state.step = stage.skipped_steps;
         match (&image, context.replaces_stage) {
             (Some(config), _) => state.image = ImageConfig { created: None, ..config.clone() },
             (None, true) => state.image = ImageConfig::default(),
             (None, false) => state.image = empty_config(&platform),
+        }
+        if context.replaces_stage {
+            state.image.config.on_build.clear();
         }
         if let Some(config) = image.filter(|_| context.replaces_stage)
             && !config.os.is_empty()
@@ -124,9 +128,10 @@ impl Lowering<'_> {
                 let name = reference.pinned(digest).canonical();
                 (SourceOp::new(format!("docker-image://{name}"), BTreeMap::new()), titled(written))
             }
-            NamedContext::OciLayout { store, .. } => {
-                let name = self.plan.request_of(index).ok_or_else(|| self.unresolved(index))?;
-                let name = name.reference.canonical();
+            NamedContext::OciLayout { store, digest } => {
+                let request = self.plan.request_of(index).ok_or_else(|| self.unresolved(index))?;
+                let name = request.reference;
+                let name = format!("{}/{}@{digest}", name.registry(), name.repository());
                 let attrs = BTreeMap::from([("oci.store".to_owned(), store.clone())]);
                 (SourceOp::new(format!("oci-layout://{name}"), attrs), titled("OCI load from client"))
             }

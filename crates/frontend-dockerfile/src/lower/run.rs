@@ -4,8 +4,8 @@
 //! Start with [`Lowering::run`].
 
 use stave_llb::{
-    ContentCache, ExecOp, FileActionKind, HostIp, MkfileAction, Mount, NetMode, ProxyEnv, SecurityMode,
-    Ulimit,
+    CdiDevice, ContentCache, ExecOp, FileActionKind, HostIp, MkfileAction, Mount, NetMode, ProxyEnv,
+    SecurityMode, Ulimit,
     builder::{About, ExecSpec, FileSpec, FileStep, MountSpec},
 };
 
@@ -13,6 +13,7 @@ use super::{Lowering, config::run_message, error, history::commit, mounts::Mount
 use crate::{
     ast::{CommandLine, Heredoc, Run, RunNetwork, RunSecurity},
     diagnostic::{Code, Diagnostic},
+    dialect::Dialect,
     expand::Expander,
     heredoc, path,
     plan::PlannedInstruction,
@@ -46,10 +47,10 @@ impl Lowering<'_> {
             return Err(error(instruction.span, "arguments are required"));
         }
         let Mounts { mut all, secret_env } = self.mounts(state, planned, run)?;
-        if !run.devices.is_empty() {
+        if !run.devices.is_empty() && self.plan.dockerfile.dialect() < Dialect::Labs {
             let message = "device feature is only supported in Dockerfile frontend 1.14.0-labs or later";
             let refused = Diagnostic::error(Code::Unsupported, instruction.span, message);
-            return Err(refused.with_help("`RUN --device` is not supported yet"));
+            return Err(refused.with_help("begin the file with `# syntax=docker/dockerfile:1-labs`"));
         }
         all.extend(script);
         all.push(bind("/", state.output, "", false));
@@ -99,6 +100,11 @@ impl Lowering<'_> {
                 .collect(),
             proxy_env: self.proxy(),
             cgroup_parent: request.cgroup_parent.clone(),
+            devices: run
+                .devices
+                .iter()
+                .map(|device| CdiDevice { name: device.name.clone(), optional: !device.required })
+                .collect(),
             remove_mount_stubs: true,
             network,
             security: match run.security {

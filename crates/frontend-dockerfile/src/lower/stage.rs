@@ -80,8 +80,17 @@ impl StageState {
 
     /// Another name for the step that was numbered last.
     pub(super) fn same_step_name(&self, plan: &BuildPlan, text: &str) -> String {
+        self.numbered(plan, plan.stages[self.index.0].step_total, text)
+    }
+
+    /// The name of the step that pulls the base.
+    pub(super) fn base_step_name(&mut self, plan: &BuildPlan, text: &str) -> String {
+        self.step += 1;
+        self.numbered(plan, plan.stages[self.index.0].base_step_total, text)
+    }
+
+    fn numbered(&self, plan: &BuildPlan, total: usize, text: &str) -> String {
         let stage = &plan.stages[self.index.0];
-        let total = stage.step_total;
         if total == 0 {
             return text.to_owned();
         }

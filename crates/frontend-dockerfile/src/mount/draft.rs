@@ -2,14 +2,13 @@
 //!
 //! Owns each option's values and which go together.
 
+use crate::boolean;
+
 use super::{KINDS, Mount, MountError, MountKind, Sharing};
 
 pub(super) fn boolean(key: &str, value: &str) -> Result<bool, MountError> {
-    match value {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err(MountError::Value { key: key.to_owned(), value: value.to_owned() }),
-    }
+    let bad = || MountError::Value { key: key.to_owned(), value: value.to_owned() };
+    boolean::parse(value).ok_or_else(bad)
 }
 
 fn number(key: &str, value: &str, radix: u32) -> Result<u32, MountError> {

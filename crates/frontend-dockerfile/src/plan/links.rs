@@ -109,7 +109,14 @@ impl Links {
             Err(failure) => {
                 let message = format!("failed to parse stage name {}: {failure}", quote(name));
                 let known = self.by_name.keys().map(String::as_str);
-                self.bad_references.push(error(span, message).with_suggestion(suggest::similar(name, known)));
+                let mut bad = error(span, message);
+                // The reference says no more than that; only help may.
+                if let Some(similar) = suggest::similar_ignoring_case(name, known.clone()).or_else(|| {
+                    known.clone().find(|known| known.eq_ignore_ascii_case(name)).map(str::to_owned)
+                }) {
+                    bad = bad.with_help(format!("did you mean `{}`?", similar.to_lowercase()));
+                }
+                self.bad_references.push(bad);
                 // Nobody sees this base: the error is raised before the plan is handed out.
                 Base::Scratch
             }
@@ -256,6 +263,8 @@ impl Links {
             span,
             instructions: Vec::new(),
             step_total: 0,
+            base_step_total: 0,
+            skipped_steps: 0,
             reachable: false,
             ignore_cache: false,
             triggers_done: true,

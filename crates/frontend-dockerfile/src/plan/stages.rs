@@ -68,6 +68,8 @@ impl StageReader<'_> {
             // A named context of a stage's name takes the place of all of it.
             instructions: if replaced { Vec::new() } else { unlinked(&stage.instructions) },
             step_total: if replaced { 0 } else { steps },
+            base_step_total: if replaced { 0 } else { steps },
+            skipped_steps: 0,
             reachable: false,
             ignore_cache: self.ignores_cache(name.unwrap_or_default()),
             triggers_done: replaced,

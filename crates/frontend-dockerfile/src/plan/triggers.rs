@@ -22,30 +22,46 @@ impl BuildPlan {
     /// # Errors
     /// For a trigger that is not a sound instruction or names a missing stage.
     pub fn with_triggers(mut self, resolved: &ResolvedSources) -> Result<Self, PlanError> {
-        // A trigger may make further stages reachable, whose triggers then count, too.
-        while let Some((stage, expressions)) = self.next_triggers(resolved) {
-            self.stages[stage.0].triggers_done = true;
-            if expressions.is_empty() {
-                continue;
+        // A trigger may make further stages reachable, whose triggers then count, too. All stages of a
+        // round are looked at before the next begins, as the reference has it: steps are numbered by rounds.
+        while let Some(round) = self.next_round(resolved) {
+            let mut takes_files = false;
+            for (stage, expressions) in round {
+                self.stages[stage.0].triggers_done = true;
+                if expressions.is_empty() {
+                    continue;
+                }
+                let triggers = self.parse_triggers(stage, &expressions)?;
+                takes_files |= triggers.iter().any(takes_from_stages);
+                let stages = std::mem::take(&mut self.stages);
+                let mut links = Links::of_plan(&self, stages);
+                links.prepend(stage, triggers)?;
+                self.stages = links.finish()?;
             }
-            let triggers = self.parse_triggers(stage, &expressions)?;
-            let stages = std::mem::take(&mut self.stages);
-            let mut links = Links::of_plan(&self, stages);
-            links.prepend(stage, triggers)?;
-            self.stages = links.finish()?;
+            if takes_files {
+                self.skip_steps();
+            }
             self.mark_reachable();
         }
         self.check_order()?;
         Ok(self)
     }
 
-    /// A stage whose triggers are known and not yet in it.
-    fn next_triggers(&self, resolved: &ResolvedSources) -> Option<(StageIndex, Vec<String>)> {
+    /// The stages whose triggers come next; `None` if there are none, or while a base is not resolved.
+    fn next_round(&self, resolved: &ResolvedSources) -> Option<Vec<(StageIndex, Vec<String>)>> {
         let waiting = |index: &usize| self.stages[*index].reachable && !self.stages[*index].triggers_done;
-        (0..self.stages.len()).filter(waiting).find_map(|index| {
-            let index = StageIndex(index);
-            Some((index, self.expressions(index, resolved)?))
-        })
+        let round: Option<Vec<_>> = (0..self.stages.len())
+            .filter(waiting)
+            .map(|index| Some((StageIndex(index), self.expressions(StageIndex(index), resolved)?)))
+            .collect();
+        round.filter(|round| !round.is_empty())
+    }
+
+    /// Counts the bases that this round looked at in vain.
+    fn skip_steps(&mut self) {
+        for stage in self.stages.iter_mut().filter(|stage| !stage.reachable && stage.step_total > 0) {
+            stage.skipped_steps += usize::from(stage.base.is_pulled());
+        }
     }
 
     /// The triggers of a stage's base; `None` while its image is not resolved.
@@ -83,5 +99,14 @@ impl BuildPlan {
             return Err(super::error(from.span, message));
         }
         expressions.iter().map(|expression| parse::parse_trigger(expression, from)).collect()
+    }
+}
+
+/// Whether an instruction names a stage, or could: a mount without `from` counts for the reference.
+fn takes_from_stages(instruction: &Instruction) -> bool {
+    match &instruction.kind {
+        InstructionKind::Copy(copy) => copy.from.is_some(),
+        InstructionKind::Run(run) => !run.mounts.is_empty(),
+        _ => false,
     }
 }
