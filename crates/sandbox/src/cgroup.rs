@@ -1,7 +1,12 @@
 //! Control groups: a group per sandbox with limits, and what it used, on v1, v2 and hybrid hosts.
 //!
-//! A group is created only when limits are asked for: it costs a directory in each hierarchy, and the devices need
-//! none (see `child`). Must not know sandboxes. Read [`CgroupGuard`] first.
+//! A group is created only when limits are asked for: joining one costs some ten milliseconds (the kernel waits for all
+//! processors to notice), and neither the devices (see `child`) nor the measuring of memory (see `meter`) need one.
+//! Must not know sandboxes. Read [`CgroupGuard`] first; [`controller`] says what is written where, [`place`] where
+//! groups lie and how those of dead processes are found.
+
+mod controller;
+mod place;
 
 use std::fs;
 use std::io;
@@ -12,24 +17,41 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 
+use controller::Controller;
+pub use place::{CgroupParent, CgroupPlace};
+
 /// Where hosts mount control groups.
 const MOUNT: &str = "/sys/fs/cgroup";
-/// The group of ours that holds the sandboxes' on v2.
-const OURS: &str = "stave";
 /// How often a removal is tried: the last processes of a group leave it a moment after they were reaped.
 const REMOVE_ATTEMPTS: u32 = 100;
 /// Pause between two attempts.
 const REMOVE_PAUSE: Duration = Duration::from_millis(1);
 
 /// Limits of a group; an absent one is not set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct CgroupLimits {
     /// Memory in bytes.
     pub memory: Option<u64>,
+    /// Memory and swap together, in bytes; `u64::MAX` is as much swap as there is.
+    pub memory_swap: Option<u64>,
     /// CPU time.
     pub cpu: Option<CpuQuota>,
+    /// Share of the CPUs while others want them too, docker's scale: 1024 is one share, 2 to 262144.
+    pub cpu_shares: Option<u64>,
+    /// Which CPUs, as the kernel lists them: `0-2,7`.
+    pub cpuset_cpus: Option<String>,
+    /// Which memory nodes.
+    pub cpuset_mems: Option<String>,
     /// Number of processes and threads.
     pub pids: Option<u64>,
+}
+
+impl CgroupLimits {
+    /// Whether nothing is limited.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// CPU time as a quota in each period.
@@ -74,50 +96,10 @@ impl CgroupHierarchy {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Controller {
-    Memory,
-    Cpu,
-    Pids,
-}
-
-impl Controller {
-    const ALL: [Self; 3] = [Self::Memory, Self::Cpu, Self::Pids];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Memory => "memory",
-            Self::Cpu => "cpu",
-            Self::Pids => "pids",
-        }
-    }
-
-    /// The files to write for a limit, and what; none without a limit.
-    fn settings(self, limits: &CgroupLimits, unified: bool) -> Vec<(&'static str, String)> {
-        let settings = match (self, unified) {
-            (Self::Memory, true) => limits.memory.map(|bytes| vec![("memory.max", bytes.to_string())]),
-            (Self::Memory, false) => {
-                limits.memory.map(|bytes| vec![("memory.limit_in_bytes", bytes.to_string())])
-            }
-            (Self::Cpu, true) => {
-                limits.cpu.map(|cpu| vec![("cpu.max", format!("{} {}", cpu.quota_us, cpu.period_us))])
-            }
-            (Self::Cpu, false) => limits.cpu.map(|cpu| {
-                vec![
-                    ("cpu.cfs_period_us", cpu.period_us.to_string()),
-                    ("cpu.cfs_quota_us", cpu.quota_us.to_string()),
-                ]
-            }),
-            (Self::Pids, _) => limits.pids.map(|pids| vec![("pids.max", pids.to_string())]),
-        };
-        settings.unwrap_or_default()
-    }
-}
-
 /// A limit that could not be applied, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unlimited {
-    /// The controller: `memory`, `cpu` or `pids`.
+    /// The controller: `memory`, `cpu`, `cpuset` or `pids`.
     pub controller: &'static str,
     /// Why, in words.
     pub reason: String,
@@ -126,7 +108,7 @@ pub struct Unlimited {
 /// What a group used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CgroupUsage {
-    /// Largest amount of memory at any time, in bytes, where the kernel keeps it.
+    /// Largest amount of memory at any time, page cache included, in bytes, where the kernel keeps it.
     pub peak_memory: Option<u64>,
     /// Whether the kernel killed a process for want of memory.
     pub oom_killed: bool,
@@ -135,78 +117,99 @@ pub struct CgroupUsage {
 /// A control group; dropped, its processes are killed and it is removed.
 #[derive(Debug)]
 pub struct CgroupGuard {
-    /// One directory on v2, one for each controller on v1.
-    groups: Vec<PathBuf>,
-    controllers: Vec<Controller>,
+    /// Ours, to be removed: one directory on v2, one for each controller on v1.
+    own: Vec<(Controller, PathBuf)>,
+    /// Groups of the parent that a sandbox enters because it has none of its own there (v1 only).
+    entered: Vec<PathBuf>,
     unified: bool,
     unlimited: Vec<Unlimited>,
 }
 
 impl CgroupGuard {
-    /// Creates a group and sets the limits. What the host does not allow is left out and recorded in
-    /// [`unlimited`](Self::unlimited). Without any limit nothing is created.
+    /// Creates a group within `parent` and sets the limits. What the host does not allow is left out and recorded in
+    /// [`unlimited`](Self::unlimited). Without limits and parent nothing is created.
     #[must_use]
-    pub fn create(limits: &CgroupLimits) -> Self {
+    pub fn create(limits: &CgroupLimits, parent: &CgroupParent) -> Self {
         let hierarchy = CgroupHierarchy::detect();
         let unified = hierarchy == CgroupHierarchy::V2;
-        let mut guard = Self { groups: Vec::new(), controllers: Vec::new(), unified, unlimited: Vec::new() };
+        let mut guard = Self { own: Vec::new(), entered: Vec::new(), unified, unlimited: Vec::new() };
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let name = format!("{OURS}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = place::own_name(NEXT.fetch_add(1, Ordering::Relaxed));
         for controller in Controller::ALL {
             let settings = controller.settings(limits, unified);
-            if settings.is_empty() {
+            if settings.is_empty() && !parent.wants(controller) {
+                if let Some(group) = parent.group(controller).filter(|_| !unified) {
+                    guard.entered.push(group.to_owned());
+                }
                 continue;
             }
-            let limited = match hierarchy {
+            let made = match hierarchy {
                 CgroupHierarchy::Absent => Err("no control groups are mounted".to_owned()),
-                CgroupHierarchy::V2 => guard.limit_unified(controller, &name, &settings),
-                CgroupHierarchy::V1 | CgroupHierarchy::Hybrid => guard.limit_v1(controller, &name, &settings),
+                CgroupHierarchy::V2 => guard.make_unified(controller, parent, &name),
+                CgroupHierarchy::V1 | CgroupHierarchy::Hybrid => guard.make_v1(controller, parent, &name),
             };
-            match limited {
-                Ok(()) => guard.controllers.push(controller),
-                Err(reason) => guard.unlimited.push(Unlimited { controller: controller.name(), reason }),
+            let limited = made.and_then(|group| apply(&group, &settings));
+            if let Err(reason) = limited
+                && !settings.is_empty()
+            {
+                guard.unlimited.push(Unlimited { controller: controller.name(), reason });
             }
         }
         guard
     }
 
-    fn limit_v1(
+    /// For a sandbox: no group when none is needed.
+    pub(crate) fn for_sandbox(limits: Option<&CgroupLimits>, parent: &CgroupParent) -> Option<Self> {
+        let none = CgroupLimits::default();
+        match limits {
+            None if *parent == CgroupParent::Default => None,
+            limits => Some(Self::create(limits.unwrap_or(&none), parent)),
+        }
+    }
+
+    fn make_v1(
         &mut self,
         controller: Controller,
+        parent: &CgroupParent,
         name: &str,
-        settings: &[(&str, String)],
-    ) -> Result<(), String> {
-        let mount = Path::new(MOUNT).join(controller.name());
-        // Below this process's own group, whose limits hold as well; in a container its path may lead nowhere.
-        let own = own_group(controller.name()).map(|own| mount.join(own.trim_start_matches('/')));
-        let group = own.filter(|own| own.is_dir()).unwrap_or(mount).join(name);
-        fs::create_dir(&group).map_err(|error| in_words("create", &group, &error))?;
-        self.groups.push(group.clone());
-        apply(&group, settings)
+    ) -> Result<PathBuf, String> {
+        let base = place::base_v1(controller, parent)?;
+        place::sweep_once(&base);
+        let group = base.join(name);
+        create(&group)?;
+        self.own.push((controller, group.clone()));
+        if controller == Controller::Cpuset {
+            // A group without processors and memory nodes takes no process.
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                let inherited = fs::read_to_string(base.join(file)).unwrap_or_default();
+                write(&group.join(file), inherited.trim())?;
+            }
+        }
+        Ok(group)
     }
 
     /// On v2 a group with processes cannot hand controllers to groups below it, so ours lies below the root.
-    fn limit_unified(
+    fn make_unified(
         &mut self,
         controller: Controller,
+        parent: &CgroupParent,
         name: &str,
-        settings: &[(&str, String)],
-    ) -> Result<(), String> {
-        let (root, ours) = (Path::new(MOUNT), Path::new(MOUNT).join(OURS));
-        if !ours.is_dir() {
-            fs::create_dir(&ours).map_err(|error| in_words("create", &ours, &error))?;
+    ) -> Result<PathBuf, String> {
+        let base = place::base_v2(parent)?;
+        place::sweep_once(&base);
+        place::enable(&base, controller)?;
+        let group = base.join(name);
+        if self.own.is_empty() {
+            create(&group)?;
         }
-        for parent in [root, &ours] {
-            let file = parent.join("cgroup.subtree_control");
-            let enable = format!("+{}", controller.name());
-            fs::write(&file, enable).map_err(|error| in_words("enable the controller in", &file, &error))?;
-        }
-        let group = ours.join(name);
-        if self.groups.is_empty() {
-            fs::create_dir(&group).map_err(|error| in_words("create", &group, &error))?;
-            self.groups.push(group.clone());
-        }
-        apply(&group, settings)
+        self.own.push((controller, group.clone()));
+        Ok(group)
+    }
+
+    /// Where groups within this one are made.
+    #[must_use]
+    pub fn place(&self) -> CgroupPlace {
+        CgroupPlace::new(&self.own)
     }
 
     /// Limits that do not hold, with the reason.
@@ -218,11 +221,8 @@ impl CgroupGuard {
     /// What the group used until now.
     #[must_use]
     pub fn usage(&self) -> CgroupUsage {
-        let hierarchy = if self.unified { PathBuf::from(MOUNT) } else { Path::new(MOUNT).join("memory") };
-        let limited = self.controllers.contains(&Controller::Memory);
-        let Some(group) = self.groups.iter().find(|group| limited && group.starts_with(&hierarchy)) else {
-            return CgroupUsage::default();
-        };
+        let memory = self.own.iter().find(|(controller, _)| *controller == Controller::Memory);
+        let Some((_, group)) = memory else { return CgroupUsage::default() };
         let (peak, events) = if self.unified {
             ("memory.peak", "memory.events")
         } else {
@@ -236,19 +236,22 @@ impl CgroupGuard {
 
     /// Files by which a process enters the group.
     pub(crate) fn procs_files(&self) -> Vec<PathBuf> {
-        self.groups.iter().map(|group| group.join("cgroup.procs")).collect()
+        let mut groups: Vec<&PathBuf> =
+            self.own.iter().map(|(_, group)| group).chain(&self.entered).collect();
+        groups.dedup();
+        groups.into_iter().map(|group| group.join("cgroup.procs")).collect()
     }
 
     /// Controllers with a hierarchy of their own.
     pub(crate) fn v1_controllers(&self) -> Vec<String> {
-        let own = self.controllers.iter().filter(|_| !self.unified);
-        own.map(|controller| controller.name().to_owned()).collect()
+        let own = self.own.iter().filter(|_| !self.unified);
+        own.map(|(controller, _)| controller.name().to_owned()).collect()
     }
 }
 
 impl Drop for CgroupGuard {
     fn drop(&mut self) {
-        for group in &self.groups {
+        for (_, group) in &self.own {
             if let Err(error) = remove(group) {
                 tracing::warn!(group = %group.display(), %error, "cannot remove a control group");
             }
@@ -257,28 +260,19 @@ impl Drop for CgroupGuard {
 }
 
 fn apply(group: &Path, settings: &[(&str, String)]) -> Result<(), String> {
-    settings.iter().try_for_each(|(name, value)| {
-        let file = group.join(name);
-        fs::write(&file, value).map_err(|error| in_words("write", &file, &error))
-    })
+    settings.iter().try_for_each(|(name, value)| write(&group.join(name), value))
+}
+
+fn write(file: &Path, value: &str) -> Result<(), String> {
+    fs::write(file, value).map_err(|error| in_words("write", file, &error))
+}
+
+fn create(group: &Path) -> Result<(), String> {
+    fs::create_dir(group).map_err(|error| in_words("create", group, &error))
 }
 
 fn in_words(action: &str, path: &Path, error: &io::Error) -> String {
     format!("cannot {action} `{}`: {error}", path.display())
-}
-
-/// This process's group in the hierarchy of a v1 controller.
-fn own_group(controller: &str) -> Option<String> {
-    group_of(&fs::read_to_string("/proc/self/cgroup").ok()?, controller)
-}
-
-/// The path of a controller's line in `/proc/<pid>/cgroup`: `4:cpu,cpuacct:/path`.
-fn group_of(text: &str, controller: &str) -> Option<String> {
-    text.lines().find_map(|line| {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (fields.next()?, fields.next()?);
-        controllers.split(',').any(|name| name == controller).then(|| path.to_owned())
-    })
 }
 
 /// How many processes were killed, from `memory.events` or `memory.oom_control`.
@@ -287,7 +281,7 @@ fn oom_kills(text: &str) -> u64 {
     count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
-/// Kills what is left in a group and removes it.
+/// Kills what is left in a group and removes it, with the groups in it.
 fn remove(group: &Path) -> io::Result<()> {
     let mut attempts = 0;
     loop {
@@ -320,20 +314,6 @@ fn kill_all(group: &Path) {
 mod tests {
     use super::*;
 
-    #[track_caller]
-    fn check(text: &str, controller: &str, expected: Option<&str>) {
-        assert_eq!(group_of(text, controller).as_deref(), expected);
-    }
-
-    #[test]
-    fn own_groups_are_found_by_controller() {
-        let text = "9:name=systemd:/a\n4:cpu,cpuacct:/b:c\n3:cpuset:/\n0::/user\n";
-        check(text, "cpu", Some("/b:c"));
-        check(text, "cpuset", Some("/"));
-        check(text, "memory", None);
-        check("nonsense", "cpu", None);
-    }
-
     #[test]
     fn kills_are_counted_in_both_formats() {
         assert_eq!(oom_kills("low 0\nhigh 0\noom 4\noom_kill 3\noom_group_kill 0\n"), 3);
@@ -342,12 +322,9 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_those_of_the_hierarchy() {
-        let cpu = CpuQuota { quota_us: 50_000, period_us: 100_000 };
-        let limits = CgroupLimits { memory: Some(7), cpu: Some(cpu), pids: None };
-        assert_eq!(Controller::Cpu.settings(&limits, true), [("cpu.max", "50000 100000".to_owned())]);
-        assert_eq!(Controller::Cpu.settings(&limits, false).len(), 2);
-        assert_eq!(Controller::Memory.settings(&limits, false), [("memory.limit_in_bytes", "7".to_owned())]);
-        assert_eq!(Controller::Pids.settings(&limits, true), []);
+    fn without_limits_and_parent_there_is_no_group() {
+        let none = CgroupGuard::create(&CgroupLimits::default(), &CgroupParent::Default);
+        assert_eq!((none.procs_files(), none.usage()), (Vec::new(), CgroupUsage::default()));
+        assert!(CgroupGuard::for_sandbox(None, &CgroupParent::Default).is_none());
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::capability::CapabilitySet;
-use crate::cgroup::CgroupLimits;
+use crate::cgroup::{CgroupLimits, CgroupParent};
 use crate::error::SpawnError;
 
 /// The search path used when the process's environment has no `PATH`: docker's default for Linux.
@@ -61,8 +61,10 @@ pub struct SandboxSpec {
     pub masked_paths: Vec<PathBuf>,
     /// Absolute paths inside that are made read-only; missing ones are skipped. Ignored for [`Security::Insecure`].
     pub readonly_paths: Vec<PathBuf>,
-    /// Resource limits; `None` creates no control group.
+    /// Resource limits; `None` creates no control group, unless a parent is named.
     pub cgroup: Option<CgroupLimits>,
+    /// The group in which the sandbox's is made.
+    pub cgroup_parent: CgroupParent,
     /// Size of `/dev/shm` in bytes.
     pub shm_size: u64,
 }
@@ -82,6 +84,7 @@ impl SandboxSpec {
             masked_paths: MASKED_PATHS.iter().map(PathBuf::from).collect(),
             readonly_paths: READONLY_PATHS.iter().map(PathBuf::from).collect(),
             cgroup: None,
+            cgroup_parent: CgroupParent::Default,
             shm_size: DEFAULT_SHM_SIZE,
         }
     }
@@ -117,8 +120,10 @@ impl SandboxSpec {
 
     fn paths(&self) -> impl Iterator<Item = &Path> {
         let mounts = self.mounts.iter().flat_map(|mount| {
-            let source =
-                if let MountSpec::Bind { source, .. } = mount { Some(source.as_path()) } else { None };
+            let source = match mount {
+                MountSpec::Bind { source, .. } | MountSpec::Device { source, .. } => Some(source.as_path()),
+                MountSpec::Tmpfs { .. } | MountSpec::File { .. } => None,
+            };
             [Some(mount.target()), source]
         });
         let root: Vec<&PathBuf> = match &self.rootfs {
@@ -177,6 +182,13 @@ pub enum MountSpec {
         /// Takes the mounts below `source` along.
         recursive: bool,
     },
+    /// A device node of the host, usable inside though other nodes are not.
+    Device {
+        /// Path on the host.
+        source: PathBuf,
+        /// Path inside.
+        target: PathBuf,
+    },
     /// An empty file system in memory.
     Tmpfs {
         /// Path inside.
@@ -206,7 +218,10 @@ impl MountSpec {
     #[must_use]
     pub fn target(&self) -> &Path {
         match self {
-            Self::Bind { target, .. } | Self::Tmpfs { target, .. } | Self::File { target, .. } => target,
+            Self::Bind { target, .. }
+            | Self::Device { target, .. }
+            | Self::Tmpfs { target, .. }
+            | Self::File { target, .. } => target,
         }
     }
 }

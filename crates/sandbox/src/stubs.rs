@@ -34,7 +34,7 @@ pub(crate) fn point_kind(mount: &MountSpec) -> PointKind {
             PointKind::File
         }
         MountSpec::Bind { .. } | MountSpec::Tmpfs { .. } => PointKind::Directory,
-        MountSpec::File { .. } => PointKind::File,
+        MountSpec::File { .. } | MountSpec::Device { .. } => PointKind::File,
     }
 }
 

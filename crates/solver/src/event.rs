@@ -63,7 +63,9 @@ pub struct Miss {
 ///
 /// Called where the operation writes, so it must be quick and must not block for long.
 #[derive(Clone)]
-pub struct LogTap(Arc<dyn Fn(&Digest, LogStream, &[u8]) + Send + Sync>);
+pub struct LogTap(Arc<Receive>);
+
+type Receive = dyn Fn(&Digest, LogStream, &[u8]) + Send + Sync;
 
 impl LogTap {
     /// Bytes go to `receive`.
@@ -80,6 +82,15 @@ impl fmt::Debug for LogTap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("LogTap")
     }
+}
+
+/// What a vertex's process used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StepUsage {
+    /// The most memory it and its children held at once, in bytes; files' pages left out.
+    pub peak_memory: u64,
+    /// CPU time of it and its children.
+    pub cpu_time: Duration,
 }
 
 /// One thing that happened to a vertex of a job.
@@ -143,6 +154,13 @@ pub enum SolveEvent {
         /// Out of how much, when known.
         total: Option<u64>,
     },
+    /// Its process ended, well or not; another try may follow.
+    Used {
+        /// The vertex.
+        vertex: Digest,
+        /// What was used.
+        usage: StepUsage,
+    },
     /// It ran to its end.
     Completed {
         /// The vertex.
@@ -177,6 +195,7 @@ impl SolveEvent {
             | Self::Log { vertex, .. }
             | Self::LogDropped { vertex, .. }
             | Self::Progress { vertex, .. }
+            | Self::Used { vertex, .. }
             | Self::Completed { vertex, .. }
             | Self::Failed { vertex, .. }
             | Self::Cancelled { vertex } => vertex,

@@ -236,6 +236,15 @@ impl Store {
         Ok(active)
     }
 
+    /// What a layer came from, in words; empty when nobody said.
+    pub fn layer_description(&self, layer: LayerId) -> Result<String, StoreError> {
+        self.inner.database.read(|connection| {
+            let mut statement = connection.prepare_cached("SELECT description FROM layer WHERE id = ?1")?;
+            let found = statement.query_row([layer.0], |row| row.get(0)).optional()?;
+            Ok(found.unwrap_or_default())
+        })
+    }
+
     /// The layer directories, top first, as `lowerdir` takes them. Counts as a use.
     pub fn layer_paths(&self, snapshot: &Snapshot) -> Result<Vec<PathBuf>, StoreError> {
         if snapshot.is_scratch() {

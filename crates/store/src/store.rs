@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::database::Database;
 use crate::durability::{self, Flusher};
@@ -12,7 +13,7 @@ use crate::reaper::Reaper;
 use crate::reconcile;
 use crate::removal::remove_tree;
 use crate::session::Session;
-use crate::{StoreError, lease};
+use crate::{DiskPolicy, StoreError, lease};
 
 /// Which extended attributes mark opaque directories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +75,11 @@ pub(crate) struct Inner {
     pub(crate) database: Arc<Database>,
     pub(crate) leases: Mutex<BTreeMap<i64, lease::Start>>,
     pub(crate) reaper: Reaper,
+    /// Set once, before anything is written.
+    pub(crate) policy: OnceLock<DiskPolicy>,
+    /// Bytes that are about to be written by this process.
+    pub(crate) reserved: AtomicU64,
+    pub(crate) making_room: Mutex<()>,
     pub(crate) session: Session,
 }
 
@@ -125,9 +131,26 @@ impl Store {
             database,
             leases: Mutex::new(BTreeMap::new()),
             reaper: Reaper::default(),
+            policy: OnceLock::new(),
+            reserved: AtomicU64::new(0),
+            making_room: Mutex::new(()),
             session,
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Holds the store to a policy from now on. The first call counts.
+    pub fn hold_to(&self, policy: DiskPolicy) {
+        if self.inner.policy.set(policy).is_err() {
+            tracing::debug!("the store has a policy already");
+        }
+    }
+
+    /// Bytes of the file system the store is on: all, and what an ordinary user could still write.
+    pub fn file_system_bytes(&self) -> Result<(u64, u64), StoreError> {
+        let found = rustix::fs::statvfs(self.root())
+            .map_err(|error| StoreError::io("look at the file system of", self.root(), error.into()))?;
+        Ok((found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize))
     }
 
     /// The state directory, absolute.

@@ -17,6 +17,7 @@ use stave_llb::pattern::PatternError;
 use stave_store::Snapshot;
 
 use self::fingerprint::Fingerprints;
+use crate::contenthash::FileDigests;
 use crate::filter::Filter;
 use crate::root::{At as _, IoAt, RootDir};
 use crate::tree::{Kind, Node, scan};
@@ -62,8 +63,13 @@ pub struct Context {
     root: RootDir,
     tree: Node,
     fingerprints: Fingerprints,
+    /// Where digests of files for caches that travel are kept.
+    file_digests_at: Option<PathBuf>,
+    file_digests: OnceLock<FileDigests>,
     materialised: OnceLock<Snapshot>,
     changed: AtomicBool,
+    /// Keeps the directory as it is, where it is not the user's own.
+    guard: Option<Box<dyn std::any::Any + Send + Sync>>,
 }
 
 impl Context {
@@ -87,13 +93,27 @@ impl Context {
             None => return Err(absent_directory(directory).into()),
         };
         select_all(&mut tree);
-        let fingerprints = match fingerprints {
-            Some(kept) if own_clock(&root, directory)? => {
-                Fingerprints::load(&kept.join(file_name(directory)))
-            }
-            _ => Fingerprints::none(),
+        let kept = match fingerprints {
+            Some(kept) if own_clock(&root, directory)? => Some(kept.join(file_name(directory))),
+            _ => None,
         };
-        Ok(Self { root, tree, fingerprints, materialised: OnceLock::new(), changed: AtomicBool::new(false) })
+        let fingerprints = kept.as_deref().map_or_else(Fingerprints::none, Fingerprints::load);
+        Ok(Self {
+            root,
+            tree,
+            fingerprints,
+            file_digests_at: kept.map(|file| file.with_extension("sha256")),
+            file_digests: OnceLock::new(),
+            materialised: OnceLock::new(),
+            changed: AtomicBool::new(false),
+            guard: None,
+        })
+    }
+
+    /// The same, keeping `guard` for as long as it lives.
+    pub(crate) fn guarded(mut self, guard: Box<dyn std::any::Any + Send + Sync>) -> Self {
+        self.guard = Some(guard);
+        self
     }
 
     /// The directory, for reading content.
@@ -109,6 +129,11 @@ impl Context {
     /// What is known of its files.
     pub(crate) fn fingerprints(&self) -> &Fingerprints {
         &self.fingerprints
+    }
+
+    /// What is known of its files for caches that travel; read when first needed.
+    pub(crate) fn file_digests(&self) -> &FileDigests {
+        self.file_digests.get_or_init(|| FileDigests::of(self.file_digests_at.as_ref()))
     }
 
     /// The context as a snapshot, once something needed it as a directory.

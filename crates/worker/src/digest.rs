@@ -10,6 +10,7 @@
 //!
 //! Must not know ops or where trees come from. Read [`TreeDigest`] first.
 
+use std::borrow::Cow;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::context::fingerprint::{Fingerprints, TICK, Trust, key, now, trust};
+use crate::manifest::{MAX_ENTRIES, Manifest, ManifestEntry};
 use crate::root::{At as _, IoAt, RootDir};
 use crate::tree::{Kind, Meta, Node};
 use crate::xattr;
@@ -41,12 +43,75 @@ pub(crate) enum Owners {
     Root,
 }
 
+/// What a digest was made of, for its manifest.
+pub(crate) struct Digested<'a> {
+    owners: Owners,
+    parts: Vec<Part<'a>>,
+}
+
+/// One tree that was added; none for what was not there.
+struct Part<'a> {
+    at: PathBuf,
+    node: Option<Cow<'a, Node>>,
+    digests: Vec<[u8; 32]>,
+}
+
+impl Digested<'_> {
+    /// The files by path; `None` when they are more than a manifest holds.
+    pub(crate) fn manifest(&self) -> Option<Manifest> {
+        let mut manifest = Manifest::default();
+        for part in &self.parts {
+            match &part.node {
+                Some(node) => {
+                    entries(node, part.at.clone(), self.owners, &mut part.digests.iter(), &mut manifest);
+                }
+                None => {
+                    let absent = ManifestEntry { kind: b'-', mode: 0, owner: (0, 0), content: [0; 16] };
+                    manifest.entries.insert(part.at.to_string_lossy().into_owned(), absent);
+                }
+            }
+        }
+        (!self.parts.is_empty()).then_some(manifest)
+    }
+}
+
+/// Adds to a manifest what [`TreeDigest::node`] adds to a digest, in the same order.
+fn entries<'d>(
+    node: &Node,
+    at: PathBuf,
+    owners: Owners,
+    digests: &mut impl Iterator<Item = &'d [u8; 32]>,
+    manifest: &mut Manifest,
+) {
+    let meta = &node.meta;
+    let (kind, mode, content) = match &node.kind {
+        Kind::Directory(_) if node.selected => (b'd', meta.permissions(), digests.next().copied()),
+        Kind::Directory(_) => (b'p', meta.permissions(), digests.next().copied()),
+        Kind::File => (b'f', meta.permissions(), digests.next().copied()),
+        Kind::Symlink(target) => (b'l', 0, Some(*blake3::hash(target.as_encoded_bytes()).as_bytes())),
+        Kind::Special => (b's', meta.mode, Some(*blake3::hash(&meta.rdev.to_le_bytes()).as_bytes())),
+    };
+    let owner = match owners {
+        Owners::Kept => (meta.uid, meta.gid),
+        Owners::Root => (0, 0),
+    };
+    let mut short = [0; 16];
+    short.copy_from_slice(&content.unwrap_or_default()[..16]);
+    for child in node.children() {
+        entries(child, at.join(&child.name), owners, digests, manifest);
+    }
+    let path = at.to_string_lossy().trim_start_matches('/').to_owned();
+    manifest.entries.insert(path, ManifestEntry { kind, mode, owner, content: short });
+}
+
 /// A digest of several trees in a given order.
 pub(crate) struct TreeDigest<'a> {
     root: &'a RootDir,
     owners: Owners,
     fingerprints: &'a Fingerprints,
     hasher: blake3::Hasher,
+    parts: Vec<Part<'a>>,
+    count: usize,
 }
 
 impl<'a> TreeDigest<'a> {
@@ -54,14 +119,14 @@ impl<'a> TreeDigest<'a> {
     pub(crate) fn new(root: &'a RootDir, owners: Owners, fingerprints: &'a Fingerprints) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(FORMAT);
-        Self { root, owners, fingerprints, hasher }
+        Self { root, owners, fingerprints, hasher, parts: Vec::new(), count: 0 }
     }
 
     /// Adds a labelled tree; `at` is the canonical path of the node in the root.
-    pub(crate) fn add(&mut self, label: &str, at: &Path, node: &Node) -> Result<(), IoAt> {
+    pub(crate) fn add(&mut self, label: &str, at: &Path, node: Cow<'a, Node>) -> Result<(), IoAt> {
         self.field(label.as_bytes());
         let mut files = Vec::new();
-        collect(node, at.to_owned(), &mut files);
+        collect(&node, at.to_owned(), &mut files);
         if self.fingerprints.remembers() {
             wait_out_the_tick(&files);
         }
@@ -71,8 +136,11 @@ impl<'a> TreeDigest<'a> {
         } else {
             files.iter().map(hash).collect::<Result<_, _>>()?
         };
-        let mut digests = digests.into_iter();
-        self.node(node, b"", &mut digests);
+        drop(files);
+        self.node(&node, b"", &mut digests.iter().copied());
+        self.count += digests.len();
+        let shown = if label.is_empty() { at } else { Path::new(label) };
+        self.parts.push(Part { at: shown.to_owned(), node: Some(node), digests });
         Ok(())
     }
 
@@ -80,11 +148,13 @@ impl<'a> TreeDigest<'a> {
     pub(crate) fn add_absent(&mut self, label: &str) {
         self.field(label.as_bytes());
         self.hasher.update(b"-");
+        self.parts.push(Part { at: label.into(), node: None, digests: Vec::new() });
     }
 
-    /// The digest of all that was added.
-    pub(crate) fn finish(self) -> [u8; 32] {
-        *self.hasher.finalize().as_bytes()
+    /// The digest of all that was added, and what it was made of.
+    pub(crate) fn finish(self) -> ([u8; 32], Digested<'a>) {
+        let parts = if self.count <= MAX_ENTRIES { self.parts } else { Vec::new() };
+        (*self.hasher.finalize().as_bytes(), Digested { owners: self.owners, parts })
     }
 
     fn field(&mut self, bytes: &[u8]) {

@@ -6,27 +6,32 @@ use std::sync::Arc;
 use stave_cache::{CacheRecord, ContentDigest, ResultId};
 use stave_llb::{DiffOp, MergeOp, Op, SourceIdentifier, SourceOp, Vertex};
 use stave_oci::{Digest, Platform, Reference};
-use stave_solver::{CacheMap, JobContext, OpError, OpErrorKind, Selector, Worker, key};
+use stave_solver::{CacheMap, ImportedRecord, JobContext, OpError, OpErrorKind, OpKey, Selector, Worker, key};
 use stave_store::{LayerId, Snapshot};
 
 use crate::context::{Context, ContextFilter};
 use crate::exec::{ExecError, Executor};
 use crate::file::action::FileError;
 use crate::file::copy::CopyError;
-use crate::file::place::Stamp;
 use crate::file::snapshot_of;
 use crate::file::unpack::UnpackError;
-use crate::root::At as _;
+use crate::remote::{ContextProvider, ContextRequest, FetchedContext};
 use crate::session::Session;
 use crate::source::SourceError;
+use crate::source::git::{GitError, GitRequest};
 use crate::source::http::HttpSource;
 use crate::source::image::{Puller, blocking};
+use crate::source::layout::OciLayout;
 use crate::step::{self, StepError};
+use crate::travel;
 use crate::view::LAYER_LIMIT;
 use crate::worker::{DigestError, LocalWorker, Ref};
 
 /// Between the outputs of one result id; a snapshot is digits and commas.
 const OUTPUT_SEPARATOR: char = ';';
+
+/// The code `timeout(1)` has for a command that took too long.
+const TIMED_OUT: i32 = 124;
 
 /// In front of each snapshot, so that scratch has a name too.
 const SNAPSHOT_MARK: char = 's';
@@ -52,8 +57,14 @@ impl<E: Executor> Worker for LocalWorker<E> {
     type Result = Ref;
     type Session = Session;
 
-    async fn cache_map(&self, vertex: &Vertex, _cx: &JobContext<Session>) -> Result<CacheMap, OpError> {
-        Ok(key::cache_map(vertex))
+    async fn cache_map(&self, vertex: &Vertex, cx: &JobContext<Session>) -> Result<CacheMap, OpError> {
+        let mut map = key::cache_map(vertex);
+        if let Op::Source(op) = &vertex.op
+            && let Some(pin) = self.pin(op, cx).await.map_err(source_error)?
+        {
+            map.op = OpKey::Stable(key::pinned_source(vertex, op, &pin));
+        }
+        Ok(map)
     }
 
     async fn content_digest(
@@ -72,12 +83,12 @@ impl<E: Executor> Worker for LocalWorker<E> {
         inputs: &[Ref],
         cx: &JobContext<Session>,
     ) -> Result<Vec<Ref>, OpError> {
-        match &vertex.op {
+        let outputs = match &vertex.op {
             Op::Source(op) => {
                 self.source(vertex, op, cx).await.map(|result| vec![result]).map_err(source_error)
             }
             Op::Exec(op) => {
-                step::execute(&self.shared, &self.executor, op, inputs, cx).await.map_err(step_error)
+                step::tries::run(&self.shared, &self.executor, op, inputs, cx).await.map_err(step_error)
             }
             Op::File(op) => {
                 let (shared, op, inputs) = (Arc::clone(&self.shared), op.clone(), inputs.to_vec());
@@ -89,7 +100,16 @@ impl<E: Executor> Worker for LocalWorker<E> {
             Op::Merge(op) => self.merge(op, inputs, cx).await.map(|result| vec![result]),
             Op::Diff(op) => self.diff(op, inputs, cx).await.map(|result| vec![result]),
             Op::Build(_) => Err(OpError::new(OpErrorKind::Unsupported, LayersError::Build)),
+        }?;
+        if let Some(travel) = &cx.session.travel {
+            for (position, input) in inputs.iter().enumerate() {
+                travel.note_input(&vertex.digest, position, input);
+            }
+            if let Some(layers) = travel::recordable(&outputs) {
+                travel.note(&vertex.digest, layers);
+            }
         }
+        Ok(outputs)
     }
 
     async fn load(&self, record: &CacheRecord) -> Result<Option<Vec<Ref>>, OpError> {
@@ -104,6 +124,45 @@ impl<E: Executor> Worker for LocalWorker<E> {
             Ok(Some(snapshots.into_iter().map(Ref::Snapshot).collect()))
         });
         loaded.await.map_err(|error| OpError::new(OpErrorKind::System, error))
+    }
+
+    fn has_imports(&self, session: &Session) -> bool {
+        session.travel.as_ref().is_some_and(|travel| travel.imports().is_some())
+    }
+
+    async fn look_elsewhere(
+        &self,
+        vertex: &Vertex,
+        contents: &[Option<Ref>],
+        cx: &JobContext<Session>,
+    ) -> Option<ImportedRecord> {
+        let travel = cx.session.travel.clone()?;
+        let (shared, vertex, contents) =
+            (Arc::clone(&self.shared), vertex.digest.clone(), contents.to_vec());
+        blocking(move || travel::look_up(&travel, &shared, &vertex, &contents)).await
+    }
+
+    async fn import(&self, record: &ImportedRecord, cx: &JobContext<Session>) -> Option<Vec<Ref>> {
+        let travel = cx.session.travel.as_ref()?;
+        let outputs = travel::import(travel, record).await?;
+        if let Some(layers) = travel::recordable(&outputs) {
+            travel.note(&cx.vertex, layers);
+        }
+        Some(outputs)
+    }
+
+    fn found(&self, vertex: &Vertex, record: &CacheRecord, session: &Session) {
+        if let Some(travel) = &session.travel
+            && let Some(snapshots) = parse_result(record.result.as_str())
+        {
+            travel.note(&vertex.digest, snapshots);
+        }
+    }
+
+    fn reads(&self, vertex: &Vertex, position: usize, input: &Ref, session: &Session) {
+        if let Some(travel) = &session.travel {
+            travel.note_input(&vertex.digest, position, input);
+        }
     }
 
     async fn persist(&self, outputs: &[Ref]) -> Result<Option<ResultId>, OpError> {
@@ -124,11 +183,17 @@ impl<E: Executor> LocalWorker<E> {
             SourceIdentifier::DockerImage { reference } => {
                 self.image(reference, vertex.platform.as_ref(), cx).await
             }
-            SourceIdentifier::Local { name } => self.context(name, op, &cx.session).await,
+            SourceIdentifier::Local { name } => self.context(name, op, cx).await,
             SourceIdentifier::Http { url } => self.http(url, op, cx).await,
-            SourceIdentifier::Git(_)
-            | SourceIdentifier::OciLayout { .. }
-            | SourceIdentifier::Blob { .. }
+            SourceIdentifier::Git(git) => {
+                let request = GitRequest::new(git, op)?;
+                let pin = request.pin(&self.shared, cx).await?;
+                Ok(Ref::Snapshot(request.fetch(&pin, &self.shared, cx).await?))
+            }
+            SourceIdentifier::OciLayout { reference } => {
+                self.layout(reference, op, vertex.platform.as_ref(), cx).await
+            }
+            SourceIdentifier::Blob { .. }
             | SourceIdentifier::Unknown { .. } => Err(SourceError::Unsupported(op.raw.clone())),
         }
     }
@@ -165,9 +230,13 @@ impl<E: Executor> LocalWorker<E> {
         Ok(Ref::Snapshot(image.snapshot()))
     }
 
-    async fn context(&self, name: &str, op: &SourceOp, session: &Session) -> Result<Ref, SourceError> {
+    async fn context(&self, name: &str, op: &SourceOp, cx: &JobContext<Session>) -> Result<Ref, SourceError> {
+        let session = &cx.session;
         let Some(directory) = session.contexts.get(name).cloned() else {
-            return Err(SourceError::UnknownContext(name.to_owned()));
+            return match &session.remote {
+                Some(provider) => self.remote_context(provider.as_ref(), name, op, cx).await,
+                None => Err(SourceError::UnknownContext(name.to_owned())),
+            };
         };
         let filter = ContextFilter {
             include: list(op, "local.includepattern")?,
@@ -182,25 +251,95 @@ impl<E: Executor> LocalWorker<E> {
         .await
     }
 
-    async fn http(&self, url: &str, op: &SourceOp, cx: &JobContext<Session>) -> Result<Ref, SourceError> {
-        use rustix::fs::{Mode, OFlags};
-        let source = HttpSource::new(url, &op.attrs)?;
+    /// A directory of the client: what comes is what takes part, so nothing is left to filter.
+    async fn remote_context(
+        &self,
+        provider: &dyn ContextProvider,
+        name: &str,
+        op: &SourceOp,
+        cx: &JobContext<Session>,
+    ) -> Result<Ref, SourceError> {
+        let (include, exclude, follow) = (
+            list(op, "local.includepattern")?,
+            list(op, "local.excludepatterns")?,
+            list(op, "local.followpaths")?,
+        );
+        let progress = |bytes: u64| cx.events.progress(&format!("transferring {name}:"), bytes, None);
+        let fetched = provider
+            .fetch(ContextRequest {
+                name,
+                shared_key_hint: op.attrs.get("local.sharedkeyhint").map_or("", String::as_str),
+                include: &include,
+                exclude: &exclude,
+                follow: &follow,
+                progress: &progress,
+                cancel: &cx.cancel,
+            })
+            .await;
+        if cx.cancel.is_cancelled() {
+            return Err(SourceError::Cancelled);
+        }
+        let FetchedContext { directory, guard } = fetched?;
         let shared = Arc::clone(&self.shared);
-        let description = op.raw.clone();
-        let layer = blocking(move || shared.prepare(&Snapshot::scratch(), &description)).await?;
-        let upper = layer.upper().to_owned();
-        let root = crate::root::RootDir::open(&upper)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let aside = "download";
-        let file =
-            rustix::fs::openat(root.fd(), aside, flags, Mode::from_raw_mode(0o600)).at("creating", &upper)?;
-        let mut file = std::fs::File::from(file);
-        let fetched = source.fetch(&mut file, &cx.cancel).await?;
-        let stamp = Stamp { owner: Some(source.owner), time: fetched.modified.map(|seconds| (seconds, 0)) };
-        stamp.apply(&file, source.mode).at("setting metadata of", &upper)?;
-        rustix::fs::renameat(root.fd(), aside, root.fd(), &*fetched.filename).at("naming", &upper)?;
-        drop((file, root));
-        Ok(Ref::Snapshot(blocking(move || layer.commit()).await?))
+        blocking(move || {
+            match Context::scan(&directory, &ContextFilter::default(), shared.fingerprints.as_deref()) {
+                Ok(context) => Ok(Ref::Context(Arc::new(context.guarded(guard)))),
+                Err(source) => Err(SourceError::Context { directory, source }),
+            }
+        })
+        .await
+    }
+
+    async fn http(&self, url: &str, op: &SourceOp, cx: &JobContext<Session>) -> Result<Ref, SourceError> {
+        let source = HttpSource::new(url, &op.attrs)?;
+        Ok(Ref::Snapshot(source.pin(&self.shared, cx).await?.snapshot))
+    }
+
+    async fn layout(
+        &self,
+        reference: &str,
+        op: &SourceOp,
+        platform: Option<&Platform>,
+        cx: &JobContext<Session>,
+    ) -> Result<Ref, SourceError> {
+        let malformed = || SourceError::Unsupported(op.raw.clone());
+        let (name, digest) = reference.rsplit_once('@').ok_or_else(malformed)?;
+        let digest: Digest = digest.parse().map_err(|_| malformed())?;
+        let id = op.attrs.get("oci.store").map_or(name, String::as_str);
+        let Some(directory) = cx.session.layouts.get(id).cloned() else {
+            return Err(SourceError::UnknownLayout(id.to_owned()));
+        };
+        let platform = platform.cloned().unwrap_or_else(Platform::host);
+        let (store, image) = (self.shared.store.clone(), reference.to_owned());
+        blocking(move || {
+            let brought = OciLayout::open(&directory)
+                .and_then(|layout| layout.bring(&layout.image(&digest, &platform)?, &store));
+            match brought {
+                Ok(image) => Ok(Ref::Snapshot(image.snapshot())),
+                Err(source) => Err(SourceError::Layout { image, directory, source: Box::new(source) }),
+            }
+        })
+        .await
+    }
+
+    /// What names the content of a source for good, where that has to be found out.
+    async fn pin(&self, op: &SourceOp, cx: &JobContext<Session>) -> Result<Option<String>, SourceError> {
+        match &op.identifier {
+            SourceIdentifier::Git(git) => {
+                let request = GitRequest::new(git, op)?;
+                let pin = request.pin(&self.shared, cx).await?;
+                Ok(Some(request.key(&pin)))
+            }
+            SourceIdentifier::Http { url } => {
+                let source = HttpSource::new(url, &op.attrs)?;
+                if source.is_pinned() {
+                    return Ok(None);
+                }
+                let pin = source.pin(&self.shared, cx).await?;
+                Ok(Some(source.key(&pin)))
+            }
+            _ => Ok(None),
+        }
     }
 
     async fn layers(
@@ -283,14 +422,18 @@ fn list(op: &SourceOp, name: &str) -> Result<Vec<String>, SourceError> {
 
 fn source_error(error: SourceError) -> OpError {
     let kind = match &error {
-        SourceError::Cancelled => return OpError::cancelled(),
-        SourceError::Unsupported(_) => OpErrorKind::Unsupported,
-        SourceError::UnknownContext(_) | SourceError::Attribute { .. } | SourceError::Context { .. } => {
-            OpErrorKind::Input
-        }
-        SourceError::Registry { .. } | SourceError::Image { .. } | SourceError::Http { .. } => {
-            OpErrorKind::Source
-        }
+        SourceError::Cancelled | SourceError::Git(GitError::Cancelled) => return OpError::cancelled(),
+        SourceError::Unsupported(_) | SourceError::Git(GitError::Unsupported(_)) => OpErrorKind::Unsupported,
+        SourceError::UnknownContext(_)
+        | SourceError::UnknownLayout(_)
+        | SourceError::Attribute { .. }
+        | SourceError::Context { .. }
+        | SourceError::Fetch(_) => OpErrorKind::Input,
+        SourceError::Registry { .. }
+        | SourceError::Image { .. }
+        | SourceError::Http { .. }
+        | SourceError::Layout { .. }
+        | SourceError::Git(_) => OpErrorKind::Source,
         SourceError::Layer { .. } | SourceError::Store(_) | SourceError::Io(_) => OpErrorKind::System,
     };
     OpError::new(kind, error)
@@ -320,12 +463,16 @@ fn step_error(error: StepError) -> OpError {
     let kind = match &error {
         StepError::Exec(ExecError::Cancelled) => return OpError::cancelled(),
         StepError::Exit { code, signal, .. } => OpErrorKind::ExitCode { code: *code, signal: *signal },
+        StepError::OutOfMemory { code, .. } => OpErrorKind::ExitCode { code: *code, signal: None },
+        StepError::TimedOut { .. } => OpErrorKind::ExitCode { code: TIMED_OUT, signal: None },
         StepError::NotEntitled(_) | StepError::Unsupported(_) => OpErrorKind::Unsupported,
         StepError::NoRoot
         | StepError::NoInput
         | StepError::MissingSecret(_)
         | StepError::Secret { .. }
         | StepError::Ulimit(_)
+        | StepError::Device(_)
+        | StepError::NotKept
         | StepError::User(_) => OpErrorKind::Input,
         _ => OpErrorKind::System,
     };

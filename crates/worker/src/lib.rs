@@ -6,6 +6,11 @@
 //!
 //! Start with [`LocalWorker`], then [`Ref`] (what ops consume and produce) and [`Executor`].
 
+mod admission;
+mod authorities;
+mod cdi;
+mod confinement;
+mod contenthash;
 mod context;
 mod digest;
 mod dispatch;
@@ -13,35 +18,56 @@ mod exec;
 mod file;
 mod filter;
 mod input;
+mod layer_place;
+pub mod manifest;
 mod mode;
+mod redact;
+mod reading;
+mod remote;
 mod root;
 mod rootfs;
 mod run;
+mod secret_scan;
 mod session;
 mod source;
+mod ssh;
 mod step;
+mod travel;
 mod tree;
 mod users;
 mod view;
 mod worker;
 mod xattr;
 
+pub use cdi::{DeviceError, SPEC_DIRECTORIES};
+pub use confinement::{Confinement, DeviceGrant, EntitlementError, Entitlements};
 pub use context::{Context, ContextError};
 pub use dispatch::LayersError;
-pub use exec::{ExecError, Executor, Finished, MountSet, ProcessIo, ProcessSpec, SandboxExecutor};
+pub use exec::{
+    ExecError, Executor, Finished, MountSet, ProcessIo, ProcessSpec, ProcessUsage, SandboxExecutor, StepLog,
+};
 pub use file::action::FileError;
 pub use file::copy::CopyError;
 pub use file::unpack::{EntryFault, UnpackError};
 pub use input::SelectError;
 pub use mode::ModeError;
+pub use reading::{Extent, ReadError};
+pub use remote::{ContextFetchError, ContextProvider, ContextRequest, FetchedContext};
 pub use root::IoAt;
 pub use rootfs::RootError;
 pub use run::{Bind, RunError, RunSpec, Running};
-pub use session::{Entitlements, Secret, Session, StepNetwork};
-pub use source::http::HttpError;
+pub use secret_scan::SecretLeak;
+pub use session::{Secret, Session, StepNetwork};
+pub use source::git::{GitError, GitFailure, GitPin};
+pub use source::http::{HttpError, HttpPin};
 pub use source::image::{PullProgress, Puller};
+pub use source::layout::{LayoutError, LayoutImage, OciLayout};
+pub use source::pins::Pins;
 pub use source::{ImageFault, SourceError};
+pub use ssh::{AgentConnector, AgentStream, DEFAULT_AGENT, KeyError, SshAgent, SshKeys};
+pub use step::failed::{Enter, FailedStep};
 pub use step::{SecretFault, StepError};
+pub use travel::{Listener, Travel};
 pub use users::{Identity, UserError};
 pub use view::ViewError;
 pub use worker::{DigestError, LocalWorker, LocalWorkerConfig, MountError, Ref};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use stave_oci::Platform;
 use stave_sandbox::{
-    DEFAULT_PATH, ExitStatus, MountSpec, Process, Rlimit, Sandbox, Security, Stdio, TerminalSize,
+    CgroupLimits, CgroupParent, DEFAULT_PATH, ExitStatus, MountSpec, Process, Rlimit, Sandbox, Security, Stdio, TerminalSize,
 };
 use stave_store::{ActiveLayer, Snapshot};
 use tokio_util::sync::CancellationToken;
@@ -17,6 +17,7 @@ use crate::exec::{ExecError, MountSet, ProcessSpec, SandboxExecutor, sandbox_spe
 use crate::rootfs::{Names, RootError, network, network_mounts, overlay_root};
 use crate::session::StepNetwork;
 use crate::source::image::blocking;
+use crate::step::failed::HeldMounts;
 use crate::users::{Identity, UserError, UserTable};
 use crate::worker::{LocalWorker, MountError, absolute};
 
@@ -49,6 +50,10 @@ pub struct RunSpec {
     pub rlimits: Vec<Rlimit>,
     /// Size of `/dev/shm` in bytes; `None` for the default.
     pub shm_size: Option<u64>,
+    /// Limits of the processes together.
+    pub limits: CgroupLimits,
+    /// The control group in which theirs is made.
+    pub cgroup_parent: CgroupParent,
     /// A terminal of this size instead of the descriptors.
     pub terminal: Option<TerminalSize>,
 }
@@ -110,9 +115,15 @@ pub struct Running {
     sandbox: Sandbox,
     // After the sandbox: directories go away when nothing has them mounted.
     _layer: ActiveLayer,
+    _mounts: Option<HeldMounts>,
 }
 
 impl Running {
+    /// A process over prepared mounts.
+    pub(crate) fn new(sandbox: Sandbox, layer: ActiveLayer, mounts: HeldMounts) -> Self {
+        Self { sandbox, _layer: layer, _mounts: Some(mounts) }
+    }
+
     /// Waits for the end. When `cancel` fires everything inside is killed first.
     ///
     /// # Errors
@@ -165,7 +176,7 @@ impl LocalWorker<SandboxExecutor> {
         })
         .await?;
         let sandbox = self.executor.spawn(sandbox, stdio).await?;
-        Ok(Running { sandbox, _layer: layer })
+        Ok(Running { sandbox, _layer: layer, _mounts: None })
     }
 }
 
@@ -203,6 +214,8 @@ fn process(spec: &RunSpec, identity: Identity) -> ProcessSpec {
         hostname: spec.hostname.clone(),
         network: network(spec.network),
         security: Security::Default,
+        limits: Some(spec.limits.clone()).filter(|limits| !limits.is_empty()),
+        cgroup_parent: spec.cgroup_parent.clone(),
     }
 }
 

@@ -4,32 +4,42 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use stave_oci::Digest;
 use stave_registry::{Client, ResolvedImage};
 
-/// Rights that steps may ask for beyond the default sandbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Entitlements {
-    /// `RUN --security=insecure`.
-    pub security_insecure: bool,
-}
+use crate::confinement::Confinement;
+use crate::remote::ContextProvider;
+use crate::source::pins::Pins;
+use crate::ssh::SshAgent;
+use crate::travel::Travel;
 
 /// What one build may use.
 #[derive(Clone)]
 pub struct Session {
     /// Local build contexts by name (`context`, `dockerfile`, …): directories of this machine.
     pub contexts: BTreeMap<String, PathBuf>,
+    /// Gives the local contexts that are not in `contexts`: those of a client elsewhere.
+    pub remote: Option<Arc<dyn ContextProvider>>,
+    /// OCI image layouts by name: directories of this machine.
+    pub layouts: BTreeMap<String, PathBuf>,
+    /// ssh agents by id.
+    pub ssh: BTreeMap<String, SshAgent>,
+    /// Host keys that the build's owner trusts, in the form of `known_hosts`.
+    pub known_hosts: Option<String>,
+    /// What moving sources turned out to be.
+    pub pins: Pins,
     /// Secret values by id.
     pub secrets: BTreeMap<String, Secret>,
     /// Registries, with credentials.
     pub registry: Client,
     /// Images that were resolved before the build, by the digest they are pinned to. They are not asked for again.
     pub resolved: BTreeMap<Digest, ResolvedImage>,
-    /// Rights granted to this build.
-    pub entitlements: Entitlements,
-    /// Network of steps that ask for no particular one.
-    pub default_network: StepNetwork,
+    /// Caches this build brings from elsewhere and makes for elsewhere.
+    pub travel: Option<Arc<Travel>>,
+    /// How far steps may go.
+    pub confinement: Confinement,
 }
 
 impl fmt::Debug for Session {

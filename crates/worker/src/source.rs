@@ -2,8 +2,11 @@
 //! Owns their fetching and what their attributes mean. Must not know graphs. Read [`SourceError`] for what may go
 //! wrong, then the module of the kind.
 
+pub(crate) mod git;
 pub(crate) mod http;
 pub(crate) mod image;
+pub(crate) mod layout;
+pub(crate) mod pins;
 
 use std::path::PathBuf;
 
@@ -12,6 +15,7 @@ use stave_registry::RegistryError;
 use stave_store::StoreError;
 
 use crate::context::ContextError;
+use crate::remote::ContextFetchError;
 use crate::root::IoAt;
 
 /// Why a source could not be fetched.
@@ -29,6 +33,9 @@ pub enum SourceError {
         #[source]
         source: ContextError,
     },
+    /// The directory of a client could not be fetched.
+    #[error(transparent)]
+    Fetch(#[from] ContextFetchError),
     /// A registry failed.
     #[error("pulling `{}`", image.familiar())]
     Registry {
@@ -66,6 +73,24 @@ pub enum SourceError {
         #[source]
         source: http::HttpError,
     },
+    /// The definition names a layout that the session does not have.
+    #[error("no OCI layout named `{0}`")]
+    UnknownLayout(String),
+    /// An image of a layout could not be had.
+    #[error("loading `{image}` from OCI layout `{}`", directory.display())]
+    Layout {
+        /// The image.
+        image: String,
+        /// The layout.
+        directory: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<layout::LayoutError>,
+    },
+    /// A repository could not be had.
+    // Not transparent: its own kinds are looked at.
+    #[error(transparent)]
+    Git(#[from] git::GitError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -1,28 +1,33 @@
 //! Exec ops: a process over its mounts, and what it wrote as new layers.
 //! Owns the order prepare → run → commit, and what an exit code means. Mounts are built in [`mounts`].
-//! Must not know how processes are isolated. Read [`execute`] first.
+//! Must not know how processes are isolated. Read [`tries::run`] first.
 
 pub(crate) mod mounts;
+pub(crate) mod failed;
 pub(crate) mod repeated;
+mod surroundings;
 pub(crate) mod traces;
+pub(crate) mod tries;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use stave_llb::{ExecOp, HostIp, Mount, NetMode, ProxyEnv, SecurityMode, Sharing, Ulimit};
 use stave_sandbox::{
-    DEFAULT_PATH, ExitStatus, MountSpec, OverlayRoot, Process, Rlimit, RlimitResource, RootFs, Security,
+    CgroupParent, DEFAULT_PATH, ExitStatus, MountSpec, OverlayRoot, Process, Rlimit, RlimitResource, RootFs, Security,
     remove_mount_points,
 };
-use stave_solver::{JobContext, LogStream, Selector};
+use stave_solver::Selector;
 use stave_store::{MutableDir, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use self::mounts::{CacheMount, Caches, Plan, Prepared, Written};
 use self::repeated::remove_repeated;
 use self::traces::{Touched, leave_directories};
+use crate::cdi::DeviceError;
+use crate::confinement::Confinement;
 use crate::exec::network_files::HostEntry;
-use crate::exec::{ExecError, Executor, Finished, MountSet, ProcessIo, ProcessSpec};
+use crate::exec::{ExecError, Finished, MountSet, ProcessSpec};
 use crate::file::action::FileError;
 use crate::root::IoAt;
 use crate::rootfs::{Names, network, network_mounts};
@@ -64,6 +69,21 @@ pub enum StepError {
     /// A secret that is required and not there.
     #[error("secret {0}: not found")]
     MissingSecret(String),
+    /// The build has no agent at all.
+    #[error("no SSH key {0:?} forwarded from the client")]
+    NoAgent(String),
+    /// The build has agents, but none of this id.
+    #[error("unset ssh forward key {0}")]
+    UnknownAgent(String),
+    /// An agent cannot be lent to the step.
+    #[error("ssh agent {id}")]
+    Agent {
+        /// Its id.
+        id: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A secret that cannot be used.
     #[error("secret {id}: {fault}")]
     Secret {
@@ -72,6 +92,32 @@ pub enum StepError {
         /// What is wrong.
         fault: SecretFault,
     },
+    /// The kernel killed it, or one of its children, for want of memory.
+    #[error("process {command:?} was killed: out of memory ({memory}): exit code: {code}")]
+    OutOfMemory {
+        /// The command as a shell user would write it.
+        command: String,
+        /// The code it ended with.
+        code: i32,
+        /// The limit, if there was one, and the most it held, in words.
+        memory: String,
+        /// Whether other steps ran at the same time, so that it may do better alone.
+        crowded: bool,
+    },
+    /// It ran longer than a step may.
+    #[error("process {command:?} did not end within {after:?}")]
+    TimedOut {
+        /// The command as a shell user would write it.
+        command: String,
+        /// How long it was given.
+        after: std::time::Duration,
+    },
+    /// What a failed step left was removed since.
+    #[error("the step's file system is no longer kept")]
+    NotKept,
+    /// It does not get its devices.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The build was not granted what the step asks for.
     #[error("{0} is not allowed")]
     NotEntitled(&'static str),
@@ -107,6 +153,13 @@ pub enum StepError {
     Exec(#[from] ExecError),
 }
 
+impl StepError {
+    /// Whether the process failed, and not what is around it: another try may go better.
+    fn is_of_the_process(&self) -> bool {
+        matches!(self, Self::Exit { .. } | Self::OutOfMemory { .. } | Self::TimedOut { .. })
+    }
+}
+
 /// Why a secret cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretFault {
@@ -121,71 +174,47 @@ pub enum SecretFault {
     NotText,
 }
 
-/// Runs a step; the outputs in order of their index.
-pub(crate) async fn execute<E: Executor>(
-    shared: &Arc<Shared>,
-    executor: &E,
-    op: &ExecOp,
-    inputs: &[Ref],
-    cx: &JobContext<Session>,
-) -> Result<Vec<Ref>, StepError> {
-    check_supported(op, &cx.session)?;
-    let caches = lock_caches(shared, op, inputs, &cx.cancel).await?;
-    let prepared = {
-        let plan = Plan {
-            shared: Arc::clone(shared),
-            op: op.clone(),
-            inputs: inputs.to_vec(),
-            session: Arc::clone(&cx.session),
-            cancel: cx.cancel.clone(),
-        };
-        blocking(move || prepare(&plan, caches)).await?
-    };
-    let Ready { process, mounts, prepared, touched } = prepared;
-    let finished = executor.run(process, mounts, ProcessIo::Logged(cx.events.clone()), &cx.cancel).await;
-    let finished = match finished {
-        Ok(finished) => finished,
-        Err(error) => {
-            let failure = start_failure(op, error);
-            if let StepError::Exit { tail, .. } = &failure {
-                cx.events.log(LogStream::Stderr, tail).await;
-            }
-            return Err(failure);
-        }
-    };
-    check_exit(op, &finished)?;
-    blocking(move || commit(prepared, &finished.created_mount_points, &touched)).await
-}
-
 /// A step ready to run.
-struct Ready {
+pub(crate) struct Ready {
     process: ProcessSpec,
     mounts: MountSet,
     prepared: Prepared,
     touched: Touched,
 }
 
-fn prepare(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
+/// Prepares a step. Blocks.
+fn begin(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
     let op = &plan.op;
     let network_mode = step_network(op, &plan.session);
     let hostname = if op.hostname.is_empty() { HOSTNAME } else { &op.hostname };
     let names =
         Names { hostname: hostname.to_owned(), extra: op.extra_hosts.iter().map(host_entry).collect() };
-    let prepared = mounts::prepare(plan, caches)?;
+    let mut prepared = mounts::prepare(plan, caches)?;
+    surroundings::show_authorities(plan, &mut prepared)?;
+    let devices = surroundings::devices(op, &plan.session.confinement)?;
+    prepared.specs.extend(surroundings::device_mounts(&devices));
     let identity = UserTable::read(&prepared.root_view).identity(&op.user)?;
     let mut specs = network_mounts(&names, network_mode);
     specs.extend(prepared.specs.iter().cloned());
     let mut process = Process::new(op.args.clone());
     process.env = environment(op, &identity, &plan.session)?;
+    surroundings::add_device_variables(&mut process.env, devices.env);
     process.cwd = Path::new("/").join(&op.cwd);
     (process.uid, process.gid, process.groups) = (identity.uid, identity.gid, identity.groups);
+    process.groups.extend(devices.groups);
     process.rlimits = op.ulimits.iter().map(rlimit).collect::<Result<_, _>>()?;
     let security = match op.security {
         SecurityMode::Sandbox => Security::Default,
         SecurityMode::Insecure => Security::Insecure,
     };
-    let process =
-        ProcessSpec { process, hostname: hostname.to_owned(), network: network(network_mode), security };
+    let process = ProcessSpec {
+        process,
+        hostname: hostname.to_owned(),
+        network: network(network_mode),
+        security,
+        limits: None,
+        cgroup_parent: CgroupParent::Default,
+    };
     let touched = Touched::by(&prepared.root_view, specs.iter().map(MountSpec::target));
     if !prepared.readonly_root {
         leave_directories(&prepared.root_view, prepared.root.upper())?;
@@ -202,7 +231,8 @@ fn prepare(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
     Ok(Ready { process, mounts, prepared, touched })
 }
 
-fn commit(prepared: Prepared, created: &[PathBuf], touched: &Touched) -> Result<Vec<Ref>, StepError> {
+fn commit(ready: Ready, created: &[PathBuf]) -> Result<Vec<Ref>, StepError> {
+    let Ready { prepared, touched, .. } = ready;
     let Prepared { root, root_output, written, contexts, guards, root_view, caches, .. } = prepared;
     // Everything that has the layers mounted goes first; the view is of those below.
     drop((guards, caches));
@@ -235,19 +265,13 @@ fn commit(prepared: Prepared, created: &[PathBuf], touched: &Touched) -> Result<
 }
 
 fn check_supported(op: &ExecOp, session: &Session) -> Result<(), StepError> {
-    if op.security == SecurityMode::Insecure && !session.entitlements.security_insecure {
+    let Confinement { entitlements, network, .. } = &session.confinement;
+    if op.security == SecurityMode::Insecure && !entitlements.security_insecure {
         return Err(StepError::NotEntitled("security.insecure"));
     }
-    if op.devices.iter().any(|device| !device.optional) {
-        return Err(StepError::Unsupported("a CDI device"));
-    }
-    if !op.cgroup_parent.is_empty() {
-        return Err(StepError::Unsupported("a cgroup parent"));
-    }
-    for mount in &op.mounts {
-        if matches!(mount, Mount::Ssh { optional: false, .. }) {
-            return Err(StepError::Unsupported("an ssh agent mount"));
-        }
+    // Where every step has the host's network, asking for it is asking for nothing.
+    if op.network == NetMode::Host && *network != StepNetwork::Host && !entitlements.network_host {
+        return Err(StepError::NotEntitled("network.host"));
     }
     Ok(())
 }
@@ -305,7 +329,7 @@ async fn lock_caches(
 
 fn step_network(op: &ExecOp, session: &Session) -> StepNetwork {
     match op.network {
-        NetMode::Default => session.default_network,
+        NetMode::Default => session.confinement.network,
         NetMode::Host => StepNetwork::Host,
         NetMode::None => StepNetwork::None,
     }
@@ -343,6 +367,7 @@ fn environment(op: &ExecOp, identity: &Identity, session: &Session) -> Result<Ve
             }
         }
     }
+    surroundings::add_variables(&mut env, &session.confinement);
     for secret in &op.secret_env {
         let Some(value) = secret_value(session, &secret.id, secret.optional)? else { continue };
         let fault = || StepError::Secret { id: secret.id.clone(), fault: SecretFault::NotText };

@@ -9,7 +9,7 @@ use stave_oci::Digest;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use super::{LOG_BUFFER_LIMIT, LOG_PATIENCE, LogStream, LogTap, PROGRESS_LIMIT, SolveEvent};
+use super::{LOG_BUFFER_LIMIT, LOG_PATIENCE, LogStream, LogTap, PROGRESS_LIMIT, SolveEvent, StepUsage};
 use crate::solver::JobId;
 
 /// Makes a channel for one job's events.
@@ -322,6 +322,11 @@ impl EventSubscription {
         for sink in self.broadcast.sinks() {
             sink.log(&self.broadcast.vertex, stream, bytes).await;
         }
+    }
+
+    /// Says what a process of the operation used.
+    pub fn used(&self, usage: StepUsage) {
+        self.broadcast.send(&SolveEvent::Used { vertex: self.broadcast.vertex.clone(), usage });
     }
 
     /// Says how far a part of the operation is; replaces what was said before and not yet read.

@@ -1,58 +1,60 @@
-//! `ADD` of a URL: one file, fetched with bounds, verified if a checksum is given.
-//! Owns what the response says about name and time. Must not know the store: bytes go to a writer.
-//! Read [`HttpSource`] first.
+//! `ADD` of a URL: one file, fetched with bounds, verified if a checksum is given, and not fetched again while the
+//! server says that it is the same.
+//! Owns what the attributes mean and what names a download for good. The transfer is in [`transfer`], what is known
+//! of earlier ones in [`kept`]. Must not know graphs. Read [`HttpSource`] first.
+
+mod kept;
+mod names;
+#[cfg(test)]
+mod tests;
+mod transfer;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write as _;
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::Arc;
 
-use futures::StreamExt as _;
-use stave_oci::{Digest, Hasher};
-use tokio_util::sync::CancellationToken;
+use stave_oci::Digest;
+use stave_solver::JobContext;
+use stave_store::Snapshot;
 
+use self::kept::{Kept, Known};
+use self::names::safe_name;
+use self::transfer::{Answer, SIZE_LIMIT, Transfer};
 use super::SourceError;
-
-/// Redirects followed, as curl and Go do.
-const REDIRECT_LIMIT: usize = 10;
-
-/// Bytes of one response.
-const SIZE_LIMIT: u64 = 64 << 30;
-
-/// Seconds without any byte.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Time to connect.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Bytes of a file name.
-const NAME_LIMIT: usize = 255;
-
-/// Name when neither the URL nor the response has one.
-const DEFAULT_NAME: &str = "download";
+use super::image::blocking;
+use crate::session::Session;
+use crate::step::secret_value;
+use crate::worker::Shared;
 
 /// Mode when the definition gives none.
 const DEFAULT_MODE: u32 = 0o600;
 
+/// Headers that a definition may set.
+const OWN_HEADERS: [&str; 2] = ["accept", "user-agent"];
+
 /// What to fetch, and how the file is to look.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HttpSource {
-    pub url: String,
-    pub checksum: Option<Digest>,
-    pub filename: Option<String>,
-    pub mode: u32,
-    pub owner: (u32, u32),
+    url: String,
+    checksum: Option<Digest>,
+    filename: Option<String>,
+    mode: u32,
+    owner: (u32, u32),
+    /// The secret that is the `Authorization` header.
+    auth_secret: Option<String>,
+    headers: BTreeMap<String, String>,
 }
 
-/// What arrived.
+/// What a download turned out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Fetched {
+pub struct HttpPin {
+    /// The content.
+    pub digest: Digest,
     /// Name of the file.
     pub filename: String,
     /// Seconds since the epoch, by the server's `Last-Modified`.
     pub modified: Option<i64>,
+    /// The file.
+    pub snapshot: Snapshot,
 }
 
 /// Why a URL was not fetched.
@@ -65,233 +67,196 @@ pub enum HttpError {
     #[error(transparent)]
     Transfer(#[from] reqwest::Error),
     /// An answer that is no success.
-    #[error("the server answered {0}")]
+    #[error("invalid response status {0}")]
     Status(u16),
     /// More bytes than allowed.
     #[error("more than {SIZE_LIMIT} bytes")]
     TooLarge,
     /// Other content than promised.
-    #[error("digest mismatch: expected {expected}, got {actual}")]
+    #[error("digest mismatch for {url}: {actual} (expected: {expected})")]
     Checksum {
+        /// The address without credentials.
+        url: String,
         /// From the definition.
         expected: Digest,
         /// Of what arrived.
         actual: Digest,
     },
+    /// The secret that authenticates.
+    #[error("secret {id}: {fault}")]
+    Secret {
+        /// Its id.
+        id: String,
+        /// What is wrong with it.
+        fault: String,
+    },
+    /// Something that is asked for and not checked would be worse than nothing.
+    #[error("the attribute `{0}` of http sources is not supported yet")]
+    Unsupported(String),
     /// The file could not be written.
     #[error("keeping the file")]
     Write(#[from] std::io::Error),
 }
 
 impl HttpSource {
-    /// Reads the attributes of a source op (`http.checksum`, `http.filename`, `http.perm`, `http.uid`, `http.gid`).
+    /// Reads the attributes of a source op (`http.checksum`, `http.filename`, `http.perm`, `http.uid`, `http.gid`,
+    /// `http.authheadersecret`, `http.header.*`).
     pub(crate) fn new(url: &str, attributes: &BTreeMap<String, String>) -> Result<Self, SourceError> {
         let invalid =
             |name: &str, value: &str| SourceError::Attribute { name: name.into(), value: value.into() };
-        let number = |name: &str, radix: u32, default: u32| match attributes.get(name) {
-            Some(value) => {
-                let digits = if radix == 8 { value.trim_start_matches("0o") } else { value };
-                u32::from_str_radix(digits, radix).map_err(|_| invalid(name, value))
-            }
+        let number = |name: &str, default: u32| match attributes.get(name) {
+            Some(value) => number(value).ok_or_else(|| invalid(name, value)),
             None => Ok(default),
         };
-        let checksum = match attributes.get("http.checksum") {
-            Some(value) => Some(value.parse().map_err(|_| invalid("http.checksum", value))?),
+        let text = |name: &str| attributes.get(name).filter(|value| !value.is_empty()).cloned();
+        let checksum = match text("http.checksum") {
+            Some(value) => Some(value.parse().map_err(|_| invalid("http.checksum", &value))?),
             None => None,
         };
-        let filename = attributes.get("http.filename").filter(|name| !name.is_empty()).cloned();
-        if let Some(name) = &filename
-            && safe_name(name).is_none()
-        {
+        let filename = text("http.filename");
+        if let Some(name) = filename.as_ref().filter(|name| safe_name(name).is_none()) {
             return Err(invalid("http.filename", name));
         }
-        let mode = number("http.perm", 8, DEFAULT_MODE)?;
-        let owner = (number("http.uid", 10, 0)?, number("http.gid", 10, 0)?);
-        Ok(Self { url: url.to_owned(), checksum, filename, mode, owner })
+        let mut headers = BTreeMap::new();
+        for (name, value) in attributes {
+            if name.starts_with("http.sig.") {
+                let source = HttpError::Unsupported(name.clone());
+                return Err(SourceError::Http { url: shown(url), source });
+            }
+            let Some(header) = name.strip_prefix("http.header.").map(str::to_ascii_lowercase) else { continue };
+            if OWN_HEADERS.contains(&header.as_str()) {
+                headers.insert(header, value.clone());
+            }
+        }
+        Ok(Self {
+            url: url.to_owned(),
+            checksum,
+            filename,
+            mode: number("http.perm", DEFAULT_MODE)?,
+            owner: (number("http.uid", 0)?, number("http.gid", 0)?),
+            auth_secret: text("http.authheadersecret"),
+            headers,
+        })
     }
 
-    /// Fetches into a file.
-    pub(crate) async fn fetch(
+    /// The address without credentials and query, for messages.
+    pub(crate) fn shown(&self) -> String {
+        shown(&self.url)
+    }
+
+    /// Whether the definition says what the content is: then nobody needs to be asked before it is needed.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.checksum.is_some()
+    }
+
+    /// What names the file for good.
+    pub(crate) fn key(&self, pin: &HttpPin) -> String {
+        let HttpPin { digest, filename, modified, snapshot: _ } = pin;
+        match modified {
+            Some(seconds) => format!("{digest} {filename} {seconds}"),
+            None => format!("{digest} {filename}"),
+        }
+    }
+
+    /// Finds out what the address holds now, and brings it here unless it is here already. An answer holds as long
+    /// as its session.
+    pub(crate) async fn pin(
         &self,
-        into: &mut File,
-        cancel: &CancellationToken,
-    ) -> Result<Fetched, SourceError> {
-        tokio::select! {
-            fetched = self.transfer(into) => {
-                fetched.map_err(|source| SourceError::Http { url: self.shown(), source })
-            }
-            () = cancel.cancelled() => Err(SourceError::Cancelled),
-        }
-    }
-
-    async fn transfer(&self, into: &mut File) -> Result<Fetched, HttpError> {
-        let response = client()?.get(&self.url).send().await.map_err(reqwest::Error::without_url)?;
-        if !response.status().is_success() {
-            return Err(HttpError::Status(response.status().as_u16()));
-        }
-        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
-        let filename = self
-            .filename
-            .clone()
-            .or_else(|| header("content-disposition").and_then(disposition_name))
-            .or_else(|| url_name(response.url().path()))
-            .unwrap_or_else(|| DEFAULT_NAME.to_owned());
-        let modified = header("last-modified").and_then(http_date);
-        let mut hasher =
-            Hasher::new(self.checksum.as_ref().map_or(stave_oci::Algorithm::Sha256, Digest::algorithm));
-        let mut size = 0;
-        let mut body = response.bytes_stream();
-        while let Some(piece) = body.next().await {
-            let piece = piece.map_err(reqwest::Error::without_url)?;
-            size += piece.len() as u64;
-            if size > SIZE_LIMIT {
-                return Err(HttpError::TooLarge);
-            }
-            hasher.update(&piece);
-            into.write_all(&piece)?;
-        }
-        let actual = hasher.finish();
-        match &self.checksum {
-            Some(expected) if *expected != actual => {
-                Err(HttpError::Checksum { expected: expected.clone(), actual })
-            }
-            _ => Ok(Fetched { filename, modified }),
-        }
-    }
-
-    /// The URL without credentials and query.
-    fn shown(&self) -> String {
-        match url::Url::parse(&self.url) {
-            Ok(mut url) => {
-                let _ = url.set_username("");
-                let _ = url.set_password(None);
-                url.set_query(None);
-                url.to_string()
-            }
-            Err(_) => self.url.clone(),
-        }
-    }
-}
-
-fn client() -> Result<reqwest::Client, HttpError> {
-    static CLIENT: OnceLock<reqwest::Client> = OnceLock::new();
-    if let Some(client) = CLIENT.get() {
-        return Ok(client.clone());
-    }
-    let tls = |error: &dyn std::fmt::Display| HttpError::Tls(error.to_string());
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let config =
-        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| tls(&error))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-    let client = reqwest::Client::builder()
-        .tls_backend_preconfigured(config)
-        .redirect(reqwest::redirect::Policy::limited(REDIRECT_LIMIT))
-        .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(IDLE_TIMEOUT)
-        .user_agent(concat!("stave/", env!("CARGO_PKG_VERSION")))
-        .build()?;
-    Ok(CLIENT.get_or_init(|| client).clone())
-}
-
-/// A name that is one component and can be a file.
-fn safe_name(name: &str) -> Option<String> {
-    let base = Path::new(name).file_name()?.to_str()?;
-    (base == name && name.len() <= NAME_LIMIT && !name.contains('\0')).then(|| base.to_owned())
-}
-
-fn url_name(path: &str) -> Option<String> {
-    let base = path.rsplit('/').next().filter(|base| !base.is_empty())?;
-    safe_name(&percent_decode(base))
-}
-
-fn disposition_name(header: &str) -> Option<String> {
-    let value = header.split(';').map(str::trim).find_map(|part| part.strip_prefix("filename="))?;
-    // Only the last component counts: a server must not choose directories.
-    safe_name(value.trim_matches('"').rsplit(['/', '\\']).next()?)
-}
-
-fn percent_decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let hex = text.get(at + 1..at + 3).and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        match (bytes[at], hex) {
-            (b'%', Some(byte)) => {
-                decoded.push(byte);
-                at += 3;
-            }
-            (byte, _) => {
-                decoded.push(byte);
-                at += 1;
+        shared: &Arc<Shared>,
+        cx: &JobContext<Session>,
+    ) -> Result<HttpPin, SourceError> {
+        let identity = self.identity();
+        if let Some(pin) = cx.session.pins.http(&identity) {
+            let (store, snapshot) = (shared.store.clone(), pin.snapshot.clone());
+            if blocking(move || store.exists(&snapshot)).await? {
+                return Ok(pin);
             }
         }
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
-}
-
-/// `Sun, 06 Nov 1994 08:49:37 GMT` as seconds since the epoch.
-fn http_date(text: &str) -> Option<i64> {
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let mut words = text.split_once(", ")?.1.split([' ', ':']);
-    let day: i64 = words.next()?.parse().ok()?;
-    let name = words.next()?;
-    let month = i64::try_from(MONTHS.iter().position(|month| *month == name)?).ok()? + 1;
-    let year: i64 = words.next()?.parse().ok()?;
-    let mut clock = || words.next()?.parse::<i64>().ok();
-    let (hours, minutes, seconds) = (clock()?, clock()?, clock()?);
-    if !(1..=31).contains(&day) || !(0..=9999).contains(&year) {
-        return None;
-    }
-    // Days since the epoch with years that begin in March, so that the leap day is the last.
-    let shifted = if month <= 2 { year - 1 } else { year };
-    let era = shifted.div_euclid(400);
-    let year_of_era = shifted.rem_euclid(400);
-    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    let days =
-        era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468;
-    Some(days * 86_400 + hours * 3600 + minutes * 60 + seconds)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dates() {
-        assert_eq!(http_date("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
-        assert_eq!(http_date("Thu, 01 Jan 1970 00:00:00 GMT"), Some(0));
-        assert_eq!(http_date("Tue, 29 Feb 2028 23:59:59 GMT"), Some(1_835_481_599));
-        assert_eq!(http_date("yesterday"), None);
+        let pin = tokio::select! {
+            pin = self.bring(&identity, shared, cx) => pin?,
+            () = cx.cancel.cancelled() => return Err(SourceError::Cancelled),
+        };
+        cx.session.pins.set_http(identity, pin.clone());
+        Ok(pin)
     }
 
-    #[test]
-    fn names_are_single_components() {
-        assert_eq!(url_name("/a/b.tar.gz"), Some("b.tar.gz".into()));
-        assert_eq!(url_name("/a/b%20c"), Some("b c".into()));
-        assert_eq!(url_name("/a/..%2f..%2fetc"), None);
-        assert_eq!(url_name("/a/.."), None);
-        assert_eq!(url_name("/"), None);
-        assert_eq!(disposition_name("attachment; filename=\"x.deb\""), Some("x.deb".into()));
-        assert_eq!(disposition_name("attachment; filename=\"../../x\""), Some("x".into()));
-        assert_eq!(disposition_name("attachment; filename=\"..\""), None);
-        assert_eq!(disposition_name("inline"), None);
-    }
-
-    #[test]
-    fn attributes() {
-        let attribute = |name: &str, value: &str| BTreeMap::from([(name.to_owned(), value.to_owned())]);
-        let source = HttpSource::new("http://h/x", &attribute("http.perm", "0755")).expect("valid");
-        assert_eq!((source.mode, source.owner, source.checksum), (0o755, (0, 0), None));
-        for (name, value) in
-            [("http.perm", "9"), ("http.uid", "x"), ("http.checksum", "md5:0"), ("http.filename", "a/b")]
-        {
-            assert!(HttpSource::new("http://h/x", &attribute(name, value)).is_err(), "{name}");
+    async fn bring(
+        &self,
+        identity: &str,
+        shared: &Arc<Shared>,
+        cx: &JobContext<Session>,
+    ) -> Result<HttpPin, SourceError> {
+        let failed = |source| SourceError::Http { url: self.shown(), source };
+        let kept = Kept::open(&self.shown(), identity, shared, &cx.cancel).await?;
+        let known = kept.known(shared).await?;
+        if let Some(known) = known.as_ref().filter(|known| self.checksum.as_ref() == Some(&known.digest)) {
+            return Ok(known.pin());
         }
+        let transfer = Transfer {
+            source: self,
+            authorization: self.authorization(&cx.session).map_err(failed)?,
+            events: &cx.events,
+        };
+        let answer = transfer.ask(known.as_ref()).await.map_err(failed)?;
+        let known: Known = match (answer, known) {
+            (Answer::Same, Some(known)) => known,
+            (Answer::Same, None) => return Err(failed(HttpError::Status(304))),
+            (Answer::New(response), _) => transfer.keep(response, shared).await?,
+        };
+        if let Some(expected) = self.checksum.as_ref().filter(|expected| **expected != known.digest) {
+            let (expected, actual) = (expected.clone(), known.digest);
+            return Err(failed(HttpError::Checksum { url: self.shown(), expected, actual }));
+        }
+        kept.set(&known).await?;
+        Ok(known.pin())
+    }
+
+    /// Everything that makes a request and its file what they are.
+    fn identity(&self) -> String {
+        let Self { url, checksum, filename, mode, owner, auth_secret, headers } = self;
+        let text = format!("{url:?} {checksum:?} {filename:?} {mode} {owner:?} {auth_secret:?} {headers:?}");
+        blake3::hash(text.as_bytes()).to_hex()[..32].to_owned()
+    }
+
+    fn authorization(&self, session: &Session) -> Result<Option<String>, HttpError> {
+        let Some(id) = &self.auth_secret else { return Ok(None) };
+        let fault = |fault: String| HttpError::Secret { id: id.clone(), fault };
+        let value = secret_value(session, id, false).map_err(|error| {
+            // The id is said once.
+            let text = error.to_string();
+            fault(text.strip_prefix(&format!("secret {id}: ")).unwrap_or(&text).to_owned())
+        })?;
+        let text = value.and_then(|value| String::from_utf8(value).ok());
+        let text = text.map(|text| text.trim_end_matches(['\r', '\n']).to_owned());
+        match text.filter(|text| !text.contains(|letter: char| letter.is_control())) {
+            Some(text) => Ok(Some(text)),
+            None => Err(fault("cannot be an HTTP header".to_owned())),
+        }
+    }
+}
+
+/// An address without credentials and query.
+fn shown(url: &str) -> String {
+    match url::Url::parse(url) {
+        Ok(mut parsed) => {
+            let cleared = parsed.set_username("").and_then(|()| parsed.set_password(None));
+            if cleared.is_err() {
+                return String::new();
+            }
+            parsed.set_query(None);
+            parsed.to_string()
+        }
+        Err(_) => url.split(['?', '@']).next_back().unwrap_or_default().to_owned(),
+    }
+}
+
+/// A number as Go reads it: octal after `0`, hexadecimal after `0x`, else decimal.
+fn number(text: &str) -> Option<u32> {
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None => match text.strip_prefix('0').filter(|rest| !rest.is_empty()) {
+            Some(digits) => u32::from_str_radix(digits.trim_start_matches(['o', 'O']), 8).ok(),
+            None => text.parse().ok(),
+        },
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::FileType;
-use stave_llb::{ExecOp, Mount};
+use stave_llb::{ExecOp, Mount, MountOwner};
 use stave_sandbox::{MountGuard, MountSpec, OverlayLayers, mount_overlay};
 use stave_store::{ActiveLayer, MutableDir, ScratchDir, Snapshot};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +21,7 @@ use crate::input::Input;
 use crate::mode::ModeChange;
 use crate::root::{At as _, Last, RootDir};
 use crate::session::Session;
+use crate::ssh::{AgentSocket, DEFAULT_AGENT, SocketOwner};
 use crate::tree::Meta;
 use crate::worker::{Ref, Shared};
 
@@ -57,6 +58,8 @@ pub(crate) enum Written {
 pub(crate) struct Prepared {
     pub specs: Vec<MountSpec>,
     pub guards: Vec<Mounted>,
+    /// Agents that answer while this lives.
+    pub agents: Vec<AgentSocket>,
     /// The root's base, for looking at.
     pub root_view: Arc<RootDir>,
     pub root: ActiveLayer,
@@ -68,9 +71,12 @@ pub(crate) struct Prepared {
     /// Local contexts that were read.
     pub contexts: Vec<Arc<Context>>,
     pub caches: Vec<MutableDir>,
+    /// Directories of generated files.
+    pub scratch: Vec<ScratchDir>,
 }
 
 /// A mount of this process and the directory it is on.
+#[derive(Debug)]
 pub(crate) struct Mounted {
     _mount: MountGuard,
     _place: ScratchDir,
@@ -114,6 +120,7 @@ impl<'a> Building<'a> {
         let prepared = Prepared {
             specs: Vec::new(),
             guards: Vec::new(),
+            agents: Vec::new(),
             root_view: plan.shared.view(&snapshot)?,
             root: plan.shared.prepare(&snapshot, &description)?,
             root_output: *output,
@@ -122,6 +129,7 @@ impl<'a> Building<'a> {
             discarded: Vec::new(),
             contexts,
             caches: Vec::new(),
+            scratch: Vec::new(),
         };
         Ok(Self { plan, prepared })
     }
@@ -167,9 +175,26 @@ impl<'a> Building<'a> {
                 }
                 Ok(())
             }
-            // A required one was refused before; an optional one is absent.
-            Mount::Ssh { .. } => Ok(()),
+            Mount::Ssh { id, owner, optional, .. } => self.agent(target, id, *owner, *optional),
         }
+    }
+
+    /// Lends an agent to the step: a socket that is answered while the step runs.
+    fn agent(&mut self, target: PathBuf, id: &str, owner: MountOwner, optional: bool) -> Result<(), StepError> {
+        let id = if id.is_empty() { DEFAULT_AGENT } else { id };
+        let agents = &self.plan.session.ssh;
+        let agent = match agents.get(id) {
+            Some(agent) => agent,
+            None if optional => return Ok(()),
+            None if agents.is_empty() => return Err(StepError::NoAgent(id.to_owned())),
+            None => return Err(StepError::UnknownAgent(id.to_owned())),
+        };
+        let owner = SocketOwner { uid: owner.uid, gid: owner.gid, mode: owner.mode };
+        let socket = AgentSocket::open(agent, owner, &self.plan.shared)
+            .map_err(|source| StepError::Agent { id: id.to_owned(), source })?;
+        self.bind(socket.real_path(), target, false);
+        self.prepared.agents.push(socket);
+        Ok(())
     }
 
     fn bind(&mut self, source: PathBuf, target: PathBuf, readonly: bool) {

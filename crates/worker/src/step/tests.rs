@@ -1,6 +1,7 @@
 //! What a step's process is given, and what its exit code means.
 
 use super::*;
+use crate::exec::ProcessUsage;
 use stave_llb::SecretEnv;
 
 fn identity() -> Identity {
@@ -16,14 +17,19 @@ fn session(secrets: &[(&str, &[u8])]) -> Session {
     });
     Session {
         contexts: std::collections::BTreeMap::new(),
+        remote: None,
+        layouts: std::collections::BTreeMap::new(),
+        ssh: std::collections::BTreeMap::new(),
+        known_hosts: None,
+        pins: crate::source::pins::Pins::default(),
         secrets: secrets
             .iter()
             .map(|(id, value)| ((*id).to_owned(), Secret::Value(value.to_vec())))
             .collect(),
         registry: client.expect("client"),
         resolved: std::collections::BTreeMap::new(),
-        entitlements: crate::session::Entitlements::default(),
-        default_network: StepNetwork::Host,
+        travel: None,
+        confinement: crate::confinement::Confinement::default(),
     }
 }
 
@@ -57,7 +63,7 @@ fn environments() {
 #[track_caller]
 fn check_code(valid: &[i32], status: ExitStatus, expected: Option<(i32, Option<i32>)>) {
     let op = ExecOp { args: vec!["/bin/sh".into()], valid_exit_codes: valid.to_vec(), ..ExecOp::default() };
-    let finished = Finished { status, tail: b"end".to_vec(), created_mount_points: Vec::new() };
+    let finished = Finished { status, tail: b"end".to_vec(), created_mount_points: Vec::new(), usage: ProcessUsage::default() };
     let found = match check_exit(&op, &finished) {
         Ok(()) => None,
         Err(StepError::Exit { code, signal, .. }) => Some((code, signal)),

@@ -15,7 +15,7 @@ use stave_registry::{Client, ClientConfig, Keychain, Limits as RegistryLimits, R
 use stave_sandbox::Launcher;
 use stave_solver::{Job, Limits, SolveError, SolveEvent, Solver, event_channel};
 use stave_store::Store;
-use stave_worker::{Entitlements, LocalWorker, LocalWorkerConfig, Ref, Session, StepNetwork};
+use stave_worker::{Confinement, LocalWorker, LocalWorkerConfig, Ref, Session, StepNetwork};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
@@ -65,11 +65,16 @@ impl Machine {
         let base = Path::new(BUSYBOX).parent().expect("parent").to_owned();
         Session {
             contexts: BTreeMap::from([("context".to_owned(), self.context()), ("base".to_owned(), base)]),
+            remote: None,
+            layouts: BTreeMap::new(),
+            ssh: BTreeMap::new(),
+            known_hosts: None,
+            pins: stave_worker::Pins::default(),
             secrets: BTreeMap::new(),
             registry: client.expect("client"),
             resolved: BTreeMap::new(),
-            entitlements: Entitlements::default(),
-            default_network: StepNetwork::None,
+            travel: None,
+            confinement: Confinement { network: StepNetwork::None, ..Confinement::default() },
         }
     }
 

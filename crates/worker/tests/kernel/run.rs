@@ -42,6 +42,8 @@ fn spec(snapshot: Snapshot, script: &str) -> RunSpec {
         extra_hosts: Vec::new(),
         rlimits: Vec::new(),
         shm_size: None,
+        limits: stave_sandbox::CgroupLimits::default(),
+        cgroup_parent: stave_sandbox::CgroupParent::Default,
         terminal: None,
     }
 }

@@ -1,0 +1,239 @@
+//! Where groups lie in the hierarchies, and the removal of those whose makers died.
+//!
+//! A group's name says which process made it and when that started: `stave-<pid>-<start>-<n>`. One whose maker is gone
+//! is removed by the next that makes a group beside it; a group with processes cannot be removed, so a mistake about
+//! another pid namespace costs nothing. Read [`CgroupParent`] first.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::controller::Controller;
+use super::{MOUNT, in_words};
+
+/// The group of ours that holds the others on v2, and what the names of all begin with.
+const OURS: &str = "stave";
+/// Leftovers looked at in one directory.
+const SWEEP_LIMIT: usize = 10_000;
+
+/// In which group new ones are made.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum CgroupParent {
+    /// v1: this process's own; v2: one of ours below the root.
+    #[default]
+    Default,
+    /// The one of this name, as docker's `--cgroup-parent`: a path below the mount, or a systemd slice. Created when
+    /// missing, and left.
+    Named(String),
+    /// Another one of ours.
+    Within(CgroupPlace),
+}
+
+/// The directories of a group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupPlace(Vec<(Controller, PathBuf)>);
+
+impl CgroupPlace {
+    pub(super) fn new(groups: &[(Controller, PathBuf)]) -> Self {
+        Self(groups.to_vec())
+    }
+}
+
+impl CgroupParent {
+    /// Whether a group is made for `controller` though nothing is limited there.
+    pub(super) fn wants(&self, controller: Controller) -> bool {
+        match self {
+            Self::Default => false,
+            Self::Named(_) => controller != Controller::Cpuset,
+            // For what is used and killed by itself; the other limits hold for all in the parent.
+            Self::Within(_) => controller == Controller::Memory && self.group(controller).is_some(),
+        }
+    }
+
+    /// The parent's own directory for a controller.
+    pub(super) fn group(&self, controller: Controller) -> Option<&Path> {
+        let Self::Within(CgroupPlace(groups)) = self else { return None };
+        groups.iter().find(|(known, _)| *known == controller).map(|(_, group)| group.as_path())
+    }
+}
+
+/// The directory below which a group of `controller` is made on v1.
+pub(super) fn base_v1(controller: Controller, parent: &CgroupParent) -> Result<PathBuf, String> {
+    let mount = Path::new(MOUNT).join(controller.name());
+    match parent {
+        CgroupParent::Named(name) => made(mount.join(relative(name)?)),
+        CgroupParent::Within(_) if parent.group(controller).is_some() => {
+            Ok(parent.group(controller).unwrap_or(&mount).to_owned())
+        }
+        // Below this process's own group, whose limits hold as well; in a container its path may lead nowhere.
+        CgroupParent::Default | CgroupParent::Within(_) => {
+            let own = own_group(controller.name()).map(|own| mount.join(own.trim_start_matches('/')));
+            Ok(own.filter(|own| own.is_dir()).unwrap_or(mount))
+        }
+    }
+}
+
+/// The directory below which a group is made on v2.
+pub(super) fn base_v2(parent: &CgroupParent) -> Result<PathBuf, String> {
+    let mount = Path::new(MOUNT);
+    match parent {
+        CgroupParent::Named(name) => made(mount.join(relative(name)?)),
+        CgroupParent::Within(CgroupPlace(groups)) => match groups.first() {
+            Some((_, group)) => Ok(group.clone()),
+            None => made(mount.join(OURS)),
+        },
+        CgroupParent::Default => made(mount.join(OURS)),
+    }
+}
+
+/// Lets the groups below `base` have a controller: every group above has to hand it down.
+pub(super) fn enable(base: &Path, controller: Controller) -> Result<(), String> {
+    let mut chain: Vec<&Path> = base.ancestors().take_while(|path| path.starts_with(MOUNT)).collect();
+    chain.reverse();
+    for group in chain {
+        let file = group.join("cgroup.subtree_control");
+        let known = fs::read_to_string(&file).unwrap_or_default();
+        if !known.split_whitespace().any(|name| name == controller.name()) {
+            fs::write(&file, format!("+{}", controller.name()))
+                .map_err(|error| in_words("enable the controller in", &file, &error))?;
+        }
+    }
+    Ok(())
+}
+
+fn made(group: PathBuf) -> Result<PathBuf, String> {
+    match group.is_dir() {
+        true => Ok(group),
+        false => {
+            fs::create_dir_all(&group).map_err(|error| in_words("create", &group, &error)).map(|()| group)
+        }
+    }
+}
+
+/// A parent's name as a path below a mount. `a-b.slice` is systemd's name for `a.slice/a-b.slice`.
+fn relative(name: &str) -> Result<PathBuf, String> {
+    let path = name.trim_matches('/');
+    if path.is_empty() || path.split('/').any(|part| matches!(part, "" | "." | "..")) || path.contains('\0') {
+        return Err(format!("invalid cgroup parent `{name}`"));
+    }
+    let Some(slice) = path.strip_suffix(".slice").filter(|slice| !slice.contains('/')) else {
+        return Ok(PathBuf::from(path));
+    };
+    let ends = slice.match_indices('-').map(|(end, _)| end).chain([slice.len()]);
+    Ok(ends.map(|end| format!("{}.slice", &slice[..end])).collect())
+}
+
+/// The name of this process's `number`th group.
+pub(super) fn own_name(number: u64) -> String {
+    static OWN: OnceLock<u64> = OnceLock::new();
+    let pid = std::process::id();
+    let start = OWN.get_or_init(|| started(pid).unwrap_or(0));
+    format!("{OURS}-{pid}-{start}-{number}")
+}
+
+/// Removes what dead processes left beside, once for each directory of this process.
+pub(super) fn sweep_once(base: &Path) {
+    static SWEPT: Mutex<Option<HashSet<PathBuf>>> = Mutex::new(None);
+    let mut swept = SWEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    if swept.get_or_insert_default().insert(base.to_owned()) {
+        sweep(base);
+    }
+}
+
+fn sweep(base: &Path) {
+    let Ok(entries) = fs::read_dir(base) else { return };
+    for entry in entries.take(SWEEP_LIMIT).flatten() {
+        let name = entry.file_name();
+        let Some((pid, start)) = name.to_str().and_then(maker) else { continue };
+        if started(pid) == Some(start) {
+            continue;
+        }
+        let group = entry.path();
+        // The groups of steps lie within that of their build.
+        for inner in fs::read_dir(&group).into_iter().flatten().take(SWEEP_LIMIT).flatten() {
+            if inner.path().is_dir() {
+                drop(fs::remove_dir(inner.path()));
+            }
+        }
+        if let Err(error) = fs::remove_dir(&group) {
+            tracing::debug!(group = %group.display(), %error, "a control group of a dead process stays");
+        }
+    }
+}
+
+/// Who made a group of this name.
+fn maker(name: &str) -> Option<(u32, u64)> {
+    let mut parts = name.strip_prefix(OURS)?.strip_prefix('-')?.split('-');
+    let found = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let _number: u64 = parts.next()?.parse().ok()?;
+    parts.next().is_none().then_some(found)
+}
+
+/// When a process started, in ticks since boot; a pid may be another process's by now.
+fn started(pid: u32) -> Option<u64> {
+    // The name in parentheses may hold anything; field 22 counts from behind it.
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// This process's group in the hierarchy of a v1 controller.
+fn own_group(controller: &str) -> Option<String> {
+    group_of(&fs::read_to_string("/proc/self/cgroup").ok()?, controller)
+}
+
+/// The path of a controller's line in `/proc/<pid>/cgroup`: `4:cpu,cpuacct:/path`.
+fn group_of(text: &str, controller: &str) -> Option<String> {
+    text.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        controllers.split(',').any(|name| name == controller).then(|| path.to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_group(text: &str, controller: &str, expected: Option<&str>) {
+        assert_eq!(group_of(text, controller).as_deref(), expected);
+    }
+
+    #[test]
+    fn own_groups_are_found_by_controller() {
+        let text = "9:name=systemd:/a\n4:cpu,cpuacct:/b:c\n3:cpuset:/\n0::/user\n";
+        check_group(text, "cpu", Some("/b:c"));
+        check_group(text, "cpuset", Some("/"));
+        check_group(text, "memory", None);
+        check_group("nonsense", "cpu", None);
+    }
+
+    #[track_caller]
+    fn check_parent(name: &str, expected: Option<&str>) {
+        assert_eq!(relative(name).ok().as_deref(), expected.map(Path::new));
+    }
+
+    #[test]
+    fn parents_are_paths_or_slices() {
+        check_parent("/builds", Some("builds"));
+        check_parent("a/b", Some("a/b"));
+        check_parent("user-1000-x.slice", Some("user.slice/user-1000.slice/user-1000-x.slice"));
+        check_parent("system.slice", Some("system.slice"));
+        for wrong in ["", "/", "../a", "a/../b", "a//b", "a/./b"] {
+            check_parent(wrong, None);
+        }
+    }
+
+    #[test]
+    fn the_maker_is_in_the_name() {
+        assert_eq!(maker("stave-12-345-6"), Some((12, 345)));
+        let own = own_name(7);
+        assert_eq!(maker(&own), Some((std::process::id(), started(std::process::id()).expect("a start"))));
+        for wrong in ["stave", "stave-1-2", "stave-1-2-3-4", "stave-x-2-3", "other-1-2-3"] {
+            assert_eq!(maker(wrong), None, "{wrong}");
+        }
+    }
+}

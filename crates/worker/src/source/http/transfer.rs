@@ -1,0 +1,242 @@
+//! One request and its response: redirects, bounds, and the file that the bytes become.
+//! Must not know keys. Read [`Transfer::ask`] first.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH};
+use reqwest::redirect::{Attempt, Policy};
+use rustix::fs::{Mode, OFlags};
+use stave_oci::{Algorithm, Digest, Hasher};
+use stave_solver::EventSubscription;
+use stave_store::Snapshot;
+
+use super::kept::Known;
+use super::names::{disposition_name, http_date, url_name};
+use super::{HttpError, HttpSource};
+use crate::file::place::Stamp;
+use crate::root::{At as _, RootDir};
+use crate::source::SourceError;
+use crate::source::image::blocking;
+use crate::worker::Shared;
+
+/// Redirects followed, as curl and Go do.
+const REDIRECT_LIMIT: usize = 10;
+
+/// Bytes of one response.
+pub(super) const SIZE_LIMIT: u64 = 64 << 30;
+
+/// Without any byte.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// To connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Bytes of an entity tag or a date that are remembered.
+const HEADER_LIMIT: usize = 4096;
+
+/// Name when neither the URL nor the response has one.
+const DEFAULT_NAME: &str = "download";
+
+/// Name of the file while its own is not known.
+const ASIDE: &str = "download";
+
+/// One request.
+pub(super) struct Transfer<'a> {
+    pub source: &'a HttpSource,
+    /// The `Authorization` header.
+    pub authorization: Option<String>,
+    pub events: &'a EventSubscription,
+}
+
+/// What a server says.
+pub(super) enum Answer {
+    /// What is known is still so.
+    Same,
+    /// Here is what there is now.
+    New(reqwest::Response),
+}
+
+impl Transfer<'_> {
+    /// Asks, on the condition that it is not what is known.
+    pub(super) async fn ask(&self, known: Option<&Known>) -> Result<Answer, HttpError> {
+        let response = self.client()?.get(&self.source.url).headers(self.headers(known)?).send().await;
+        let response = response.map_err(reqwest::Error::without_url)?;
+        let status = response.status().as_u16();
+        if status == 304 && known.is_some() {
+            return Ok(Answer::Same);
+        }
+        if !response.status().is_success() {
+            return Err(HttpError::Status(status));
+        }
+        // Some servers ignore the condition, and say by the tag that nothing has changed.
+        let tag = header(&response, "etag");
+        if tag.is_some() && known.is_some_and(|known| known.etag == tag) {
+            return Ok(Answer::Same);
+        }
+        Ok(Answer::New(response))
+    }
+
+    fn headers(&self, known: Option<&Known>) -> Result<HeaderMap, HttpError> {
+        let mut headers = HeaderMap::new();
+        let value = |text: &str| HeaderValue::from_str(text).ok();
+        for (name, text) in &self.source.headers {
+            if let (Ok(name), Some(value)) = (HeaderName::from_bytes(name.as_bytes()), value(text)) {
+                headers.insert(name, value);
+            }
+        }
+        if let Some(authorization) = &self.authorization {
+            let mut value = value(authorization).ok_or_else(|| HttpError::Secret {
+                id: self.source.auth_secret.clone().unwrap_or_default(),
+                fault: "cannot be an HTTP header".to_owned(),
+            })?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        let conditions = known.map(|known| match (&known.etag, &known.last_modified) {
+            (Some(tag), _) => (IF_NONE_MATCH, tag.as_str()),
+            (None, Some(date)) => (IF_MODIFIED_SINCE, date.as_str()),
+            (None, None) => (IF_NONE_MATCH, ""),
+        });
+        if let Some((name, text)) = conditions.filter(|(_, text)| !text.is_empty())
+            && let Some(value) = value(text)
+        {
+            headers.insert(name, value);
+        }
+        Ok(headers)
+    }
+
+    /// The client for what is at stake: an encrypted request may lead to an unencrypted one only if the content is
+    /// pinned and nobody's credentials travel.
+    fn client(&self) -> Result<reqwest::Client, HttpError> {
+        static STRICT: OnceLock<reqwest::Client> = OnceLock::new();
+        static PINNED: OnceLock<reqwest::Client> = OnceLock::new();
+        let has_login = url::Url::parse(&self.source.url)
+            .is_ok_and(|url| !url.username().is_empty() || url.password().is_some());
+        let is_secret = has_login || self.authorization.is_some();
+        let (place, policy): (_, fn(Attempt<'_>) -> _) = if self.source.is_pinned() && !is_secret {
+            (&PINNED, |attempt| follow(attempt, Downgrade::Allow))
+        } else {
+            (&STRICT, |attempt| follow(attempt, Downgrade::Refuse))
+        };
+        if let Some(client) = place.get() {
+            return Ok(client.clone());
+        }
+        let client = client(Policy::custom(policy))?;
+        Ok(place.get_or_init(|| client).clone())
+    }
+
+    /// Writes the body into a layer of its own.
+    pub(super) async fn keep(
+        &self,
+        response: reqwest::Response,
+        shared: &Arc<Shared>,
+    ) -> Result<Known, SourceError> {
+        let source = self.source;
+        let filename = source
+            .filename
+            .clone()
+            .or_else(|| header(&response, "content-disposition").as_deref().and_then(disposition_name))
+            .or_else(|| url_name(response.url().path()))
+            .unwrap_or_else(|| DEFAULT_NAME.to_owned());
+        let last_modified = header(&response, "last-modified");
+        let modified = last_modified.as_deref().and_then(http_date);
+        let etag = header(&response, "etag");
+        let description = format!("download of {}", source.shown());
+        let layer = {
+            let shared = Arc::clone(shared);
+            blocking(move || shared.prepare(&Snapshot::scratch(), &description)).await?
+        };
+        let upper = layer.upper().to_owned();
+        let root = RootDir::open(&upper)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(root.fd(), ASIDE, flags, Mode::from_raw_mode(0o600));
+        let mut file = File::from(file.at("creating", &upper)?);
+        let digest = self.write(response, &mut file).await;
+        let digest = digest.map_err(|fault| SourceError::Http { url: source.shown(), source: fault })?;
+        let stamp = Stamp { owner: Some(source.owner), time: modified.map(|seconds| (seconds, 0)) };
+        stamp.apply(&file, source.mode).at("setting metadata of", Path::new(&filename))?;
+        rustix::fs::renameat(root.fd(), ASIDE, root.fd(), &*filename).at("naming", &upper)?;
+        drop((file, root));
+        let snapshot = blocking(move || layer.commit()).await?;
+        Ok(Known { digest, filename, modified, snapshot, etag, last_modified })
+    }
+
+    async fn write(&self, response: reqwest::Response, into: &mut File) -> Result<Digest, HttpError> {
+        let total = response.content_length();
+        if total.is_some_and(|total| total > SIZE_LIMIT) {
+            return Err(HttpError::TooLarge);
+        }
+        let algorithm = self.source.checksum.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
+        let mut hasher = Hasher::new(algorithm);
+        let mut size = 0;
+        let mut body = response.bytes_stream();
+        while let Some(piece) = body.next().await {
+            let piece = piece.map_err(reqwest::Error::without_url)?;
+            size += piece.len() as u64;
+            if size > SIZE_LIMIT {
+                return Err(HttpError::TooLarge);
+            }
+            hasher.update(&piece);
+            into.write_all(&piece)?;
+            self.events.progress("download", size, total);
+        }
+        Ok(hasher.finish())
+    }
+}
+
+/// A header that is text of a sensible length.
+fn header(response: &reqwest::Response, name: &str) -> Option<String> {
+    let value = response.headers().get(name)?.to_str().ok()?;
+    (!value.is_empty() && value.len() <= HEADER_LIMIT).then(|| value.to_owned())
+}
+
+/// Whether encryption may be given up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Downgrade {
+    Allow,
+    Refuse,
+}
+
+/// A redirect that is refused.
+#[derive(Debug, thiserror::Error)]
+enum RedirectError {
+    #[error("stopped after {REDIRECT_LIMIT} redirects")]
+    TooMany,
+    #[error("the redirect from https to http is refused: whoever is on the way could change the content; give a checksum")]
+    Downgrade,
+}
+
+fn follow(attempt: Attempt<'_>, downgrade: Downgrade) -> reqwest::redirect::Action {
+    if attempt.previous().len() >= REDIRECT_LIMIT {
+        return attempt.error(RedirectError::TooMany);
+    }
+    let was_encrypted = attempt.previous().iter().any(|url| url.scheme() == "https");
+    if downgrade == Downgrade::Refuse && was_encrypted && attempt.url().scheme() != "https" {
+        return attempt.error(RedirectError::Downgrade);
+    }
+    attempt.follow()
+}
+
+fn client(policy: Policy) -> Result<reqwest::Client, HttpError> {
+    let tls = |error: &dyn std::fmt::Display| HttpError::Tls(error.to_string());
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let config =
+        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| tls(&error))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+    Ok(reqwest::Client::builder()
+        .tls_backend_preconfigured(config)
+        .redirect(policy)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(IDLE_TIMEOUT)
+        .user_agent(concat!("stave/", env!("CARGO_PKG_VERSION")))
+        .build()?)
+}

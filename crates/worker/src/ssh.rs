@@ -1,0 +1,180 @@
+//! ssh agents of the build's owner, lent to a step or to git for as long as it runs.
+//! Owns what an agent is here, the socket it is reached by, and which of its requests are let through: a build may
+//! ask for signatures, and change nothing. Must not know ops. Read [`SshAgent`] first.
+
+mod keys;
+mod protocol;
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
+use stave_store::ScratchDir;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::{AbortHandle, JoinSet};
+
+pub use self::keys::{KeyError, SshKeys};
+use crate::worker::Shared;
+
+/// The id of the agent that nobody names.
+pub const DEFAULT_AGENT: &str = "default";
+
+/// Connections to one agent at the same time.
+const CONNECTION_LIMIT: usize = 64;
+
+/// Bytes of a socket's path that the kernel takes, with some room.
+const SOCKET_PATH_LIMIT: usize = 100;
+
+/// Name of the socket in its directory.
+const SOCKET_NAME: &str = "agent";
+
+/// An agent that may be asked for signatures.
+#[derive(Clone)]
+pub enum SshAgent {
+    /// One that listens at a socket of this machine.
+    Socket(PathBuf),
+    /// Keys that this process holds.
+    Keys(Arc<SshKeys>),
+    /// One that is reached in another way, such as through a client.
+    Remote(Arc<dyn AgentConnector>),
+}
+
+/// Shows no key.
+impl fmt::Debug for SshAgent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(path) => f.debug_tuple("Socket").field(path).finish(),
+            Self::Keys(keys) => write!(f, "Keys({})", keys.count()),
+            Self::Remote(_) => f.write_str("Remote"),
+        }
+    }
+}
+
+/// A connection to an agent.
+pub trait AgentStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> AgentStream for T {}
+
+/// Makes connections to an agent that is elsewhere.
+pub trait AgentConnector: Send + Sync {
+    /// One connection.
+    fn connect(&self) -> BoxFuture<'_, io::Result<Box<dyn AgentStream>>>;
+}
+
+/// Who may use a socket.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SocketOwner {
+    pub uid: u32,
+    pub gid: u32,
+    pub mode: u32,
+}
+
+impl SocketOwner {
+    /// This process's user.
+    pub(crate) fn own() -> Self {
+        Self { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw(), mode: 0o600 }
+    }
+}
+
+/// A socket behind which an agent answers, until it is dropped.
+pub(crate) struct AgentSocket {
+    serving: AbortHandle,
+    path: PathBuf,
+    _directory: OwnedFd,
+    _scratch: ScratchDir,
+}
+
+impl fmt::Debug for AgentSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AgentSocket").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl Drop for AgentSocket {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+impl AgentSocket {
+    /// Begins to listen. Must be called within a runtime.
+    pub(crate) fn open(agent: &SshAgent, owner: SocketOwner, shared: &Shared) -> io::Result<Self> {
+        let scratch = shared.store.scratch_dir().map_err(io::Error::other)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::openat(CWD, scratch.path(), flags, Mode::empty())?;
+        // A state directory may lie deeper than a socket's address is long.
+        let short = |process: &str| {
+            PathBuf::from(format!("/proc/{process}/fd/{}/{SOCKET_NAME}", directory.as_raw_fd()))
+        };
+        let listener = std::os::unix::net::UnixListener::bind(short("self"))?;
+        listener.set_nonblocking(true)?;
+        let real = scratch.path().join(SOCKET_NAME);
+        std::fs::set_permissions(&real, std::fs::Permissions::from_mode(owner.mode & 0o777))?;
+        rustix::fs::chown(&real, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)))?;
+        let path = if real.as_os_str().len() <= SOCKET_PATH_LIMIT {
+            real
+        } else {
+            short(&std::process::id().to_string())
+        };
+        let listener = UnixListener::from_std(listener)?;
+        let serving = tokio::spawn(serve(listener, agent.clone())).abort_handle();
+        Ok(Self { serving, path, _directory: directory, _scratch: scratch })
+    }
+
+    /// The socket, by a path that is short enough to connect to.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The socket, by its real path.
+    pub(crate) fn real_path(&self) -> PathBuf {
+        self._scratch.path().join(SOCKET_NAME)
+    }
+}
+
+/// Answers connections; those that are open end with it.
+async fn serve(listener: UnixListener, agent: SshAgent) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept(), if connections.len() < CONNECTION_LIMIT => match accepted {
+                Ok((stream, _)) => {
+                    let agent = agent.clone();
+                    connections.spawn(async move {
+                        if let Err(error) = answer(stream, &agent).await {
+                            tracing::debug!(%error, "a connection to an ssh agent broke");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "no more connections to an ssh agent");
+                    return;
+                }
+            },
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+        }
+    }
+}
+
+async fn answer(mut stream: UnixStream, agent: &SshAgent) -> io::Result<()> {
+    match agent {
+        SshAgent::Keys(keys) => protocol::serve(&mut stream, keys).await,
+        SshAgent::Socket(path) => {
+            let mut upstream = UnixStream::connect(path).await?;
+            protocol::relay(&mut stream, &mut upstream).await
+        }
+        SshAgent::Remote(connector) => {
+            let mut upstream = connector.connect().await?;
+            protocol::relay(&mut stream, &mut upstream).await
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
