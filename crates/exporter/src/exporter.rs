@@ -289,7 +289,7 @@ impl Exporter {
         .await
     }
 
-    fn context(&self) -> Context {
+    pub(crate) fn context(&self) -> Context {
         Context {
             store: self.store.clone(),
             client: self.client.clone(),
@@ -299,7 +299,7 @@ impl Exporter {
         }
     }
 
-    async fn blocking<T: Send + 'static>(
+    pub(crate) async fn blocking<T: Send + 'static>(
         &self,
         run: impl FnOnce(&Context) -> Result<T, ExportErrorKind> + Send + 'static,
     ) -> Result<T, ExportErrorKind> {

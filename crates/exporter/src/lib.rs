@@ -16,20 +16,24 @@ mod event;
 mod exporter;
 mod files;
 mod image;
+mod layer;
 mod merged;
 mod output;
 mod prepare;
 mod push;
 mod sink;
 mod spec;
+mod squash;
 mod tar_writer;
 
 pub use archive::{LoadSource, LoadedImage, MAX_ENTRIES, MAX_EXTENSION, MAX_IMAGES, MAX_LAYERS, MAX_SPOOL};
+pub use attestation::package_url;
 pub use compress::{DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL, GZIP_MEMBER, ZSTD_FRAME};
 pub use document::{CONTAINERD_NAME, CREATED, REF_NAME};
 pub use error::{ExportError, ExportErrorKind, LoadError, LoadErrorKind};
 pub use event::{ExportEvent, ExportEvents, ExportStep};
 pub use exporter::{ArchiveLayout, Exporter, SavedImage};
+pub use layer::LayerBlob;
 pub use image::{Attestation, ConfigDocument, Exported, Image, ImageLayerRef, file_name};
 pub use spec::{
     Annotation, AnnotationError, AnnotationLevel, Annotations, ArchiveDestination, ArchiveTarget,

@@ -216,7 +216,7 @@ fn clamp(image: &Image, format: &ImageFormat) -> Option<i64> {
     }
 }
 
-fn seal_layer(
+pub(crate) fn seal_layer(
     store: &Store,
     layer: &ImageLayerRef,
     epoch: Option<i64>,

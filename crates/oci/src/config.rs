@@ -57,6 +57,9 @@ pub struct ImageConfig {
     /// How each layer came to be, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
     pub history: Vec<History>,
+    /// Records of a build cache over the image's layers, base64 (BuildKit's inline cache).
+    #[serde(rename = "moby.buildkit.cache.v0", default, skip_serializing_if = "Option::is_none")]
+    pub inline_cache: Option<String>,
 }
 
 impl ImageConfig {

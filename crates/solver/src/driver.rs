@@ -97,8 +97,9 @@ pub(crate) async fn run<W: Worker>(
 impl<W: Worker> Driver<W> {
     fn submit(&mut self, submission: Submission<W>) {
         let Submission { job, plan, session, events, reply } = submission;
+        let imports = self.environment.has_imports(&session);
         self.jobs.insert(job, JobHandle { session, events, reply });
-        self.step(Event::Submit { job, plan });
+        self.step(Event::Submit { job, plan, imports });
     }
 
     fn answer(&mut self, task: TaskId, answer: Answer<W::Result>) {
@@ -151,16 +152,21 @@ impl<W: Worker> Driver<W> {
             Command::Load { task, node, record } => {
                 self.spawn(task, node, move |work| task::load(work, record));
             }
-            Command::Digest { task, node, input, selector } => {
-                self.spawn(task, node, move |work| task::digest(work, input, selector));
+            Command::Digest { task, node, position, input, selector } => {
+                self.spawn(task, node, move |work| task::digest(work, position, input, selector));
             }
             Command::Execute { task, node, inputs, entries, ignored } => {
                 let miss = Miss { entries, ignored };
                 self.spawn(task, node, move |work| task::execute(work, inputs, miss));
             }
-            Command::Lookup { task, key } => {
-                let environment = Arc::clone(&self.environment);
-                self.tasks.spawn(async move { (task, task::look_up(&environment, &key)) });
+            Command::LookElsewhere { task, node, contents } => {
+                self.spawn(task, node, move |work| task::look_elsewhere(work, contents));
+            }
+            Command::Import { task, node, record, entries } => {
+                self.spawn(task, node, move |work| task::import(work, record, entries));
+            }
+            Command::Lookup { task, node, key } => {
+                self.spawn(task, node, async move |work| task::found(&work, &key));
             }
             Command::Record { task, entries, record } => {
                 let environment = Arc::clone(&self.environment);

@@ -22,7 +22,7 @@ use stave_llb::Vertex;
 use crate::error::{ContractError, OpError, SolveError};
 use crate::event::Hit;
 use crate::solver::JobId;
-use crate::worker::{CacheMap, Selector};
+use crate::worker::{CacheMap, ImportedRecord, Selector};
 use node::{Demand, MapState, Node, Phase};
 use plan::{Identity, Plan};
 
@@ -48,7 +48,8 @@ pub(crate) struct Made<R> {
 /// Something that happened outside.
 #[derive(Debug)]
 pub(crate) enum Event<R> {
-    Submit { job: JobId, plan: Plan },
+    /// With `imports` the job brings caches made elsewhere.
+    Submit { job: JobId, plan: Plan, imports: bool },
     Cancel { job: JobId },
     Answer { task: TaskId, answer: Answer<R> },
 }
@@ -58,6 +59,9 @@ pub(crate) enum Event<R> {
 pub(crate) enum Answer<R> {
     Mapped(Result<CacheMap, OpError>),
     LookedUp(Option<CacheRecord>),
+    FoundElsewhere(Option<ImportedRecord>),
+    /// `None`: it could not be had.
+    Imported(Result<Option<Made<R>>, OpError>),
     /// `None`: the outputs are gone and the record has been removed.
     Loaded(Result<Option<Outputs<R>>, OpError>),
     Digested(Result<ContentDigest, OpError>),
@@ -77,11 +81,15 @@ pub(crate) enum Command<R> {
     /// Ask the worker for the cache map.
     Map { task: TaskId, node: NodeId },
     /// Ask the index.
-    Lookup { task: TaskId, key: CacheKey },
+    Lookup { task: TaskId, node: NodeId, key: CacheKey },
+    /// Ask the worker for a record made elsewhere; `contents` are the values that were read, by position.
+    LookElsewhere { task: TaskId, node: NodeId, contents: Vec<Option<R>> },
+    /// Ask the worker to bring a record made elsewhere, and record it under the keys.
+    Import { task: TaskId, node: NodeId, record: ImportedRecord, entries: Vec<KeyEntry> },
     /// Ask the worker for the outputs of a record.
     Load { task: TaskId, node: NodeId, record: Arc<CacheRecord> },
     /// Ask the worker for the content of an input.
-    Digest { task: TaskId, node: NodeId, input: R, selector: Selector },
+    Digest { task: TaskId, node: NodeId, position: usize, input: R, selector: Selector },
     /// Run the operation, persist its outputs and record them under the keys.
     /// With `ignored` the index is not asked again first.
     Execute { task: TaskId, node: NodeId, inputs: Vec<R>, entries: Vec<KeyEntry>, ignored: bool },
@@ -160,7 +168,7 @@ impl<R: Clone> Graph<R> {
     /// Takes one event as far as it goes.
     pub(crate) fn step(&mut self, event: Event<R>) -> Vec<Command<R>> {
         match event {
-            Event::Submit { job, plan } => self.submit(job, plan),
+            Event::Submit { job, plan, imports } => self.submit(job, plan, imports),
             Event::Cancel { job } => {
                 if self.jobs.contains_key(&job) {
                     self.end_job(job, Err(SolveError::Cancelled));
@@ -172,7 +180,7 @@ impl<R: Clone> Graph<R> {
         std::mem::take(&mut self.commands)
     }
 
-    fn submit(&mut self, job: JobId, plan: Plan) {
+    fn submit(&mut self, job: JobId, plan: Plan, imports: bool) {
         let mut ids = Vec::with_capacity(plan.vertices.len());
         for planned in plan.vertices {
             let inputs: Vec<(NodeId, u32)> =
@@ -187,6 +195,7 @@ impl<R: Clone> Graph<R> {
         for id in &ids {
             let Some(node) = self.nodes.get_mut(id) else { continue };
             node.jobs.insert(job);
+            node.imports |= imports;
             if matches!(node.phase, Phase::Running { .. }) {
                 reported.insert(*id);
             }

@@ -77,7 +77,7 @@ pub fn pinned_source(vertex: &Vertex, op: &SourceOp, pin: &str) -> KeyPart {
             builder.text("kind", "git").text("remote", &git.remote).text("subdir", &git.subdir);
         }
         SourceIdentifier::Http { url } => {
-            builder.text("kind", "http").text("url", url);
+            builder.text("kind", "http").text("url", &public_part(url));
         }
         SourceIdentifier::Local { .. } | SourceIdentifier::Unknown { .. } => {
             builder.text("kind", "other").text("identifier", raw);
@@ -121,6 +121,15 @@ fn pin(op: &SourceOp) -> Option<String> {
         SourceIdentifier::Http { .. } => op.attrs.get("http.checksum").cloned(),
         SourceIdentifier::Local { .. } | SourceIdentifier::Unknown { .. } => None,
     }
+}
+
+/// An address without user, password and query: keys are kept and shown.
+fn public_part(url: &str) -> String {
+    let plain = url.split(['?', '#']).next().unwrap_or_default();
+    let Some((scheme, rest)) = plain.split_once("://") else { return plain.to_owned() };
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    format!("{scheme}://{host}/{path}")
 }
 
 fn input_keys(vertex: &Vertex) -> Vec<InputKey> {

@@ -3,6 +3,7 @@
 //! Owns the trait [`Worker`] and the values that cross it. Must not know any implementation.
 //! Start with [`Worker`].
 
+use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
@@ -64,6 +65,47 @@ pub trait Worker: Send + Sync + 'static {
         &self,
         outputs: &[Self::Result],
     ) -> impl Future<Output = Result<Option<ResultId>, OpError>> + Send;
+
+    /// Whether a session brings caches made elsewhere. They are asked where the local one has missed.
+    fn has_imports(&self, _session: &Self::Session) -> bool {
+        false
+    }
+
+    /// Looks the vertex up in caches made elsewhere: by what stands below it in the graph, and by content for
+    /// the inputs whose values are in `contents`. Nothing is fetched yet. Trouble is a miss.
+    fn look_elsewhere(
+        &self,
+        _vertex: &Vertex,
+        _contents: &[Option<Self::Result>],
+        _cx: &JobContext<Self::Session>,
+    ) -> impl Future<Output = Option<ImportedRecord>> + Send {
+        async { None }
+    }
+
+    /// Brings the outputs of a record that [`Self::look_elsewhere`] found. `None` when they cannot be had.
+    fn import(
+        &self,
+        _record: &ImportedRecord,
+        _cx: &JobContext<Self::Session>,
+    ) -> impl Future<Output = Option<Vec<Self::Result>>> + Send {
+        async { None }
+    }
+
+    /// Hears that a vertex's result is known to the local cache, and of the inputs that were read for that.
+    fn found(&self, _vertex: &Vertex, _record: &CacheRecord, _session: &Self::Session) {}
+
+    /// Hears that an input of a vertex is about to be digested for its content.
+    fn reads(&self, _vertex: &Vertex, _position: usize, _input: &Self::Result, _session: &Self::Session) {}
+}
+
+/// A result found in a cache made elsewhere, in terms of the worker.
+#[derive(Clone)]
+pub struct ImportedRecord(pub Arc<dyn Any + Send + Sync>);
+
+impl fmt::Debug for ImportedRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ImportedRecord")
+    }
 }
 
 /// What identifies an operation and which of its inputs matter how.

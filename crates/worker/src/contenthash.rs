@@ -36,7 +36,11 @@ pub(crate) fn digest(
     let hash = Hash { known: Known { input, files } };
     let mut parts = Vec::with_capacity(paths.len());
     for path in paths {
-        let part = if path.is_filtered() { hash.filtered(path)? } else { hash.plain(&path.path, path.follow_links)? };
+        let part = if path.is_filtered() {
+            hash.filtered(path)?
+        } else {
+            hash.plain(&path.path, path.follow_links)?
+        };
         match part {
             Some(part) => parts.push(part),
             None => return Ok(None),

@@ -8,7 +8,7 @@ mod turn;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::FutureExt as _;
 use stave_cache::{CacheIndex, CacheKey, CacheRecord, KeyEntry, NewRecord, TOUCH_GRANULARITY};
@@ -21,7 +21,7 @@ use crate::event::{Broadcast, EventSubscription, Hit, Miss, SolveEvent};
 use crate::graph::{Answer, Made};
 use crate::key::label;
 use crate::solver::{JobId, Limits};
-use crate::worker::{JobContext, Selector, Worker};
+use crate::worker::{ImportedRecord, JobContext, Selector, Worker};
 
 /// What all tasks share.
 pub(super) struct Environment<W: Worker> {
@@ -59,6 +59,10 @@ impl<W: Worker> Environment<W> {
             files: permits(limits.files),
             digests: permits(limits.digests),
         }
+    }
+
+    pub(super) fn has_imports(&self, session: &W::Session) -> bool {
+        self.worker.has_imports(session)
     }
 
     fn permits_for(&self, op: &Op) -> &Semaphore {
@@ -116,6 +120,43 @@ pub(super) fn look_up<W: Worker, R>(environment: &Environment<W>, key: &CacheKey
     Answer::LookedUp(record)
 }
 
+/// Looks a key up, and tells the worker of what it finds.
+pub(super) fn found<W: Worker>(work: &Work<W>, key: &CacheKey) -> Answer<W::Result> {
+    let answer = look_up(&work.environment, key);
+    if let Answer::LookedUp(Some(record)) = &answer {
+        work.worker().found(&work.node.vertex, record, &work.node.session);
+    }
+    answer
+}
+
+pub(super) async fn look_elsewhere<W: Worker>(
+    work: Work<W>,
+    contents: Vec<Option<W::Result>>,
+) -> Answer<W::Result> {
+    let Some(_permit) = permit(&work.environment.digests, &work.cx.cancel).await else {
+        return Answer::FoundElsewhere(None);
+    };
+    let looking = work.worker().look_elsewhere(&work.node.vertex, &contents, &work.cx);
+    Answer::FoundElsewhere(caught(async { Ok(looking.await) }).await.unwrap_or(None))
+}
+
+pub(super) async fn import<W: Worker>(
+    work: Work<W>,
+    imported: ImportedRecord,
+    entries: Vec<KeyEntry>,
+) -> Answer<W::Result> {
+    let Some(_permit) = permit(&work.environment.sources, &work.cx.cancel).await else {
+        return Answer::Imported(Err(OpError::cancelled()));
+    };
+    let bringing = work.worker().import(&imported, &work.cx);
+    let outputs = tokio::select! {
+        outputs = caught(async { Ok(bringing.await) }) => outputs,
+        () = work.cx.cancel.cancelled() => return Answer::Imported(Err(OpError::cancelled())),
+    };
+    let Ok(Some(outputs)) = outputs else { return Answer::Imported(Ok(None)) };
+    Answer::Imported(keep(&work, outputs, &entries, Duration::ZERO).await.map(Some))
+}
+
 pub(super) async fn load<W: Worker>(work: Work<W>, record: Arc<CacheRecord>) -> Answer<W::Result> {
     let loaded = caught(work.worker().load(&record)).await;
     if let Ok(None) = &loaded {
@@ -127,9 +168,11 @@ pub(super) async fn load<W: Worker>(work: Work<W>, record: Arc<CacheRecord>) -> 
 
 pub(super) async fn digest<W: Worker>(
     work: Work<W>,
+    position: usize,
     input: W::Result,
     selector: Selector,
 ) -> Answer<W::Result> {
+    work.worker().reads(&work.node.vertex, position, &input, &work.node.session);
     let Some(_permit) = permit(&work.environment.digests, &work.cx.cancel).await else {
         return Answer::Digested(Err(OpError::cancelled()));
     };
@@ -201,7 +244,16 @@ async fn run<W: Worker>(
     start: Instant,
 ) -> Result<Made<W::Result>, OpError> {
     let outputs = caught(work.worker().execute(&work.node.vertex, inputs, &work.cx)).await?;
-    let duration = start.elapsed();
+    keep(work, outputs, entries, start.elapsed()).await
+}
+
+/// Makes outputs findable under the keys.
+async fn keep<W: Worker>(
+    work: &Work<W>,
+    outputs: Vec<W::Result>,
+    entries: &[KeyEntry],
+    duration: Duration,
+) -> Result<Made<W::Result>, OpError> {
     let result = caught(work.worker().persist(&outputs)).await?;
     let record = result.map(|result| {
         Arc::new(NewRecord {

@@ -78,6 +78,7 @@ impl<R: Clone> Graph<R> {
                 Phase::Gathering => self.leave_gathering(id),
                 Phase::Following { leader } => self.leave_following(id, leader),
                 Phase::Found { .. } if node.demand == Demand::Value => self.load(id),
+                Phase::FoundElsewhere { .. } if node.demand == Demand::Value => self.import(id),
                 _ => false,
             };
             if !moved {
@@ -170,12 +171,36 @@ impl<R: Clone> Graph<R> {
 
     fn look_up(&mut self, id: NodeId, stage: Stage, key: CacheKey) {
         let task = self.start(Purpose::Node(id));
-        self.commands.push(Command::Lookup { task, key });
+        self.commands.push(Command::Lookup { task, node: id, key });
         self.enter(id, Phase::LookingUp { stage, task });
     }
 
     /// The next phase after a look-up missed, or its record's outputs were gone.
     pub(super) fn missed(&mut self, id: NodeId, stage: Stage) {
+        if !self.look_elsewhere(id, stage) {
+            self.passed(id, stage);
+        }
+    }
+
+    /// Asks caches made elsewhere what the index did not know, if there are any.
+    fn look_elsewhere(&mut self, id: NodeId, stage: Stage) -> bool {
+        let node = &self.nodes[&id];
+        if !node.imports || node.ignore_cache {
+            return false;
+        }
+        let read = |(position, (input, output)): (usize, &(NodeId, u32))| {
+            let is_read = stage == Stage::Content && node.content_based(position);
+            if is_read { self.value(*input, *output)?.ok() } else { None }
+        };
+        let contents = node.inputs.iter().enumerate().map(read).collect();
+        let task = self.start(Purpose::Node(id));
+        self.commands.push(Command::LookElsewhere { task, node: id, contents });
+        self.enter(id, Phase::LookingElsewhere { stage, task });
+        true
+    }
+
+    /// The next phase after nobody knew the vertex by the keys of a stage.
+    pub(super) fn passed(&mut self, id: NodeId, stage: Stage) {
         match stage {
             Stage::Definition => self.after_definition(id),
             Stage::Result => self.after_result(id),
@@ -200,7 +225,7 @@ impl<R: Clone> Graph<R> {
         }
         match self.input_key(node, KeyKind::Result) {
             Some(entry) if !node.ignore_cache => self.look_up(id, Stage::Result, entry.key),
-            _ => self.after_result(id),
+            _ => self.missed(id, Stage::Result),
         }
         true
     }
@@ -212,7 +237,10 @@ impl<R: Clone> Graph<R> {
         for (position, (input, _)) in node.inputs.iter().enumerate() {
             if node.content_based(position) {
                 content = true;
-            } else if node.takes_part(position) && !matches!(self.name_of(*input), Some(Name::Known(_))) {
+            } else if node.takes_part(position)
+                && !node.imports
+                && !matches!(self.name_of(*input), Some(Name::Known(_)))
+            {
                 self.enter(id, Phase::Gathering);
                 return;
             }
@@ -238,7 +266,7 @@ impl<R: Clone> Graph<R> {
         let mut pending = std::collections::BTreeMap::new();
         for (position, input, selector) in wanted {
             let task = self.start(Purpose::Node(id));
-            self.commands.push(Command::Digest { task, node: id, input, selector });
+            self.commands.push(Command::Digest { task, node: id, position, input, selector });
             pending.insert(task, position);
         }
         if pending.is_empty() {
@@ -253,7 +281,7 @@ impl<R: Clone> Graph<R> {
         let node = &self.nodes[&id];
         match self.input_key(node, KeyKind::Content) {
             Some(entry) if !node.ignore_cache => self.look_up(id, Stage::Content, entry.key),
-            _ => self.enter(id, Phase::Gathering),
+            _ => self.missed(id, Stage::Content),
         }
     }
 

@@ -11,6 +11,7 @@ use super::{Answer, Command, Graph, NodeId, Purpose, TaskId};
 use crate::error::{ContractError, OpError};
 use crate::event::Hit;
 use crate::solver::JobId;
+use crate::worker::ImportedRecord;
 
 impl<R: Clone> Graph<R> {
     pub(super) fn node_answer(&mut self, id: NodeId, task: TaskId, answer: Answer<R>) {
@@ -45,6 +46,25 @@ impl<R: Clone> Graph<R> {
                         self.wake_users(id);
                     }
                     Ok(None) => self.missed(id, stage),
+                    Err(error) => self.fail_aside(id, error),
+                }
+            }
+            Answer::FoundElsewhere(record) => {
+                let Phase::LookingElsewhere { stage, .. } = node.phase else { return };
+                match record {
+                    Some(record) => self.found_elsewhere(id, record, stage),
+                    None => self.passed(id, stage),
+                }
+            }
+            Answer::Imported(outcome) => {
+                let Phase::Importing { stage, .. } = node.phase else { return };
+                match outcome {
+                    Ok(Some(made)) => {
+                        self.report_cached(id, Hit::Imported, None);
+                        self.enter(id, Phase::Done { outputs: made.outputs, record: made.record });
+                        self.wake_users(id);
+                    }
+                    Ok(None) => self.passed(id, stage),
                     Err(error) => self.fail_aside(id, error),
                 }
             }
@@ -97,6 +117,24 @@ impl<R: Clone> Graph<R> {
         }
         self.enter(id, Phase::Found { record, stage });
         self.wake_users(id);
+    }
+
+    fn found_elsewhere(&mut self, id: NodeId, record: ImportedRecord, stage: Stage) {
+        if self.nodes.get(&id).is_some_and(|node| node.demand < Demand::Value) {
+            self.report_cached(id, Hit::Imported, None);
+        }
+        self.enter(id, Phase::FoundElsewhere { record, stage });
+        self.wake_users(id);
+    }
+
+    pub(super) fn import(&mut self, id: NodeId) -> bool {
+        let Phase::FoundElsewhere { record, stage } = &self.nodes[&id].phase else { return false };
+        let (record, stage) = (record.clone(), *stage);
+        let entries = self.entries(&self.nodes[&id], None);
+        let task = self.start(Purpose::Node(id));
+        self.commands.push(Command::Import { task, node: id, record: record.clone(), entries });
+        self.enter(id, Phase::Importing { record, stage, task });
+        true
     }
 
     pub(super) fn load(&mut self, id: NodeId) -> bool {

@@ -13,7 +13,7 @@ use super::{NodeId, Outputs, TaskId};
 use crate::error::{OpError, SolveError};
 use crate::key::label;
 use crate::solver::JobId;
-use crate::worker::{CacheMap, InputKey};
+use crate::worker::{CacheMap, ImportedRecord, InputKey};
 
 /// How much of a node someone wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,6 +63,8 @@ pub(super) enum Phase<R> {
     Waiting,
     /// The index is asked for a key.
     LookingUp { stage: Stage, task: TaskId },
+    /// Caches made elsewhere are asked, because the index missed.
+    LookingElsewhere { stage: Stage, task: TaskId },
     /// For the identity of the inputs that take part.
     Identifying,
     /// For the values of the content-based inputs.
@@ -79,6 +81,10 @@ pub(super) enum Phase<R> {
     Found { record: Arc<CacheRecord>, stage: Stage },
     /// The worker loads a record's outputs.
     Loading { record: Arc<CacheRecord>, stage: Stage, task: TaskId },
+    /// A record made elsewhere was found; nothing is fetched.
+    FoundElsewhere { record: ImportedRecord, stage: Stage },
+    /// The worker brings its outputs.
+    Importing { record: ImportedRecord, stage: Stage, task: TaskId },
     /// The outputs are here.
     Done { outputs: Outputs<R>, record: Option<Arc<NewRecord>> },
     /// It, or something it stands on, failed.
@@ -88,7 +94,7 @@ pub(super) enum Phase<R> {
 /// What a node's result is called.
 pub(super) enum Name<'a> {
     Known(&'a ResultId),
-    /// It is there but of this session only.
+    /// It is there but of this session only, or nobody here has given it a name yet.
     Nameless,
 }
 
@@ -102,6 +108,8 @@ pub(super) struct Node<R> {
     pub(super) users: Vec<NodeId>,
     pub(super) jobs: BTreeSet<JobId>,
     pub(super) ignore_cache: bool,
+    /// A job of it brings caches made elsewhere.
+    pub(super) imports: bool,
     pub(super) demand: Demand,
     pub(super) map: MapState,
     pub(super) definition: DefinitionKey,
@@ -127,6 +135,7 @@ impl<R> Node<R> {
             users: Vec::new(),
             jobs: BTreeSet::new(),
             ignore_cache,
+            imports: false,
             demand: Demand::None,
             map: MapState::Unasked,
             definition: DefinitionKey::Unknown,
@@ -167,7 +176,9 @@ impl<R> Node<R> {
         match &self.phase {
             Phase::Found { record, .. } | Phase::Loading { record, .. } => Some(Name::Known(&record.result)),
             Phase::Done { record: Some(record), .. } => Some(Name::Known(&record.result)),
-            Phase::Done { record: None, .. } => Some(Name::Nameless),
+            Phase::Done { record: None, .. } | Phase::FoundElsewhere { .. } | Phase::Importing { .. } => {
+                Some(Name::Nameless)
+            }
             _ => None,
         }
     }
@@ -175,9 +186,11 @@ impl<R> Node<R> {
     /// The tasks the current phase waits for.
     pub(super) fn phase_tasks(&self) -> Vec<TaskId> {
         match &self.phase {
-            Phase::LookingUp { task, .. } | Phase::Running { task } | Phase::Loading { task, .. } => {
-                vec![*task]
-            }
+            Phase::LookingUp { task, .. }
+            | Phase::LookingElsewhere { task, .. }
+            | Phase::Running { task }
+            | Phase::Loading { task, .. }
+            | Phase::Importing { task, .. } => vec![*task],
             Phase::Digesting { pending } => pending.keys().copied().collect(),
             _ => Vec::new(),
         }

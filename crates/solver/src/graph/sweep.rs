@@ -130,9 +130,12 @@ impl<R: Clone> Graph<R> {
 /// Puts a phase nobody waits for back to where nothing runs. What is known stays known.
 fn rest<R>(phase: &mut Phase<R>) {
     match phase {
-        Phase::Found { .. } | Phase::Done { .. } | Phase::Failed(_) => {}
+        Phase::Found { .. } | Phase::FoundElsewhere { .. } | Phase::Done { .. } | Phase::Failed(_) => {}
         Phase::Loading { record, stage, .. } => {
             *phase = Phase::Found { record: record.clone(), stage: *stage };
+        }
+        Phase::Importing { record, stage, .. } => {
+            *phase = Phase::FoundElsewhere { record: record.clone(), stage: *stage };
         }
         _ => *phase = Phase::Waiting,
     }

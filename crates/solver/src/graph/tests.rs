@@ -1,5 +1,6 @@
 //! The state machine alone: scripted runs and random ones, against a worker of a few lines.
 
+mod imports;
 mod random;
 mod scenarios;
 
@@ -16,6 +17,7 @@ use stave_oci::Digest;
 use super::*;
 use crate::error::OpErrorKind;
 use crate::key::{cache_map, label};
+use crate::worker::ImportedRecord;
 
 /// A result: its name, `None` for a local context, and its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +91,17 @@ struct World {
     /// Results that can no longer be loaded.
     gone: BTreeSet<String>,
     names: u64,
+    /// Names a cache made elsewhere has, found by the graph alone or only once content was read.
+    elsewhere: BTreeMap<String, Elsewhere>,
+}
+
+/// How a cache made elsewhere answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Elsewhere {
+    ByGraph,
+    ByContent,
+    /// Found, but its layers are gone.
+    Vanished,
 }
 
 /// One graph in its world.
@@ -124,7 +137,7 @@ impl<'w> Bench<'w> {
         let all: Vec<Vertex> = vertices.iter().map(|v| (*v).clone()).collect();
         let output = Edge { vertex: target.digest.clone(), output: 0 };
         let plan = plan::plan_vertices(&all, &[output], session).expect("the fixture is in order");
-        self.step(Event::Submit { job: JobId(job), plan });
+        self.step(Event::Submit { job: JobId(job), plan, imports: !self.world.elsewhere.is_empty() });
     }
 
     fn step(&mut self, event: Event<Value>) {
@@ -141,6 +154,10 @@ impl<'w> Bench<'w> {
         let task = match &command {
             Command::Attach { node, vertex, .. } => {
                 self.vertices.insert(*node, Arc::clone(vertex));
+                return;
+            }
+            Command::Cached { node, hit: Hit::Imported, .. } => {
+                self.log.push(format!("imported {}", self.name(*node)));
                 return;
             }
             Command::Cached { node, .. } => {
@@ -169,11 +186,18 @@ impl<'w> Bench<'w> {
                 self.log.push(format!("load {}", self.name(*node)));
                 *task
             }
+            Command::Import { task, node, .. } => {
+                self.log.push(format!("import {}", self.name(*node)));
+                *task
+            }
             Command::Lookup { task, .. } => {
                 self.lookups += 1;
                 *task
             }
-            Command::Map { task, .. } | Command::Digest { task, .. } | Command::Record { task, .. } => *task,
+            Command::Map { task, .. }
+            | Command::Digest { task, .. }
+            | Command::LookElsewhere { task, .. }
+            | Command::Record { task, .. } => *task,
         };
         self.pending.push((task, command));
     }
@@ -192,6 +216,22 @@ impl<'w> Bench<'w> {
             Command::Load { record, .. } => Answer::Loaded(Ok(self.load(&record))),
             Command::Digest { input, selector, .. } => {
                 Answer::Digested(Ok(ContentDigest::of(format!("{}{selector:?}", input.content).as_bytes())))
+            }
+            Command::LookElsewhere { node, contents, .. } => {
+                let found = match self.world.elsewhere.get(&self.name(node)) {
+                    Some(Elsewhere::ByContent) => contents.iter().any(Option::is_some),
+                    Some(_) => true,
+                    None => false,
+                };
+                Answer::FoundElsewhere(found.then(|| ImportedRecord(Arc::new(()))))
+            }
+            Command::Import { node, entries, .. } => {
+                let name = self.name(node);
+                if self.world.elsewhere.get(&name) == Some(&Elsewhere::Vanished) {
+                    self.world.elsewhere.remove(&name);
+                    return Answer::Imported(Ok(None));
+                }
+                Answer::Imported(self.execute(node, &[], &entries).map(Some))
             }
             Command::Execute { node, inputs, entries, .. } => {
                 self.running.remove(&node);

@@ -1,0 +1,221 @@
+//! A directory with an OCI image layout, as BuildKit's clients write local caches.
+//!
+//! Owns its files: `blobs/`, `index.json` with one entry per tag, and the lock other clients take for it.
+//! Blobs appear by rename, so a reader never sees half of one. Start with [`LocalPlace`].
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use rustix::fs::{FlockOperation, flock};
+use stave_oci::{Descriptor, Digest, Hasher, Index, MAX_MANIFEST_SIZE, media_type};
+
+use super::{BlobReader, Content, Document, PlaceError, Written};
+
+/// The annotation with a manifest's name in the layout.
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
+/// A layout and the name of the cache in it.
+#[derive(Debug, Clone)]
+pub struct LocalPlace {
+    directory: PathBuf,
+    tag: String,
+    digest: Option<Digest>,
+}
+
+impl LocalPlace {
+    /// The cache `tag` in `directory`, or the manifest `digest` when given.
+    pub fn new(directory: PathBuf, tag: String, digest: Option<Digest>) -> Self {
+        Self { directory, tag, digest }
+    }
+
+    /// The same directory under another name.
+    pub(crate) fn named(&self, suffix: &str) -> Self {
+        Self { directory: self.directory.clone(), tag: format!("{}-{suffix}", self.tag), digest: None }
+    }
+
+    pub(super) async fn document(&self) -> Result<Option<Document>, PlaceError> {
+        let place = self.clone();
+        blocking(move || {
+            let (digest, media_type) = match &place.digest {
+                Some(digest) => (digest.clone(), None),
+                None => match place.index()?.and_then(|index| place.entry(&index)) {
+                    Some(entry) => (entry.digest, Some(entry.media_type)),
+                    None => return Ok(None),
+                },
+            };
+            let path = place.path(&digest);
+            let file = match File::open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(failed("open", &path, error)),
+            };
+            let mut bytes = Vec::new();
+            file.take(MAX_MANIFEST_SIZE + 1)
+                .read_to_end(&mut bytes)
+                .map_err(|error| failed("read", &path, error))?;
+            let found = digest_of(&bytes, &digest);
+            if found != digest {
+                return Err(PlaceError::Digest { expected: digest, found });
+            }
+            Ok(Some(Document { media_type, bytes: bytes.into() }))
+        })
+        .await
+    }
+
+    fn entry(&self, index: &Index) -> Option<Descriptor> {
+        let named =
+            |entry: &&Descriptor| entry.annotations.get(REF_NAME).is_some_and(|name| *name == self.tag);
+        index.manifests.iter().find(named).cloned()
+    }
+
+    fn index(&self) -> Result<Option<Index>, PlaceError> {
+        let path = self.directory.join("index.json");
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed("open", &path, error)),
+        };
+        let mut bytes = Vec::new();
+        file.take(MAX_MANIFEST_SIZE).read_to_end(&mut bytes).map_err(|error| failed("read", &path, error))?;
+        serde_json::from_slice(&bytes).map(Some).map_err(|source| PlaceError::Index { path, source })
+    }
+
+    pub(super) async fn blob(&self, digest: &Digest) -> Result<BlobReader, PlaceError> {
+        let path = self.path(digest);
+        match tokio::fs::File::open(&path).await {
+            Ok(file) => Ok(Box::pin(file)),
+            Err(error) => Err(failed("open", &path, error)),
+        }
+    }
+
+    pub(super) fn has_blob(&self, digest: &Digest) -> bool {
+        self.path(digest).is_file()
+    }
+
+    pub(super) async fn put_blob(&self, digest: &Digest, content: Content) -> Result<Written, PlaceError> {
+        if self.has_blob(digest) {
+            return Ok(Written::Kept);
+        }
+        let (place, digest) = (self.clone(), digest.clone());
+        blocking(move || {
+            let path = place.path(&digest);
+            place.write_aside(&path, |out| match content {
+                Content::Bytes(bytes) => out.write_all(&bytes),
+                Content::File(mut file) => io::copy(&mut file, out).map(drop),
+            })?;
+            Ok(Written::Sent)
+        })
+        .await
+    }
+
+    pub(super) async fn put_document(&self, kind: &str, bytes: Bytes) -> Result<Digest, PlaceError> {
+        let digest = Digest::sha256(&bytes);
+        let mut entry = Descriptor::of(kind, &bytes);
+        entry.annotations.insert(REF_NAME.to_owned(), self.tag.clone());
+        self.put_blob(&digest, Content::Bytes(bytes)).await?;
+        let place = self.clone();
+        blocking(move || place.update_index(entry)).await?;
+        Ok(digest)
+    }
+
+    /// Names a manifest, under the lock that other clients take, too.
+    fn update_index(&self, entry: Descriptor) -> Result<(), PlaceError> {
+        let lock_path = self.directory.join("index.json.lock");
+        let lock = File::options().write(true).create(true).truncate(false).open(&lock_path);
+        let lock = lock.map_err(|error| failed("open", &lock_path, error))?;
+        flock(&lock, FlockOperation::LockExclusive)
+            .map_err(|error| failed("lock", &lock_path, error.into()))?;
+        let mut index = self.index()?.unwrap_or_else(|| Index {
+            schema_version: 2,
+            media_type: Some(media_type::OCI_INDEX.to_owned()),
+            artifact_type: None,
+            manifests: Vec::new(),
+            subject: None,
+            annotations: std::collections::BTreeMap::new(),
+        });
+        let is_other = |old: &Descriptor| old.annotations.get(REF_NAME) != entry.annotations.get(REF_NAME);
+        index.manifests.retain(is_other);
+        index.manifests.push(entry);
+        let layout = self.directory.join("oci-layout");
+        if !layout.exists() {
+            self.write_aside(&layout, |out| out.write_all(br#"{"imageLayoutVersion":"1.0.0"}"#))?;
+        }
+        let text = serde_json::to_vec(&index).unwrap_or_default();
+        self.write_aside(&self.directory.join("index.json"), |out| out.write_all(&text))
+    }
+
+    /// Removes blobs that no named manifest reaches. `reachable` are those of manifests this program wrote.
+    ///
+    /// # Errors
+    /// [`PlaceError::File`].
+    pub fn remove_others(&self, reachable: &std::collections::HashSet<Digest>) -> Result<(), PlaceError> {
+        let directory = self.directory.join("blobs").join("sha256");
+        let entries = fs::read_dir(&directory).map_err(|error| failed("list", &directory, error))?;
+        for entry in entries {
+            let entry = entry.map_err(|error| failed("list", &directory, error))?;
+            let digest = format!("sha256:{}", entry.file_name().to_string_lossy());
+            let is_kept = digest.parse::<Digest>().is_ok_and(|digest| reachable.contains(&digest));
+            if !is_kept {
+                fs::remove_file(entry.path()).map_err(|error| failed("remove", &entry.path(), error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The manifests the layout's index names.
+    ///
+    /// # Errors
+    /// [`PlaceError`].
+    pub fn manifests(&self) -> Result<Vec<Descriptor>, PlaceError> {
+        Ok(self.index()?.map(|index| index.manifests).unwrap_or_default())
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        self.directory.join("blobs").join(digest.as_str().replacen(':', "/", 1))
+    }
+
+    fn write_aside(
+        &self,
+        path: &Path,
+        write: impl FnOnce(&mut File) -> io::Result<()>,
+    ) -> Result<(), PlaceError> {
+        let parent = path.parent().unwrap_or(&self.directory);
+        fs::create_dir_all(parent).map_err(|error| failed("create", parent, error))?;
+        let aside = parent.join(format!(".{}.{}", std::process::id(), unique()));
+        let written = File::create_new(&aside)
+            .and_then(|mut file| write(&mut file))
+            .and_then(|()| fs::rename(&aside, path));
+        if written.is_err() {
+            fs::remove_file(&aside).ok();
+        }
+        written.map_err(|error| failed("write", path, error))
+    }
+}
+
+/// A number that no other call of this process gives.
+fn unique() -> u64 {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+fn digest_of(bytes: &[u8], like: &Digest) -> Digest {
+    let mut hasher = Hasher::new(like.algorithm());
+    hasher.update(bytes);
+    hasher.finish()
+}
+
+fn failed(action: &'static str, path: &Path, source: io::Error) -> PlaceError {
+    PlaceError::File { action, path: path.to_owned(), source }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, PlaceError> + Send + 'static,
+) -> Result<T, PlaceError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(join) => std::panic::resume_unwind(join.into_panic()),
+    }
+}

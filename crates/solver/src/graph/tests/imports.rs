@@ -1,0 +1,68 @@
+//! Caches made elsewhere: asked after the index, brought only when needed, and no harm when they are gone.
+
+use super::Elsewhere::{ByContent, ByGraph, Vanished};
+use super::*;
+
+fn world(elsewhere: &[(&str, Elsewhere)]) -> World {
+    let elsewhere = elsewhere.iter().map(|(name, how)| ((*name).to_owned(), *how)).collect();
+    World { elsewhere, ..World::default() }
+}
+
+fn graph() -> [Vertex; 6] {
+    let base = image("base");
+    let a = run("a", &base);
+    let context = context();
+    let copied = copy("copy", &a, &context);
+    let b = run("b", &copied);
+    let c = run("c", &b);
+    [base, a, context, copied, b, c]
+}
+
+#[test]
+fn a_hit_by_the_graph_touches_nothing_below() {
+    let mut world = world(&[("a", ByGraph), ("b", ByGraph)]);
+    let base = image("base");
+    let a = run("a", &base);
+    let b = run("b", &a);
+    let log = solve(&mut world, &[&base, &a, &b], &b);
+    assert_eq!(log, ["import b", "cached base", "cached a", "imported b"]);
+    // What was brought is recorded here: the next build needs no other cache.
+    world.elsewhere.clear();
+    let log = solve(&mut world, &[&base, &a, &b], &b);
+    assert_eq!(log, ["load b", "cached base", "cached a", "cached b"]);
+}
+
+#[test]
+fn only_what_the_next_step_stands_on_is_brought() {
+    let mut world = world(&[("a", ByGraph), ("b", ByGraph)]);
+    let base = image("base");
+    let a = run("a", &base);
+    let b = run("b", &a);
+    let c = run("c", &b);
+    let log = solve(&mut world, &[&base, &a, &b, &c], &c);
+    assert_eq!(log, ["cached base", "cached a", "imported b", "import b", "run c"]);
+}
+
+#[test]
+fn a_copy_is_found_by_the_content_it_reads() {
+    let mut world = world(&[("a", ByGraph), ("copy", ByContent), ("b", ByGraph), ("c", ByGraph)]);
+    world.content.insert("context".into(), "files".into());
+    let graph = graph();
+    let all: Vec<&Vertex> = graph.iter().collect();
+    // The graph alone does not tell a copy's users apart, so their first look-up comes after the copy's.
+    let log = solve(&mut world, &all, &graph[5]);
+    assert!(log.contains(&"import c".to_owned()), "{log:?}");
+    let runs: Vec<&String> = log.iter().filter(|line| line.starts_with("run ")).collect();
+    assert_eq!(runs, ["run context"], "{log:?}");
+}
+
+#[test]
+fn layers_that_are_gone_are_a_miss() {
+    let mut world = world(&[("a", ByGraph), ("b", Vanished)]);
+    let base = image("base");
+    let a = run("a", &base);
+    let b = run("b", &a);
+    let log = solve(&mut world, &[&base, &a, &b], &b);
+    assert_eq!(log.last().map(String::as_str), Some("run b"), "{log:?}");
+    assert!(log.contains(&"import a".to_owned()), "{log:?}");
+}
