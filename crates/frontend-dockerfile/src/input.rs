@@ -206,3 +206,15 @@ pub fn is_archive(head: &[u8]) -> bool {
     const MAGIC: [&[u8]; 3] = [b"BZh", &[0x1f, 0x8b, 8], &[0xfd, b'7', b'z', b'X', b'Z', 0]];
     MAGIC.iter().any(|magic| head.starts_with(magic)) || head.get(257..262) == Some(b"ustar".as_slice())
 }
+
+/// A repository as a context: its source, and how that is shown.
+pub(crate) fn git_source(
+    text: &str,
+    keep_git_dir: bool,
+    commit_times: bool,
+) -> Result<(SourceOp, About), String> {
+    let git = git::parse_context(text).map_err(|cause| cause.to_string())?;
+    let git = git.ok_or_else(|| format!("invalid git context {text}"))?;
+    let op = git.context_source(keep_git_dir, commit_times);
+    Ok((op, About::named(format!("[internal] load git source {text}"))))
+}

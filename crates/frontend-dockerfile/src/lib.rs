@@ -25,6 +25,7 @@ pub mod diagnostic;
 mod dialect;
 pub mod dockerignore;
 mod duration;
+mod epoch;
 pub mod exchange;
 pub mod expand;
 mod flags;

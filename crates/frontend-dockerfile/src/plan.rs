@@ -4,6 +4,7 @@
 //! because a base image's environment takes part in expansion; [`crate::lower()`] expands them. Must
 //! not know operations. Start with [`BuildPlan`] and [`PlannedStage`].
 
+use stave_llb::Definition;
 use stave_oci::{Platform, Reference};
 
 use crate::{
@@ -24,6 +25,7 @@ mod stages;
 mod triggers;
 
 use links::Links;
+pub(crate) use links::context_name;
 use stages::StageReader;
 
 /// Everything lowering needs besides the resolved images.
@@ -37,6 +39,10 @@ pub struct BuildPlan {
     pub globals: Variables,
     /// `SOURCE_DATE_EPOCH` in seconds, if set.
     pub epoch: Option<i64>,
+    /// What knows that time where `SOURCE_DATE_EPOCH` names a source: a graph of one repository (whose
+    /// commit has a time) or download (`Last-Modified`). Whoever finds it out gives it as the build arg
+    /// and plans again; else the build has no such time.
+    pub epoch_source: Option<Definition>,
     /// All stages: those of the file first and in order, then one for each image that a `COPY --from`
     /// or a mount names. A stage only ever uses stages before it, or implicit ones.
     pub stages: Vec<PlannedStage>,
@@ -183,7 +189,8 @@ fn plan_sound(
         request,
         stages: links.finish()?,
         globals,
-        epoch,
+        epoch: epoch.seconds,
+        epoch_source: epoch.source,
         target,
         checks,
         warnings: Vec::new(),

@@ -11,8 +11,8 @@ use stave_llb::{
 };
 
 use crate::{
-    boolean, git,
-    input::{ContextSource, DOWNLOAD_NAME, download_op},
+    boolean,
+    input::{ContextSource, DOWNLOAD_NAME, download_op, git_source},
     path,
     request::PlanRequest,
 };
@@ -120,18 +120,6 @@ fn remote(graph: &mut GraphBuilder, request: &PlanRequest) -> Result<Option<Outp
 fn copied(graph: &mut GraphBuilder, from: Output, copy: CopyAction) -> Output {
     let step = FileStep { kind: FileActionKind::Copy(copy), source: Some(from) };
     graph.file(FileSpec { base: None, actions: vec![step], about: About::default() })
-}
-
-/// A repository as a context: its source, and how that is shown.
-pub(super) fn git_source(
-    text: &str,
-    keep_git_dir: bool,
-    commit_times: bool,
-) -> Result<(SourceOp, About), String> {
-    let git = git::parse_context(text).map_err(|cause| cause.to_string())?;
-    let git = git.ok_or_else(|| format!("invalid git context {text}"))?;
-    let op = git.context_source(keep_git_dir, commit_times);
-    Ok((op, About::named(format!("[internal] load git source {text}"))))
 }
 
 /// The option that narrows a local source down; none if all of it is used, or nothing is known.

@@ -13,13 +13,13 @@ use stave_oci::{ImageConfig, Platform};
 
 use super::{
     Lowering,
-    context::{follow_paths, git_source, json_list},
+    context::{follow_paths, json_list},
     error,
     stage::{StageState, empty_config},
 };
 use crate::{
     diagnostic::Diagnostic,
-    input::{LocalContext, NamedContext, download_op},
+    input::{LocalContext, NamedContext, download_op, git_source},
     path,
     plan::{ContextBase, StageIndex},
     request::ResolvedImage,

@@ -120,7 +120,7 @@ fn steps_are_named_and_numbered() {
     check_names(
         "FROM trigger\nENV A=b\nrun echo $A $B",
         &[
-            "[1/3] FROM docker.io/library/trigger:latest",
+            "[1/2] FROM docker.io/library/trigger:latest",
             "[2/3] ONBUILD RUN triggered",
             "[3/3] RUN echo b $B",
         ],

@@ -5,22 +5,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use stave_llb::Definition;
 use stave_oci::Reference;
 
 use crate::{
     ast::{Dockerfile, InstructionKind},
     check::{Checks, Rule},
     diagnostic::Diagnostic,
+    epoch::{self, EPOCH},
     expand::Expander,
     request::PlanRequest,
     scope::{Lookup as _, Variables},
-    source::Span,
 };
 
 use super::{BuildPlan, error};
-
-/// The variable that sets the time of everything a build makes.
-const EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 /// The global scope, and the names declared in the file.
 pub(super) fn build(
@@ -82,23 +80,32 @@ fn platform_arguments(dockerfile: &Dockerfile, request: &PlanRequest) -> Variabl
     globals
 }
 
+/// The time of everything the build makes.
+#[derive(Default)]
+pub(super) struct Epoch {
+    pub(super) seconds: Option<i64>,
+    pub(super) source: Option<Definition>,
+}
+
 /// The time of everything the build makes, in seconds; what stages see of it is brought into line.
 pub(super) fn settle_epoch(
     dockerfile: &Dockerfile,
     request: &mut PlanRequest,
     globals: &mut Variables,
-) -> Result<Option<i64>, Diagnostic> {
+) -> Result<Epoch, Diagnostic> {
     let declared = globals.value(EPOCH).filter(|value| !value.is_empty());
-    let Some(value) = request.build_args.get(EPOCH).map(String::as_str).or(declared) else { return Ok(None) };
-    // A local context has no time of its own to give.
-    let epoch = match value {
-        "" | "context" => None,
-        number => Some(number.parse::<i64>().map_err(|_| bad_epoch(dockerfile, number))?),
+    let Some(value) = request.build_args.get(EPOCH).map(String::as_str).or(declared) else {
+        return Ok(Epoch::default());
     };
-    let Some(seconds) = epoch else {
+    let epoch = match (value, value.parse::<i64>()) {
+        ("", _) => Epoch::default(),
+        (_, Ok(seconds)) => Epoch { seconds: Some(seconds), source: None },
+        (name, Err(_)) => Epoch { seconds: None, source: epoch::source(name, dockerfile, request, globals)? },
+    };
+    let Some(seconds) = epoch.seconds else {
         request.build_args.remove(EPOCH);
         globals.unset(EPOCH);
-        return Ok(None);
+        return Ok(epoch);
     };
     if let Some(given) = request.build_args.get_mut(EPOCH) {
         *given = seconds.to_string();
@@ -107,15 +114,6 @@ pub(super) fn settle_epoch(
         globals.set(EPOCH, seconds.to_string());
     }
     Ok(epoch)
-}
-
-fn bad_epoch(dockerfile: &Dockerfile, value: &str) -> Diagnostic {
-    let declaration = dockerfile.globals.iter().find(|instruction| match &instruction.kind {
-        InstructionKind::Arg(arguments) => arguments.iter().any(|argument| argument.name.text == EPOCH),
-        _ => false,
-    });
-    let span = declaration.map_or_else(Span::default, |instruction| instruction.span);
-    error(span, format!("invalid {EPOCH}: {value}")).with_help("give it as seconds since 1970")
 }
 
 /// Whether the bases are sound where no build arg is given.

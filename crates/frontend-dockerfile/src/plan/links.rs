@@ -374,7 +374,7 @@ fn context_key(name: &str, platform: &str) -> String {
 }
 
 /// A context's name as images are called for short, without `:latest`.
-fn context_name(name: &str) -> String {
+pub(crate) fn context_name(name: &str) -> String {
     match name.parse::<Reference>() {
         Ok(reference) => {
             let familiar = reference.familiar();
