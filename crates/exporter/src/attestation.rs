@@ -146,7 +146,7 @@ fn config(statements: &[Document]) -> Vec<u8> {
 }
 
 /// `pkg:docker/name@tag?platform=linux%2Famd64` (package-url's `docker` type).
-fn package_url(name: &Reference, platform: &Platform) -> String {
+pub fn package_url(name: &Reference, platform: &Platform) -> String {
     let familiar = name.familiar_name();
     let path: Vec<String> = familiar.split('/').map(escaped).collect();
     let version = name.tag().map(|tag| format!("@{}", escaped(tag))).unwrap_or_default();

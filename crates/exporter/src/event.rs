@@ -52,6 +52,8 @@ pub enum ExportStep {
     Archive,
     /// Files are copied.
     Files,
+    /// Layers are made one.
+    Squashing,
     /// An archive's layer is unpacked.
     LoadingLayer(Digest),
 }
@@ -71,6 +73,7 @@ impl fmt::Display for ExportStep {
             Self::PushingManifest(name) => write!(f, "pushing manifest for {name}"),
             Self::Archive => f.write_str("sending tarball"),
             Self::Files => f.write_str("copying files"),
+            Self::Squashing => f.write_str("squashing layers"),
             Self::LoadingLayer(digest) => write!(f, "loading layer {digest}"),
         }
     }

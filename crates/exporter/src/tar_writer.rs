@@ -148,6 +148,12 @@ impl<W: Write> TarWriter<W> {
         Ok(())
     }
 
+    /// An empty file whose name says that another one is gone.
+    pub(crate) fn whiteout(&mut self, path: &Path) -> io::Result<()> {
+        let path = tar_path(path, false);
+        self.header(&Header { path, mode: 0, ..Header::plain("", tar::EntryType::Regular, 0, 0) })
+    }
+
     /// Writes the two zero blocks that end a tar.
     pub(crate) fn finish(mut self) -> io::Result<W> {
         self.output.write_all(&[0; 2 * BLOCK as usize])?;
