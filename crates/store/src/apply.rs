@@ -13,6 +13,7 @@ use std::io::{self, Read};
 
 use stave_oci::{Algorithm, Compression, Digest, Hasher};
 
+use crate::cap::Reservation;
 use crate::{LayerError, LayerErrorKind, LayerId, Snapshot, Store, StoreError};
 use archive::Archive;
 use extract::Extractor;
@@ -95,7 +96,9 @@ impl Store {
         options: &ApplyOptions,
     ) -> Result<AppliedLayer, StoreError> {
         let mut active = self.prepare(&Snapshot::scratch())?.described(&options.description);
-        let stream = Hashing::new(decompress(archive, options.compression)?, options.limits.total_bytes);
+        let room = Reservation::new(self);
+        let stream =
+            Hashing::new(decompress(archive, options.compression)?, options.limits.total_bytes, room);
         let mut archive = Archive::new(stream, options.limits);
         let mut extractor = Extractor::new(active.upper(), self.inner.config.xattrs, options)?;
         loop {
@@ -109,7 +112,8 @@ impl Store {
                 .map_err(|kind| at(&entry.path, limit_passed(kind, &options.limits), &active))?;
         }
         extractor.finish().map_err(|kind| at(b"(directory times)", kind, &active))?;
-        let (diff_id, size) = archive.into_inner().finish().map_err(|error| {
+        // The room is held until the layer's row says what it takes.
+        let (diff_id, size, _room) = archive.into_inner().finish().map_err(|error| {
             at(b"(end)", limit_passed(LayerErrorKind::Stream(error), &options.limits), &active)
         })?;
         if let Some(expected) = options.diff_id.clone().filter(|expected| *expected != diff_id) {
@@ -177,17 +181,18 @@ struct Hashing<R> {
     hasher: Hasher,
     read: u64,
     limit: u64,
+    room: Reservation,
 }
 
 impl<R: Read> Hashing<R> {
-    fn new(inner: R, limit: u64) -> Self {
-        Self { inner, hasher: Hasher::new(Algorithm::Sha256), read: 0, limit }
+    fn new(inner: R, limit: u64, room: Reservation) -> Self {
+        Self { inner, hasher: Hasher::new(Algorithm::Sha256), read: 0, limit, room }
     }
 
     /// Reads the rest (an archive may be padded) and gives the digest and size of everything.
-    fn finish(mut self) -> io::Result<(Digest, u64)> {
+    fn finish(mut self) -> io::Result<(Digest, u64, Reservation)> {
         io::copy(&mut self, &mut io::sink())?;
-        Ok((self.hasher.finish(), self.read))
+        Ok((self.hasher.finish(), self.read, self.room))
     }
 }
 
@@ -199,6 +204,8 @@ impl<R: Read> Read for Hashing<R> {
         if self.read > self.limit {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
+        // What was read is about to be written; what that takes beyond its bytes is measured at the end.
+        self.room.grow(count as u64).map_err(io::Error::other)?;
         Ok(count)
     }
 }

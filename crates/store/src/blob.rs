@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use rusqlite::OptionalExtension as _;
 use stave_oci::{Algorithm, Digest, Hasher};
 
+use crate::cap::Reservation;
 use crate::database::now;
 use crate::fault::reach;
 use crate::removal::remove_tree;
@@ -22,6 +23,7 @@ pub struct BlobWriter {
     expected: Option<Digest>,
     limit: u64,
     written: u64,
+    room: Reservation,
 }
 
 /// The text of the I/O error that [`BlobWriter`] gives when its limit is passed.
@@ -87,6 +89,7 @@ impl io::Write for BlobWriter {
         if self.written + bytes.len() as u64 > self.limit {
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, TOO_LARGE));
         }
+        self.room.grow(bytes.len() as u64).map_err(io::Error::other)?;
         let count = self.file.write(bytes)?;
         self.hasher.update(&bytes[..count]);
         self.written += count as u64;
@@ -116,6 +119,7 @@ impl Store {
             expected: expected.cloned(),
             limit,
             written: 0,
+            room: Reservation::new(self),
         })
     }
 

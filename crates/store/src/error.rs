@@ -91,6 +91,16 @@ pub enum StoreError {
         /// How many images it fits.
         matches: usize,
     },
+    /// The store would pass its configured size.
+    #[error("the store is full: {used} of at most {cap} bytes are in use, and {wanted} more are needed")]
+    CapReached {
+        /// The most it may take.
+        cap: u64,
+        /// What it takes and cannot give back.
+        used: u64,
+        /// What was to be written.
+        wanted: u64,
+    },
     /// A record in the database that this program cannot read.
     #[error("stored record of {what} is damaged")]
     DamagedRecord {

@@ -24,6 +24,7 @@
 
 mod apply;
 mod blob;
+mod cap;
 mod clamp;
 mod database;
 mod diff;
@@ -37,6 +38,7 @@ mod image_set;
 mod journal;
 mod layer;
 mod lease;
+mod limits;
 mod mutable;
 pub mod owner;
 mod prune;
@@ -62,6 +64,7 @@ pub use image::{ImageLayer, ListedImage, LocalImage, StoredManifest};
 pub use image_set::{NamedImages, StoredAttestation};
 pub use layer::ActiveLayer;
 pub use lease::Lease;
+pub use limits::{DiskPolicy, FilterError, GcRule, KeepLimits, UsageFilter};
 pub use mutable::{MutableDir, Sharing};
 pub use prune::{ImagePrune, PruneRequest, Pruned};
 pub use snapshot::{LayerId, Snapshot, SnapshotError};

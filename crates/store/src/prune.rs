@@ -5,7 +5,7 @@
 //! still marked into the session's directory and deletes the rows. The slow removal comes last and
 //! blocks nobody. Killed in between, marked rows and moved files fall to the next sweep.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -15,9 +15,10 @@ use stave_oci::Digest;
 use crate::database::Failure;
 use crate::fault::reach;
 use crate::journal::{self, Line};
+use crate::limits::grace;
 use crate::reconcile::{self, move_aside};
 use crate::usage::rows;
-use crate::{LayerId, Store, StoreError, UsageId, UsageKind, UsageRecord};
+use crate::{KeepLimits, LayerId, Store, StoreError, UsageFilter, UsageId, UsageKind, UsageRecord};
 
 /// Which images go before their layers are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,8 +40,12 @@ pub struct PruneRequest {
     pub kinds: BTreeSet<UsageKind>,
     /// Only what was not used for this long.
     pub unused_for: Option<Duration>,
-    /// Stop when the store is down to this many bytes, the least recently used going first.
-    pub keep_bytes: Option<u64>,
+    /// Only what fulfils all of these.
+    pub filters: Vec<UsageFilter>,
+    /// Where to stop; what is least worth keeping goes first.
+    pub limits: KeepLimits,
+    /// How long it took to make layers: what is slow to make again stays longer.
+    pub costs: BTreeMap<LayerId, Duration>,
 }
 
 /// What was removed.
@@ -61,11 +66,28 @@ pub struct Pruned {
 impl PruneRequest {
     /// Everything that neither an image nor a live lease needs.
     pub fn unused() -> Self {
-        Self { images: ImagePrune::Keep, kinds: BTreeSet::new(), unused_for: None, keep_bytes: None }
+        Self {
+            images: ImagePrune::Keep,
+            kinds: BTreeSet::new(),
+            unused_for: None,
+            filters: Vec::new(),
+            limits: KeepLimits::default(),
+            costs: BTreeMap::new(),
+        }
     }
 
-    fn wants(&self, kind: UsageKind) -> bool {
-        self.kinds.is_empty() || self.kinds.contains(&kind)
+    fn wants(&self, record: &UsageRecord) -> bool {
+        let kind = self.kinds.is_empty() || self.kinds.contains(&record.id.kind());
+        kind && self.filters.iter().all(|filter| filter.matches(record))
+    }
+
+    /// When it counts as last used: later than it was if making it again takes long.
+    fn worth(&self, record: &UsageRecord) -> SystemTime {
+        let cost = match &record.id {
+            UsageId::Layer(layer) => self.costs.get(layer).copied().unwrap_or_default(),
+            UsageId::Blob(_) | UsageId::CacheMount(_) => Duration::ZERO,
+        };
+        record.last_used + grace(cost, record.size)
     }
 
     /// The latest last use that still goes.
@@ -82,12 +104,15 @@ impl Store {
         reconcile::sweep(&inner.root, &inner.database, &inner.session)?;
         self.measure_layers()?;
         let mounts = self.cache_mount_usage()?;
+        let (_, free) = self.file_system_bytes()?;
+        let internal = self.internal_bytes();
         let mut pruned = Pruned::default();
         let chosen = inner.database.write(|tx| {
             pruned.images = remove_images(tx, request)?;
             let mut records = rows(tx)?;
             records.extend(mounts);
-            let chosen = choose(records, request);
+            let used = internal + records.iter().map(|record| record.size).sum::<u64>();
+            let chosen = choose(records, request, used, request.limits.target(used, free));
             mark(tx, &chosen)?;
             Ok(chosen)
         })?;
@@ -108,6 +133,21 @@ impl Store {
             pruned.freed += record.size;
         }
         Ok(pruned)
+    }
+
+    /// Removes these layers, unless an image or a live lease needs them.
+    pub fn discard(&self, layers: &[LayerId]) -> Result<(), StoreError> {
+        let database = &self.inner.database;
+        let wanted = |record: &UsageRecord| matches!(&record.id, UsageId::Layer(id) if layers.contains(id));
+        database.write(|tx| {
+            let records = rows(tx)?.into_iter();
+            let chosen: Vec<UsageRecord> = records
+                .filter(|record| wanted(record) && !record.in_use && !record.in_image)
+                .collect();
+            mark(tx, &chosen)
+        })?;
+        let rubbish = database.write(|tx| self.move_marked(tx))?;
+        reconcile::remove_all(&rubbish)
     }
 
     /// Moves everything marked (by whomever) into the session's directory and deletes its rows.
@@ -155,18 +195,22 @@ fn remove_images(tx: &Transaction<'_>, request: &PruneRequest) -> Result<Vec<Dig
     Ok(ids)
 }
 
-/// What goes: the least recently used first, a layer before the older ones it may lie on.
-fn choose(mut records: Vec<UsageRecord>, request: &PruneRequest) -> Vec<UsageRecord> {
-    let mut total: u64 = records.iter().map(|record| record.size).sum();
+/// What goes: the least worth keeping first, a layer before the older ones it may lie on.
+fn choose(
+    mut records: Vec<UsageRecord>,
+    request: &PruneRequest,
+    mut total: u64,
+    target: Option<u64>,
+) -> Vec<UsageRecord> {
     let cutoff = request.cutoff();
-    records.sort_by(|a, b| (a.last_used, &b.id).cmp(&(b.last_used, &a.id)));
+    records.sort_by(|a, b| (request.worth(a), &b.id).cmp(&(request.worth(b), &a.id)));
     let mut chosen = Vec::new();
     for record in records {
-        if request.keep_bytes.is_some_and(|keep| total <= keep) {
+        if target.is_some_and(|keep| total <= keep) {
             break;
         }
         let old_enough = cutoff.is_none_or(|cutoff| record.last_used <= cutoff);
-        if old_enough && request.wants(record.id.kind()) && !record.in_use && !record.in_image {
+        if old_enough && request.wants(&record) && !record.in_use && !record.in_image {
             total -= record.size;
             chosen.push(record);
         }

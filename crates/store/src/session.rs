@@ -72,6 +72,15 @@ impl Session {
         Err(StoreError::io("find a free slot in", root.join("sessions"), busy))
     }
 
+    /// Tells other processes how many bytes this one is about to write.
+    pub(crate) fn announce(&self, bytes: u64) {
+        use std::os::unix::fs::FileExt as _;
+        // One write of fixed length: a reader sees the old number or the new one.
+        if let Err(error) = self.lock.write_all_at(format!("{bytes:020}").as_bytes(), OPEN.len() as u64) {
+            tracing::debug!(%error, "a reservation is not announced");
+        }
+    }
+
     /// What the session's leases are filed under.
     pub(crate) fn slot(&self) -> &str {
         &self.slot
@@ -145,6 +154,24 @@ pub(crate) fn dead_sessions(root: &Path, session: &Session) -> Result<Vec<DeadSe
         }
     }
     Ok(dead)
+}
+
+/// What live sessions other than `own` said they are about to write, in bytes.
+pub(crate) fn reserved_by_others(root: &Path, own: &Session) -> Result<u64, StoreError> {
+    let mut total = 0;
+    for slot in names(&root.join("sessions"))?.into_iter().filter(|slot| *slot != own.slot) {
+        let path = root.join("sessions").join(&slot);
+        let text = fs::read(&path).map_err(|error| StoreError::io("read", &path, error))?;
+        let number =
+            text.strip_prefix(OPEN).and_then(|rest| std::str::from_utf8(rest).ok()?.trim().parse().ok());
+        let Some(bytes) = number.filter(|bytes: &u64| *bytes > 0) else { continue };
+        let lock = File::open(&path).map_err(|error| StoreError::io("open", &path, error))?;
+        // A dead one writes nothing any more.
+        if flock(&lock, FlockOperation::NonBlockingLockShared).is_err() {
+            total += bytes;
+        }
+    }
+    Ok(total)
 }
 
 /// Whether any process has the store open.

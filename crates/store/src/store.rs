@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
 
 use crate::database::Database;
 use crate::durability::{self, Flusher};
@@ -79,7 +80,8 @@ pub(crate) struct Inner {
     pub(crate) policy: OnceLock<DiskPolicy>,
     /// Bytes that are about to be written by this process.
     pub(crate) reserved: AtomicU64,
-    pub(crate) making_room: Mutex<()>,
+    /// What the store took when that was last reckoned; held while room is made.
+    pub(crate) making_room: Mutex<Option<(Instant, u64)>>,
     pub(crate) session: Session,
 }
 
@@ -133,7 +135,7 @@ impl Store {
             reaper: Reaper::default(),
             policy: OnceLock::new(),
             reserved: AtomicU64::new(0),
-            making_room: Mutex::new(()),
+            making_room: Mutex::new(None),
             session,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -148,8 +150,9 @@ impl Store {
 
     /// Bytes of the file system the store is on: all, and what an ordinary user could still write.
     pub fn file_system_bytes(&self) -> Result<(u64, u64), StoreError> {
-        let found = rustix::fs::statvfs(self.root())
-            .map_err(|error| StoreError::io("look at the file system of", self.root(), error.into()))?;
+        let found = rustix::fs::statvfs(self.root()).map_err(|error| {
+            StoreError::io("look at the file system of", self.root(), std::io::Error::from(error))
+        })?;
         Ok((found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize))
     }
 

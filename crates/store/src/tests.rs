@@ -1,5 +1,6 @@
 //! Tests of the store as a whole: what survives, what is swept, what is collected.
 
+mod cap;
 mod clamps;
 mod collection;
 mod doctor;

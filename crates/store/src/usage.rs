@@ -55,6 +55,34 @@ pub struct UsageRecord {
 pub struct DiskUsage {
     /// Everything, the least recently used first.
     pub records: Vec<UsageRecord>,
+    /// What the store keeps for itself: its databases, journal, build records, manifests, fingerprints. No
+    /// collection frees it.
+    pub internal: u64,
+}
+
+impl UsageKind {
+    /// The kinds BuildKit's clients mean by a type's name.
+    pub(crate) fn named(name: &str) -> Option<Vec<Self>> {
+        Some(match name {
+            "layer" => vec![Self::Layer],
+            "blob" => vec![Self::Blob],
+            "regular" => vec![Self::Layer, Self::Blob],
+            "exec.cachemount" => vec![Self::CacheMount],
+            // Kinds that BuildKit knows and that take no room of their own here.
+            "internal" | "frontend" | "source.local" | "source.git.checkout" => Vec::new(),
+            _ => return None,
+        })
+    }
+}
+
+impl std::fmt::Display for UsageId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Layer(layer) => layer.fmt(f),
+            Self::Blob(digest) => f.write_str(digest.hex()),
+            Self::CacheMount(name) => f.write_str(name),
+        }
+    }
 }
 
 impl UsageId {
@@ -71,7 +99,7 @@ impl UsageId {
 impl DiskUsage {
     /// Allocated bytes of everything.
     pub fn total(&self) -> u64 {
-        self.records.iter().map(|record| record.size).sum()
+        self.internal + self.records.iter().map(|record| record.size).sum::<u64>()
     }
 
     /// Bytes that [`Store::prune`] could free now.
@@ -101,7 +129,16 @@ impl Store {
         let mut records = self.inner.database.read(rows)?;
         records.extend(self.cache_mount_usage()?);
         records.sort_by(|a, b| (a.last_used, &b.id).cmp(&(b.last_used, &a.id)));
-        Ok(DiskUsage { records })
+        Ok(DiskUsage { records, internal: self.internal_bytes() })
+    }
+
+    /// Allocated bytes of what is neither layer nor blob nor cache mount.
+    pub(crate) fn internal_bytes(&self) -> u64 {
+        let directories = [self.builds_directory(), self.manifest_directory(), self.fingerprint_directory()];
+        let below: u64 = directories.iter().filter_map(|path| allocated(path).ok()).sum();
+        let files = std::fs::read_dir(self.root()).into_iter().flatten().flatten();
+        let files = files.filter_map(|entry| entry.metadata().ok()).filter(std::fs::Metadata::is_file);
+        below + files.map(|file| std::os::unix::fs::MetadataExt::blocks(&file) * 512).sum::<u64>()
     }
 
     /// Measures the layers that were not yet.

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::Write as _;
 
 use super::{TestStore, count, layer, top};
-use crate::{ImagePrune, PruneRequest, Sharing, Snapshot, UsageKind};
+use crate::{ImagePrune, KeepLimits, PruneRequest, Sharing, Snapshot, UsageKind};
 
 #[test]
 fn what_nobody_needs_goes_and_frees_its_room() {
@@ -20,7 +20,7 @@ fn what_nobody_needs_goes_and_frees_its_room() {
     assert!(usage.reclaimable() >= 10_000, "{usage:?}");
     let pruned = test.other().prune(&PruneRequest::unused()).expect("a collection");
     assert_eq!((pruned.layers, pruned.blobs), (vec![top(&snapshot)], vec![digest]));
-    assert_eq!(pruned.freed, usage.total());
+    assert_eq!(pruned.freed, usage.total() - usage.internal);
     assert!(!test.store.exists(&snapshot).expect("an answer"));
     for directory in ["l", "blobs/sha256", "mutable"] {
         assert_eq!(count(&test.root().join(directory)), 0, "{directory}");
@@ -65,13 +65,15 @@ fn a_limit_spares_the_most_recently_used() {
     let content = "x".repeat(100_000);
     let layers: Vec<_> =
         (0..4).map(|index| test.layer(&Snapshot::scratch(), &index.to_string(), &content)).collect();
-    let size = test.store.disk_usage().expect("a listing").total() / 4;
+    let usage = test.store.disk_usage().expect("a listing");
+    let size = (usage.total() - usage.internal) / 4;
     test.store
         .inner
         .database
         .write(|tx| Ok(tx.execute("UPDATE layer SET used = 1000 + id % 2", [])?))
         .expect("made-up times");
-    let request = PruneRequest { keep_bytes: Some(size * 2), ..PruneRequest::unused() };
+    let limits = KeepLimits { max_used: Some(usage.internal + size * 2 + size / 2), ..KeepLimits::default() };
+    let request = PruneRequest { limits, ..PruneRequest::unused() };
     let pruned = test.store.prune(&request).expect("a collection");
     let mut gone = pruned.layers;
     gone.sort();
