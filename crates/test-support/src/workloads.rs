@@ -26,13 +26,48 @@ pub enum Workload {
     FanOutCpu,
     /// Sixty trivial RUN steps in a row.
     Chain60,
+    /// Two hundred of them.
+    Chain200,
     /// One RUN that writes 500 MB of mixed content.
     BigLayer,
+    /// One RUN that writes 2 GB of it.
+    BigLayer2G,
+    /// 200,000 small files, copied at once.
+    ManyFiles200k,
+    /// A base image of some 360 MB, and a step that needs it whole.
+    Toolchain,
+}
+
+/// A file that a workload's image must hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expected {
+    /// From the root, without a leading slash.
+    pub path: String,
+    /// What is in it.
+    pub content: Content,
+}
+
+/// What is known of a file, or of all files below a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// These bytes.
+    Text(String),
+    /// This many bytes.
+    Bytes(u64),
+    /// So many bytes or more.
+    AtLeast(u64),
+    /// So many files below, with so many bytes in all.
+    Folder {
+        /// Files, folders not counted.
+        files: u64,
+        /// Their lengths, summed.
+        bytes: u64,
+    },
 }
 
 impl Workload {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 12] = [
         Self::HelloC,
         Self::NodeApp,
         Self::PythonApp,
@@ -40,7 +75,11 @@ impl Workload {
         Self::FanOut,
         Self::FanOutCpu,
         Self::Chain60,
+        Self::Chain200,
         Self::BigLayer,
+        Self::BigLayer2G,
+        Self::ManyFiles200k,
+        Self::Toolchain,
     ];
 
     /// Its name on command lines and in tables.
@@ -53,7 +92,11 @@ impl Workload {
             Self::FanOut => "fan-out",
             Self::FanOutCpu => "fan-out-cpu",
             Self::Chain60 => "chain-60",
+            Self::Chain200 => "chain-200",
             Self::BigLayer => "big-layer",
+            Self::BigLayer2G => "big-layer-2g",
+            Self::ManyFiles200k => "many-files-200k",
+            Self::Toolchain => "toolchain",
         }
     }
 
@@ -71,15 +114,52 @@ impl Workload {
                 node_sources(&context)?;
             }
             Self::ManyFiles => many_files(&context, 20_000)?,
+            Self::ManyFiles200k => tiny_files(&context, 200_000)?,
             Self::FanOut => fs::write(context.join("Dockerfile"), fan_out("sleep 1"))?,
             Self::FanOutCpu => {
                 let busy = "i=0; while [ $i -lt 400000 ]; do i=$((i+1)); done";
                 fs::write(context.join("Dockerfile"), fan_out(busy))?;
             }
             Self::Chain60 => fs::write(context.join("Dockerfile"), chain(60))?,
-            Self::BigLayer => fs::write(context.join("Dockerfile"), BIG_LAYER)?,
+            Self::Chain200 => fs::write(context.join("Dockerfile"), chain(200))?,
+            Self::BigLayer => fs::write(context.join("Dockerfile"), big_layer(1))?,
+            Self::BigLayer2G => fs::write(context.join("Dockerfile"), big_layer(4))?,
+            Self::Toolchain => fs::write(context.join("Dockerfile"), TOOLCHAIN)?,
         }
         Ok(context)
+    }
+
+    /// What its image must hold, by whatever builder: files whose content does not depend on the day.
+    pub fn expected(self) -> Vec<Expected> {
+        let file = |path: String, content| Expected { path, content };
+        let text = |path: String, text: String| file(path, Content::Text(text));
+        let chain = |steps: u32| {
+            (1..=steps).map(|step| text(format!("f{step}"), format!("{step}\n"))).collect::<Vec<_>>()
+        };
+        match self {
+            Self::HelloC => vec![file("hello".to_owned(), Content::AtLeast(100_000))],
+            Self::NodeApp => {
+                vec![file("app/node_modules/express/package.json".to_owned(), Content::AtLeast(1))]
+            }
+            Self::PythonApp => vec![file("test-report.txt".to_owned(), Content::AtLeast(1))],
+            Self::ManyFiles => many_files_expected(20_000),
+            Self::ManyFiles200k => tiny_files_expected(200_000),
+            Self::FanOut | Self::FanOutCpu => {
+                (1..=12).map(|stage| text(format!("out/out{stage}"), format!("stage {stage}\n"))).collect()
+            }
+            Self::Chain60 => chain(60),
+            Self::Chain200 => chain(200),
+            Self::BigLayer | Self::BigLayer2G => {
+                let parts = if self == Self::BigLayer { 1 } else { 4 };
+                let part = |part: u32, (name, bytes): (&str, u64)| {
+                    file(format!("big/{part}/{name}"), Content::Bytes(bytes))
+                };
+                (1..=parts)
+                    .flat_map(|number| BIG_FILES.into_iter().map(move |one| part(number, one)))
+                    .collect()
+            }
+            Self::Toolchain => vec![text("done".to_owned(), "done\n".to_owned())],
+        }
     }
 }
 
@@ -108,10 +188,15 @@ pub fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
 
 /// `steps` RUN instructions, each writing one file.
 pub fn chain(steps: usize) -> String {
+    chain_called("", steps)
+}
+
+/// As [`chain`], with a name in each file, so that two chains share no step.
+pub fn chain_called(name: &str, steps: usize) -> String {
     let mut text = String::from("ARG REGISTRY=localhost:5000\nFROM ${REGISTRY}/busybox\n");
     for step in 1..=steps {
         // Writing to a String cannot fail.
-        let _infallible = writeln!(text, "RUN echo {step} > /f{step}");
+        let _infallible = writeln!(text, "RUN echo {name}{step} > /f{step}");
     }
     text
 }
@@ -129,14 +214,31 @@ fn fan_out(work: &str) -> String {
     text + &merge
 }
 
+const TOOLCHAIN: &str = "ARG REGISTRY=localhost:5000\nFROM ${REGISTRY}/gcc\nRUN echo done > /done\n";
+
+/// What one part of [`big_layer`] writes: names and lengths.
+const BIG_FILES: [(&str, u64); 5] = [
+    ("lines-1", 125_000_000),
+    ("lines-2", 125_000_000),
+    ("random", 60_000_000),
+    ("log", 65_000_000),
+    ("hex", 125_000_000),
+];
+
+/// One RUN that writes `parts` times 500 MB: some of it compresses well, some not at all.
+fn big_layer(parts: usize) -> String {
+    let numbers: Vec<String> = (1..=parts).map(|part| part.to_string()).collect();
+    BIG_LAYER.replace("PARTS", &numbers.join(" "))
+}
+
 const BIG_LAYER: &str = r#"ARG REGISTRY=localhost:5000
 FROM ${REGISTRY}/debian
-RUN mkdir /big && cd /big \
- && noise() { openssl enc -aes-128-ctr -K 0123456789abcdef0123456789abcde$1 -iv 00000000000000000000000000000000 -in /dev/zero 2>/dev/null; } \
- && noise 1 | base64 -w 76 | head -c 125000000 > lines-1; noise 2 | base64 -w 76 | head -c 125000000 > lines-2; \
-    noise 3 | head -c 60000000 > random; \
+RUN noise() { openssl enc -aes-128-ctr -K 0123456789abcdef0123456789abcd$1 -iv 00000000000000000000000000000000 -in /dev/zero 2>/dev/null; } \
+ && for part in PARTS; do mkdir -p /big/$part && cd /big/$part \
+ && noise ${part}1 | base64 -w 76 | head -c 125000000 > lines-1; noise ${part}2 | base64 -w 76 | head -c 125000000 > lines-2; \
+    noise ${part}3 | head -c 60000000 > random; \
     yes 'an ordinary line of a log, 2026-01-01T00:00:00Z level=info msg="all is well"' | head -c 65000000 > log; \
-    noise 4 | od -An -tx1 -v | head -c 125000000 > hex
+    noise ${part}4 | od -An -tx1 -v | head -c 125000000 > hex; done
 "#;
 
 fn node_sources(context: &Path) -> io::Result<()> {
@@ -159,18 +261,15 @@ fn node_sources(context: &Path) -> io::Result<()> {
 /// # Errors
 /// When a file cannot be written.
 pub fn many_files(context: &Path, count: usize) -> io::Result<()> {
-    let dockerfile = "ARG REGISTRY=localhost:5000\nFROM ${REGISTRY}/busybox\nWORKDIR /data\nCOPY . .\n";
-    fs::write(context.join("Dockerfile"), dockerfile)?;
+    fs::write(context.join("Dockerfile"), COPY_ALL)?;
     let mut noise = Noise(11);
     let text = noise.text(4_000_000).into_bytes();
     for file in 0..count {
-        let folder = context.join(format!("p{:03}/q{:02}", file / 1_000, file / 50 % 20));
+        let folder = context.join(folder(file));
         if file % 50 == 0 {
             fs::create_dir_all(&folder)?;
         }
-        // Most files are small, a few are large: the product of two uniform draws, squared.
-        let draw = noise.below(200) * noise.below(200);
-        let length = 200 + draw;
+        let length = length(&mut noise);
         let bytes = if file % 4 == 0 {
             noise.bytes(length)
         } else {
@@ -180,6 +279,56 @@ pub fn many_files(context: &Path, count: usize) -> io::Result<()> {
         fs::write(folder.join(format!("f{file:06}.dat")), bytes)?;
     }
     Ok(())
+}
+
+const COPY_ALL: &str = "ARG REGISTRY=localhost:5000\nFROM ${REGISTRY}/busybox\nWORKDIR /data\nCOPY . .\n";
+
+fn folder(file: usize) -> String {
+    format!("p{:03}/q{:02}", file / 1_000, file / 50 % 20)
+}
+
+/// Most files are small, a few are large: the product of two uniform draws.
+fn length(noise: &mut Noise) -> usize {
+    200 + noise.below(200) * noise.below(200)
+}
+
+/// What [`many_files`] adds up to below `/data/p`: the same draws without the writing.
+fn many_files_expected(count: usize) -> Vec<Expected> {
+    let mut noise = Noise(11);
+    let text = noise.text(4_000_000);
+    let mut total = 0;
+    for file in 0..count {
+        let length = length(&mut noise);
+        if file % 4 == 0 {
+            drop(noise.bytes(length));
+        } else {
+            noise.below(text.len() - length);
+        }
+        total += length as u64;
+    }
+    let content = Content::Folder { files: count as u64, bytes: total };
+    vec![Expected { path: "data/p".to_owned(), content }]
+}
+
+/// Writes `count` files of one line each and a Dockerfile that copies them.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn tiny_files(context: &Path, count: usize) -> io::Result<()> {
+    fs::write(context.join("Dockerfile"), COPY_ALL)?;
+    for file in 0..count {
+        let folder = context.join(folder(file));
+        if file % 50 == 0 {
+            fs::create_dir_all(&folder)?;
+        }
+        fs::write(folder.join(format!("f{file:06}.dat")), format!("{file}\n"))?;
+    }
+    Ok(())
+}
+
+fn tiny_files_expected(count: usize) -> Vec<Expected> {
+    let bytes = (0..count).map(|file| file.to_string().len() as u64 + 1).sum();
+    vec![Expected { path: "data/p".to_owned(), content: Content::Folder { files: count as u64, bytes } }]
 }
 
 /// A small deterministic generator (splitmix64): test content needs no better one.
@@ -248,10 +397,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_expected_is_what_is_written() {
+        let check = |write: fn(&Path, usize) -> io::Result<()>, expected: Vec<Expected>| {
+            let context = tempfile::tempdir().expect("a folder");
+            write(context.path(), 1_100).expect("writes");
+            let mut found = (0, 0);
+            for outer in fs::read_dir(context.path()).expect("is there").flatten() {
+                let inner = fs::read_dir(outer.path()).into_iter().flatten().flatten();
+                for file in inner.flat_map(|inner| fs::read_dir(inner.path()).expect("a folder").flatten()) {
+                    found = (found.0 + 1, found.1 + file.metadata().expect("a file").len());
+                }
+            }
+            let content = Content::Folder { files: found.0, bytes: found.1 };
+            assert_eq!(expected, [Expected { path: "data/p".to_owned(), content }]);
+        };
+        check(many_files, many_files_expected(1_100));
+        check(tiny_files, tiny_files_expected(1_100));
+    }
+
+    #[test]
     fn every_workload_has_a_dockerfile() {
         let folder = tempfile::tempdir().expect("a folder");
         for workload in Workload::ALL {
-            if workload != Workload::ManyFiles {
+            if !matches!(workload, Workload::ManyFiles | Workload::ManyFiles200k) {
                 let context = workload.write(folder.path()).expect("writes");
                 assert!(context.join("Dockerfile").is_file(), "{}", workload.name());
             }

@@ -1,147 +1,175 @@
 //! `cargo xtask bench`: stave and the peers on this machine, in alternation, medians and ratios.
 //!
-//! Start with [`run`]. A round times each builder once on each operation, so that a noisy minute
-//! falls on all of them; a ratio is the median of the rounds' ratios.
+//! Start with [`run`]. A round times each builder once on each operation, in an order that changes from
+//! round to round, so that a noisy minute falls on all of them; a ratio is the median of the rounds'
+//! ratios. What a builder makes is looked at before its figures count.
 
-mod peer;
+mod builder;
+mod case;
+mod daemon;
+mod growth;
+mod invocation;
+mod machine_facts;
 mod table;
+mod usage;
+mod verify;
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use clap::Args;
-use stave_test_support::workloads::Workload;
 
 use crate::registry::Registry;
 use crate::{Failure, images, machine};
-use peer::Builder;
+use builder::{Builder, Wish};
+use case::{Case, Operation};
+use machine_facts::MachineFacts;
 use table::{Measurement, Table};
+use usage::Usage;
 
 /// What to measure.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Peers to measure beside stave (buildah, podman, docker, buildkit); default: those that are installed.
+    /// Peers to measure beside stave (buildkit, docker, buildah, podman); default: those that are installed.
     #[arg(long, value_delimiter = ',')]
     peer: Option<Vec<String>>,
     /// Rounds; each builder does each operation once a round.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Workload names; default: all.
+    /// How each figure grows with steps, files, layers and concurrent builds, as a plot; measures nothing else.
+    #[arg(long)]
+    growth: bool,
+    /// A program to measure in place of the release build.
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
+    /// An earlier build of stave to measure beside it, as a peer called `before`.
+    #[arg(long, value_name = "FILE")]
+    before: Option<PathBuf>,
+    /// Workload names; default: all that need less than 2 GB of disk and no network.
     workloads: Vec<String>,
-}
-
-/// What is done with a workload.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Operation {
-    /// No cache is used; base images are present.
-    Cold,
-    /// The same build again.
-    Warm,
-    /// One file of the context has changed.
-    OneFile,
-}
-
-impl Operation {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Cold => "cold",
-            Self::Warm => "warm",
-            Self::OneFile => "one file changed",
-        }
-    }
 }
 
 /// Measures and prints.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     machine::require_root()?;
     machine::install(images::PACKAGES)?;
-    let stave = machine::release_binary()?;
+    machine::install(&["time"])?;
+    let stave = match &options.program {
+        Some(program) => program.canonicalize()?,
+        None => machine::release_binary()?,
+    };
     let registry = Registry::start(&images::storage())?;
     images::make(&stave, &registry, images::ALL)?;
     let folder = crate::root().join("target/bench");
-    let builders = Builder::select(&stave, options.peer.as_deref(), &folder)?;
-    let mut table = Table::new(builders.iter().map(|builder| builder.name().to_owned()).collect());
-    for workload in select(&options.workloads)? {
-        let context = workload.write(&folder.join("contexts"))?;
-        // One untimed build each: base images get pulled, package caches get warm.
-        for builder in &builders {
-            builder.build(&context, &registry.host(), Operation::Warm)?;
+    std::fs::create_dir_all(&folder)?;
+    if options.growth {
+        return growth::run(&stave, &registry.host(), &folder, options.rounds);
+    }
+    let mut bench = Bench {
+        builders: Builder::select(&stave, options, &folder, &registry.host())?,
+        registry: registry.host(),
+        rounds: options.rounds.max(1),
+        facts: MachineFacts::read(),
+        folder,
+        table: Table::default(),
+    };
+    for case in Case::select(&options.workloads)? {
+        bench.measure(&case)?;
+    }
+    bench.report()
+}
+
+struct Bench {
+    builders: Vec<Builder>,
+    registry: String,
+    rounds: usize,
+    facts: MachineFacts,
+    folder: PathBuf,
+    table: Table,
+}
+
+impl Bench {
+    fn measure(&mut self, case: &Case) -> Result<(), Failure> {
+        eprintln!("xtask: measuring {}", case.name());
+        let context = case.write(&self.folder.join("contexts"))?;
+        let able: Vec<usize> =
+            (0..self.builders.len()).filter(|&index| self.builders[index].can(case)).collect();
+        for &index in &able {
+            // Base images get pulled, package caches get warm, and the result is looked at.
+            let builder = &self.builders[index];
+            if let Some(expected) = case.expected() {
+                verify::check(builder, &context, &expected)?;
+            }
+            if case.operations().contains(&Operation::Import) {
+                builder.perform(case, &context, &Wish::export(&self.reference(case, builder, 0)))?;
+            }
         }
-        for round in 0..options.rounds {
-            for operation in [Operation::Cold, Operation::Warm, Operation::OneFile] {
-                for builder in &builders {
-                    prepare(&context, operation, round, builder)?;
-                    let wall = timed(|| builder.build(&context, &registry.host(), operation))?;
-                    table.add(Measurement {
-                        workload: workload.name(),
+        for round in 0..self.rounds {
+            for &operation in case.operations() {
+                for turn in 0..able.len() {
+                    let index = able[(turn + round) % able.len()];
+                    let usage = self.once(case, operation, &context, (index, round))?;
+                    self.table.add(Measurement {
+                        workload: case.name(),
                         operation: operation.name(),
-                        builder: builder.name().to_owned(),
-                        wall,
+                        builder: self.builders[index].name(),
+                        round,
+                        usage,
                     });
                 }
             }
         }
+        Ok(())
     }
-    start_times(&builders, &registry, options.rounds, &mut table)?;
-    println!("{}", table.markdown());
-    let report = folder.join("results.json");
-    std::fs::write(&report, table.json())?;
-    println!("written to {}", report.display());
-    Ok(())
-}
 
-fn select(names: &[String]) -> Result<Vec<Workload>, Failure> {
-    if names.is_empty() {
-        return Ok(Workload::ALL.to_vec());
-    }
-    let find = |name: &String| Workload::ALL.into_iter().find(|workload| workload.name() == name);
-    names
-        .iter()
-        .map(|name| find(name).ok_or_else(|| format!("no workload is called {name}").into()))
-        .collect()
-}
-
-/// Changes a file that only the last COPY of the context reads.
-fn prepare(context: &Path, operation: Operation, round: usize, builder: &Builder) -> Result<(), Failure> {
-    if operation == Operation::OneFile {
-        let text = format!("{round} {}\n", builder.name());
-        std::fs::write(changed_file(context), text)?;
-    }
-    Ok(())
-}
-
-fn changed_file(context: &Path) -> PathBuf {
-    context.join("changed.txt")
-}
-
-fn timed(work: impl FnOnce() -> Result<(), Failure>) -> Result<Duration, Failure> {
-    let start = Instant::now();
-    work()?;
-    Ok(start.elapsed())
-}
-
-/// `run --rm busybox true`, for builders that can.
-fn start_times(
-    builders: &[Builder],
-    registry: &Registry,
-    rounds: usize,
-    table: &mut Table,
-) -> Result<(), Failure> {
-    let image = format!("{}/busybox", registry.host());
-    let runners: Vec<&Builder> = builders.iter().filter(|builder| builder.can_run()).collect();
-    for builder in &runners {
-        builder.run(&image)?;
-    }
-    for _ in 0..rounds.max(1) * 5 {
-        for builder in &runners {
-            let wall = timed(|| builder.run(&image))?;
-            table.add(Measurement {
-                workload: "run busybox true",
-                operation: "start",
-                builder: builder.name().to_owned(),
-                wall,
-            });
+    fn once(
+        &self,
+        case: &Case,
+        operation: Operation,
+        context: &Path,
+        (index, round): (usize, usize),
+    ) -> Result<Usage, Failure> {
+        let builder = &self.builders[index];
+        let reference = self.reference(case, builder, round);
+        match operation {
+            Operation::Start => builder.start(&format!("{}/busybox", self.registry)),
+            Operation::Cold => builder.perform(case, context, &Wish::cold()),
+            Operation::Warm => {
+                // The one before may have been another operation, or another builder's change.
+                builder.perform(case, context, &Wish::default())?;
+                builder.perform(case, context, &Wish::default())
+            }
+            Operation::OneFile => {
+                builder.perform(case, context, &Wish::default())?;
+                // Only the last COPY of a context reads this file.
+                std::fs::write(context.join("changed.txt"), format!("{round} {}\n", builder.name()))?;
+                builder.perform(case, context, &Wish::default())
+            }
+            Operation::Edits => builder.edits(case, context, round),
+            Operation::PushGzip => builder.perform(case, context, &Wish::push(&reference, "gzip")),
+            Operation::PushZstd => builder.perform(case, context, &Wish::push(&reference, "zstd")),
+            Operation::Fresh => builder.fresh(round)?.perform(case, context, &Wish::default()),
+            Operation::Import => {
+                let exported = self.reference(case, builder, 0);
+                builder.fresh(round)?.perform(case, context, &Wish::import(&exported))
+            }
         }
     }
-    Ok(())
+
+    /// A name of its own for what one builder pushes in one round: nothing is there already.
+    fn reference(&self, case: &Case, builder: &Builder, round: usize) -> String {
+        let nonce = std::process::id();
+        format!("{}/bench/{}-{}:{nonce}-{round}", self.registry, case.name(), builder.name())
+    }
+
+    fn report(self) -> Result<(), Failure> {
+        let names: Vec<&'static str> = self.builders.iter().map(Builder::name).collect();
+        let versions: Vec<String> = self.builders.iter().map(Builder::version).collect();
+        let facts = self.facts.describe(&versions);
+        let text = format!("{facts}\n{}", self.table.markdown(&names));
+        println!("{text}");
+        std::fs::write(self.folder.join("results.md"), &text)?;
+        std::fs::write(self.folder.join("results.json"), self.table.json(&facts))?;
+        println!("written to {}/results.{{md,json}}", self.folder.display());
+        Ok(())
+    }
 }
