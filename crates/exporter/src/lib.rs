@@ -10,6 +10,7 @@
 mod archive;
 mod attestation;
 mod compress;
+pub mod contents;
 mod document;
 mod error;
 mod event;

@@ -1,6 +1,6 @@
 //! The local image store: a metadata write. Nothing is compressed or copied for it.
 
-use stave_oci::Reference;
+use stave_oci::{Platform, Reference};
 use stave_store::{ImageLayer, LocalImage, StoredAttestation, StoredManifest};
 
 use crate::document::Document;
@@ -17,20 +17,24 @@ pub(crate) fn put(
     manifests: &[Document],
     names: &[Reference],
 ) -> Result<(LocalImage, u64), ExportErrorKind> {
-    let local: Vec<LocalImage> =
+    let mut local: Vec<LocalImage> =
         images.iter().enumerate().map(|(index, image)| local(image, manifests.get(index))).collect();
+    // What a name alone means is what runs here, if that is among them.
+    let host = Platform::host();
+    local.sort_by_key(|image| !image.platform.matches(&host));
     let first = local.first().cloned().ok_or(ExportErrorKind::NoImage)?;
     context.store.put_images(names, &local)?;
-    for (image, local) in images.iter().zip(&local) {
+    for image in images {
+        let id = image.id();
         let attestations = image.image.attestations.iter().map(|one| StoredAttestation {
             predicate_type: one.predicate_type.clone(),
             predicate: one.predicate.clone(),
         });
         let attestations: Vec<_> = attestations.collect();
         if !attestations.is_empty() {
-            context.store.set_attestations(&local.id, &attestations)?;
+            context.store.set_attestations(&id, &attestations)?;
         }
-        context.events.done(ExportStep::Config(local.id.clone()));
+        context.events.done(ExportStep::Config(id));
     }
     for name in names {
         context.events.done(ExportStep::Naming(name.canonical()));
