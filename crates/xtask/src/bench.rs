@@ -91,16 +91,14 @@ impl Bench {
     fn measure(&mut self, case: &Case) -> Result<(), Failure> {
         eprintln!("xtask: measuring {}", case.name());
         let context = case.write(&self.folder.join("contexts"))?;
-        let able: Vec<usize> =
-            (0..self.builders.len()).filter(|&index| self.builders[index].can(case)).collect();
-        for &index in &able {
-            // Base images get pulled, package caches get warm, and the result is looked at.
-            let builder = &self.builders[index];
-            if let Some(expected) = case.expected() {
-                verify::check(builder, &context, &expected)?;
-            }
-            if case.operations().contains(&Operation::Import) {
-                builder.perform(case, &context, &Wish::export(&self.reference(case, builder, 0)))?;
+        let mut able = Vec::new();
+        for (index, builder) in self.builders.iter().enumerate().filter(|(_, builder)| builder.can(case)) {
+            match self.prepare(case, builder, &context) {
+                Ok(()) => able.push(index),
+                Err(problem) if builder.is_peer() => {
+                    eprintln!("xtask: {} is left out of {}: {problem}", builder.name(), case.name());
+                }
+                Err(problem) => return Err(problem),
             }
         }
         for round in 0..self.rounds {
@@ -117,6 +115,17 @@ impl Bench {
                     });
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Base images get pulled, package caches get warm, and the result is looked at.
+    fn prepare(&self, case: &Case, builder: &Builder, context: &Path) -> Result<(), Failure> {
+        if let Some(expected) = case.expected() {
+            verify::check(builder, context, &expected)?;
+        }
+        if case.operations().contains(&Operation::Import) {
+            builder.perform(case, context, &Wish::export(&self.reference(case, builder, 0)))?;
         }
         Ok(())
     }

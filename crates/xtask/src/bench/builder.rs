@@ -113,6 +113,10 @@ impl Builder {
         self.kind.name()
     }
 
+    pub(crate) fn is_peer(&self) -> bool {
+        self.kind != Kind::Stave
+    }
+
     pub(crate) fn version(&self) -> String {
         let text = machine::read(Command::new(&self.program).arg("--version")).unwrap_or_default();
         format!("{}: {}", self.name(), text.lines().next().unwrap_or("unknown version"))

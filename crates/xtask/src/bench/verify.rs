@@ -63,6 +63,8 @@ fn contents(stream: impl Read) -> Result<BTreeMap<String, Found>, Failure> {
         };
         found.insert(name, content);
     }
+    // Some print an id after the archive, and would die of a closed pipe.
+    std::io::copy(&mut archive.into_inner(), &mut std::io::sink())?;
     Ok(found)
 }
 
