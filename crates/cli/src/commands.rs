@@ -1,9 +1,13 @@
 //! The commands: one module each, with `Arguments` and `run`.
 
 pub(crate) mod build;
+mod builds;
 mod debug;
 mod disk;
+mod explain;
 mod image;
+mod info;
+mod limits;
 mod login;
 mod run;
 mod transfer;
@@ -18,6 +22,7 @@ pub(crate) enum Command {
     Build(Box<build::Arguments>),
     Run(Box<run::Arguments>),
     Images(image::ListArguments),
+    Image(Box<image::Arguments>),
     Pull(transfer::PullArguments),
     Push(transfer::PushArguments),
     Tag(image::TagArguments),
@@ -28,10 +33,14 @@ pub(crate) enum Command {
     History(image::HistoryArguments),
     Login(login::LoginArguments),
     Logout(login::LogoutArguments),
+    Explain(explain::Arguments),
+    Logs(builds::LogArguments),
+    Builds(builds::Arguments),
     Du(disk::UsageArguments),
-    Prune(disk::PruneArguments),
+    Prune(disk::prune::Arguments),
+    Doctor(disk::doctor::Arguments),
+    Info(info::Arguments),
     Version(version::Arguments),
-    #[command(hide = true)]
     Debug(debug::Arguments),
 }
 
@@ -42,6 +51,7 @@ impl Command {
             Self::Build(arguments) => build::run(arguments, global),
             Self::Run(arguments) => run::run(arguments, global),
             Self::Images(arguments) => image::list(arguments, global),
+            Self::Image(arguments) => image::run(arguments, global),
             Self::Pull(arguments) => transfer::pull(arguments, global),
             Self::Push(arguments) => transfer::push(arguments, global),
             Self::Tag(arguments) => image::tag(arguments, global),
@@ -52,23 +62,33 @@ impl Command {
             Self::History(arguments) => image::history(arguments, global),
             Self::Login(arguments) => login::login(arguments, global),
             Self::Logout(arguments) => login::logout(arguments, global),
+            Self::Explain(arguments) => explain::run(arguments, global),
+            Self::Logs(arguments) => builds::logs(arguments, global),
+            Self::Builds(arguments) => builds::run(arguments, global),
             Self::Du(arguments) => disk::usage(arguments, global),
-            Self::Prune(arguments) => disk::prune(arguments, global),
+            Self::Prune(arguments) => disk::prune::run(arguments, global),
+            Self::Doctor(arguments) => disk::doctor::run(arguments, global),
+            Self::Info(arguments) => info::run(arguments, global),
             Self::Version(arguments) => version::run(arguments),
-            Self::Debug(arguments) => debug::run(arguments),
+            Self::Debug(arguments) => debug::run(arguments, global),
         }
     }
 
     /// Whether the command reads or writes the state directory.
     pub(crate) fn opens_store(&self) -> bool {
-        !matches!(self, Self::Login(_) | Self::Logout(_) | Self::Version(_) | Self::Debug(_))
+        match self {
+            Self::Login(_) | Self::Logout(_) | Self::Version(_) => false,
+            Self::Debug(arguments) => arguments.enters(),
+            _ => true,
+        }
     }
 
     /// Whether the command mounts file systems.
     pub(crate) fn mounts(&self) -> bool {
         match self {
             Self::Build(arguments) => arguments.builds(),
-            Self::Run(_) => true,
+            Self::Run(_) | Self::Info(_) => true,
+            Self::Debug(arguments) => arguments.enters(),
             _ => false,
         }
     }

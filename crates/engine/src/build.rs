@@ -2,21 +2,28 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use stave_exporter::{ExportError, ExportTarget, Exported, Image, ImageLayerRef};
 use stave_frontend_dockerfile::ast::DirectiveKind;
 use stave_frontend_dockerfile::{
-    BuildPlan, Code, Diagnostic, Dockerfile, Lowered, Severity, lower, parse, plan,
+    BuildPlan, Code, Diagnostic, Dockerfile, Lowered, PlanRequest, Severity, Source, lower, parse, plan,
 };
 use stave_llb::{Definition, Op, Vertex};
 use stave_oci::{Digest, ImageConfig, Platform, Reference};
-use stave_solver::{Job, SolveError, SolveEvent, event_channel};
+use stave_solver::{Job, SolveError, SolveEvent};
 use stave_store::{Snapshot, StoreError};
-use stave_worker::{Entitlements, Ref, Session, StepNetwork};
+use stave_worker::{FileError, Ref, Session};
 use tokio_util::sync::CancellationToken;
 
+use crate::attest::AttestError;
+use crate::complete::{self, Built};
+use crate::epoch::Dating;
 use crate::event::{EngineEvent, Observer, Steps};
+use crate::explain::Explainer;
+use crate::record::{Beginning, Ending, Recorder};
 use crate::request::{BuildOutcome, BuildRequest, StepCount};
 use crate::resolve::{ResolveError, Resolved, Resolver};
+use crate::travel::{CacheExportError, ImageLayers};
 use crate::{Engine, clock};
 
 /// Why a build failed.
@@ -43,12 +50,30 @@ pub enum BuildError {
         /// The lines of the Dockerfile it came from, first and last, counted from 1.
         lines: Option<(usize, usize)>,
     },
+    /// Something could not be said of the result.
+    #[error(transparent)]
+    Attest(#[from] AttestError),
+    /// The scanner for the bill of materials could not be had.
+    #[error("{}", crate::event::one_line(.0))]
+    Scanner(Box<ResolveError>),
     /// The result could not be written.
     #[error(transparent)]
     Export(#[from] ExportError),
+    /// A cache could not be written.
+    #[error(transparent)]
+    CacheExport(#[from] CacheExportError),
     /// The state directory failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The graph's result is a local context that cannot be copied.
+    #[error(transparent)]
+    Context(FileError),
+    /// The image would give a secret away.
+    #[error(transparent)]
+    SecretLeak(Box<stave_worker::SecretLeak>),
+    /// The layers could not be searched for secrets.
+    #[error("cannot look for secrets in the layers")]
+    Scan(#[source] stave_worker::StepError),
     /// The graph's result is not a file system.
     #[error("the build has no file system as its result")]
     NoFileSystem,
@@ -66,87 +91,190 @@ impl Engine {
         observer: Observer,
         cancel: &CancellationToken,
     ) -> Result<BuildOutcome, BuildError> {
-        let steps = Steps::new(observer);
-        let lease = self.store.lease()?;
-        let dockerfile = read(request, &steps)?;
-        let (plan, resolved) = self.plan(&dockerfile, request, &steps).await?;
-        let lowered = lower(&plan, &resolved.sources)
-            .map_err(|error| BuildError::Dockerfile(vec![error.diagnostic]))?;
-        let unused = plan.unused_build_args();
-        let warnings = lowered.warnings.iter().chain(&unused);
-        for warning in warnings.filter(|found| found.severity == Severity::Warning) {
-            steps.observer().send(EngineEvent::Warning(warning.clone()));
-        }
-        let base = lowered_base(&lowered);
-        let platform = request.plan.platform().clone();
-        let (snapshot, count) = self.solve(&lowered.definition, request, resolved, &steps, cancel).await?;
-        let image = self.assemble(lowered.image, &snapshot, &base, &platform, plan.epoch)?;
-        let exports = self.export(&image, &request.exports, &steps, cancel).await?;
-        drop(lease);
-        let id = exports.iter().find_map(|exported| exported.config_digest.clone());
-        Ok(BuildOutcome { image: id, exports, steps: count })
+        let recorder = Recorder::begin(&self.store, Beginning::of(request));
+        let steps = Steps::recorded(observer, recorder.clone());
+        let outcome = self.build_all(request, &steps, cancel).await;
+        recorder.finish(Ending::of(&outcome));
+        outcome
     }
 
-    /// Plans, asking for images until none is missing: a base's triggers may name further ones.
-    pub(crate) async fn plan(
+    /// The build and those of its further stages, side by side: what they share is made once.
+    async fn build_all(
         &self,
-        dockerfile: &Dockerfile,
         request: &BuildRequest,
         steps: &Steps,
-    ) -> Result<(BuildPlan, Resolved), BuildError> {
-        let invalid = |error: stave_frontend_dockerfile::PlanError| BuildError::Dockerfile(error.diagnostics);
-        let resolver = Resolver { store: &self.store, registry: &self.registry, pull: request.pull, steps };
-        let mut resolved = Resolved::default();
-        let mut plan = plan(dockerfile, &request.plan).map_err(invalid)?;
-        loop {
-            let missing = plan.missing(&resolved.sources);
-            if missing.is_empty() {
-                return Ok((plan, resolved));
-            }
-            if let Err(error) = resolver.resolve(missing, &mut resolved).await {
-                let image = Box::new(plan.unresolved(&error.request, &crate::event::one_line(&error)));
-                return Err(BuildError::Image { image, error: Box::new(error) });
-            }
-            plan = plan.with_triggers(&resolved.sources).map_err(invalid)?;
+        cancel: &CancellationToken,
+    ) -> Result<BuildOutcome, BuildError> {
+        let stages = request.stage_requests();
+        let others = stages.iter().map(|stage| self.build_steps(stage, steps, cancel));
+        let main = self.build_steps(request, steps, cancel);
+        let (mut outcome, others) = futures::try_join!(main, futures::future::try_join_all(others))?;
+        for other in others {
+            outcome.exports.extend(other.exports);
+            outcome.steps.total += other.steps.total;
+            outcome.steps.cached += other.steps.cached;
         }
+        Ok(outcome)
     }
 
-    async fn solve(
+    async fn build_steps(
+        &self,
+        request: &BuildRequest,
+        steps: &Steps,
+        cancel: &CancellationToken,
+    ) -> Result<BuildOutcome, BuildError> {
+        let (lease, started) = (self.store.lease()?, Timestamp::now());
+        let dockerfile = read(request, steps)?;
+        let resolver = Resolver::new(self, &self.registry, request.pull, steps).with_layouts(&request.layouts);
+        let wanted = request.plan.for_platforms(&request.platforms);
+        let planning = wanted.iter().map(|plan| plan_all(&dockerfile, plan, &resolver));
+        let mut targets = Vec::with_capacity(wanted.len());
+        let mut resolved = Resolved::default();
+        for (request, planned) in wanted.iter().zip(futures::future::try_join_all(planning).await?) {
+            let (plan, found) = planned;
+            let lowered = lower(&plan, &found.sources)
+                .map_err(|error| BuildError::Dockerfile(vec![error.diagnostic]))?;
+            if targets.is_empty() {
+                warn(&plan, &lowered, steps);
+            }
+            let materials = complete::materials(&found.sources);
+            resolved.absorb(found);
+            targets.push(Target { request, lowered, materials, epoch: plan.epoch });
+        }
+        let bases_of = resolved.sources.images().map(|(_, image)| image.config.clone()).collect();
+        let asked = targets.first().and_then(|target| target.epoch);
+        let dating = Dating::begin(request, asked, bases_of);
+        let known = ImageLayers::of(&resolved);
+        let mut session = self.local_session(request, resolved);
+        let whole = Definition::union(targets.iter().map(|target| &target.lowered.definition));
+        let journey = self.travel(&request.caches, &whole, &known, bases(&whole), steps).await?;
+        if let (Some(journey), Some(session)) = (&journey, Arc::get_mut(&mut session)) {
+            session.travel = Some(Arc::clone(&journey.travel));
+        }
+        let (snapshots, count) = self.solve_targets(&targets, Arc::clone(&session), steps, cancel).await?;
+        let dating = dating.await;
+        let mut images = Vec::with_capacity(targets.len());
+        for (target, snapshot) in targets.into_iter().zip(&snapshots) {
+            let Target { request: plan, lowered, materials, .. } = target;
+            let definition = &lowered.definition;
+            let base = bases(definition);
+            let image =
+                self.assemble(lowered.image, snapshot, &base, plan.platform(), Some(dating.created))?;
+            let built = Built { request, plan, definition, images: materials, started };
+            images.push(self.complete(image.dated(dating.clamp), built, steps, cancel).await?);
+        }
+        self.refuse_leaks(&session, &images, cancel).await?;
+        if let Some(journey) = &journey {
+            journey.inline(self, &mut images, steps).await?;
+        }
+        let exports = self.export(&images, &request.exports, steps, cancel).await?;
+        if let Some(journey) = journey {
+            journey.finish(self, steps, cancel).await?;
+        }
+        drop(lease);
+        let id = exports.iter().find_map(|exported| image_id(exported, images.len()));
+        Ok(BuildOutcome { image: id, images, exports, steps: count })
+    }
+
+    /// Makes the file systems of all platforms in one run, so that what they share is made once.
+    async fn solve_targets(
+        &self,
+        targets: &[Target<'_>],
+        session: Arc<Session>,
+        steps: &Steps,
+        cancel: &CancellationToken,
+    ) -> Result<(Vec<Snapshot>, StepCount), BuildError> {
+        let whole = Definition::union(targets.iter().map(|target| &target.lowered.definition));
+        let (snapshots, count) = self.solve_all(&whole, session, steps, cancel).await?;
+        let mut snapshots = snapshots.into_iter();
+        let one = |target: &Target<'_>| match target.lowered.definition.outputs() {
+            [] => Ok(Snapshot::scratch()),
+            _ => snapshots.next().ok_or(BuildError::NoFileSystem),
+        };
+        Ok((targets.iter().map(one).collect::<Result<_, _>>()?, count))
+    }
+
+    /// What a build of this machine's own user may use.
+    pub(crate) fn local_session(&self, request: &BuildRequest, resolved: Resolved) -> Arc<Session> {
+        Arc::new(Session {
+            travel: None,
+            contexts: {
+                let own = ("context".to_owned(), request.context.clone());
+                request.contexts.clone().into_iter().chain([own]).collect()
+            },
+            remote: None,
+            layouts: request.layouts.clone(),
+            ssh: request.ssh.clone(),
+            known_hosts: request.known_hosts.clone(),
+            pins: request.pins.clone(),
+            secrets: request.secrets.clone(),
+            registry: self.registry.clone(),
+            resolved: resolved.remote,
+            confinement: request.confinement.clone(),
+        })
+    }
+
+    /// Makes the file system that a definition describes.
+    pub(crate) async fn solve(
         &self,
         definition: &Definition,
-        request: &BuildRequest,
-        resolved: Resolved,
+        session: Arc<Session>,
         steps: &Steps,
         cancel: &CancellationToken,
     ) -> Result<(Snapshot, StepCount), BuildError> {
         if definition.outputs().is_empty() {
             return Ok((Snapshot::scratch(), StepCount::default()));
         }
-        let session = Arc::new(Session {
-            contexts: [("context".to_owned(), request.context.clone())].into(),
-            secrets: request.secrets.clone(),
-            registry: self.registry.clone(),
-            resolved: resolved.remote,
-            entitlements: Entitlements::default(),
-            default_network: StepNetwork::Host,
-        });
+        let (snapshots, count) = self.solve_all(definition, session, steps, cancel).await?;
+        Ok((snapshots.into_iter().next().ok_or(BuildError::NoFileSystem)?, count))
+    }
+
+    /// Makes the file systems of all outputs of a definition, in their order.
+    async fn solve_all(
+        &self,
+        definition: &Definition,
+        session: Arc<Session>,
+        steps: &Steps,
+        cancel: &CancellationToken,
+    ) -> Result<(Vec<Snapshot>, StepCount), BuildError> {
+        if definition.outputs().is_empty() {
+            return Ok((Vec::new(), StepCount::default()));
+        }
         steps.observer().send(EngineEvent::Graph(Arc::new(definition.clone())));
-        let (sender, receiver) = event_channel();
-        let listening = tokio::spawn(listen(receiver, definition.clone(), steps.observer().clone()));
+        let (sender, receiver) = steps.channel();
+        let definition = Arc::new(definition.clone());
+        let explainer = steps.explainer(self, &definition);
+        let listening =
+            tokio::spawn(listen(receiver, Arc::clone(&definition), steps.observer().clone(), explainer));
+        let definition = definition.as_ref();
         let job = Job::new(session).with_events(sender).with_cancel(cancel.clone());
         let result = self.solver.solve(definition, &job).await;
         // The channel ends with its last sender; only then is the last line shown and counted.
         drop(job);
         let count = listening.await.unwrap_or_default();
-        let outputs = result.map_err(|error| located(error, definition))?;
-        match outputs.into_iter().next() {
-            Some(Ref::Snapshot(snapshot)) => Ok((snapshot, count)),
-            _ => Err(BuildError::NoFileSystem),
+        if let (Err(error), Some(build)) = (&result, steps.build()) {
+            self.keep_failed(build, error, definition);
         }
+        let outputs = result.map_err(|error| located(error, definition))?;
+        let mut snapshots = Vec::with_capacity(outputs.len());
+        for output in outputs {
+            snapshots.push(self.layers_of(output, cancel).await?);
+        }
+        Ok((snapshots, count))
+    }
+
+    /// The layers of a result; a local context that is one is copied into the store.
+    async fn layers_of(&self, result: Ref, cancel: &CancellationToken) -> Result<Snapshot, BuildError> {
+        if let Some(snapshot) = result.snapshot() {
+            return Ok(snapshot.clone());
+        }
+        let (worker, cancel) = (Arc::clone(&self.worker), cancel.clone());
+        let copied = tokio::task::spawn_blocking(move || worker.snapshot(&result, &cancel)).await;
+        copied.map_err(|_| BuildError::NoFileSystem)?.map_err(BuildError::Context)
     }
 
     /// The config over the layers, with the one time that everything made here carries.
-    fn assemble(
+    pub(crate) fn assemble(
         &self,
         mut config: ImageConfig,
         snapshot: &Snapshot,
@@ -155,6 +283,8 @@ impl Engine {
         epoch: Option<i64>,
     ) -> Result<Image, BuildError> {
         let created = clock::created(epoch, &config);
+        // A base's cache is about its own layers and steps.
+        config.inline_cache = None;
         for entry in &mut config.history {
             entry.created.get_or_insert_with(|| created.clone());
         }
@@ -178,13 +308,14 @@ impl Engine {
             layer: layer.layer,
             origin: layer.blob.as_ref().and(origin.clone()),
             blob: layer.blob,
+            diff_id: Some(layer.diff_id),
         };
         Ok(image.layers.into_iter().map(layer).collect())
     }
 
     async fn export(
         &self,
-        image: &Image,
+        images: &[Image],
         targets: &[ExportTarget],
         steps: &Steps,
         cancel: &CancellationToken,
@@ -194,7 +325,7 @@ impl Engine {
             let step = steps.start(title(target));
             let exporter = self.exporter().with_events(steps.export_events(&step));
             let exported = tokio::select! {
-                exported = exporter.export(image, target) => exported,
+                exported = exporter.export(images, target) => exported,
                 () = cancel.cancelled() => {
                     return Err(BuildError::Solve { error: SolveError::Cancelled, lines: None });
                 }
@@ -205,16 +336,67 @@ impl Engine {
     }
 }
 
+/// One platform of a build.
+struct Target<'a> {
+    request: &'a PlanRequest,
+    lowered: Lowered,
+    /// The images it is made from.
+    materials: Vec<(Reference, Platform, Digest)>,
+    /// The time that was asked for.
+    epoch: Option<i64>,
+}
+
+/// What names the result of an export: the config of one image, the index of several.
+fn image_id(exported: &Exported, images: usize) -> Option<Digest> {
+    let index = exported.manifest.as_ref().filter(|_| images > 1).map(|manifest| manifest.digest.clone());
+    index.or_else(|| exported.config_digest.clone())
+}
+
+/// Plans, asking for images until none is missing: a base's triggers may name further ones.
+pub(crate) async fn plan_all(
+    dockerfile: &Dockerfile,
+    request: &PlanRequest,
+    resolver: &Resolver<'_>,
+) -> Result<(BuildPlan, Resolved), BuildError> {
+    let invalid = |error: stave_frontend_dockerfile::PlanError| BuildError::Dockerfile(error.diagnostics);
+    let mut resolved = Resolved::default();
+    let mut plan = plan(dockerfile, request).map_err(invalid)?;
+    loop {
+        let missing = plan.missing(&resolved.sources);
+        if missing.is_empty() {
+            return Ok((plan, resolved));
+        }
+        if let Err(error) = resolver.resolve(missing, &mut resolved).await {
+            let image = Box::new(plan.unresolved(&error.request, &crate::event::one_line(&error)));
+            return Err(BuildError::Image { image, error: Box::new(error) });
+        }
+        plan = plan.with_triggers(&resolved.sources).map_err(invalid)?;
+    }
+}
+
+/// Passes on what the build checks found.
+pub(crate) fn warn(plan: &BuildPlan, lowered: &Lowered, steps: &Steps) {
+    let unused = plan.unused_build_args();
+    let warnings = lowered.warnings.iter().chain(&unused);
+    for warning in warnings.filter(|found| found.severity == Severity::Warning) {
+        steps.observer().send(EngineEvent::Warning(warning.clone()));
+    }
+}
+
 /// Parses the Dockerfile; its errors are the build's.
 pub(crate) fn read(request: &BuildRequest, steps: &Steps) -> Result<Dockerfile, BuildError> {
     let name = &request.dockerfile.name;
     let step = steps.start(format!("[internal] load build definition from {name}"));
     step.part(format!("transferring dockerfile: {}B", request.dockerfile.text.len()));
-    let parsed = parse(&request.dockerfile);
+    step.end(read_text(&request.dockerfile))
+}
+
+/// Parses a Dockerfile; its errors are the build's.
+pub(crate) fn read_text(source: &Source) -> Result<Dockerfile, BuildError> {
+    let parsed = parse(source);
     let mut errors: Vec<Diagnostic> = parsed.diagnostics.into_iter().filter(Diagnostic::is_error).collect();
     errors.extend(foreign_syntax(&parsed.dockerfile));
-    let result = if errors.is_empty() { Ok(parsed.dockerfile) } else { Err(BuildError::Dockerfile(errors)) };
-    step.end(result)
+    if errors.is_empty() { Ok(parsed.dockerfile) } else { Err(BuildError::Dockerfile(errors)) }
 }
 
 /// `# syntax=` names a front end image. The one inside serves the reference's own, whatever mirror they are
@@ -223,12 +405,7 @@ fn foreign_syntax(dockerfile: &Dockerfile) -> Option<Diagnostic> {
     let directive = dockerfile.directives.iter().find(|directive| directive.kind == DirectiveKind::Syntax)?;
     // The reference takes the first word and ignores the rest.
     let image = directive.value.split_whitespace().next()?;
-    let name = image.split('@').next().unwrap_or(image);
-    let path = name.rsplit_once('/').map_or("", |(path, _)| path);
-    let last = name.rsplit('/').next()?.split(':').next()?;
-    let own = matches!(last, "dockerfile" | "dockerfile-upstream")
-        && (path == "docker" || path.ends_with("/docker"));
-    (!own).then(|| {
+    (!is_built_in_frontend(image)).then(|| {
         Diagnostic::error(
             Code::Unsupported,
             directive.span,
@@ -238,9 +415,17 @@ fn foreign_syntax(dockerfile: &Dockerfile) -> Option<Diagnostic> {
     })
 }
 
+/// Whether a front end image is one of the reference's own, which the front end inside stands for.
+pub fn is_built_in_frontend(image: &str) -> bool {
+    let name = image.split('@').next().unwrap_or(image);
+    let path = name.rsplit_once('/').map_or("", |(path, _)| path);
+    let last = name.rsplit('/').next().and_then(|last| last.split(':').next()).unwrap_or_default();
+    matches!(last, "dockerfile" | "dockerfile-upstream") && (path == "docker" || path.ends_with("/docker"))
+}
+
 /// The images among the sources of a definition: where layers may have come from.
-fn lowered_base(lowered: &Lowered) -> Vec<(Reference, Platform)> {
-    let images = lowered.definition.vertices().iter().filter_map(|vertex| {
+pub(crate) fn bases(definition: &Definition) -> Vec<(Reference, Platform)> {
+    let images = definition.vertices().iter().filter_map(|vertex| {
         let Op::Source(source) = &vertex.op else { return None };
         let stave_llb::SourceIdentifier::DockerImage { reference } = &source.identifier else { return None };
         Some((reference.clone(), vertex.platform.clone().unwrap_or_else(Platform::host)))
@@ -251,8 +436,9 @@ fn lowered_base(lowered: &Lowered) -> Vec<(Reference, Platform)> {
 /// Passes the solver's events on and counts the Dockerfile's steps.
 async fn listen(
     mut receiver: stave_solver::EventReceiver,
-    definition: Definition,
+    definition: Arc<Definition>,
     observer: Observer,
+    explainer: Option<Explainer>,
 ) -> StepCount {
     let mut count = StepCount::default();
     while let Some(event) = receiver.recv().await {
@@ -265,7 +451,19 @@ async fn listen(
             SolveEvent::Completed { .. } if is_step => count.total += 1,
             _ => {}
         }
+        let missed = match &event {
+            SolveEvent::Missed { vertex, miss } => Some((vertex.clone(), Arc::clone(miss))),
+            _ => None,
+        };
         observer.send(EngineEvent::Solve(event));
+        if let (Some((vertex, miss)), Some(explainer)) = (missed, &explainer) {
+            let (explainer, of) = (explainer.clone(), vertex.clone());
+            // Beside the step, which runs already; what it writes meanwhile waits in the channel.
+            let explained = tokio::task::spawn_blocking(move || explainer.explain(&of, &miss)).await;
+            if let Ok(reason) = explained {
+                observer.send(EngineEvent::Miss { vertex, reason: Arc::new(reason) });
+            }
+        }
     }
     count
 }
@@ -280,7 +478,7 @@ fn located(error: SolveError, definition: &Definition) -> BuildError {
 }
 
 /// First and last line of the Dockerfile that a vertex comes from, counted from 1.
-fn lines_of(definition: &Definition, vertex: &Digest) -> Option<(usize, usize)> {
+pub(crate) fn lines_of(definition: &Definition, vertex: &Digest) -> Option<(usize, usize)> {
     let ranges = definition.source_location(vertex).iter().flat_map(|location| &location.ranges);
     let (first, last) = ranges
         .fold((i32::MAX, 0), |(first, last), range| (first.min(range.start.line), last.max(range.end.line)));
@@ -299,7 +497,7 @@ fn is_instruction(vertex: &Vertex) -> bool {
 }
 
 /// What BuildKit's progress calls the export of a target.
-fn title(target: &ExportTarget) -> &'static str {
+pub(crate) fn title(target: &ExportTarget) -> &'static str {
     match target {
         ExportTarget::Image(_) => "exporting to image",
         ExportTarget::Oci(_) => "exporting to oci image format",
@@ -312,8 +510,6 @@ fn title(target: &ExportTarget) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use stave_frontend_dockerfile::Source;
-
     use super::*;
 
     #[track_caller]

@@ -5,15 +5,28 @@
 //!
 //! Start with [`Engine::build`], which reads from top to bottom as a build goes.
 
+pub mod attest;
 mod build;
 mod clock;
+mod complete;
 mod context;
+mod epoch;
+pub mod disk;
 mod event;
+pub mod explain;
+mod failed;
 mod images;
+mod input;
 mod inspect;
+mod parts;
+mod leaks;
+pub mod record;
 mod request;
 mod resolve;
 mod run;
+mod stages;
+mod verify;
+mod travel;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -27,13 +40,22 @@ use stave_solver::{Limits, Solver};
 use stave_store::{Store, StoreError};
 use stave_worker::{LocalWorker, LocalWorkerConfig};
 
-pub use build::BuildError;
+pub use build::{BuildError, is_built_in_frontend};
+pub use complete::Squash;
 pub use context::{ARCHIVE_HEAD, ContextArchive, ContextError, looks_like_archive};
+pub use epoch::{Dating, Timestamps};
 pub use event::{EngineEvent, Observer, StepId, one_line};
+pub use failed::{Failed, FailedError, KEEP_COUNT, KEEP_FOR, Means};
 pub use images::ImageError;
+pub use input::{DockerfileAt, RemoteError, RemoteInput, RemoteRequest};
 pub use inspect::Inspected;
+pub use parts::{Lowering, Parts};
 pub use request::{BuildOutcome, BuildRequest, PullPolicy, StepCount};
 pub use resolve::{ResolveError, ResolveErrorKind};
+pub use stages::StageTag;
+pub use verify::{Deviation, Verified};
+pub use stave_remotecache::spec as cache_spec;
+pub use travel::{CacheExportError, Caches};
 pub use run::{RunError, RunRequest};
 
 /// Processes of RUN steps at once. They mostly wait (for a network, for each other), and a build's own
@@ -49,6 +71,8 @@ pub struct EngineConfig {
     pub registries: RegistryTables,
     /// Credentials.
     pub keychain: Keychain,
+    /// Where CDI specifications lie instead of the usual places.
+    pub device_directories: Option<Vec<PathBuf>>,
 }
 
 /// The engine: shared by everything one process does.
@@ -58,6 +82,7 @@ pub struct Engine {
     registry: Client,
     worker: Arc<LocalWorker>,
     solver: Solver<LocalWorker>,
+    index: CacheIndex,
 }
 
 /// Why an engine could not be opened.
@@ -100,6 +125,7 @@ impl Engine {
             user_agent: concat!("stave/", env!("CARGO_PKG_VERSION")).to_owned(),
         })?;
         let worker = LocalWorker::new(LocalWorkerConfig {
+            device_directories: config.device_directories.unwrap_or_else(usual_device_directories),
             launcher: Launcher::new(),
             fingerprints: Some(store.fingerprint_directory()),
             store: store.clone(),
@@ -107,8 +133,8 @@ impl Engine {
         let worker = Arc::new(worker.map_err(failed)?);
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let limits = Limits { execs: PARALLEL_EXECS, ..Limits::for_processors(processors) };
-        let solver = Solver::new(Arc::clone(&worker), index, limits);
-        Ok(Self { store, registry, worker, solver })
+        let solver = Solver::new(Arc::clone(&worker), index.clone(), limits);
+        Ok(Self { store, registry, worker, solver, index })
     }
 
     /// The store: listings, tags and disk use are asked of it directly.
@@ -123,11 +149,20 @@ impl Engine {
 
     /// An exporter whose results for standard output go there.
     pub(crate) fn exporter(&self) -> Exporter {
-        Exporter::new(self.store.clone(), self.registry.clone()).with_stdout(std::io::stdout())
+        self.exporter_for(self.registry.clone()).with_stdout(std::io::stdout())
+    }
+
+    /// An exporter that pushes with the credentials of `registry`.
+    pub(crate) fn exporter_for(&self, registry: Client) -> Exporter {
+        Exporter::new(self.store.clone(), registry)
     }
 
     /// Waits until nothing runs any more.
     pub async fn shutdown(self) {
         self.solver.shutdown().await;
     }
+}
+
+fn usual_device_directories() -> Vec<PathBuf> {
+    stave_worker::SPEC_DIRECTORIES.iter().map(PathBuf::from).collect()
 }

@@ -5,22 +5,52 @@ use std::path::PathBuf;
 
 use stave_exporter::ExportTarget;
 use stave_frontend_dockerfile::{PlanRequest, Source};
-use stave_oci::Digest;
-use stave_worker::Secret;
+use stave_oci::{Digest, Platform};
+use stave_worker::{Confinement, Pins, Secret, SshAgent};
+
+use crate::attest::Attest;
+use crate::complete::Squash;
+use crate::epoch::Timestamps;
+use crate::travel::Caches;
+use crate::stages::StageTag;
 
 /// One build.
 #[derive(Debug, Clone)]
 pub struct BuildRequest {
     /// The directory that COPY and ADD read.
     pub context: PathBuf,
+    /// Further directories by the names of their local sources.
+    pub contexts: BTreeMap<String, PathBuf>,
+    /// OCI layouts by name.
+    pub layouts: BTreeMap<String, PathBuf>,
+    /// What moving sources turned out to be before the build.
+    pub pins: Pins,
+    /// The platforms to build for; none for what the plan says.
+    pub platforms: Vec<Platform>,
     /// The Dockerfile.
     pub dockerfile: Source,
     /// What the Dockerfile is to be read as.
     pub plan: PlanRequest,
     /// Whether base images are asked for at their registry even if they are here.
     pub pull: PullPolicy,
+    /// ssh agents by id.
+    pub ssh: BTreeMap<String, SshAgent>,
+    /// Host keys that the owner of the build trusts, in the form of `known_hosts`.
+    pub known_hosts: Option<String>,
     /// Secrets by id.
     pub secrets: BTreeMap<String, Secret>,
+    /// What becomes of times in the result.
+    pub timestamps: Timestamps,
+    /// What is said of the result beside it.
+    pub attest: Attest,
+    /// Which layers become one.
+    pub squash: Option<Squash>,
+    /// Further stages that become images of their own.
+    pub stages: Vec<StageTag>,
+    /// How far steps may go.
+    pub confinement: Confinement,
+    /// Caches from and for elsewhere.
+    pub caches: Caches,
     /// Where the result goes.
     pub exports: Vec<ExportTarget>,
 }
@@ -42,7 +72,9 @@ pub enum PullPolicy {
 pub struct BuildOutcome {
     /// The image's id; `None` when no target was an image.
     pub image: Option<Digest>,
-    /// What each target got, in the order of the request.
+    /// The images, one a platform; those of further stages are not among them.
+    pub images: Vec<stave_exporter::Image>,
+    /// What each target got, in the order of the request, and then those of further stages.
     pub exports: Vec<stave_exporter::Exported>,
     /// How many instructions' steps there were, and how many came from the cache.
     pub steps: StepCount,

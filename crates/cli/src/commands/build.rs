@@ -2,12 +2,21 @@
 
 mod answer;
 mod arguments;
+mod attest;
+mod confine;
+mod caches;
+mod contexts;
+mod failure;
 mod findings;
 mod input;
 mod inquiry;
+mod outputs;
+mod remote;
 mod request;
+mod ssh;
 mod tables;
 mod values;
+mod verify;
 
 use std::io::IsTerminal as _;
 use std::path::Path;
@@ -15,7 +24,10 @@ use std::path::Path;
 pub(crate) use arguments::{Arguments, ProgressForm};
 use stave_engine::{BuildError, BuildOutcome, BuildRequest, Engine};
 use stave_solver::{OpErrorKind, SolveError};
-pub(crate) use values::{hosts, size};
+pub(crate) use request::secrets;
+pub(crate) use values::{hosts, limits as ulimits, size};
+
+use verify::VerifyError;
 
 use crate::output::say;
 use crate::progress::Display;
@@ -27,17 +39,29 @@ use crate::state::GlobalOptions;
 pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, Failure> {
     // Everything that can be wrong with the flags is said before the state directory is touched.
     let wishes = request::Wishes::of(arguments)?;
+    arguments.failure.check()?;
     with_engine(global, async |engine, interrupt| {
-        let input = input::read(&arguments.context, arguments.file.as_deref(), engine.store())
-            .map_err(|error| Failure::new(&error).with_hint(error.hint()))?;
+        let input = remote::open(arguments, &wishes, engine, interrupt).await?;
         let request = wishes.request(&input);
         if let Some(inquiry) = arguments.inquiry.inquiry() {
             return answer::answer(inquiry, engine, request, arguments, interrupt).await;
         }
-        let outcome = build(engine, &request, arguments, interrupt)
-            .await
-            .map_err(|error| explain(&error, &request, input.ignore_file.as_deref()))?;
+        let outcome = match build(engine, &request, arguments, interrupt).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                let explained = explain(&error, &request, input.ignore_file.as_deref());
+                arguments.failure.attend(engine, &error, &request, &explained, interrupt).await;
+                return Err(explained);
+            }
+        };
         finish(arguments, &outcome)?;
+        if arguments.result.verify {
+            let checked = verify::verify(engine, &request, &outcome, (arguments, interrupt)).await;
+            checked.map_err(|error| match error {
+                VerifyError::Build(error) => explain(&error, &request, input.ignore_file.as_deref()),
+                VerifyError::Differs(failure) => failure,
+            })?;
+        }
         Ok(0)
     })
 }
@@ -65,7 +89,8 @@ fn finish(arguments: &Arguments, outcome: &BuildOutcome) -> Result<(), Failure> 
     }
     if let Some(path) = &arguments.metadata_file {
         let mut metadata = serde_json::Map::new();
-        for exported in &outcome.exports {
+        // The main result's keys last: those of further stages must not hide them.
+        for exported in outcome.exports.iter().rev() {
             metadata.extend(exported.metadata());
         }
         let text = serde_json::to_string_pretty(&metadata).map_err(|error| Failure::new(&error))?;
@@ -106,6 +131,19 @@ fn explain(error: &BuildError, request: &BuildRequest, ignore_file: Option<&str>
                 ..Failure::message(format!("failed to build: failed to solve: {image}"))
             }
             .with_hint(report::advice(error.as_ref()))
+        }
+        other => Failure::message(format!("failed to build: {}", report::chain(other)))
+            .with_hint(report::advice(other)),
+    }
+}
+
+/// A fetch that failed before there was a Dockerfile to show.
+fn solve_failure(error: &BuildError) -> Failure {
+    match error {
+        BuildError::Solve { error: SolveError::Cancelled, .. } => Failure::message("the build was cancelled"),
+        BuildError::Solve { error: failed, .. } => {
+            let text = cause(failed);
+            Failure::message(format!("failed to build: failed to solve: {text}")).with_hint(report::advice(failed))
         }
         other => Failure::message(format!("failed to build: {}", report::chain(other)))
             .with_hint(report::advice(other)),

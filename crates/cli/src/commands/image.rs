@@ -1,13 +1,16 @@
 //! Listings of the local store and what changes names in it: `images`, `tag`, `rmi`, `inspect`, `history`.
 
+mod contents;
 mod history;
 mod inspect;
+mod manage;
 
 pub(crate) use history::{HistoryArguments, history};
 pub(crate) use inspect::{InspectArguments, inspect};
+pub(crate) use manage::{Arguments, run};
 use jiff::Timestamp;
 use serde_json::json;
-use stave_oci::Reference;
+use stave_oci::{Platform, Reference};
 use stave_store::{ListedImage, LocalImage, Store};
 
 use crate::commands::Form;
@@ -225,5 +228,23 @@ pub(super) fn find(store: &Store, text: &str) -> Result<LocalImage, Failure> {
     found.ok_or_else(|| {
         Failure::message(format!("No such image: {text}"))
             .with_hint("`stave images` lists what is here".to_owned())
+    })
+}
+
+/// The image a user's text means; of one for several platforms, the one asked for.
+pub(super) fn find_platform(
+    store: &Store,
+    text: &str,
+    platform: Option<&Platform>,
+) -> Result<LocalImage, Failure> {
+    let found = find(store, text)?;
+    let Some(platform) = platform.filter(|platform| !found.platform.matches(platform)) else {
+        return Ok(found);
+    };
+    let name = text.parse::<Reference>().ok();
+    let named = name.map(|name| store.images_by_name(&name)).transpose();
+    let named = named.map_err(|error| Failure::new(&error))?.flatten();
+    named.and_then(|named| named.of(platform).cloned()).ok_or_else(|| {
+        Failure::message(format!("image `{text}` is here for {}, not for {platform}", found.platform))
     })
 }

@@ -2,18 +2,19 @@
 
 use std::path::PathBuf;
 
-use stave_oci::{Platform, Reference};
+use stave_oci::Platform;
 
 use super::values;
+use crate::progress::Sections;
 
 /// Build an image from a Dockerfile
 #[derive(Debug, clap::Args)]
-#[command(after_help = "CONTEXT is a directory, or `-` for a tar archive or a Dockerfile on standard input.")]
+#[command(
+    after_help = "CONTEXT is a directory, the URL of a git repository (`URL#REF:DIRECTORY`), of a tar archive or of a \
+                  Dockerfile, or `-` for a tar archive or a Dockerfile on standard input."
+)]
 pub(crate) struct Arguments {
-    /// Name and optionally a tag for the image (`name:tag`); an image that goes to an archive is stored under it too
-    #[arg(short = 't', long = "tag", value_name = "NAME[:TAG]")]
-    pub(super) tags: Vec<Reference>,
-    /// Path of the Dockerfile, `-` for standard input (default: CONTEXT/Dockerfile, or CONTEXT/dockerfile)
+    /// Path or URL of the Dockerfile, `-` for standard input (default: CONTEXT/Dockerfile, or CONTEXT/dockerfile)
     #[arg(short, long, value_name = "FILE")]
     pub(super) file: Option<PathBuf>,
     /// Set a build-time variable; without a value, take it from the environment
@@ -22,9 +23,22 @@ pub(crate) struct Arguments {
     /// Stage to build (default: the last)
     #[arg(long, value_name = "STAGE")]
     pub(super) target: Option<String>,
-    /// Platform of the image
-    #[arg(long, value_name = "OS/ARCH", env = "DOCKER_DEFAULT_PLATFORM", value_parser = values::platform)]
-    pub(super) platform: Option<Platform>,
+    /// Platforms of the image (`linux/amd64,linux/arm64`); several become one index
+    #[arg(
+        long = "platform",
+        value_name = "OS/ARCH",
+        env = "DOCKER_DEFAULT_PLATFORM",
+        value_parser = values::platform,
+        value_delimiter = ','
+    )]
+    pub(super) platforms: Vec<Platform>,
+    /// Further contexts that stand for a stage or an image
+    /// (`name=DIRECTORY|docker-image://REF|oci-layout://PATH[:TAG|@DIGEST]|URL`)
+    #[arg(long = "build-context", value_name = "NAME=SOURCE")]
+    pub(super) build_contexts: Vec<String>,
+    /// Let RUN steps and repositories that ask for it use an ssh agent or keys (`default|ID[=SOCKET|KEY[,KEY]]`)
+    #[arg(long = "ssh", value_name = "SPEC")]
+    pub(super) ssh: Vec<String>,
     /// Do not use the cache
     #[arg(long)]
     pub(super) no_cache: bool,
@@ -46,20 +60,18 @@ pub(crate) struct Arguments {
     /// Let RUN steps that ask for it see a secret (`id=token,src=FILE` or `id=token,env=NAME`)
     #[arg(long = "secret", value_name = "SPEC")]
     pub(super) secrets: Vec<String>,
-    /// Where the result goes (`type=oci|docker|local|tar|image,dest=PATH`, or a directory)
-    #[arg(short, long = "output", value_name = "SPEC")]
-    pub(super) outputs: Vec<String>,
-    /// Push the image to its registry (`--output type=image,push=true`)
-    #[arg(long)]
-    pub(super) push: bool,
-    /// Load the image into the local store (the default)
-    #[arg(long)]
-    pub(super) load: bool,
+    #[command(flatten)]
+    pub(super) result: super::outputs::Flags,
+    #[command(flatten)]
+    pub(super) caches: super::caches::Flags,
     #[command(flatten)]
     pub(super) inquiry: super::inquiry::Flags,
-    /// How progress is shown: `auto`, `plain`, `tty` or `quiet`
-    #[arg(long, value_name = "FORM", env = "BUILDKIT_PROGRESS", default_value = "auto")]
+    /// How progress is shown: `auto`, `plain`, `tty`, `grouped`, `rawjson` or `quiet`
+    #[arg(long, value_name = "FORM", env = "BUILDKIT_PROGRESS", default_value = "auto", value_parser = ProgressForm::parse)]
     pub(super) progress: ProgressForm,
+    /// Marks of `--progress=grouped`, by which a viewer folds: `auto` (by environment), `github`, `gitlab` or `none`
+    #[arg(long, value_name = "VIEWER", default_value = "auto", hide_possible_values = true)]
+    sections: Sections,
     /// Print nothing but the image id
     #[arg(short, long)]
     pub(super) quiet: bool,
@@ -69,6 +81,10 @@ pub(crate) struct Arguments {
     /// Write what was built to a file, as JSON
     #[arg(long, value_name = "FILE")]
     pub(super) metadata_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) confine: super::confine::Flags,
+    #[command(flatten)]
+    pub(super) failure: super::failure::Flags,
     /// Size of /dev/shm in RUN steps (`64m`)
     #[arg(long, value_name = "BYTES")]
     pub(super) shm_size: Option<String>,
@@ -78,10 +94,7 @@ pub(crate) struct Arguments {
     /// Host name of RUN steps
     #[arg(long, value_name = "NAME")]
     pub(super) hostname: Option<String>,
-    /// Not supported yet
-    #[arg(long = "build-context", value_name = "NAME=SOURCE", hide = true)]
-    pub(super) build_contexts: Vec<String>,
-    /// Directory or `-`
+    /// Directory, URL or `-`
     #[arg(value_name = "CONTEXT")]
     pub(super) context: PathBuf,
 }
@@ -94,7 +107,11 @@ impl Arguments {
 
     /// How progress is shown; `--quiet` wins.
     pub(super) fn form(&self) -> ProgressForm {
-        if self.quiet { ProgressForm::Quiet } else { self.progress }
+        match self.progress {
+            _ if self.quiet => ProgressForm::Quiet,
+            ProgressForm::Grouped(_) => ProgressForm::Grouped(self.sections),
+            form => form,
+        }
     }
 }
 
@@ -110,7 +127,7 @@ pub(crate) enum NetworkMode {
 }
 
 /// `--progress`
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ProgressForm {
     /// A live view on a terminal, lines elsewhere
     Auto,
@@ -118,7 +135,24 @@ pub(crate) enum ProgressForm {
     Plain,
     /// A live view
     Tty,
+    /// Lines, each step's together when it ends
+    Grouped(Sections),
+    /// BuildKit's status as JSON
+    Rawjson,
     /// Nothing
-    #[value(alias = "none")]
     Quiet,
+}
+
+impl ProgressForm {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "plain" => Ok(Self::Plain),
+            "tty" => Ok(Self::Tty),
+            "grouped" => Ok(Self::Grouped(Sections::Auto)),
+            "rawjson" => Ok(Self::Rawjson),
+            "quiet" | "none" => Ok(Self::Quiet),
+            _ => Err("expected `auto`, `plain`, `tty`, `grouped`, `rawjson` or `quiet`".to_owned()),
+        }
+    }
 }

@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
+use std::path::{Path, PathBuf};
 
-use stave_engine::{BuildRequest, PullPolicy};
-use stave_exporter::{ExportTarget, ImageTarget, PushOptions};
+use stave_engine::{BuildRequest, Caches, DockerfileAt, PullPolicy, RemoteRequest};
 use stave_frontend_dockerfile::PlanRequest;
 use stave_frontend_dockerfile::request::{BuildNetwork, ImageResolveMode, NoCache};
 use stave_oci::Platform;
-use stave_worker::Secret;
+use stave_worker::{Confinement, Secret, SshAgent};
 
 use super::arguments::{Arguments, NetworkMode};
 use super::input::Input;
+use super::outputs;
+use super::{contexts, ssh};
 use super::values::{self, SecretSource};
 use crate::report::Failure;
 
@@ -22,19 +24,47 @@ const MAX_SECRET: u64 = 500 << 10;
 pub(super) struct Wishes {
     plan: PlanRequest,
     pull: PullPolicy,
+    contexts: BTreeMap<String, PathBuf>,
+    layouts: BTreeMap<String, PathBuf>,
+    platforms: Vec<Platform>,
+    ssh: BTreeMap<String, SshAgent>,
+    known_hosts: Option<String>,
     secrets: BTreeMap<String, Secret>,
-    exports: Vec<ExportTarget>,
+    confinement: Confinement,
+    result: outputs::Outcome,
+    caches: Caches,
 }
 
 impl Wishes {
     /// Reads the flags.
     pub(super) fn of(arguments: &Arguments) -> Result<Self, Failure> {
-        if let Some(context) = arguments.build_contexts.first() {
-            let text = format!("--build-context `{context}`: named contexts are not supported yet");
-            return Err(Failure::usage(text));
-        }
+        let named = contexts::read(&arguments.build_contexts).map_err(|error| Failure::new(&error))?;
         let pull = if arguments.pull { PullPolicy::Always } else { PullPolicy::Missing };
-        Ok(Self { plan: plan(arguments)?, pull, secrets: secrets(arguments)?, exports: exports(arguments)? })
+        Ok(Self {
+            plan: PlanRequest { named_contexts: named.plan, ..plan(arguments)? },
+            pull,
+            contexts: named.directories,
+            layouts: named.layouts,
+            platforms: arguments.platforms.clone(),
+            ssh: agents(arguments)?,
+            known_hosts: ssh::known_hosts(std::env::var_os("HOME").as_deref().map(Path::new)),
+            secrets: secrets(&arguments.secrets)?,
+            confinement: arguments.confine.confinement(arguments.network)?,
+            result: outputs::read(arguments)?,
+            caches: arguments.caches.caches()?,
+        })
+    }
+
+    /// What is to be fetched before that.
+    pub(super) fn remote(&self, context: Option<String>, dockerfile: DockerfileAt) -> RemoteRequest {
+        RemoteRequest {
+            context,
+            dockerfile,
+            plan: self.plan.clone(),
+            secrets: self.secrets.clone(),
+            ssh: self.ssh.clone(),
+            known_hosts: self.known_hosts.clone(),
+        }
     }
 
     /// The request for these inputs.
@@ -42,12 +72,41 @@ impl Wishes {
         BuildRequest {
             context: input.context.clone(),
             dockerfile: input.dockerfile.clone(),
-            plan: PlanRequest { dockerignore: input.ignored.clone(), ..self.plan },
+            plan: PlanRequest {
+                dockerignore: input.ignored.clone(),
+                context: input.source.clone(),
+                ..self.plan
+            },
             pull: self.pull,
+            contexts: self.contexts,
+            layouts: self.layouts,
+            pins: input.pins.clone(),
+            platforms: self.platforms,
+            ssh: self.ssh,
+            known_hosts: self.known_hosts,
             secrets: self.secrets,
-            exports: self.exports,
+            timestamps: self.result.timestamps,
+            attest: self.result.attest,
+            squash: self.result.squash,
+            stages: self.result.stages,
+            confinement: self.confinement,
+            caches: self.caches,
+            exports: self.result.exports,
         }
     }
+}
+
+/// The agents of `--ssh`. As docker's client does, a repository over ssh gets the user's own without a flag.
+fn agents(arguments: &Arguments) -> Result<BTreeMap<String, SshAgent>, Failure> {
+    let socket = std::env::var_os("SSH_AUTH_SOCK").filter(|socket| !socket.is_empty());
+    let mut flags = arguments.ssh.clone();
+    let context = arguments.context.to_string_lossy();
+    let sources = arguments.build_contexts.iter().filter_map(|flag| Some(flag.split_once('=')?.1));
+    let over_ssh = |text: &str| text.starts_with("ssh://") || text.starts_with("git@");
+    if flags.is_empty() && socket.is_some() && sources.chain([&*context]).any(over_ssh) {
+        flags.push("default".to_owned());
+    }
+    ssh::read(&flags, socket.as_deref().map(Path::new)).map_err(|error| Failure::new(&error))
 }
 
 fn plan(arguments: &Arguments) -> Result<PlanRequest, Failure> {
@@ -62,7 +121,8 @@ fn plan(arguments: &Arguments) -> Result<PlanRequest, Failure> {
     Ok(PlanRequest {
         build_args,
         target: arguments.target.clone(),
-        target_platform: arguments.platform.clone(),
+        // What is only asked about is asked for the first.
+        target_platform: arguments.platforms.first().cloned(),
         labels: values::labels(&arguments.labels).map_err(usage)?,
         no_cache: match (arguments.no_cache, arguments.no_cache_filter.as_slice()) {
             (true, _) => NoCache::Everything,
@@ -89,9 +149,9 @@ fn plan(arguments: &Arguments) -> Result<PlanRequest, Failure> {
 
 /// Secrets are read at once: a missing file is said before the first step runs, and a step that comes
 /// later sees what was there when the build began.
-fn secrets(arguments: &Arguments) -> Result<BTreeMap<String, Secret>, Failure> {
+pub(crate) fn secrets(specs: &[String]) -> Result<BTreeMap<String, Secret>, Failure> {
     let mut secrets = BTreeMap::new();
-    for spec in &arguments.secrets {
+    for spec in specs {
         let (id, source) = values::secret(spec).map_err(|error| Failure::usage(error.to_string()))?;
         let value = match source {
             SecretSource::Environment(name) => {
@@ -115,36 +175,4 @@ fn secrets(arguments: &Arguments) -> Result<BTreeMap<String, Secret>, Failure> {
         secrets.insert(id, Secret::Value(value));
     }
     Ok(secrets)
-}
-
-/// The targets of `-o`, `--push` and `--load`; without any, the local store. A named image that goes to an archive
-/// is also stored: its layers are hashed anyway, and the next Dockerfile may build on the name.
-fn exports(arguments: &Arguments) -> Result<Vec<ExportTarget>, Failure> {
-    let usage = |error: stave_exporter::ExportSpecError| Failure::usage(crate::report::chain(&error));
-    let mut targets = Vec::new();
-    for spec in &arguments.outputs {
-        targets.push(spec.parse::<ExportTarget>().map_err(usage)?.named(&arguments.tags));
-    }
-    if arguments.push {
-        if targets.iter().any(|target| matches!(target, ExportTarget::Image(_))) {
-            targets = targets.into_iter().map(ExportTarget::pushed).collect();
-        } else {
-            // As docker's own store does: what is pushed is also kept under its name.
-            let push = Some(PushOptions::default());
-            let target =
-                ImageTarget { names: arguments.tags.clone(), store: true, push, ..ImageTarget::default() };
-            targets.push(ExportTarget::Image(target));
-        }
-    }
-    let has_image = targets.iter().any(|target| matches!(target, ExportTarget::Image(_)));
-    let has_archive =
-        targets.iter().any(|target| matches!(target, ExportTarget::Oci(_) | ExportTarget::Docker(_)));
-    let named_archive = has_archive && !arguments.tags.is_empty();
-    if targets.is_empty() || ((arguments.load || named_archive) && !has_image) {
-        targets.push(ExportTarget::store(arguments.tags.clone()));
-    }
-    for target in &targets {
-        target.validate().map_err(usage)?;
-    }
-    Ok(targets)
 }

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 
 use jiff::Timestamp;
 use serde_json::json;
-use stave_oci::{History, ImageConfig};
+use stave_oci::{History, ImageConfig, Platform};
 use stave_store::{LayerId, LocalImage, Store, UsageId};
 
-use super::find;
+use super::find_platform;
 use crate::commands::Form;
 use crate::format;
 use crate::output::say;
@@ -27,6 +27,9 @@ pub(crate) struct HistoryArguments {
     /// Output form: `table` or `json`, one object a line
     #[arg(long, value_name = "FORM")]
     format: Option<Form>,
+    /// Of an image for several platforms, the one to show
+    #[arg(long, value_name = "OS/ARCH")]
+    platform: Option<Platform>,
     /// Name or id
     image: String,
 }
@@ -34,7 +37,7 @@ pub(crate) struct HistoryArguments {
 /// Prints it, the newest instruction first.
 pub(crate) fn history(arguments: &HistoryArguments, global: &GlobalOptions) -> Result<u8, Failure> {
     with_store(global, |store| {
-        let image = find(store, &arguments.image)?;
+        let image = find_platform(store, &arguments.image, arguments.platform.as_ref())?;
         let config: ImageConfig =
             serde_json::from_slice(&image.config).map_err(|error| Failure::new(&error))?;
         let sizes = sizes(store, &image, &config.history)?;

@@ -1,10 +1,10 @@
 //! `stave inspect`: everything known about images, in docker's JSON form.
 
 use serde_json::{Value, json};
-use stave_oci::{ImageConfig, Reference};
+use stave_oci::{ImageConfig, Platform, Reference};
 use stave_store::{LocalImage, Store};
 
-use super::find;
+use super::find_platform;
 use crate::output::say;
 use crate::report::Failure;
 use crate::runtime::with_store;
@@ -16,6 +16,9 @@ pub(crate) struct InspectArguments {
     /// Output form: only `json` (the default)
     #[arg(long, value_name = "FORM", default_value = "json")]
     format: crate::commands::Form,
+    /// Of images for several platforms, the one to show
+    #[arg(long, value_name = "OS/ARCH")]
+    platform: Option<Platform>,
     /// Names or ids
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
@@ -27,7 +30,10 @@ pub(crate) fn inspect(arguments: &InspectArguments, global: &GlobalOptions) -> R
         return Err(Failure::usage("inspect prints `--format json` only"));
     }
     with_store(global, |store| {
-        let images = arguments.images.iter().map(|text| describe(store, &find(store, text)?));
+        let images = arguments
+            .images
+            .iter()
+            .map(|text| describe(store, &find_platform(store, text, arguments.platform.as_ref())?));
         let images = images.collect::<Result<Vec<Value>, Failure>>()?;
         say!("{}", serde_json::to_string_pretty(&images).map_err(|error| Failure::new(&error))?);
         Ok(0)
