@@ -248,8 +248,23 @@ impl CacheIndex {
 
     /// Removes what dead processes left of their claims. Returns how many there were.
     pub fn sweep_claims(&self) -> Result<usize, IndexError> {
-        claim::sweep(&schema::claims(&self.shared.path))
-            .map_err(|error| self.failed("sweep the claims of", error))
+        Ok(self.dead_claims(true)?.len())
+    }
+
+    /// Claims whose process died; with `remove` they go.
+    pub fn dead_claims(&self, remove: bool) -> Result<Vec<PathBuf>, IndexError> {
+        claim::dead(&schema::claims(&self.shared.path), remove)
+            .map_err(|error| self.failed("look at the claims of", error))
+    }
+
+    /// What SQLite finds wrong with an index file, without changing it; empty when it is sound.
+    pub fn inspect(path: &Path) -> Result<Vec<String>, IndexError> {
+        schema::integrity(path).map_err(|kind| IndexError { action: "inspect", path: path.to_owned(), kind })
+    }
+
+    /// Has the next opening start from an empty file.
+    pub fn mark_damaged(path: &Path) {
+        schema::mark_damaged(path);
     }
 
     fn failed(&self, action: &'static str, error: std::io::Error) -> IndexError {

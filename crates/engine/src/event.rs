@@ -12,7 +12,12 @@ use std::time::{Duration, Instant};
 use stave_exporter::{ExportEvent, ExportEvents};
 use stave_frontend_dockerfile::Diagnostic;
 use stave_llb::Definition;
-use stave_solver::SolveEvent;
+use stave_oci::Digest;
+use stave_solver::{EventReceiver, EventSender, SolveEvent, event_channel, event_channel_with};
+
+use crate::Engine;
+use crate::explain::{Explainer, Reason};
+use crate::record::Recorder;
 
 /// Names one step outside of the graph, within one engine operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,6 +71,13 @@ pub enum EngineEvent {
     Graph(Arc<Definition>),
     /// Something happened to a vertex.
     Solve(SolveEvent),
+    /// Why a vertex was not found in the cache. Comes soon after its `Missed`, in rare cases after its end.
+    Miss {
+        /// The vertex.
+        vertex: Digest,
+        /// Why.
+        reason: Arc<Reason>,
+    },
     /// A build check found something.
     Warning(Diagnostic),
 }
@@ -113,6 +125,7 @@ impl fmt::Debug for Observer {
 pub(crate) struct Steps {
     observer: Observer,
     next: Arc<AtomicU64>,
+    recorder: Option<Recorder>,
 }
 
 /// A step that has been announced; say how it ended with [`Step::end`]. Dropped without, it failed by
@@ -127,7 +140,31 @@ pub(crate) struct Step {
 
 impl Steps {
     pub(crate) fn new(observer: Observer) -> Self {
-        Self { observer, next: Arc::new(AtomicU64::new(0)) }
+        Self { observer, next: Arc::new(AtomicU64::new(0)), recorder: None }
+    }
+
+    /// The same, with everything recorded on its way.
+    pub(crate) fn recorded(observer: Observer, recorder: Recorder) -> Self {
+        Self { recorder: Some(recorder.clone()), ..Self::new(recorder.observer(observer)) }
+    }
+
+    /// The record this is a part of.
+    pub(crate) fn build(&self) -> Option<&crate::record::BuildId> {
+        self.recorder.as_ref().map(Recorder::id)
+    }
+
+    /// A channel for the solver's events.
+    pub(crate) fn channel(&self) -> (EventSender, EventReceiver) {
+        match &self.recorder {
+            Some(recorder) => event_channel_with(recorder.tap()),
+            None => event_channel(),
+        }
+    }
+
+    /// What explains the misses of a graph; nothing does when nothing is recorded.
+    pub(crate) fn explainer(&self, engine: &Engine, definition: &Arc<Definition>) -> Option<Explainer> {
+        let recorder = self.recorder.clone()?;
+        Some(Explainer::new(&engine.store, engine.index.clone(), recorder, Arc::clone(definition)))
     }
 
     pub(crate) fn observer(&self) -> &Observer {

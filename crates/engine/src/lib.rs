@@ -25,6 +25,7 @@ mod request;
 mod resolve;
 mod run;
 mod stages;
+mod timeline;
 mod verify;
 mod travel;
 
@@ -57,6 +58,7 @@ pub use verify::{Deviation, Verified};
 pub use stave_remotecache::spec as cache_spec;
 pub use travel::{CacheExportError, Caches};
 pub use run::{RunError, RunRequest};
+pub use timeline::{CriticalPath, PathEntry, Span, Subject, Timeline};
 
 /// Processes of RUN steps at once. They mostly wait (for a network, for each other), and a build's own
 /// graph bounds them; too few would make independent stages queue behind each other.

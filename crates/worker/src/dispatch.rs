@@ -2,6 +2,7 @@
 //! Must not know how any op works. Read the implementation of [`Worker`] first.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use stave_cache::{CacheRecord, ContentDigest, ResultId};
 use stave_llb::{DiffOp, MergeOp, Op, SourceIdentifier, SourceOp, Vertex};
@@ -88,7 +89,9 @@ impl<E: Executor> Worker for LocalWorker<E> {
                 self.source(vertex, op, cx).await.map(|result| vec![result]).map_err(source_error)
             }
             Op::Exec(op) => {
-                step::tries::run(&self.shared, &self.executor, op, inputs, cx).await.map_err(step_error)
+                let outcome = step::tries::run(&self.shared, &self.executor, op, inputs, cx).await;
+                let platform = vertex.platform.as_ref();
+                outcome.map_err(|error| step_error(step::foreign::explained(error, platform)))
             }
             Op::File(op) => {
                 let (shared, op, inputs) = (Arc::clone(&self.shared), op.clone(), inputs.to_vec());
@@ -106,7 +109,7 @@ impl<E: Executor> Worker for LocalWorker<E> {
                 travel.note_input(&vertex.digest, position, input);
             }
             if let Some(layers) = travel::recordable(&outputs) {
-                travel.note(&vertex.digest, layers);
+                travel.note(&vertex.digest, layers, SystemTime::now());
             }
         }
         Ok(outputs)
@@ -146,7 +149,7 @@ impl<E: Executor> Worker for LocalWorker<E> {
         let travel = cx.session.travel.as_ref()?;
         let outputs = travel::import(travel, record).await?;
         if let Some(layers) = travel::recordable(&outputs) {
-            travel.note(&cx.vertex, layers);
+            travel.note(&cx.vertex, layers, SystemTime::now());
         }
         Some(outputs)
     }
@@ -155,7 +158,7 @@ impl<E: Executor> Worker for LocalWorker<E> {
         if let Some(travel) = &session.travel
             && let Some(snapshots) = parse_result(record.result.as_str())
         {
-            travel.note(&vertex.digest, snapshots);
+            travel.note(&vertex.digest, snapshots, record.created_at);
         }
     }
 
@@ -173,6 +176,20 @@ impl<E: Executor> Worker for LocalWorker<E> {
 }
 
 impl<E: Executor> LocalWorker<E> {
+    /// The layers of a record's outputs, if all of them are still here. Counts as a use.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn layers_of(&self, record: &CacheRecord) -> Result<Option<Vec<Snapshot>>, stave_store::StoreError> {
+        let Some(snapshots) = parse_result(record.result.as_str()) else { return Ok(None) };
+        for snapshot in &snapshots {
+            if !self.shared.store.exists(snapshot)? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(snapshots))
+    }
+
     async fn source(
         &self,
         vertex: &Vertex,
@@ -409,6 +426,11 @@ fn format_result(outputs: &[Ref]) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
+/// The snapshots that a result id of this worker names; `None` for another's.
+pub fn snapshots_of(result: &str) -> Option<Vec<Snapshot>> {
+    parse_result(result)
+}
+
 fn parse_result(text: &str) -> Option<Vec<Snapshot>> {
     text.split(OUTPUT_SEPARATOR).map(|part| part.strip_prefix(SNAPSHOT_MARK)?.parse().ok()).collect()
 }
@@ -465,7 +487,7 @@ fn step_error(error: StepError) -> OpError {
         StepError::Exit { code, signal, .. } => OpErrorKind::ExitCode { code: *code, signal: *signal },
         StepError::OutOfMemory { code, .. } => OpErrorKind::ExitCode { code: *code, signal: None },
         StepError::TimedOut { .. } => OpErrorKind::ExitCode { code: TIMED_OUT, signal: None },
-        StepError::NotEntitled(_) | StepError::Unsupported(_) => OpErrorKind::Unsupported,
+        StepError::NotEntitled(_) | StepError::Unsupported(_) | StepError::Foreign { .. } => OpErrorKind::Unsupported,
         StepError::NoRoot
         | StepError::NoInput
         | StepError::MissingSecret(_)

@@ -42,12 +42,13 @@ mod xattr;
 pub use cdi::{DeviceError, SPEC_DIRECTORIES};
 pub use confinement::{Confinement, DeviceGrant, EntitlementError, Entitlements};
 pub use context::{Context, ContextError};
-pub use dispatch::LayersError;
+pub use dispatch::{LayersError, snapshots_of};
 pub use exec::{
     ExecError, Executor, Finished, MountSet, ProcessIo, ProcessSpec, ProcessUsage, SandboxExecutor, StepLog,
 };
 pub use file::action::FileError;
 pub use file::copy::CopyError;
+pub use file::decoder::{decompressed, is_compressed};
 pub use file::unpack::{EntryFault, UnpackError};
 pub use input::SelectError;
 pub use mode::ModeError;
@@ -67,7 +68,7 @@ pub use source::{ImageFault, SourceError};
 pub use ssh::{AgentConnector, AgentStream, DEFAULT_AGENT, KeyError, SshAgent, SshKeys};
 pub use step::failed::{Enter, FailedStep};
 pub use step::{SecretFault, StepError};
-pub use travel::{Listener, Travel};
+pub use travel::{Listener, Travel, TravelResult};
 pub use users::{Identity, UserError};
 pub use view::ViewError;
 pub use worker::{DigestError, LocalWorker, LocalWorkerConfig, MountError, Ref};

@@ -17,6 +17,7 @@ use stave_store::{ActiveLayer, Lease, ScratchDir, Snapshot, Store, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, Peaks};
+use crate::cdi::SPEC_DIRECTORIES;
 use crate::context::Context;
 use crate::exec::SandboxExecutor;
 use crate::file::action::FileError;
@@ -70,6 +71,8 @@ pub struct LocalWorkerConfig {
     pub launcher: Launcher,
     /// A directory for what is remembered of local contexts; `None` remembers nothing.
     pub fingerprints: Option<PathBuf>,
+    /// Where CDI specifications lie, those of a later directory winning.
+    pub device_directories: Vec<PathBuf>,
 }
 
 /// Runs ops on this machine. While it lives, nothing it used or made is collected.
@@ -94,6 +97,8 @@ pub(crate) struct Shared {
     pub(crate) admission: Arc<Admission>,
     pub(crate) peaks: Peaks,
     pub(crate) groups: BuildGroups,
+    /// Where CDI specifications lie, those of a later directory winning.
+    pub(crate) device_directories: Vec<PathBuf>,
     /// What failed steps left, until the process ends.
     pub(crate) failed: Mutex<Vec<FailedStep>>,
     _lease: Lease,
@@ -106,7 +111,7 @@ impl LocalWorker<SandboxExecutor> {
     /// When the store fails.
     pub fn new(config: LocalWorkerConfig) -> Result<Self, StoreError> {
         let executor = SandboxExecutor::new(config.launcher);
-        Self::with_executor(config.store, config.fingerprints, executor)
+        Self::assemble(config.store, config.fingerprints, config.device_directories, executor)
     }
 }
 
@@ -118,6 +123,16 @@ impl<E> LocalWorker<E> {
     pub fn with_executor(
         store: Store,
         fingerprints: Option<PathBuf>,
+        executor: E,
+    ) -> Result<Self, StoreError> {
+        let devices = SPEC_DIRECTORIES.iter().map(PathBuf::from).collect();
+        Self::assemble(store, fingerprints, devices, executor)
+    }
+
+    fn assemble(
+        store: Store,
+        fingerprints: Option<PathBuf>,
+        device_directories: Vec<PathBuf>,
         executor: E,
     ) -> Result<Self, StoreError> {
         let lease = store.lease()?;
@@ -139,6 +154,7 @@ impl<E> LocalWorker<E> {
             admission: Arc::default(),
             peaks,
             groups: BuildGroups::default(),
+            device_directories,
             failed: Mutex::default(),
             _lease: lease,
         };

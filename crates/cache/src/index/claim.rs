@@ -2,7 +2,7 @@
 //!
 //! A claim is an exclusive flock(2) on a file of the key's name beside the index. The kernel drops it with
 //! the process, however that dies, so no process id is ever guessed at. The file goes with the claim; one
-//! that a killed process left is used again by the next claim of the key, or swept by [`sweep`].
+//! that a killed process left is used again by the next claim of the key, or swept by [`dead`].
 //! Must not know what a step is. Start with [`Claim`].
 
 use std::fs::{self, File, TryLockError};
@@ -61,22 +61,24 @@ impl Drop for Claim {
     }
 }
 
-/// Removes what dead processes left; the number of files that went.
-pub(super) fn sweep(directory: &Path) -> io::Result<usize> {
+/// What dead processes left, and with `remove` the removal of it.
+pub(super) fn dead(directory: &Path, remove: bool) -> io::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
     };
-    let mut count = 0;
+    let mut dead = Vec::new();
     for entry in entries {
         let path = entry?.path();
         let Ok(file) = File::options().write(true).open(&path) else { continue };
         if file.try_lock().is_ok() && names(&file, &path) {
-            fs::remove_file(&path)?;
-            count += 1;
+            if remove {
+                fs::remove_file(&path)?;
+            }
+            dead.push(path);
         }
     }
-    Ok(count)
+    Ok(dead)
 }
 
 fn names(file: &File, path: &Path) -> bool {
@@ -104,7 +106,7 @@ mod tests {
         drop(first);
         let next = Claim::take(&directory, &key).expect("works");
         assert!(next.is_some());
-        assert_eq!(sweep(&directory).expect("works"), 0, "live claims stay");
+        assert!(dead(&directory, true).expect("works").is_empty(), "live claims stay");
         drop((next, apart));
         assert_eq!(fs::read_dir(&directory).expect("lists").count(), 0);
     }
@@ -118,7 +120,8 @@ mod tests {
         assert!(claim.is_some());
         drop(claim);
         fs::write(place.path().join(key.to_string()), "").expect("a file");
-        assert_eq!(sweep(place.path()).expect("works"), 1);
-        assert_eq!(sweep(&place.path().join("none")).expect("works"), 0);
+        assert_eq!(dead(place.path(), false).expect("works").len(), 1);
+        assert_eq!(dead(place.path(), true).expect("works").len(), 1);
+        assert!(dead(&place.path().join("none"), true).expect("works").is_empty());
     }
 }

@@ -141,6 +141,21 @@ fn create(connection: &Connection) -> Result<(), IndexErrorKind> {
     Ok(())
 }
 
+/// What SQLite finds wrong with the file.
+pub(super) fn integrity(path: &Path) -> Result<Vec<String>, IndexErrorKind> {
+    let check = || -> Result<Vec<String>, IndexErrorKind> {
+        let connection = connect(path)?;
+        let mut statement = connection.prepare("PRAGMA integrity_check(20)")?;
+        let lines = statement.query_map([], |row| row.get::<_, String>(0))?;
+        Ok(lines.collect::<rusqlite::Result<_>>()?)
+    };
+    match check() {
+        Ok(lines) => Ok(lines.into_iter().filter(|line| line != "ok").collect()),
+        Err(IndexErrorKind::Sqlite(error)) if is_damage(&error) => Ok(vec![error.to_string()]),
+        Err(error) => Err(error),
+    }
+}
+
 /// The directory of claims.
 pub(super) fn claims(path: &Path) -> PathBuf {
     beside(path, "claims")

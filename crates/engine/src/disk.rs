@@ -1,0 +1,171 @@
+//! Disk matters of the store and the build cache together: collecting, and examining.
+//!
+//! Owns what needs both: what a layer cost to make is in the cache's records, and whether a record's result is
+//! there is the store's to say. Start with [`prune`], [`collect`] and [`doctor`].
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use stave_cache::{CacheIndex, IndexError};
+use stave_store::{
+    DiskPolicy, Finding, FindingKind, ImagePrune, LayerId, PruneRequest, Pruned, Snapshot, Store, StoreError,
+};
+use stave_worker::manifest;
+
+/// Records of the cache that are read at once.
+const MAX_RECORDS: u32 = 1_000_000;
+
+/// Why disk could not be looked after.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The cache's index failed.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// A directory of the store cannot be read.
+    #[error("cannot read `{}`", path.display())]
+    Io {
+        /// Which.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Removes what a request says, and the cache's records of it.
+///
+/// # Errors
+/// [`DiskError`].
+pub fn prune(store: &Store, mut request: PruneRequest) -> Result<Pruned, DiskError> {
+    let index = CacheIndex::open(&store.cache_index_path())?;
+    request.costs = costs(&index)?;
+    let pruned = store.prune(&request)?;
+    if !pruned.layers.is_empty() {
+        forget(store, &index, true)?;
+    }
+    index.sweep_claims()?;
+    manifest::prune(&store.manifest_directory(), manifest::MAX_BYTES);
+    Ok(pruned)
+}
+
+/// The automatic collection: each rule of the store's policy in turn. Returns the bytes freed.
+///
+/// # Errors
+/// [`DiskError`].
+pub fn collect(store: &Store, policy: &DiskPolicy) -> Result<u64, DiskError> {
+    let mut freed = 0;
+    for rule in &policy.rules {
+        // A rule that does not say where to stop would leave nothing: that is for `prune` alone.
+        let used = store.disk_usage()?.total();
+        let (_, free) = store.file_system_bytes()?;
+        let bounded = rule.limits.target(used, free);
+        if bounded.is_none_or(|target| used <= target) && (bounded.is_some() || rule.keep_duration.is_none())
+        {
+            continue;
+        }
+        let request = PruneRequest {
+            images: ImagePrune::Keep,
+            unused_for: rule.keep_duration,
+            filters: rule.filters.clone(),
+            limits: rule.limits,
+            ..PruneRequest::unused()
+        };
+        freed += prune(store, request)?.freed;
+    }
+    Ok(freed)
+}
+
+/// How long the newest run that made each layer took.
+fn costs(index: &CacheIndex) -> Result<BTreeMap<LayerId, Duration>, IndexError> {
+    let mut costs = BTreeMap::new();
+    for record in index.list(MAX_RECORDS)? {
+        for snapshot in snapshots(record.result.as_str()).into_iter().flatten() {
+            if let Some(top) = snapshot.top() {
+                costs.entry(top).or_insert(record.duration);
+            }
+        }
+    }
+    Ok(costs)
+}
+
+/// The snapshots a result names; `None` when it was not written by this worker.
+fn snapshots(result: &str) -> Option<Vec<Snapshot>> {
+    stave_worker::snapshots_of(result)
+}
+
+/// Finds, and with `remove` drops, records whose results are gone.
+fn forget(store: &Store, index: &CacheIndex, remove: bool) -> Result<Vec<String>, DiskError> {
+    let present = store.layer_ids()?;
+    let mut gone = Vec::new();
+    for record in index.list(MAX_RECORDS)? {
+        let whole = snapshots(record.result.as_str())
+            .is_some_and(|all| all.iter().flat_map(Snapshot::layers).all(|layer| present.contains(layer)));
+        if whole {
+            continue;
+        }
+        if remove {
+            index.remove(&record.result)?;
+        }
+        gone.push(record.vertex_name);
+    }
+    Ok(gone)
+}
+
+/// Examines everything below a state directory; with `repair`, puts right what can be.
+///
+/// # Errors
+/// When it cannot even be looked at.
+pub fn doctor(root: &Path, repair: bool) -> Result<Vec<Finding>, DiskError> {
+    let mut findings = stave_store::examine(root, repair)?;
+    let database_gone = findings
+        .iter()
+        .any(|found| matches!(found.kind, FindingKind::DatabaseLost | FindingKind::DatabaseDamaged));
+    let path = root.join("cache.db");
+    if !path.exists() || (database_gone && !repair) {
+        return Ok(findings);
+    }
+    let problems = CacheIndex::inspect(&path)?;
+    if !problems.is_empty() {
+        findings.push(Finding::new(FindingKind::CacheDamaged, problems.join("; "), repair));
+        if !repair {
+            return Ok(findings);
+        }
+        CacheIndex::mark_damaged(&path);
+    }
+    let store = Store::open(root)?;
+    let index = CacheIndex::open(&path)?;
+    for name in forget(&store, &index, repair)? {
+        findings.push(Finding::new(FindingKind::CacheRecord, name, repair));
+    }
+    for claim in index.dead_claims(repair)? {
+        findings.push(Finding::new(FindingKind::Leftover, claim.display().to_string(), repair));
+    }
+    half_made(&store, repair, &mut findings)?;
+    Ok(findings)
+}
+
+/// Directories of builds that died before their first record was whole.
+fn half_made(store: &Store, repair: bool, findings: &mut Vec<Finding>) -> Result<(), DiskError> {
+    let directory = store.builds_directory();
+    let failed = |source| DiskError::Io { path: directory.clone(), source };
+    let entries = match std::fs::read_dir(&directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(failed)?,
+    };
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        let record = std::fs::metadata(path.join("record.json")).map(|metadata| metadata.len());
+        if record.is_ok_and(|length| length > 0) {
+            continue;
+        }
+        if repair {
+            std::fs::remove_dir_all(&path).map_err(failed)?;
+        }
+        findings.push(Finding::new(FindingKind::Leftover, path.display().to_string(), repair));
+    }
+    Ok(())
+}

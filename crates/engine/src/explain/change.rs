@@ -1,0 +1,205 @@
+//! One difference between two builds of a step, and how it is said. Pure. Start with [`Change`].
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use stave_worker::manifest::FileChange;
+
+/// Paths named one by one; of more only the number is said.
+pub(super) const MAX_NAMED: usize = 3;
+/// Characters of a quoted value.
+const MAX_VALUE: usize = 60;
+
+/// Something that takes part in a step's key and is not what it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "kebab-case")]
+pub enum Change {
+    /// Files that it reads.
+    Files {
+        /// How they changed.
+        summary: FileSummary,
+        /// Which: the first few.
+        paths: Vec<String>,
+        /// How many.
+        count: usize,
+    },
+    /// What it reads, but not which files: the earlier ones are not known any more.
+    Content,
+    /// The instruction itself.
+    Instruction {
+        /// As it was.
+        before: String,
+        /// As it is.
+        after: String,
+    },
+    /// A build argument or environment variable.
+    Variable {
+        /// Its name.
+        name: String,
+        /// Its value; `None` when it was not set.
+        before: Option<String>,
+        /// Its value; `None` when it is not set any more.
+        after: Option<String>,
+    },
+    /// The base image.
+    Base {
+        /// As it was.
+        before: String,
+        /// As it is.
+        after: String,
+    },
+    /// The step it stands on made another result.
+    Input {
+        /// That step.
+        step: String,
+    },
+    /// Another field of the key, by its path.
+    Field {
+        /// Labels from the outside in.
+        path: String,
+        /// Its value before.
+        before: Option<String>,
+        /// Its value now.
+        after: Option<String>,
+    },
+}
+
+/// How a group of files changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileSummary {
+    /// Content, or kind.
+    Changed,
+    /// New.
+    Added,
+    /// Gone.
+    Removed,
+    /// Permission bits alone: before and after.
+    Mode(u32, u32),
+    /// Owner alone.
+    Owner,
+}
+
+impl Change {
+    /// Whether git's model of modes would not see it.
+    pub(super) fn is_git_mode(&self) -> bool {
+        match self {
+            Self::Files { summary: FileSummary::Mode(before, after), .. } => {
+                (before & 0o100 == after & 0o100) && (before | after) & 0o7000 == 0
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Groups the differences of two manifests, what tells most first.
+pub(super) fn group(changes: &[(String, FileChange)]) -> Vec<Change> {
+    let mut groups: Vec<(FileSummary, Vec<String>, usize)> = Vec::new();
+    for (path, change) in changes {
+        let summary = match change {
+            FileChange::Content | FileChange::Kind => FileSummary::Changed,
+            FileChange::Added => FileSummary::Added,
+            FileChange::Removed => FileSummary::Removed,
+            FileChange::Mode(before, after) => FileSummary::Mode(*before, *after),
+            FileChange::Owner => FileSummary::Owner,
+        };
+        let place = groups.iter().position(|(known, ..)| *known == summary).unwrap_or(groups.len());
+        if place == groups.len() {
+            groups.push((summary, Vec::new(), 0));
+        }
+        let (_, paths, count) = &mut groups[place];
+        *count += 1;
+        if paths.len() < MAX_NAMED {
+            paths.push(if path.is_empty() { ".".to_owned() } else { path.clone() });
+        }
+    }
+    groups.sort();
+    groups.into_iter().map(|(summary, paths, count)| Change::Files { summary, paths, count }).collect()
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Files { summary, paths, count } => {
+                match summary {
+                    // Modes concern many files at once, and their names say little.
+                    FileSummary::Mode(..) if *count > 1 => write!(f, "{count} files")?,
+                    _ if *count <= MAX_NAMED => f.write_str(&paths.join(", "))?,
+                    _ => {
+                        let shown = &paths[..paths.len().min(MAX_NAMED - 1)];
+                        write!(f, "{} and {} more", shown.join(", "), count - shown.len())?;
+                    }
+                }
+                match summary {
+                    FileSummary::Changed => f.write_str(" changed"),
+                    FileSummary::Added => f.write_str(" added"),
+                    FileSummary::Removed => f.write_str(" removed"),
+                    FileSummary::Mode(before, after) => write!(f, " mode {before:o} → {after:o}"),
+                    FileSummary::Owner => f.write_str(" changed owner"),
+                }
+            }
+            Self::Content => f.write_str("the files it reads changed"),
+            Self::Instruction { before, after } => {
+                write!(f, "the instruction changed: {} → {}", quoted(before), quoted(after))
+            }
+            Self::Variable { name, before, after } => match (before, after) {
+                (None, Some(after)) => write!(f, "{name} is set now: {}", quoted(after)),
+                (Some(before), None) => write!(f, "{name} is not set any more: was {}", quoted(before)),
+                (before, after) => {
+                    let shown = |value: &Option<String>| quoted(value.as_deref().unwrap_or_default());
+                    write!(f, "{name} changed: {} → {}", shown(before), shown(after))
+                }
+            },
+            Self::Base { before, after } => write!(f, "the base image changed: {before} → {after}"),
+            Self::Input { step } => write!(f, "{step} made another result"),
+            Self::Field { path, before, after } => {
+                let shown = |value: &Option<String>| value.as_deref().map_or("none".to_owned(), quoted);
+                write!(f, "{path} changed: {} → {}", shown(before), shown(after))
+            }
+        }
+    }
+}
+
+fn quoted(text: &str) -> String {
+    let flat = text.replace('\n', " ");
+    if flat.chars().count() <= MAX_VALUE {
+        return format!("`{flat}`");
+    }
+    format!("`{}…`", flat.chars().take(MAX_VALUE - 1).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(changes: &[(&str, FileChange)], expected: &str) {
+        let changes: Vec<_> = changes.iter().map(|(path, change)| ((*path).to_owned(), *change)).collect();
+        let text: Vec<String> = group(&changes).iter().map(ToString::to_string).collect();
+        assert_eq!(text.join("; "), expected);
+    }
+
+    #[test]
+    fn files_are_named_while_they_are_few() {
+        let mode = FileChange::Mode(0o664, 0o644);
+        check(
+            &[("src/a.rs", FileChange::Content), ("x", mode), ("y", mode)],
+            "src/a.rs changed; 2 files mode 664 → 644",
+        );
+        check(&[("x", mode)], "x mode 664 → 644");
+        check(&[("a", FileChange::Added), ("b", FileChange::Removed)], "a added; b removed");
+        let many: Vec<_> = ["a", "b", "c", "d", "e"].map(|path| (path, FileChange::Content)).to_vec();
+        check(&many, "a, b and 3 more changed");
+        check(&many[..3], "a, b, c changed");
+        check(&[("", FileChange::Owner)], ". changed owner");
+    }
+
+    #[test]
+    fn only_bits_that_git_drops_are_gits_modes() {
+        let mode = |before, after| {
+            group(&[("a".to_owned(), FileChange::Mode(before, after))]).iter().all(Change::is_git_mode)
+        };
+        assert!(mode(0o664, 0o644) && mode(0o775, 0o755) && mode(0o600, 0o644));
+        assert!(!mode(0o644, 0o755) && !mode(0o4755, 0o755));
+    }
+}

@@ -1,0 +1,213 @@
+//! Reading build records, and letting old ones go. Start with [`History`].
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use stave_store::Store;
+
+use super::log::LogReader;
+use super::{BuildId, BuildRecord, BuildState, RECORD_FORMAT};
+
+/// Bytes of the largest record that is read.
+const MAX_RECORD: u64 = 64 << 20;
+
+/// How much of the past is kept. What goes first is the oldest; a running build's record stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// Builds.
+    pub builds: usize,
+    /// Bytes of all records and logs together.
+    pub bytes: u64,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { builds: 200, bytes: 256 << 20 }
+    }
+}
+
+/// Why a record could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum HistoryError {
+    /// No build has this id, or begins with it.
+    #[error("no such build: `{0}`")]
+    NoSuchBuild(String),
+    /// There is no build at all.
+    #[error("there are no build records")]
+    Empty,
+    /// Several builds begin so.
+    #[error("`{0}` is the start of several builds' ids")]
+    Ambiguous(String),
+    /// A build that is running cannot be removed.
+    #[error("build `{0}` is running")]
+    Running(BuildId),
+    /// The record cannot be read.
+    #[error("cannot read the record of build `{id}`")]
+    Read {
+        /// Which.
+        id: BuildId,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The directory of records failed.
+    #[error("cannot {action} `{}`", path.display())]
+    Directory {
+        /// What was tried.
+        action: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The builds of a store.
+#[derive(Debug, Clone)]
+pub struct History {
+    directory: PathBuf,
+}
+
+impl History {
+    /// The history of a store.
+    pub fn of(store: &Store) -> Self {
+        Self { directory: store.builds_directory() }
+    }
+
+    /// Ids of all builds, the newest first.
+    ///
+    /// # Errors
+    /// [`HistoryError::Directory`].
+    pub fn ids(&self) -> Result<Vec<BuildId>, HistoryError> {
+        let failed =
+            |source| HistoryError::Directory { action: "list", path: self.directory.clone(), source };
+        let entries = match fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(failed)?,
+        };
+        let mut ids = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(failed)?.file_name();
+            ids.extend(name.to_str().and_then(|name| name.parse::<BuildId>().ok()));
+        }
+        ids.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(ids)
+    }
+
+    /// The build that `text` means: an id, the start of one, or nothing for the latest.
+    ///
+    /// # Errors
+    /// [`HistoryError`], also when several begin so.
+    pub fn find(&self, text: Option<&str>) -> Result<BuildRecord, HistoryError> {
+        let Some(text) = text else {
+            // One that cannot be read is no build to show.
+            let newest = self.ids()?.into_iter().find_map(|id| self.read(&id).ok());
+            return newest.ok_or(HistoryError::Empty);
+        };
+        let mut matching = self.ids()?.into_iter().filter(|id| id.as_str().starts_with(text));
+        match (matching.next(), matching.next()) {
+            (Some(id), None) => self.read(&id),
+            (Some(id), Some(_)) if id.as_str() == text => self.read(&id),
+            (Some(_), Some(_)) => Err(HistoryError::Ambiguous(text.to_owned())),
+            (None, _) => Err(HistoryError::NoSuchBuild(text.to_owned())),
+        }
+    }
+
+    /// All records that can be read, the newest first.
+    pub fn records(&self) -> impl Iterator<Item = BuildRecord> + '_ {
+        self.ids().unwrap_or_default().into_iter().filter_map(|id| self.read(&id).ok())
+    }
+
+    /// A build's record. One whose process died says [`BuildState::Killed`].
+    ///
+    /// # Errors
+    /// [`HistoryError::Read`].
+    pub fn read(&self, id: &BuildId) -> Result<BuildRecord, HistoryError> {
+        read(&self.directory.join(id.as_str()))
+            .map_err(|source| HistoryError::Read { id: id.clone(), source })
+    }
+
+    /// What a step wrote; `None` when it wrote nothing.
+    ///
+    /// # Errors
+    /// [`HistoryError::Read`].
+    pub fn log(&self, id: &BuildId, step: usize) -> Result<Option<LogReader>, HistoryError> {
+        match LogReader::open(&log_path(&self.directory.join(id.as_str()), step)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(HistoryError::Read { id: id.clone(), source }),
+            Ok(reader) => Ok(Some(reader)),
+        }
+    }
+
+    /// Removes a build's record and logs.
+    ///
+    /// # Errors
+    /// [`HistoryError::Running`] for a build that is.
+    pub fn remove(&self, id: &BuildId) -> Result<(), HistoryError> {
+        let path = self.directory.join(id.as_str());
+        if read(&path).is_ok_and(|record| record.state == BuildState::Running) {
+            return Err(HistoryError::Running(id.clone()));
+        }
+        fs::remove_dir_all(&path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => HistoryError::NoSuchBuild(id.to_string()),
+            _ => HistoryError::Directory { action: "remove", path: path.clone(), source },
+        })
+    }
+
+    /// Lets go what `keep` does not keep. Returns how many builds went.
+    ///
+    /// # Errors
+    /// [`HistoryError::Directory`].
+    pub fn prune(&self, keep: &Retention) -> Result<usize, HistoryError> {
+        let (mut kept, mut bytes, mut gone) = (0, 0, 0);
+        for id in self.ids()? {
+            bytes += size(&self.directory.join(id.as_str()));
+            kept += 1;
+            if kept <= keep.builds && bytes <= keep.bytes {
+                continue;
+            }
+            // Another process may prune as well.
+            match self.remove(&id) {
+                Ok(()) => gone += 1,
+                Err(HistoryError::Running(_) | HistoryError::NoSuchBuild(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(gone)
+    }
+}
+
+/// Where a step's log is.
+pub(super) fn log_path(directory: &Path, step: usize) -> PathBuf {
+    directory.join(format!("{step}.log.zst"))
+}
+
+/// Where the record is.
+pub(super) fn record_path(directory: &Path) -> PathBuf {
+    directory.join("record.json")
+}
+
+fn read(directory: &Path) -> io::Result<BuildRecord> {
+    let file = File::open(record_path(directory))?;
+    let mut text = Vec::new();
+    (&file).take(MAX_RECORD).read_to_end(&mut text)?;
+    let mut record: BuildRecord = serde_json::from_slice(&text)?;
+    if record.format != RECORD_FORMAT {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a record of another version"));
+    }
+    if record.state == BuildState::Running {
+        match file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(error),
+            Ok(()) => record.state = BuildState::Killed,
+        }
+    }
+    Ok(record)
+}
+
+fn size(directory: &Path) -> u64 {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum()
+}

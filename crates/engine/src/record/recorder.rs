@@ -1,0 +1,469 @@
+//! Writes the record of a build while it runs.
+//!
+//! Owns the record in memory and its directory. A build does not fail because its record cannot be written.
+//! Numbers steps as progress does: by their first event. Start with [`Recorder`].
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use jiff::Timestamp;
+use stave_exporter::ExportTarget;
+use stave_llb::{Definition, Vertex};
+use stave_oci::{Digest, Reference};
+use stave_solver::{LogStream, LogTap, Miss, SolveEvent};
+use stave_store::Store;
+
+use super::history::{History, Retention, log_path, record_path};
+use super::log::LogWriter;
+use super::{
+    BuildId, BuildRecord, BuildState, DockerfileRecord, RECORD_FORMAT, StepKey, StepRecord, StepState,
+};
+use crate::build::{BuildError, lines_of};
+use crate::event::{EngineEvent, Observer, one_line};
+use crate::request::{BuildOutcome, BuildRequest};
+
+/// Steps of one record. A larger graph's later steps are built but not recorded.
+const MAX_STEPS: usize = 20_000;
+
+/// What is known of a build when it begins.
+#[derive(Debug, Clone)]
+pub struct Beginning {
+    /// The Dockerfile's name.
+    pub dockerfile: String,
+    /// The Dockerfile's text.
+    pub text: String,
+    /// The context.
+    pub context: String,
+    /// The stage.
+    pub target: Option<String>,
+    /// Names of the image.
+    pub tags: Vec<String>,
+    /// What it builds for.
+    pub platforms: Vec<String>,
+}
+
+/// How a build ended.
+#[derive(Debug, Clone)]
+pub struct Ending {
+    /// As what.
+    pub state: BuildState,
+    /// Why it failed, in one line.
+    pub error: Option<String>,
+    /// Ids of its images.
+    pub images: Vec<Digest>,
+}
+
+impl Beginning {
+    /// What a request says of it.
+    pub(crate) fn of(request: &BuildRequest) -> Self {
+        let tags = request.exports.iter().flat_map(names).map(ToString::to_string).collect();
+        Self {
+            dockerfile: request.dockerfile.name.clone(),
+            text: request.dockerfile.text.clone(),
+            context: request.context.display().to_string(),
+            target: request.plan.target.clone(),
+            tags,
+            platforms: vec![request.plan.platform().to_string()],
+        }
+    }
+}
+
+fn names(target: &ExportTarget) -> &[Reference] {
+    match target {
+        ExportTarget::Image(target) => &target.names,
+        ExportTarget::Oci(target) | ExportTarget::Docker(target) => &target.names,
+        ExportTarget::Local { .. } | ExportTarget::Tar { .. } | ExportTarget::CacheOnly => &[],
+    }
+}
+
+impl Ending {
+    /// What an outcome says of it.
+    pub(crate) fn of(outcome: &Result<BuildOutcome, BuildError>) -> Self {
+        match outcome {
+            Ok(outcome) => Self {
+                state: BuildState::Succeeded,
+                error: None,
+                images: outcome.image.iter().cloned().collect(),
+            },
+            Err(error) => {
+                let cancelled =
+                    matches!(error, BuildError::Solve { error: stave_solver::SolveError::Cancelled, .. });
+                let state = if cancelled { BuildState::Cancelled } else { BuildState::Failed };
+                Self { state, error: Some(one_line(error)), images: Vec::new() }
+            }
+        }
+    }
+}
+
+/// Which builds are of the same Dockerfile and context.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    id: BuildId,
+    dockerfile: String,
+    context: String,
+}
+
+impl Identity {
+    /// Whether a record is of the same thing and not of this build.
+    pub(crate) fn is_earlier(&self, record: &BuildRecord) -> bool {
+        record.id != self.id && record.dockerfile.name == self.dockerfile && record.context == self.context
+    }
+}
+
+/// The record of one build in the making. Clones write the same one.
+#[derive(Debug, Clone)]
+pub struct Recorder {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    start: Instant,
+    id: BuildId,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    record: BuildRecord,
+    files: Files,
+    places: HashMap<Key, usize>,
+    vertices: HashMap<Digest, Known>,
+    logs: HashMap<Digest, LogWriter>,
+}
+
+/// Where the record goes.
+#[derive(Debug)]
+enum Files {
+    /// Locked: this process is alive.
+    Open { directory: PathBuf, _lock: File },
+    /// The disk refused; nothing is written any more.
+    None,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Key {
+    Step(u64),
+    Vertex(Digest),
+}
+
+#[derive(Debug)]
+struct Known {
+    name: String,
+    lines: Option<(usize, usize)>,
+    inputs: Vec<Digest>,
+}
+
+impl std::fmt::Debug for LogWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LogWriter").field("written", &self.written).finish_non_exhaustive()
+    }
+}
+
+impl Recorder {
+    /// Begins a record in `store`, and lets old ones go beside the build.
+    pub fn begin(store: &Store, beginning: Beginning) -> Self {
+        let started_at = Timestamp::now();
+        let mut salt = [0; 2];
+        if rustix::rand::getrandom(&mut salt, rustix::rand::GetRandomFlags::empty()).is_err() {
+            salt = (std::process::id() as u16).to_le_bytes();
+        }
+        let id = BuildId::new(started_at, u16::from_le_bytes(salt));
+        let Beginning { dockerfile, text, context, target, tags, platforms } = beginning;
+        let dockerfile = DockerfileRecord { name: dockerfile, digest: Digest::sha256(text.as_bytes()) };
+        let record = BuildRecord {
+            format: RECORD_FORMAT,
+            id: id.clone(),
+            state: BuildState::Running,
+            started_at,
+            ended_at: None,
+            dockerfile,
+            context,
+            target,
+            tags,
+            platforms,
+            images: Vec::new(),
+            steps: Vec::new(),
+            error: None,
+        };
+        let files = open(store, &record).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the build is not recorded");
+            Files::None
+        });
+        let history = History::of(store);
+        let pruning = std::thread::Builder::new().name("builds".to_owned()).spawn(move || {
+            if let Err(error) = history.prune(&Retention::default()) {
+                tracing::debug!(%error, "old build records stay");
+            }
+        });
+        if let Err(error) = pruning {
+            tracing::debug!(%error, "old build records stay");
+        }
+        let state =
+            State { record, files, places: HashMap::new(), vertices: HashMap::new(), logs: HashMap::new() };
+        Self { shared: Arc::new(Shared { start: Instant::now(), id, state: Mutex::new(state) }) }
+    }
+
+    /// The build's name.
+    pub fn id(&self) -> &BuildId {
+        &self.shared.id
+    }
+
+    /// An observer that records what it passes on to `next`.
+    pub fn observer(&self, next: Observer) -> Observer {
+        let this = self.clone();
+        Observer::new(move |event| {
+            this.event(&event);
+            next.send(event);
+        })
+    }
+
+    /// What keeps the steps' whole logs.
+    pub fn tap(&self) -> LogTap {
+        let this = self.clone();
+        LogTap::new(move |vertex, stream, bytes| {
+            let at = this.now();
+            this.lock().log(vertex, at, stream, bytes);
+        })
+    }
+
+    /// What tells builds of the same thing from others.
+    pub(crate) fn identity(&self) -> Identity {
+        let state = self.lock();
+        let BuildRecord { id, dockerfile, context, .. } = &state.record;
+        Identity { id: id.clone(), dockerfile: dockerfile.name.clone(), context: context.clone() }
+    }
+
+    /// The steps so far.
+    pub(crate) fn steps(&self) -> Vec<StepRecord> {
+        self.lock().record.steps.clone()
+    }
+
+    /// Writes the whole record.
+    pub fn finish(&self, ending: Ending) {
+        let end = self.now();
+        let mut state = self.lock();
+        let vertices: Vec<Digest> = state.logs.keys().cloned().collect();
+        for vertex in vertices {
+            state.end_log(&vertex);
+        }
+        let record = &mut state.record;
+        (record.state, record.error, record.images) = (ending.state, ending.error, ending.images);
+        record.ended_at = Some(Timestamp::now());
+        for step in record.steps.iter_mut().filter(|step| step.state == StepState::Running) {
+            (step.state, step.ended) = (StepState::Cancelled, Some(end));
+        }
+        if let Files::Open { directory, .. } = &state.files
+            && let Err(error) = write(directory, &state.record)
+        {
+            tracing::warn!(%error, "the build's record is not whole");
+        }
+        state.files = Files::None;
+    }
+
+    fn event(&self, event: &EngineEvent) {
+        let now = self.now();
+        let mut state = self.lock();
+        match event {
+            EngineEvent::Graph(definition) => state.learn(definition),
+            EngineEvent::Solve(event) => state.solve(event, now),
+            EngineEvent::StepStarted { step, name } => {
+                if let Some(step) = state.place(Key::Step(step.0), now, name) {
+                    step.started = Some(now);
+                }
+            }
+            EngineEvent::StepCompleted { step, .. } => state.end(&Key::Step(step.0), StepState::Ran, now),
+            EngineEvent::StepFailed { step, message, .. } => {
+                state.end(&Key::Step(step.0), StepState::Failed, now);
+                state.fail(&Key::Step(step.0), message);
+            }
+            EngineEvent::Miss { vertex, reason } => {
+                if let Some(step) = state.vertex(vertex, now) {
+                    step.reason = Some((**reason).clone());
+                }
+            }
+            EngineEvent::StepProgress { .. } | EngineEvent::StepPart { .. } | EngineEvent::Warning(_) => {}
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.shared.start.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn learn(&mut self, definition: &Definition) {
+        for vertex in definition.vertices() {
+            let known = Known {
+                name: name_of(vertex),
+                lines: lines_of(definition, &vertex.digest),
+                inputs: vertex.inputs.iter().map(|edge| edge.vertex.clone()).collect(),
+            };
+            self.vertices.insert(vertex.digest.clone(), known);
+        }
+    }
+
+    fn solve(&mut self, event: &SolveEvent, now: u64) {
+        let vertex = event.vertex().clone();
+        let key = Key::Vertex(vertex.clone());
+        let Some(step) = self.vertex(&vertex, now) else { return };
+        match event {
+            SolveEvent::Started { .. } => step.started = Some(now),
+            SolveEvent::Cached { hit, key: found, .. } => {
+                (step.state, step.ended) = ((*hit).into(), Some(now));
+                if step.keys.is_empty() {
+                    let key = |key| StepKey { key, kind: None, preimage: None };
+                    step.keys.extend(found.map(key));
+                }
+            }
+            SolveEvent::Missed { miss, .. } => step.keys = step_keys(miss),
+            SolveEvent::Joined { .. } => step.state = StepState::Shared,
+            SolveEvent::Used { usage, .. } => step.peak_memory = step.peak_memory.max(Some(usage.peak_memory)),
+            SolveEvent::Completed { .. } => self.end(&key, StepState::Ran, now),
+            SolveEvent::Cancelled { .. } => self.end(&key, StepState::Cancelled, now),
+            SolveEvent::Failed { message, .. } => {
+                self.end(&key, StepState::Failed, now);
+                self.fail(&key, message);
+            }
+            SolveEvent::Log { .. }
+            | SolveEvent::LogDropped { .. }
+            | SolveEvent::Progress { .. }
+            | SolveEvent::Phase { .. } => return,
+        }
+        if !matches!(
+            event,
+            SolveEvent::Started { .. }
+                | SolveEvent::Missed { .. }
+                | SolveEvent::Joined { .. }
+                | SolveEvent::Used { .. }
+        ) {
+            self.end_log(&vertex);
+        }
+    }
+
+    /// The step of a vertex; `None` when there are too many.
+    fn vertex(&mut self, vertex: &Digest, now: u64) -> Option<&mut StepRecord> {
+        let name = self.vertices.get(vertex).map_or_else(|| vertex.to_string(), |known| known.name.clone());
+        self.place(Key::Vertex(vertex.clone()), now, &name)
+    }
+
+    fn place(&mut self, key: Key, _now: u64, name: &str) -> Option<&mut StepRecord> {
+        let next = self.record.steps.len();
+        let vertex = match &key {
+            Key::Vertex(vertex) => Some(vertex.clone()),
+            Key::Step(_) => None,
+        };
+        let place = *self.places.entry(key).or_insert(next);
+        if place == next {
+            if next == MAX_STEPS {
+                return None;
+            }
+            let known = vertex.as_ref().and_then(|vertex| self.vertices.get(vertex));
+            self.record.steps.push(StepRecord {
+                number: next + 1,
+                name: name.to_owned(),
+                lines: known.and_then(|known| known.lines),
+                inputs: known.map(|known| known.inputs.clone()).unwrap_or_default(),
+                vertex,
+                state: StepState::Running,
+                started: None,
+                ended: None,
+                keys: Vec::new(),
+                reason: None,
+                error: None,
+                peak_memory: None,
+                log_bytes: None,
+            });
+        }
+        self.record.steps.get_mut(place)
+    }
+
+    fn at(&mut self, key: &Key) -> Option<&mut StepRecord> {
+        let place = *self.places.get(key)?;
+        self.record.steps.get_mut(place)
+    }
+
+    fn end(&mut self, key: &Key, state: StepState, now: u64) {
+        if let Some(step) = self.at(key) {
+            let joined = step.state == StepState::Shared && state == StepState::Ran;
+            step.state = if joined { StepState::Shared } else { state };
+            step.ended = Some(now);
+        }
+    }
+
+    fn fail(&mut self, key: &Key, message: &str) {
+        if let Some(step) = self.at(key) {
+            step.error = Some(message.to_owned());
+        }
+    }
+
+    fn log(&mut self, vertex: &Digest, at: u64, stream: LogStream, bytes: &[u8]) {
+        let Files::Open { directory, .. } = &self.files else { return };
+        let directory = directory.clone();
+        if !self.logs.contains_key(vertex) {
+            let Some(number) = self.vertex(vertex, at).map(|step| step.number) else { return };
+            match LogWriter::create(&log_path(&directory, number)) {
+                Ok(writer) => drop(self.logs.insert(vertex.clone(), writer)),
+                Err(error) => return tracing::warn!(%error, "a step's log is not kept"),
+            }
+        }
+        if let Some(writer) = self.logs.get_mut(vertex)
+            && let Err(error) = writer.write(at, stream, bytes)
+        {
+            tracing::warn!(%error, "a step's log is not whole");
+        }
+    }
+
+    fn end_log(&mut self, vertex: &Digest) {
+        let Some(writer) = self.logs.remove(vertex) else { return };
+        match writer.finish() {
+            Ok(bytes) => {
+                if let Some(step) = self.at(&Key::Vertex(vertex.clone())) {
+                    step.log_bytes = Some(bytes);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "a step's log is not whole"),
+        }
+    }
+}
+
+fn step_keys(miss: &Miss) -> Vec<StepKey> {
+    let key = |entry: &stave_cache::KeyEntry| StepKey {
+        key: entry.key,
+        kind: Some(entry.preimage.kind),
+        preimage: Some(entry.preimage.clone()),
+    };
+    miss.entries.iter().map(key).collect()
+}
+
+fn name_of(vertex: &Vertex) -> String {
+    vertex.name().map_or_else(|| vertex.digest.to_string(), |name| name.replace('\n', " "))
+}
+
+/// Makes the directory and the first, small record, locked for as long as the build runs.
+fn open(store: &Store, record: &BuildRecord) -> io::Result<Files> {
+    let directory = store.builds_directory().join(record.id.as_str());
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+    let mut file = File::create_new(record_path(&directory))?;
+    file.lock()?;
+    serde_json::to_writer(&mut file, record)?;
+    Ok(Files::Open { directory, _lock: file })
+}
+
+/// Replaces the record. A power cut may leave the small one; a kill leaves either.
+fn write(directory: &std::path::Path, record: &BuildRecord) -> io::Result<()> {
+    let aside = directory.join("record.json.new");
+    let mut file = io::BufWriter::new(File::create(&aside)?);
+    serde_json::to_writer(&mut file, record)?;
+    file.flush()?;
+    fs::rename(&aside, record_path(directory))
+}
