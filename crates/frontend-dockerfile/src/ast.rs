@@ -118,6 +118,51 @@ pub enum InstructionKind {
     Onbuild(Onbuild),
     /// `MAINTAINER`, not expanded.
     Maintainer(Word),
+    /// `UNSET`, of our own language.
+    Unset(Unset),
+}
+
+/// What `UNSET` takes away from the image config. Names are expanded at lowering; none means all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unset {
+    /// `UNSET CMD`
+    Cmd,
+    /// `UNSET ENTRYPOINT`
+    Entrypoint,
+    /// `UNSET ENV [names]`, for later steps, too.
+    Env(Vec<Word>),
+    /// `UNSET EXPOSE [ports]`
+    Expose(Vec<Word>),
+    /// `UNSET HEALTHCHECK`
+    Healthcheck,
+    /// `UNSET LABEL [names]`
+    Label(Vec<Word>),
+    /// `UNSET STOPSIGNAL`
+    StopSignal,
+    /// `UNSET USER`, for later steps, too.
+    User,
+    /// `UNSET VOLUME [paths]`
+    Volume(Vec<Word>),
+    /// `UNSET WORKDIR`: back to `/`, for later steps, too.
+    Workdir,
+}
+
+impl Unset {
+    /// The instruction that it undoes, and the names it is about.
+    pub fn parts(&self) -> (&'static str, &[Word]) {
+        match self {
+            Self::Cmd => ("CMD", &[]),
+            Self::Entrypoint => ("ENTRYPOINT", &[]),
+            Self::Env(names) => ("ENV", names),
+            Self::Expose(names) => ("EXPOSE", names),
+            Self::Healthcheck => ("HEALTHCHECK", &[]),
+            Self::Label(names) => ("LABEL", names),
+            Self::StopSignal => ("STOPSIGNAL", &[]),
+            Self::User => ("USER", &[]),
+            Self::Volume(names) => ("VOLUME", names),
+            Self::Workdir => ("WORKDIR", &[]),
+        }
+    }
 }
 
 /// A piece of source text, unexpanded and with its quotes, and where it stands.
@@ -284,6 +329,8 @@ pub struct Copy {
     pub transfer: Transfer,
     /// `--from`: a stage's name or index, a named context, or an image; never holds variables.
     pub from: Option<Word>,
+    /// `--if-exists`, of our own language: sources that are not there are no error.
+    pub if_exists: bool,
     /// `--parents`
     pub parents: bool,
 }

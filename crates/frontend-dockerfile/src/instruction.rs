@@ -10,6 +10,7 @@
 use crate::{
     ast::{Argument, CommandLine, From, Heredoc, InstructionKind, Onbuild, Pair, StageName, Word},
     diagnostic::{Code, Diagnostic},
+    dialect::{Dialect, OWN_SYNTAX},
     flags::{FlagError, FlagKind, Flags},
     lines::LogicalLine,
     quote::quote,
@@ -18,6 +19,7 @@ use crate::{
 };
 
 mod healthcheck;
+mod own;
 mod run;
 mod split;
 mod transfer;
@@ -47,10 +49,19 @@ const KEYWORDS: [&str; 18] = [
     "WORKDIR",
 ];
 
+/// Those of our own language.
+const OWN_KEYWORDS: [&str; 2] = ["INCLUDE", "UNSET"];
+
+/// What to do about something that only our own language has.
+pub(crate) fn needs_own_syntax(what: &str) -> String {
+    format!("`{what}` needs `# syntax={OWN_SYNTAX}` as the first line")
+}
+
 /// What typing an instruction needs besides its words.
 pub(crate) struct Reading<'a> {
     pub(crate) line: &'a LogicalLine,
     pub(crate) heredocs: Vec<Heredoc>,
+    pub(crate) dialect: Dialect,
 }
 
 impl Reading<'_> {
@@ -60,6 +71,10 @@ impl Reading<'_> {
     /// With a [`Code::Instruction`] diagnostic for the first thing that is wrong.
     pub(crate) fn kind(&self, split: Split) -> Result<InstructionKind, Diagnostic> {
         let name = split.keyword.text.to_ascii_uppercase();
+        if name == "UNSET" && self.dialect == Dialect::Own {
+            self.flags(&split, &[])?;
+            return Ok(InstructionKind::Unset(self.unset(&split)?));
+        }
         if !KEYWORDS.contains(&name.as_str()) {
             return Err(self.unknown(&split));
         }
@@ -101,7 +116,14 @@ impl Reading<'_> {
 
     fn unknown(&self, split: &Split) -> Diagnostic {
         let word = &split.keyword;
-        self.error(word.span, format!("unknown instruction: {}", word.text))
+        let unknown = self.error(word.span, format!("unknown instruction: {}", word.text));
+        if OWN_KEYWORDS.iter().any(|own| own.eq_ignore_ascii_case(&word.text)) {
+            // The reference's guess is part of its text; the help says what is the matter.
+            let guess = suggest::similar_ignoring_case(&word.text, KEYWORDS);
+            return Diagnostic { help: None, ..unknown.with_suggestion(guess) }
+                .with_help(needs_own_syntax(&word.text.to_uppercase()));
+        }
+        unknown
             .with_suggestion(suggest::similar_ignoring_case(&word.text, KEYWORDS))
             .with_help(format!("the instructions are {}", KEYWORDS.join(", ")))
     }
@@ -117,6 +139,10 @@ impl Reading<'_> {
         }
         if known.is_empty() {
             return diagnostic.with_help("this instruction has no flags");
+        }
+        if error.word.text.starts_with("--if-exists") && known.iter().any(|(name, _)| *name == "parents") {
+            return Diagnostic { suggestion: None, help: None, ..diagnostic }
+                .with_help(needs_own_syntax("COPY --if-exists"));
         }
         let names: Vec<_> = known.iter().map(|(name, _)| format!("--{name}")).collect();
         diagnostic.with_help(format!("the flags here are {}", names.join(", ")))

@@ -56,7 +56,7 @@ pub use dialect::{Dialect, OWN_SYNTAX};
 pub use input::{ContextSource, NamedContext};
 pub use lower::{LowerError, Lowered, lower};
 pub use outline::{Outline, Target, outline, targets};
-pub use parse::{Parsed, parse};
+pub use parse::{IncludeRequest, Parsed, parse};
 pub use plan::{BuildPlan, PlanError, plan};
 pub use request::{CommandRequest, ImageOrigin, PlanRequest, ResolvedImage, ResolvedSources, SourceRequest};
 pub use source::{Source, Span};

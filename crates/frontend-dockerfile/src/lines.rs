@@ -76,19 +76,34 @@ pub(crate) struct LineReader<'a> {
 
 impl<'a> LineReader<'a> {
     pub(crate) fn new(text: &'a str) -> Self {
-        let lines = split(text);
-        let mut reader = LineReader {
-            text,
-            lines,
-            next: 0,
-            escape: DEFAULT_ESCAPE,
-            directives: Vec::new(),
-            errors: Vec::new(),
-            comments: Vec::new(),
-        };
+        Self::of_main(text, Span::new(0, text.len()))
+    }
+
+    /// A reader of a part of the text that obeys no directives of its own.
+    pub(crate) fn of_part(text: &'a str, part: Span, escape: char) -> Self {
+        let mut reader = Self::over(text, part, escape);
+        reader.refuse_long_lines();
+        reader
+    }
+
+    /// A reader of the part that obeys its directives.
+    pub(crate) fn of_main(text: &'a str, part: Span) -> Self {
+        let mut reader = Self::over(text, part, DEFAULT_ESCAPE);
         reader.read_directives();
         reader.refuse_long_lines();
         reader
+    }
+
+    fn over(text: &'a str, part: Span, escape: char) -> Self {
+        LineReader {
+            text,
+            lines: split(text, part),
+            next: 0,
+            escape,
+            directives: Vec::new(),
+            errors: Vec::new(),
+            comments: Vec::new(),
+        }
     }
 
     pub(crate) fn escape(&self) -> char {
@@ -263,10 +278,12 @@ fn is_comment(line: &str) -> bool {
     line.trim_start().starts_with('#')
 }
 
-fn split(text: &str) -> Vec<PhysicalLine> {
-    let mut start = if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
+fn split(text: &str, part: Span) -> Vec<PhysicalLine> {
+    let text = &text[Range::from(part)];
+    let bom = if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
+    let mut start = part.start + bom;
     let mut lines = Vec::new();
-    for line in text[start..].split_inclusive('\n') {
+    for line in text[bom..].split_inclusive('\n') {
         let content = line.trim_end_matches(['\r', '\n']);
         lines.push(PhysicalLine {
             full: Span::new(start, start + line.len()),

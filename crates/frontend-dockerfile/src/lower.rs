@@ -11,11 +11,11 @@ use stave_llb::{
 use stave_oci::{ImageConfig, Platform};
 
 use crate::{
-    ast::InstructionKind,
+    ast::{Instruction, InstructionKind},
     check,
     diagnostic::{Code, Diagnostic},
     plan::{BuildPlan, PlannedInstruction, StageIndex},
-    request::ResolvedSources,
+    request::{CommandRequest, ResolvedSources},
     source::{Lines, Span},
 };
 
@@ -26,6 +26,7 @@ mod context;
 mod history;
 mod mounts;
 mod named;
+mod own;
 mod ports;
 mod report;
 mod run;
@@ -35,6 +36,7 @@ mod transfer;
 
 use context::BuildContext;
 use named::LocalContexts;
+pub use own::KEYED_SECRETS;
 use stage::StageState;
 
 /// The most bytes of variables and history that all steps together may have: every step repeats the
@@ -67,12 +69,14 @@ struct Lowering<'a> {
     graph: GraphBuilder,
     context: BuildContext,
     locals: LocalContexts,
-    /// The Dockerfile's place among the graph's files.
-    file: usize,
+    /// The places of the Dockerfile and the files it includes among the graph's files.
+    files: Vec<usize>,
     /// How many bytes of variables and history have come together, see [`MAX_TEXT`].
     text: usize,
     /// The stages lowered so far.
     stages: Vec<Option<StageState>>,
+    /// Commands whose output is not known yet.
+    commands: Vec<CommandRequest>,
 }
 
 /// The operations and the image config of a plan.
@@ -81,19 +85,30 @@ struct Lowering<'a> {
 /// For an instruction whose expanded values are not sound, an image that is not among `resolved`, and
 /// for what is not supported yet.
 pub fn lower(plan: &BuildPlan, resolved: &ResolvedSources) -> Result<Lowered, LowerError> {
-    let mut graph = GraphBuilder::default();
-    let file = graph.add_file(SourceInfo {
-        filename: plan.dockerfile.source.name.clone(),
-        data: plan.dockerfile.source.text.clone().into_bytes(),
-        language: "Dockerfile".to_owned(),
-    });
-    let context = BuildContext::new(&mut graph, &plan.request)
-        .map_err(|message| LowerError { diagnostic: error(Span::default(), message) })?;
-    let stages = vec![None; plan.stages.len()];
-    let locals = LocalContexts::default();
-    let mut lowering = Lowering { plan, resolved, graph, context, locals, file, text: 0, stages };
+    let mut lowering = Lowering::new(plan, resolved)?;
     lowering.all_stages().map_err(|diagnostic| LowerError { diagnostic })?;
+    if let Some(command) = lowering.commands.first() {
+        let diagnostic = error(command.span, "the output of the command is not known");
+        return Err(LowerError { diagnostic });
+    }
     lowering.finish().map_err(|diagnostic| LowerError { diagnostic })
+}
+
+impl<'a> Lowering<'a> {
+    fn new(plan: &'a BuildPlan, resolved: &'a ResolvedSources) -> Result<Self, LowerError> {
+        let mut graph = GraphBuilder::default();
+        let files = plan.dockerfile.source.parts().map(|part| SourceInfo {
+            filename: part.name.to_owned(),
+            data: part.text.as_bytes().to_vec(),
+            language: "Dockerfile".to_owned(),
+        });
+        let files = files.map(|file| graph.add_file(file)).collect();
+        let context = BuildContext::new(&mut graph, &plan.request)
+            .map_err(|message| LowerError { diagnostic: error(Span::default(), message) })?;
+        let stages = vec![None; plan.stages.len()];
+        let locals = LocalContexts::default();
+        Ok(Self { plan, resolved, graph, context, locals, files, text: 0, stages, commands: Vec::new() })
+    }
 }
 
 impl Lowering<'_> {
@@ -102,8 +117,12 @@ impl Lowering<'_> {
         for implicit in [true, false] {
             for (at, stage) in self.plan.stages.iter().enumerate() {
                 if stage.reachable && stage.implicit == implicit {
-                    let state = self.stage(StageIndex(at))?;
-                    self.stages[at] = Some(state);
+                    match self.stage(StageIndex(at)) {
+                        Ok(state) => self.stages[at] = Some(state),
+                        // What does not depend on the command may ask for others at the same time.
+                        Err(_) if !self.commands.is_empty() => {}
+                        Err(failure) => return Err(failure),
+                    }
                 }
             }
         }
@@ -155,10 +174,15 @@ impl Lowering<'_> {
         })
     }
 
-    fn location(&self, lines: Lines) -> SourceLocation {
+    fn location(&self, instruction: &Instruction) -> SourceLocation {
+        self.location_of(instruction.lines, instruction.span)
+    }
+
+    fn location_of(&self, lines: Lines, span: Span) -> SourceLocation {
         let position = |line: u32| Position { line: i32::try_from(line).unwrap_or(i32::MAX), character: 0 };
         let range = SourceRange { start: position(lines.first), end: position(lines.last) };
-        SourceLocation { source: self.file, ranges: vec![range] }
+        let (part, _) = self.plan.dockerfile.source.part_at(span.start);
+        SourceLocation { source: self.files[part], ranges: vec![range] }
     }
 
     fn source(&mut self, op: SourceOp, platform: &Platform, about: About) -> Output {

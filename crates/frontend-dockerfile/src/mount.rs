@@ -32,6 +32,8 @@ pub struct Mount {
     pub gid: Option<u32>,
     /// `env=`: the variable a secret goes into; empty means the secret's own id.
     pub env: Option<String>,
+    /// `cache=` of a secret, of our own language: `keyed` makes its value part of the cache key.
+    pub cache: Option<String>,
 }
 
 /// What a mount mounts.

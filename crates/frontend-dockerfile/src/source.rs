@@ -11,7 +11,21 @@ pub struct Source {
     /// What messages call it, usually the path as the user typed it.
     pub name: String,
     /// The text, with byte-order mark and carriage returns still in it: every [`Span`] counts them.
+    /// Included files stand behind the Dockerfile's own text.
     pub text: String,
+    /// Names and places of included files, in the order of their places.
+    included: Vec<(String, Span)>,
+}
+
+/// One of the files that a [`Source`] holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part<'a> {
+    /// What messages call it.
+    pub name: &'a str,
+    /// Its text.
+    pub text: &'a str,
+    /// Where its text begins in [`Source::text`].
+    pub start: usize,
 }
 
 /// A byte range of a [`Source`]'s text; both ends lie on character boundaries.
@@ -46,22 +60,58 @@ pub struct Lines {
 impl Source {
     /// A source of this name and text.
     pub fn new(name: impl Into<String>, text: impl Into<String>) -> Self {
-        Self { name: name.into(), text: text.into() }
+        Self { name: name.into(), text: text.into(), included: Vec::new() }
     }
 
-    /// Where `offset` stands; offsets past the end stand at the end.
+    /// With a file that an `INCLUDE` names, by its path from the Dockerfile's directory.
+    #[must_use]
+    pub fn with_included(mut self, path: impl Into<String>, text: &str) -> Self {
+        // One byte keeps the end of a file apart from the beginning of the next.
+        self.text.push('\n');
+        let start = self.text.len();
+        self.text.push_str(text);
+        self.included.push((path.into(), Span::new(start, self.text.len())));
+        self
+    }
+
+    /// Its files, the Dockerfile itself first.
+    pub fn parts(&self) -> impl Iterator<Item = Part<'_>> {
+        let main = self.included.first().map_or(self.text.len(), |(_, span)| span.start - 1);
+        let main = Part { name: &self.name, text: &self.text[..main], start: 0 };
+        std::iter::once(main).chain(self.included.iter().map(|(name, span)| Part {
+            name,
+            text: &self.text[Range::from(*span)],
+            start: span.start,
+        }))
+    }
+
+    /// The file that `offset` stands in, and how many stand before it.
+    pub fn part_at(&self, offset: usize) -> (usize, Part<'_>) {
+        let before = self.included.partition_point(|(_, span)| span.start <= offset);
+        let main = Part { name: &self.name, text: "", start: 0 };
+        self.parts().enumerate().nth(before).unwrap_or((0, main))
+    }
+
+    /// The included file of this path.
+    pub(crate) fn included(&self, path: &str) -> Option<Span> {
+        self.included.iter().find(|(name, _)| name == path).map(|(_, span)| *span)
+    }
+
+    /// Where `offset` stands in its file; offsets past the end stand at the end.
     pub fn position(&self, offset: usize) -> Position {
         let mut offset = offset.min(self.text.len());
         while !self.text.is_char_boundary(offset) {
             offset -= 1;
         }
-        let before = &self.text[..offset];
+        let (_, part) = self.part_at(offset);
+        let before = &self.text[part.start..offset];
         let line = before.bytes().filter(|&byte| byte == b'\n').count();
         let start = before.rfind('\n').map_or(0, |at| at + 1);
         Position { line: to_u32(line + 1), column: to_u32(before[start..].chars().count() + 1) }
     }
 
-    /// The bytes of line `line` (counted from 1) without its line end; `None` past the last line.
+    /// The bytes of the Dockerfile's own line `line` (counted from 1) without its line end; `None` past
+    /// the last line.
     pub fn line_span(&self, line: u32) -> Option<Span> {
         let mut start = 0;
         for _ in 1..line {
@@ -129,6 +179,22 @@ mod tests {
             assert_eq!(source.position(offset), Position { line, column }, "offset {offset}");
         }
         assert_eq!(source.position(6), Position { line: 1, column: 6 }, "inside a character");
+    }
+
+    #[test]
+    fn included_files_count_their_own_lines() {
+        let source = Source::new("Dockerfile", "A\nB").with_included("x", "C\nD\n").with_included("y", "E");
+        let place = |text: &str| {
+            let offset = source.text.find(text).expect("is there");
+            let (at, part) = source.part_at(offset);
+            (at, part.name.to_owned(), source.position(offset).line)
+        };
+        assert_eq!(place("B"), (0, "Dockerfile".to_owned(), 2));
+        assert_eq!(place("C"), (1, "x".to_owned(), 1));
+        assert_eq!(place("D"), (1, "x".to_owned(), 2));
+        assert_eq!(place("E"), (2, "y".to_owned(), 1));
+        let texts: Vec<_> = source.parts().map(|part| part.text.to_owned()).collect();
+        assert_eq!(texts, ["A\nB", "C\nD\n", "E"]);
     }
 
     #[test]

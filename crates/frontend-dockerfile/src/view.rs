@@ -123,6 +123,11 @@ fn fields(object: &mut Object, kind: &InstructionKind) {
         InstructionKind::Healthcheck(check) => healthcheck(object, check),
         InstructionKind::Onbuild(trigger) => object.put("trigger", trigger.expression.as_str()),
         InstructionKind::Maintainer(name) => object.put("name", word(name)),
+        InstructionKind::Unset(unset) => {
+            let (what, names) = unset.parts();
+            object.put("what", what);
+            object.put("names", words(names));
+        }
     }
 }
 
@@ -166,6 +171,7 @@ fn copy(object: &mut Object, copy: &Copy) {
     object.some("from", copy.from.as_ref().map(word));
     transfer(object, &copy.transfer);
     object.flag("parents", copy.parents);
+    object.flag("if_exists", copy.if_exists);
 }
 
 fn add(object: &mut Object, add: &Add) {

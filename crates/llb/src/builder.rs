@@ -228,6 +228,15 @@ impl GraphBuilder {
     }
 }
 
+impl Output {
+    /// What a process leaves in another of its writable mounts, of which the root file system is the
+    /// first and the others follow by target. Only of use for processes.
+    #[must_use]
+    pub fn mounted(self, index: u32) -> Self {
+        Self { index, ..self }
+    }
+}
+
 impl About {
     /// Only a name.
     pub fn named(name: impl Into<String>) -> Self {

@@ -7,7 +7,7 @@
 use stave_llb::pattern::PatternMatcher;
 
 use crate::{
-    ast::{Argument, CommandLine, Instruction, InstructionKind, Pair, Run, Transfer, Word},
+    ast::{Argument, CommandLine, Instruction, InstructionKind, Pair, Run, Transfer, Unset, Word},
     diagnostic::Diagnostic,
     expand::{ExpandError, Expander},
     mount,
@@ -119,6 +119,14 @@ impl Walk<'_> {
                 for (name, value) in self.pairs(scope, instruction, pairs)? {
                     self.findings(instruction).variable_name("ENV", &name);
                     scope.variables.set(name, value);
+                }
+            }
+            InstructionKind::Unset(unset) => {
+                for word in unset.parts().1 {
+                    let name = self.expand(scope, instruction, &word.text)?;
+                    if matches!(unset, Unset::Env(_)) {
+                        scope.variables.unset(&name);
+                    }
                 }
             }
             InstructionKind::Label(pairs) => {

@@ -8,6 +8,7 @@ use std::ops::Range;
 use crate::{
     ast::{Pair, Word},
     diagnostic::{Code, Diagnostic},
+    dialect::Dialect,
     grammar::{LineParts, Piece},
     lines::LogicalLine,
     quote::quote,
@@ -43,14 +44,14 @@ pub(crate) struct Split {
 ///
 /// # Errors
 /// With a [`Code::Syntax`] diagnostic where the arguments do not split.
-pub(crate) fn split(line: &LogicalLine) -> Result<Split, Diagnostic> {
+pub(crate) fn split(line: &LogicalLine, dialect: Dialect) -> Result<Split, Diagnostic> {
     let no_keyword = || {
         let code = Code::Instruction { line: line.lines.first };
         Diagnostic::error(code, line.span, "unknown instruction: ")
             .with_help("a lone continuation is no instruction")
     };
     let parts = line.line.parts().ok_or_else(no_keyword)?;
-    split_parts(line, parts, 0)
+    split_parts(line, parts, dialect, 0)
 }
 
 impl Split {
@@ -91,7 +92,12 @@ impl Arguments {
 /// How deep `ONBUILD ONBUILD …` is split; chaining is an error anyway.
 const MAX_NESTING: usize = 2;
 
-fn split_parts(line: &LogicalLine, parts: LineParts, depth: usize) -> Result<Split, Diagnostic> {
+fn split_parts(
+    line: &LogicalLine,
+    parts: LineParts,
+    dialect: Dialect,
+    depth: usize,
+) -> Result<Split, Diagnostic> {
     let word = |piece: Piece| Word::new(piece.text, line.source_span(piece.range));
     let range = parts.arguments.clone();
     let span = line.source_span(range.clone());
@@ -107,12 +113,13 @@ fn split_parts(line: &LogicalLine, parts: LineParts, depth: usize) -> Result<Spl
             json(line, range.clone())?.map_or_else(text, Arguments::Json)
         }
         "ARG" => Arguments::Words(line.line.words(range.clone()).into_iter().map(word).collect()),
-        name @ ("ENV" | "LABEL") => Arguments::Pairs(pairs(line, range.clone(), name)?),
+        name @ ("ENV" | "LABEL") => Arguments::Pairs(pairs(line, range.clone(), name, dialect)?),
         "EXPOSE" | "FROM" => items(),
+        "INCLUDE" | "UNSET" if dialect == Dialect::Own => items(),
         "MAINTAINER" | "STOPSIGNAL" | "USER" | "WORKDIR" => text(),
         "HEALTHCHECK" => healthcheck::split(line, range.clone())?,
         "ONBUILD" if !range.is_empty() && depth < MAX_NESTING => match line.line.parts_of(range.clone()) {
-            Some(parts) => Arguments::Nested(Box::new(split_parts(line, parts, depth + 1)?)),
+            Some(parts) => Arguments::Nested(Box::new(split_parts(line, parts, dialect, depth + 1)?)),
             None => Arguments::Words(Vec::new()),
         },
         _ => Arguments::Words(Vec::new()),
@@ -144,8 +151,16 @@ pub(super) fn json(line: &LogicalLine, range: Range<usize>) -> Result<Option<Vec
     Ok(Some(words))
 }
 
-fn pairs(line: &LogicalLine, range: Range<usize>, name: &str) -> Result<Vec<Pair>, Diagnostic> {
-    let words = line.line.words(range.clone());
+fn pairs(
+    line: &LogicalLine,
+    range: Range<usize>,
+    name: &str,
+    dialect: Dialect,
+) -> Result<Vec<Pair>, Diagnostic> {
+    let mut words = line.line.words(range.clone());
+    if dialect == Dialect::Own && name == "ENV" {
+        words = with_commands(line, words);
+    }
     let span = line.source_span(range.clone());
     let Some(first) = words.first() else { return Ok(Vec::new()) };
     let word = |piece: Piece| Word::new(piece.text, line.source_span(piece.range));
@@ -174,4 +189,24 @@ fn pairs(line: &LogicalLine, range: Range<usize>, name: &str) -> Result<Vec<Pair
         }
     };
     words.into_iter().map(pair).collect()
+}
+
+/// Joins the words of `NAME=$(a command)`, which ends with the parenthesis that closes it.
+fn with_commands(line: &LogicalLine, words: Vec<Piece>) -> Vec<Piece> {
+    let mut joined: Vec<Piece> = Vec::with_capacity(words.len());
+    for piece in words {
+        match joined.last_mut() {
+            Some(last) if is_open_command(&last.text) => {
+                *last = line.line.slice(last.range.start..piece.range.end);
+            }
+            _ => joined.push(piece),
+        }
+    }
+    joined
+}
+
+fn is_open_command(text: &str) -> bool {
+    let Some((_, value)) = text.split_once('=') else { return false };
+    let count = |letter| value.matches(letter).count();
+    value.starts_with("$(") && count('(') > count(')')
 }

@@ -5,6 +5,7 @@
 use crate::{
     ast::{Add, Copy, Heredoc, InlineFile, Transfer, Word},
     diagnostic::Diagnostic,
+    dialect::Dialect,
     flags::{FlagKind, Flags},
     heredoc,
 };
@@ -16,6 +17,16 @@ const COPY_FLAGS: [(&str, FlagKind); 6] = [
     ("chown", FlagKind::Value),
     ("exclude", FlagKind::Values),
     ("from", FlagKind::Value),
+    ("link", FlagKind::Bool),
+    ("parents", FlagKind::Bool),
+];
+/// Those of our own language.
+const OWN_COPY_FLAGS: [(&str, FlagKind); 7] = [
+    ("chmod", FlagKind::Value),
+    ("chown", FlagKind::Value),
+    ("exclude", FlagKind::Values),
+    ("from", FlagKind::Value),
+    ("if-exists", FlagKind::Bool),
     ("link", FlagKind::Bool),
     ("parents", FlagKind::Bool),
 ];
@@ -32,10 +43,12 @@ const ADD_FLAGS: [(&str, FlagKind); 7] = [
 impl Reading<'_> {
     pub(super) fn copy(&self, split: Split) -> Result<Copy, Diagnostic> {
         self.has_destination(&split, "COPY")?;
-        let flags = self.flags(&split, &COPY_FLAGS)?;
+        let known: &[_] = if self.dialect < Dialect::Own { &COPY_FLAGS } else { &OWN_COPY_FLAGS };
+        let flags = self.flags(&split, known)?;
         let transfer = self.transfer(split, &flags, "COPY")?;
         let parents = flags.switch("parents").unwrap_or(false);
-        Ok(Copy { transfer, from: flags.filled("from"), parents })
+        let if_exists = known.len() > COPY_FLAGS.len() && flags.switch("if-exists").unwrap_or(false);
+        Ok(Copy { transfer, from: flags.filled("from"), if_exists, parents })
     }
 
     pub(super) fn add(&self, split: Split) -> Result<Add, Diagnostic> {

@@ -64,7 +64,7 @@ impl Lowering<'_> {
             config.rootfs.diff_ids.is_empty() && config.history.iter().all(|one| one.empty_layer);
         if !without_files {
             let mut about = About::named(name).described("com.docker.dockerfile.v1.command", &*stage.code);
-            about.locations.extend(stage.lines.map(|lines| self.location(lines)));
+            about.locations.extend(stage.lines.map(|lines| self.location_of(lines, stage.span)));
             state.output = Some(self.pull(&pinned, &platform, about));
         }
         Ok(state)

@@ -31,12 +31,13 @@ const BUILDER_ARGS: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SC
 impl Lowering<'_> {
     /// An instruction that makes no vertex.
     pub(super) fn configure(
-        &self,
+        &mut self,
         state: &mut StageState,
         instruction: &Instruction,
     ) -> Result<(), Diagnostic> {
         let message = match &instruction.kind {
-            InstructionKind::Env(pairs) => self.env(state, pairs)?,
+            InstructionKind::Env(pairs) => self.env(state, instruction, pairs)?,
+            InstructionKind::Unset(unset) => self.unset(state, unset)?,
             InstructionKind::Label(pairs) => self.label(state, pairs)?,
             InstructionKind::Arg(arguments) => self.arg(state, arguments)?,
             InstructionKind::User(word) => {
@@ -92,9 +93,19 @@ impl Lowering<'_> {
         pairs.iter().map(both).collect()
     }
 
-    fn env(&self, state: &mut StageState, pairs: &[Pair]) -> Result<String, Diagnostic> {
+    fn env(
+        &mut self,
+        state: &mut StageState,
+        instruction: &Instruction,
+        pairs: &[Pair],
+    ) -> Result<String, Diagnostic> {
         let mut message = "ENV".to_owned();
-        for (name, value) in self.pairs(state, pairs)? {
+        let mut values = Vec::with_capacity(pairs.len());
+        for pair in pairs {
+            let name = state.expand(self.escape(), &pair.name)?;
+            values.push((name, self.env_value(state, instruction, pair)?));
+        }
+        for (name, value) in values {
             let entry = format!("{name}={value}");
             message.push(' ');
             message.push_str(&entry);
@@ -188,7 +199,7 @@ impl Lowering<'_> {
         if layer {
             let shown = state.shown(Expander::new(self.escape()), &planned.instruction.code, &state.env);
             let mut about = About::named(state.step_name(self.plan, &shown));
-            about.locations.push(self.location(planned.instruction.lines));
+            about.locations.push(self.location(&planned.instruction));
             let user = &state.image.config.user;
             let kind = FileActionKind::Mkdir(MkdirAction {
                 path: crate::path::clean(&directory),

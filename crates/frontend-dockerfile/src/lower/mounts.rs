@@ -22,6 +22,8 @@ use crate::{
 pub(super) struct Mounts {
     pub(super) all: Vec<MountSpec>,
     pub(super) secret_env: Vec<SecretEnv>,
+    /// The ids of secrets whose values are part of the cache key.
+    pub(super) keyed: Vec<String>,
 }
 
 impl Lowering<'_> {
@@ -35,6 +37,9 @@ impl Lowering<'_> {
         let sources = planned.sources.iter().copied().chain(std::iter::repeat(None));
         for (flag, source) in run.mounts.iter().zip(sources) {
             let options = self.options(state, flag)?;
+            if let Some(value) = &options.cache {
+                self.check_keyed(&flag.options, value)?;
+            }
             match options.kind {
                 MountKind::Secret { required } => secret(&options, required, &mut mounts),
                 MountKind::Ssh { required } => mounts.all.push(ssh(flag, &options, required)?),
@@ -160,6 +165,7 @@ fn secret(options: &Options, required: bool, mounts: &mut Mounts) {
     // The options were checked to hold one of these.
     let id = named.unwrap_or_else(|| path::base(target.as_deref().unwrap_or_default()).to_owned());
     let optional = !required;
+    mounts.keyed.extend(options.cache.is_some().then(|| id.clone()));
     if let Some(name) = &options.env {
         mounts.secret_env.push(SecretEnv { id: id.clone(), name: name.clone(), optional });
     }

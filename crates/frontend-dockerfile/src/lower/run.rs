@@ -9,7 +9,9 @@ use stave_llb::{
     builder::{About, ExecSpec, FileSpec, FileStep, MountSpec},
 };
 
-use super::{Lowering, config::run_message, error, history::commit, mounts::Mounts, stage::StageState};
+use super::{
+    KEYED_SECRETS, Lowering, config::run_message, error, history::commit, mounts::Mounts, stage::StageState,
+};
 use crate::{
     ast::{CommandLine, Heredoc, Run, RunNetwork, RunSecurity},
     diagnostic::{Code, Diagnostic},
@@ -46,7 +48,7 @@ impl Lowering<'_> {
         if args.is_empty() {
             return Err(error(instruction.span, "arguments are required"));
         }
-        let Mounts { mut all, secret_env } = self.mounts(state, planned, run)?;
+        let Mounts { mut all, secret_env, keyed } = self.mounts(state, planned, run)?;
         if !run.devices.is_empty() && self.plan.dockerfile.dialect() < Dialect::Labs {
             let message = "device feature is only supported in Dockerfile frontend 1.14.0-labs or later";
             let refused = Diagnostic::error(Code::Unsupported, instruction.span, message);
@@ -67,8 +69,11 @@ impl Lowering<'_> {
         let shown = state.shown(Expander::display(self.escape()), &code, &masked);
         let mut about = About::named(state.step_name(self.plan, &shown))
             .described("com.docker.dockerfile.v1.command", &*instruction.code);
+        if !keyed.is_empty() {
+            about = about.described(KEYED_SECRETS, keyed.join(","));
+        }
         about.metadata.ignore_cache = self.plan.stages[state.index.0].ignore_cache;
-        about.locations.push(self.location(instruction.lines));
+        about.locations.push(self.location(instruction));
         let op = ExecOp { args: args.clone(), secret_env, ..self.process(state, run) };
         // The history shows variables as they were before the step.
         let message = run_message(state, &args);
@@ -78,13 +83,35 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    /// Everything about the process that is not its command or its mounts.
+    /// The same with what the step's own flags say.
     fn process(&self, state: &StageState, run: &Run) -> ExecOp {
+        let plain = self.plain_process(state);
+        ExecOp {
+            devices: run
+                .devices
+                .iter()
+                .map(|device| CdiDevice { name: device.name.clone(), optional: !device.required })
+                .collect(),
+            network: match run.network {
+                RunNetwork::None => NetMode::None,
+                RunNetwork::Host => NetMode::Host,
+                RunNetwork::Default => plain.network,
+            },
+            security: match run.security {
+                RunSecurity::Sandbox => SecurityMode::Sandbox,
+                RunSecurity::Insecure => SecurityMode::Insecure,
+            },
+            ..plain
+        }
+    }
+
+    /// Everything about a stage's process that is not its command or its mounts.
+    pub(super) fn plain_process(&self, state: &StageState) -> ExecOp {
         let request = &self.plan.request;
-        let network = match (run.network, request.network) {
-            (RunNetwork::None, _) | (RunNetwork::Default, BuildNetwork::None) => NetMode::None,
-            (RunNetwork::Host, _) | (RunNetwork::Default, BuildNetwork::Host) => NetMode::Host,
-            (RunNetwork::Default, BuildNetwork::Sandbox) => NetMode::Default,
+        let network = match request.network {
+            BuildNetwork::None => NetMode::None,
+            BuildNetwork::Host => NetMode::Host,
+            BuildNetwork::Sandbox => NetMode::Default,
         };
         let limit =
             |(name, soft, hard): &(String, i64, i64)| Ulimit { name: name.clone(), soft: *soft, hard: *hard };
@@ -100,17 +127,8 @@ impl Lowering<'_> {
                 .collect(),
             proxy_env: self.proxy(),
             cgroup_parent: request.cgroup_parent.clone(),
-            devices: run
-                .devices
-                .iter()
-                .map(|device| CdiDevice { name: device.name.clone(), optional: !device.required })
-                .collect(),
             remove_mount_stubs: true,
             network,
-            security: match run.security {
-                RunSecurity::Sandbox => SecurityMode::Sandbox,
-                RunSecurity::Insecure => SecurityMode::Insecure,
-            },
             ..ExecOp::default()
         }
     }

@@ -11,6 +11,8 @@ use crate::{
 };
 
 mod limits;
+mod named;
+mod own;
 
 fn request() -> PlanRequest {
     let platform = Platform::new("linux", "amd64", None);

@@ -11,7 +11,7 @@ use stave_llb::{
 };
 use stave_oci::{Digest, DigestError};
 
-use super::{Lowering, chmod, error, history::commit, stage::StageState};
+use super::{Lowering, chmod, error, history::commit, own::optional, stage::StageState};
 use crate::{
     ast::{Add, Copy, Transfer, Word},
     diagnostic::Diagnostic,
@@ -28,6 +28,8 @@ struct Expanded<'a> {
     transfer: &'a Transfer,
     keyword: &'static str,
     sources: Vec<String>,
+    /// The same as the history shows them.
+    shown_sources: Vec<String>,
     destination: String,
     chown: String,
     chmod: String,
@@ -54,6 +56,9 @@ impl Lowering<'_> {
     ) -> Result<(), Diagnostic> {
         let mut expanded = self.expanded(state, planned, &copy.transfer)?;
         expanded.parents = copy.parents;
+        if copy.if_exists {
+            expanded.sources = expanded.sources.iter().map(|source| optional(source)).collect();
+        }
         let stage = planned.sources.first().copied().flatten();
         match (stage, &copy.from) {
             (Some(stage), from) => {
@@ -125,6 +130,7 @@ impl Lowering<'_> {
             planned,
             transfer,
             keyword: "COPY",
+            shown_sources: sources.clone(),
             sources,
             destination: path::destination(state.directory(), &destination),
             chown,
@@ -157,7 +163,7 @@ impl Lowering<'_> {
             steps.push(self.inline_step(&of, at));
         }
         let mut about = About::named(&of.name);
-        about.locations.push(self.location(instruction.lines));
+        about.locations.push(self.location(instruction));
         about.metadata.ignore_cache = plan.stages[state.index.0].ignore_cache;
         state.output = if of.transfer.link && of.chmod.is_empty() {
             self.linked(state, &shown, steps, about)
@@ -193,7 +199,7 @@ impl Lowering<'_> {
         words.extend(of.parents.then(|| "--parents".to_owned()));
         words.extend((!of.chown.is_empty()).then(|| format!("--chown={}", of.chown)));
         words.extend((!of.chmod.is_empty()).then(|| format!("--chmod={}", of.chmod)));
-        words.extend(of.sources.iter().cloned());
+        words.extend(of.shown_sources.iter().cloned());
         words.extend(of.transfer.inline.iter().map(|file| format!("<<{}", file.name)));
         words.push(state.expand(self.escape(), &of.transfer.destination)?);
         Ok(format!("{} # buildkit", words.join(" ")))
@@ -340,7 +346,7 @@ fn complaint(cause: &DigestError) -> &'static str {
 }
 
 /// Whether a path holds wildcards.
-fn is_pattern(path: &str) -> bool {
+pub(super) fn is_pattern(path: &str) -> bool {
     let mut letters = path.chars();
     while let Some(letter) = letters.next() {
         match letter {

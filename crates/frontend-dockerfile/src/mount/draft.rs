@@ -58,6 +58,7 @@ pub(super) struct Draft {
     uid: Option<u32>,
     gid: Option<u32>,
     env: Option<String>,
+    cache: Option<String>,
 }
 
 impl Draft {
@@ -119,6 +120,7 @@ impl Draft {
             "uid" => self.uid = Some(number(key, &value, 10)?),
             "gid" => self.gid = Some(number(key, &value, 10)?),
             "env" => self.env = Some(value),
+            "cache" if self.kind() == "secret" => self.cache = Some(value),
             _ => return Err(MountError::UnknownKey { key: key.to_owned(), field: field.to_owned() }),
         }
         Ok(())
@@ -146,8 +148,8 @@ impl Draft {
             "ssh" => MountKind::Ssh { required: self.required },
             _ => MountKind::Bind,
         };
-        let Self { from, source, target, id, mode, uid, gid, env, .. } = self;
-        Ok(Mount { kind, from, source, target, read_only, id, mode, uid, gid, env })
+        let Self { from, source, target, id, mode, uid, gid, env, cache, .. } = self;
+        Ok(Mount { kind, from, source, target, read_only, id, mode, uid, gid, env, cache })
     }
 
     fn check_secret(&self) -> Result<(), MountError> {

@@ -222,7 +222,7 @@ fn every_error_is_reported_once() {
 #[test]
 fn triggers_are_single_instructions() {
     let from = &read("FROM a").dockerfile.stages[0].instruction;
-    let trigger = parse_trigger("RUN <<E\nx\nE", from).expect("sound");
+    let trigger = parse_trigger("RUN <<E\nx\nE", from, crate::Dialect::Stable).expect("sound");
     assert!(matches!(trigger.kind, InstructionKind::Run(_)));
     assert_eq!(trigger.span, from.span);
     for (text, expected) in [
@@ -230,6 +230,9 @@ fn triggers_are_single_instructions() {
         ("RNU a", "unknown instruction: RNU (did you mean RUN?)"),
         ("", "file with no instructions"),
     ] {
-        assert_eq!(parse_trigger(text, from).map_err(|error| error.to_string()), Err(expected.to_owned()));
+        assert_eq!(
+            parse_trigger(text, from, crate::Dialect::Stable).map_err(|error| error.to_string()),
+            Err(expected.to_owned())
+        );
     }
 }

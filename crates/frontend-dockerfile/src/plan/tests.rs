@@ -238,6 +238,25 @@ fn named_contexts_stand_for_stages_and_images() {
 }
 
 #[test]
+fn an_epoch_may_name_a_source() {
+    let text = "FROM scratch AS one\nADD https://a.test/x.git#v1 /\nFROM scratch AS two\nADD a /\nFROM b";
+    let epoch = |value: &str| {
+        let request =
+            with(|request| drop(request.build_args.insert("SOURCE_DATE_EPOCH".into(), value.into())));
+        plan(&parse(&Source::new("Dockerfile", text)).dockerfile, &request)
+    };
+    let found = epoch("one").expect("plans");
+    assert!(found.epoch.is_none() && !found.request.build_args.contains_key("SOURCE_DATE_EPOCH"));
+    let source = found.epoch_source.expect("a source");
+    assert_eq!(source.vertices().len(), 1);
+    assert!(epoch("context").expect("plans").epoch_source.is_none());
+    assert_eq!(epoch("7").expect("plans").epoch, Some(7));
+    let text = "SOURCE_DATE_EPOCH stage source must be a single HTTP(S) or Git ADD";
+    assert_eq!(epoch("two").expect_err("is no download").to_string(), text);
+    assert_eq!(epoch("x").expect_err("is nothing").to_string(), "invalid SOURCE_DATE_EPOCH: x");
+}
+
+#[test]
 fn the_cache_can_be_switched_off_by_stage() {
     let request = with(|request| request.no_cache = NoCache::Stages(vec!["One".into()]));
     let plan = planned("FROM a AS one\nFROM one", &request);

@@ -98,7 +98,8 @@ impl BuildPlan {
             let message = format!("the base has {} triggers, more than {MAX_TRIGGERS}", expressions.len());
             return Err(super::error(from.span, message));
         }
-        expressions.iter().map(|expression| parse::parse_trigger(expression, from)).collect()
+        let dialect = self.dockerfile.dialect();
+        expressions.iter().map(|expression| parse::parse_trigger(expression, from, dialect)).collect()
     }
 }
 

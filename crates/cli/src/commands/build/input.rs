@@ -4,17 +4,22 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use stave_engine::{ARCHIVE_HEAD, ContextArchive};
-use stave_frontend_dockerfile::{Source, dockerignore};
+use stave_engine::{ARCHIVE_HEAD, ContextArchive, RemoteInput};
+use stave_frontend_dockerfile::{ContextSource, Source, dockerignore};
 use stave_store::Store;
+use stave_worker::Pins;
 
 /// Bytes of the largest Dockerfile or ignore file that is read: a binary named by mistake is caught early.
 const MAX_DOCKERFILE: u64 = 16 << 20;
 
 /// A build's inputs.
 pub(super) struct Input {
-    /// Where files are copied from.
+    /// Where files are copied from; an empty folder if the context is not on this machine.
     pub(super) context: PathBuf,
+    /// What COPY and ADD read.
+    pub(super) source: ContextSource,
+    /// What a context that is not on this machine turned out to be.
+    pub(super) pins: Pins,
     /// The Dockerfile with the name that messages show.
     pub(super) dockerfile: Source,
     /// The ignore file's patterns.
@@ -23,6 +28,20 @@ pub(super) struct Input {
     pub(super) ignore_file: Option<String>,
     /// An unpacked or empty context; it lives as long as the build.
     _unpacked: Option<ContextArchive>,
+}
+
+impl Input {
+    fn plain(context: PathBuf, dockerfile: Source, unpacked: Option<ContextArchive>) -> Self {
+        Self {
+            context,
+            source: ContextSource::Local,
+            pins: Pins::default(),
+            dockerfile,
+            ignored: Vec::new(),
+            ignore_file: None,
+            _unpacked: unpacked,
+        }
+    }
 }
 
 /// An input that cannot be read.
@@ -34,9 +53,9 @@ pub(crate) enum InputError {
     /// The context is a file.
     #[error("unable to prepare context: \"{}\" is not a directory", .0.display())]
     ContextIsFile(PathBuf),
-    /// A context that is not on this machine.
-    #[error("context `{0}`: URLs and git repositories are not supported yet; clone or download it first")]
-    RemoteContext(String),
+    /// A Dockerfile on standard input and another one named.
+    #[error("invalid argument: standard input is a Dockerfile, and `-f` names another one")]
+    TwoDockerfiles,
     /// `-f -` and `-` at once.
     #[error("invalid argument: can't use stdin for both build context and dockerfile")]
     StdinTwice,
@@ -88,26 +107,51 @@ impl InputError {
     }
 }
 
-/// Reads what the flags name. An archive is unpacked in `store`.
-pub(super) fn read(context: &Path, file: Option<&Path>, store: &Store) -> Result<Input, InputError> {
+/// A Dockerfile as the flags name it.
+#[derive(Clone, Copy)]
+pub(super) enum Wanted<'a> {
+    /// The usual one of the context, or `-f`.
+    Named(Option<&'a Path>),
+    /// One that is here already.
+    Given(&'a Source),
+}
+
+/// The Dockerfile on standard input.
+pub(super) fn dockerfile_from_stdin() -> Result<Source, InputError> {
+    let text = text_of(&mut io::stdin().lock(), Path::new("-"))?;
+    Ok(Source::new("Dockerfile", text))
+}
+
+/// What was fetched from elsewhere, as inputs.
+pub(super) fn fetched(remote: RemoteInput, store: &Store) -> Result<Input, InputError> {
+    let empty = ContextArchive::empty(store).map_err(InputError::Archive)?;
+    Ok(Input {
+        context: empty.path().to_owned(),
+        source: remote.context,
+        pins: remote.pins,
+        dockerfile: remote.dockerfile,
+        ignored: Vec::new(),
+        ignore_file: None,
+        _unpacked: Some(empty),
+    })
+}
+
+/// Reads what the flags name on this machine. An archive is unpacked in `store`.
+pub(super) fn read(context: &Path, wanted: Wanted<'_>, store: &Store) -> Result<Input, InputError> {
     if context == Path::new("-") {
-        return from_stdin(file, store);
-    }
-    let text = context.to_string_lossy();
-    if text.contains("://") || text.starts_with("git@") || text.ends_with(".git") && !context.is_dir() {
-        return Err(InputError::RemoteContext(text.into_owned()));
+        return from_stdin(wanted, store);
     }
     let metadata = fs::metadata(context).map_err(|_| InputError::NoContext(context.to_owned()))?;
     if !metadata.is_dir() {
         return Err(InputError::ContextIsFile(context.to_owned()));
     }
-    match file {
-        Some(path) if path == Path::new("-") => {
-            let text = text_of(&mut io::stdin().lock(), Path::new("-"))?;
-            finish(context.to_owned(), Source { name: "Dockerfile".to_owned(), text }, None, None)
+    match wanted {
+        Wanted::Given(source) => finish(context.to_owned(), source.clone(), None, None),
+        Wanted::Named(Some(path)) if path == Path::new("-") => {
+            finish(context.to_owned(), dockerfile_from_stdin()?, None, None)
         }
-        Some(path) => from_directory(context, path.to_owned(), None),
-        None => from_directory(context, default_file(context), None),
+        Wanted::Named(Some(path)) => from_directory(context, path.to_owned(), None),
+        Wanted::Named(None) => from_directory(context, default_file(context), None),
     }
 }
 
@@ -118,8 +162,8 @@ fn default_file(context: &Path) -> PathBuf {
     if !usual.exists() && lower.is_file() { lower } else { usual }
 }
 
-fn from_stdin(file: Option<&Path>, store: &Store) -> Result<Input, InputError> {
-    if file == Some(Path::new("-")) {
+fn from_stdin(wanted: Wanted<'_>, store: &Store) -> Result<Input, InputError> {
+    if matches!(wanted, Wanted::Named(Some(file)) if file == Path::new("-")) {
         return Err(InputError::StdinTwice);
     }
     let mut stdin = io::stdin().lock();
@@ -132,13 +176,19 @@ fn from_stdin(file: Option<&Path>, store: &Store) -> Result<Input, InputError> {
     if is_archive {
         let unpacked = ContextArchive::unpack(store, &mut whole).map_err(InputError::Archive)?;
         let context = unpacked.path().to_owned();
-        let dockerfile = file.map_or_else(|| default_file(&context), |file| context.join(file));
+        let dockerfile = match wanted {
+            Wanted::Given(source) => return finish(context, source.clone(), None, Some(unpacked)),
+            Wanted::Named(file) => file.map_or_else(|| default_file(&context), |file| context.join(file)),
+        };
         return from_directory(&context, dockerfile, Some(unpacked));
+    }
+    if matches!(wanted, Wanted::Given(_)) {
+        return Err(InputError::TwoDockerfiles);
     }
     let text = text_of(&mut whole, Path::new("-"))?;
     let empty = ContextArchive::empty(store).map_err(InputError::Archive)?;
     let context = empty.path().to_owned();
-    finish(context, Source { name: "Dockerfile".to_owned(), text }, None, Some(empty))
+    finish(context, Source::new("Dockerfile", text), None, Some(empty))
 }
 
 fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
@@ -171,7 +221,7 @@ fn from_directory(
     let text = text_of(&mut file, &path)?;
     let name =
         path.file_name().map_or_else(|| "Dockerfile".to_owned(), |name| name.to_string_lossy().into_owned());
-    finish(context.to_owned(), Source { name, text }, Some(path), unpacked)
+    finish(context.to_owned(), Source::new(name, text), Some(path), unpacked)
 }
 
 /// Opens a file; in an archive of somebody else's, links lead nowhere else.
@@ -229,9 +279,9 @@ fn finish(
         let text = text_of(&mut file, &candidate)?;
         let ignored = dockerignore::parse(&text);
         let shown = candidate.file_name().map(|name| name.to_string_lossy().into_owned());
-        return Ok(Input { context, dockerfile, ignored, ignore_file: shown, _unpacked: unpacked });
+        return Ok(Input { ignored, ignore_file: shown, ..Input::plain(context, dockerfile, unpacked) });
     }
-    Ok(Input { context, dockerfile, ignored: Vec::new(), ignore_file: None, _unpacked: unpacked })
+    Ok(Input::plain(context, dockerfile, unpacked))
 }
 
 #[cfg(test)]
