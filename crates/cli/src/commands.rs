@@ -2,8 +2,9 @@
 
 pub(crate) mod build;
 mod builds;
+pub(crate) mod daemon;
 mod debug;
-mod disk;
+pub(crate) mod disk;
 mod explain;
 mod image;
 mod info;
@@ -39,6 +40,7 @@ pub(crate) enum Command {
     Du(disk::UsageArguments),
     Prune(disk::prune::Arguments),
     Doctor(disk::doctor::Arguments),
+    Daemon(Box<daemon::Arguments>),
     Info(info::Arguments),
     Version(version::Arguments),
     Debug(debug::Arguments),
@@ -68,6 +70,7 @@ impl Command {
             Self::Du(arguments) => disk::usage(arguments, global),
             Self::Prune(arguments) => disk::prune::run(arguments, global),
             Self::Doctor(arguments) => disk::doctor::run(arguments, global),
+            Self::Daemon(arguments) => daemon::run(arguments, global),
             Self::Info(arguments) => info::run(arguments, global),
             Self::Version(arguments) => version::run(arguments),
             Self::Debug(arguments) => debug::run(arguments, global),
@@ -87,7 +90,7 @@ impl Command {
     pub(crate) fn mounts(&self) -> bool {
         match self {
             Self::Build(arguments) => arguments.builds(),
-            Self::Run(_) | Self::Info(_) => true,
+            Self::Run(_) | Self::Daemon(_) | Self::Info(_) => true,
             Self::Debug(arguments) => arguments.enters(),
             _ => false,
         }

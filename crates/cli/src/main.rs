@@ -40,7 +40,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     stave_sandbox::launcher_entry();
-    let Arguments { global, command } = match Arguments::try_parse() {
+    let Arguments { global, command } = match Arguments::try_parse_from(words()) {
         Ok(arguments) => arguments,
         Err(error) => return misused(&error),
     };
@@ -55,6 +55,15 @@ fn main() -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// The words of the command line; called as `buildkitd`, the program is the daemon.
+fn words() -> Vec<std::ffi::OsString> {
+    let mut words: Vec<_> = std::env::args_os().collect();
+    if commands::daemon::is_buildkitd() {
+        words.insert(1, "daemon".into());
+    }
+    words
 }
 
 /// Usage errors exit with 2; those of `run` with 125, as docker's do, so that they cannot be taken for
@@ -80,7 +89,7 @@ fn prepare(command: &Command, global: GlobalOptions) -> Result<GlobalOptions, Fa
     match stave_sandbox::enter() {
         Ok(tier) => Ok(GlobalOptions { tier: Some(tier), ..global }),
         // Whoever only looks can do without; what they may not see, the store says.
-        Err(_) if !mounts => Ok(global),
+        Err(_) if !mounts || matches!(command, Command::Info(_)) => Ok(global),
         Err(error) => {
             let code = if matches!(command, Command::Run(_)) { 125 } else { 1 };
             let failure = Failure::new(&error).with_code(code);

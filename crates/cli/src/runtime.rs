@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::termios::{OptionalActions, Termios, tcsetattr};
 use stave_engine::{Engine, EngineConfig};
 use stave_registry::Keychain;
+use stave_store::{DiskPolicy, Store};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::config;
+use crate::config::{self, StoreTable};
 use crate::report::Failure;
 use crate::state::{GlobalOptions, docker_config};
 
@@ -63,18 +64,40 @@ pub(crate) fn with_engine(
     command: impl AsyncFnOnce(&Engine, &Interrupt) -> Result<u8, Failure>,
 ) -> Result<u8, Failure> {
     let config = config::load(&global.config_file()).map_err(|error| Failure::new(&error))?;
+    let limits = config.store;
     let config = EngineConfig {
         root: global.state_directory(),
         registries: config.registry,
         keychain: Keychain::at(docker_config()),
+        oci_runtime: global.oci_runtime.clone().or(config.oci_runtime),
+        device_directories: config.cdi.spec_dirs,
     };
+    let mut held = None;
+    let result = with_shared_engine(config, async |engine, interrupt| {
+        let policy = hold_to(&engine, &limits)?;
+        held = Some((engine.store().clone(), policy));
+        command(&engine, interrupt).await
+    });
+    if let Some((store, policy)) = held {
+        collect(&store, &policy);
+    }
+    result
+}
+
+/// The same for a command that serves many at once; what of it still runs then holds the engine until it ends.
+pub(crate) fn with_shared_engine(
+    config: EngineConfig,
+    command: impl AsyncFnOnce(Arc<Engine>, &Interrupt) -> Result<u8, Failure>,
+) -> Result<u8, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(&error))?;
     let result = runtime.block_on(async {
         let interrupt = listen()?;
-        let engine = Engine::open(config).map_err(|error| Failure::new(&error))?;
-        let result = command(&engine, &interrupt).await;
-        engine.shutdown().await;
+        let engine = Arc::new(Engine::open(config).map_err(|error| Failure::new(&error))?);
+        let result = command(Arc::clone(&engine), &interrupt).await;
+        if let Some(engine) = Arc::into_inner(engine) {
+            engine.shutdown().await;
+        }
         match (result, interrupt.code()) {
             (Err(failure), Some(code)) => Err(failure.with_code(code)),
             (result, _) => result,
@@ -83,6 +106,26 @@ pub(crate) fn with_engine(
     // Reading standard input blocks a thread of the runtime for as long as nobody types: not waited for.
     runtime.shutdown_background();
     result
+}
+
+/// Holds the store to what the configuration says of it.
+fn hold_to(engine: &Engine, limits: &StoreTable) -> Result<DiskPolicy, Failure> {
+    if *limits == StoreTable::default() {
+        return Ok(DiskPolicy::default());
+    }
+    let (disk, _) = engine.store().file_system_bytes().map_err(|error| Failure::new(&error))?;
+    let policy = limits.policy(disk)?;
+    engine.store().hold_to(policy.clone());
+    Ok(policy)
+}
+
+/// The automatic collection, when nothing of the command is in use any more. The command's outcome stands.
+fn collect(store: &Store, policy: &DiskPolicy) {
+    if !policy.rules.is_empty()
+        && let Err(error) = stave_engine::disk::collect(store, policy)
+    {
+        eprintln!("WARNING: the automatic collection failed: {}", crate::report::chain(&error));
+    }
 }
 
 /// Listens for signals: the first asks for an orderly end, the second ends the process at once (mounts

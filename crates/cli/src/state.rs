@@ -13,9 +13,15 @@ pub(crate) struct GlobalOptions {
     /// Configuration file in TOML (default: the XDG config directory's stave/config.toml)
     #[arg(long, global = true, env = "STAVE_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// OCI runtime that runs build steps instead of the sandbox (`runc`, `crun`, or a path)
+    #[arg(long, global = true, env = "STAVE_OCI_RUNTIME", value_name = "PROGRAM", hide_short_help = true)]
+    pub(crate) oci_runtime: Option<PathBuf>,
     /// Print what stave itself does to standard error
     #[arg(short = 'D', long, global = true)]
     pub(crate) debug: bool,
+    /// Whether the state directory was named, and is not the usual one.
+    #[arg(skip)]
+    pub(crate) is_root_named: bool,
     /// With what privileges this process works, once its namespaces are entered.
     #[arg(skip)]
     pub(crate) tier: Option<stave_sandbox::Tier>,
@@ -27,7 +33,7 @@ impl GlobalOptions {
     #[must_use]
     pub(crate) fn settled(self) -> Self {
         let root = self.state_directory();
-        Self { root: Some(root), ..self }
+        Self { is_root_named: self.root.is_some(), root: Some(root), ..self }
     }
 
     /// The state directory in use.

@@ -13,10 +13,11 @@ use stave_exporter::{ExportEvent, ExportEvents};
 use stave_frontend_dockerfile::Diagnostic;
 use stave_llb::Definition;
 use stave_oci::Digest;
+use stave_worker::Session;
 use stave_solver::{EventReceiver, EventSender, SolveEvent, event_channel, event_channel_with};
 
 use crate::Engine;
-use crate::explain::{Explainer, Reason};
+use crate::explain::{Explainer, Reason, SecretWatch};
 use crate::record::Recorder;
 
 /// Names one step outside of the graph, within one engine operation.
@@ -78,6 +79,13 @@ pub enum EngineEvent {
         /// Why.
         reason: Arc<Reason>,
     },
+    /// Something to be said of a vertex that it does not say itself.
+    Note {
+        /// The vertex.
+        vertex: Digest,
+        /// In one line.
+        text: String,
+    },
     /// A build check found something.
     Warning(Diagnostic),
 }
@@ -109,7 +117,8 @@ impl Observer {
         Self::new(drop)
     }
 
-    pub(crate) fn send(&self, event: EngineEvent) {
+    /// Hands an event over.
+    pub fn send(&self, event: EngineEvent) {
         (self.0)(event);
     }
 }
@@ -159,6 +168,16 @@ impl Steps {
             Some(recorder) => event_channel_with(recorder.tap()),
             None => event_channel(),
         }
+    }
+
+    /// What tells of hits whose secrets changed; nothing does in a build without secrets.
+    pub(crate) fn secret_watch(
+        &self,
+        engine: &Engine,
+        definition: &Definition,
+        session: &Session,
+    ) -> Option<SecretWatch> {
+        SecretWatch::new(&engine.store, self.recorder.clone()?, definition, session)
     }
 
     /// What explains the misses of a graph; nothing does when nothing is recorded.

@@ -141,8 +141,12 @@ async fn push_blobs(
     (repositories, names): (&[Reference], &[Reference]),
 ) -> Result<Sent, ExportErrorKind> {
     let layers = image.image.layers.iter().zip(&image.layers);
-    let descriptors: Vec<Descriptor> = futures::stream::iter(layers)
-        .map(|(layer, sealed)| push_layer(context, job, repositories, layer, sealed))
+    // Made here, not in the stream: a closure over two borrows would keep the future from other threads.
+    let mut pushes = Vec::with_capacity(image.layers.len());
+    for (layer, sealed) in layers {
+        pushes.push(push_layer(context, job, repositories, layer, sealed));
+    }
+    let descriptors: Vec<Descriptor> = futures::stream::iter(pushes)
         .buffered(LAYERS_AT_ONCE)
         .try_collect()
         .await?;

@@ -12,6 +12,9 @@ mod tests;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
 
 use file::ConfigFile;
 use helper::Helper;
@@ -131,9 +134,26 @@ pub enum KeychainError {
         /// What it said.
         message: String,
     },
+    /// Whoever keeps the credentials did not answer.
+    #[error("cannot ask for the credentials of `{host}`: {reason}")]
+    Elsewhere {
+        /// The registry.
+        host: String,
+        /// Why not; never a secret.
+        reason: String,
+    },
     /// A token cannot be stored as a login, or there is no file to store in.
     #[error("cannot store this credential: {0}")]
     NotStorable(&'static str),
+}
+
+/// Credentials that are kept elsewhere, such as on the machine of whoever asked for a build.
+pub trait CredentialSource: Send + Sync + fmt::Debug {
+    /// The credential for a registry host (`docker.io`, `localhost:5000`), `None` if there is none.
+    fn credential<'a>(
+        &'a self,
+        registry: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Credential>, KeychainError>>;
 }
 
 /// The credentials of one user, read afresh at each use: another process may log in meanwhile.
@@ -141,6 +161,7 @@ pub enum KeychainError {
 pub struct Keychain {
     path: Option<PathBuf>,
     helper_directory: Option<PathBuf>,
+    elsewhere: Option<Arc<dyn CredentialSource>>,
 }
 
 impl Keychain {
@@ -151,7 +172,12 @@ impl Keychain {
 
     /// The credentials in docker's `config.json` at `path`, which need not exist yet.
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: Some(path.into()), helper_directory: None }
+        Self { path: Some(path.into()), ..Self::default() }
+    }
+
+    /// The credentials that `source` gives; storing is an error.
+    pub fn elsewhere(source: Arc<dyn CredentialSource>) -> Self {
+        Self { elsewhere: Some(source), ..Self::default() }
     }
 
     /// Looks for helper programs in `directory` only, not on the `PATH`.
@@ -170,6 +196,9 @@ impl Keychain {
     /// # Errors
     /// An unreadable file or entry, a helper that fails.
     pub async fn credential(&self, registry: &str) -> Result<Option<Credential>, KeychainError> {
+        if let Some(source) = &self.elsewhere {
+            return source.credential(registry).await;
+        }
         let Some(config) = self.read().await? else { return Ok(None) };
         if let Some(name) = config.helper_for(registry) {
             let helper = Helper::new(&name, self.helper_directory.as_deref())?;

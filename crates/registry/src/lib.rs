@@ -13,6 +13,7 @@ mod client;
 mod config;
 mod endpoint;
 mod error;
+mod insecure;
 mod keychain;
 mod limits;
 mod login;
@@ -29,7 +30,7 @@ pub use error::{
     Action, AuthFault, ErrorKind, MirrorFailure, RedirectFault, RegistryError, ResponseFault, StatusFault,
     TlsError,
 };
-pub use keychain::{Credential, Keychain, KeychainError, Secret, StoredIn};
+pub use keychain::{Credential, CredentialSource, Keychain, KeychainError, Secret, StoredIn};
 pub use limits::Limits;
 pub use manifest::{FetchedManifest, ResolvedImage};
 pub use push::{BlobContent, BlobPush, BlobSource, Progress};

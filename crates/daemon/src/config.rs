@@ -1,0 +1,364 @@
+//! What the daemon is started with: values from flags, and the part of buildkitd's TOML file that is honoured.
+//!
+//! Owns the file's keys. One that buildkitd has and nothing here honours is an error that names it, unless it says what
+//! is so anyway. Must not read files: the caller does. Start with [`DaemonConfig`] and [`FileConfig`].
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+use stave_registry::RegistryTables;
+use stave_worker::Confinement;
+
+mod address;
+
+pub use address::{Address, AddressError};
+
+/// What a daemon serves, where and to whom.
+#[derive(Debug)]
+pub struct DaemonConfig {
+    /// Where it listens.
+    pub listeners: Vec<Listener>,
+    /// What it says of itself and grants.
+    pub worker: WorkerConfig,
+    /// How long running builds may go on once it shall end.
+    pub patience: Duration,
+}
+
+/// One place to listen at.
+#[derive(Debug)]
+pub enum Listener {
+    /// A socket in the file system: whoever may write to it is let in.
+    Unix {
+        /// Its path; an old socket there is replaced.
+        path: PathBuf,
+        /// The group that may write to it besides its owner.
+        group: Option<u32>,
+    },
+    /// TCP for clients whose certificate one authority signed.
+    Tls {
+        /// The address.
+        address: SocketAddr,
+        /// Certificates and key, PEM.
+        identity: TlsIdentity,
+    },
+    /// TCP for everybody who reaches it.
+    Plain {
+        /// The address.
+        address: SocketAddr,
+    },
+}
+
+/// What a server shows and wants to see, all PEM.
+#[derive(Clone)]
+pub struct TlsIdentity {
+    /// Its certificate chain.
+    pub certificate: Vec<u8>,
+    /// The key.
+    pub key: Vec<u8>,
+    /// The authority that signs clients' certificates.
+    pub client_authority: Vec<u8>,
+}
+
+impl std::fmt::Debug for TlsIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TlsIdentity")
+    }
+}
+
+/// What clients are told of the worker, and what it grants.
+#[derive(Debug, Clone, Default)]
+pub struct WorkerConfig {
+    /// Names it for as long as the state directory lives.
+    pub id: String,
+    /// Free text by name.
+    pub labels: BTreeMap<String, String>,
+    /// The program's version.
+    pub version: String,
+    /// Entitlements that builds may ask for.
+    pub entitlements: Vec<String>,
+    /// How steps are confined that ask for nothing.
+    pub confinement: Confinement,
+    /// Bytes that the store may take after a build; `None` removes nothing.
+    pub keep_bytes: Option<u64>,
+}
+
+/// The part of buildkitd's TOML that is honoured.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileConfig {
+    /// Prints what the daemon does.
+    #[serde(default)]
+    pub debug: bool,
+    /// The state directory.
+    #[serde(default)]
+    pub root: Option<PathBuf>,
+    /// Entitlements that builds may ask for.
+    #[serde(default, rename = "insecure-entitlements")]
+    pub entitlements: Vec<String>,
+    /// Where it listens.
+    #[serde(default)]
+    pub grpc: GrpcConfig,
+    /// Registries, by host.
+    #[serde(default)]
+    pub registry: RegistryTables,
+    /// Workers.
+    #[serde(default)]
+    pub worker: WorkerTables,
+    /// How logs look; taken and without effect but for `format = "text"`.
+    #[serde(default)]
+    pub log: LogConfig,
+    /// Where traces would go; taken: there are none.
+    #[serde(default)]
+    pub otel: Unused,
+    /// Where device specifications are.
+    #[serde(default)]
+    pub cdi: CdiConfig,
+    /// The DNS of steps; taken as far as it is empty.
+    #[serde(default)]
+    pub dns: DnsConfig,
+    /// The reference's front ends; taken.
+    #[serde(default)]
+    pub frontend: Unused,
+    /// How long builds are remembered; taken.
+    #[serde(default)]
+    pub history: Unused,
+    /// Provenance of the daemon itself; taken.
+    #[serde(default)]
+    pub system: Unused,
+}
+
+/// A table that is read over.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(transparent)]
+pub struct Unused(pub toml::Table);
+
+/// `[grpc]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrpcConfig {
+    /// Addresses.
+    #[serde(default)]
+    pub address: Vec<String>,
+    /// The socket's owner; only the daemon's own is possible.
+    #[serde(default)]
+    pub uid: Option<u32>,
+    /// The socket's group.
+    #[serde(default)]
+    pub gid: Option<u32>,
+    /// Where profiles would be served; taken: there are none.
+    #[serde(default, rename = "debugAddress")]
+    pub debug_address: Option<String>,
+    /// Certificates.
+    #[serde(default)]
+    pub tls: TlsConfig,
+}
+
+/// `[grpc.tls]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// The certificate chain.
+    #[serde(default)]
+    pub cert: Option<PathBuf>,
+    /// The key.
+    #[serde(default)]
+    pub key: Option<PathBuf>,
+    /// The authority of clients.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
+}
+
+/// `[cdi]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CdiConfig {
+    /// Whether there are none.
+    #[serde(default)]
+    pub disabled: Option<bool>,
+    /// Directories of specifications.
+    #[serde(default, rename = "specDirs")]
+    pub spec_dirs: Vec<PathBuf>,
+    /// Devices that need no grant.
+    #[serde(default, rename = "autoAllowed")]
+    pub auto_allowed: Vec<String>,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogConfig {
+    /// `text`.
+    #[serde(default)]
+    pub format: Option<String>,
+}
+
+/// `[dns]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DnsConfig {
+    /// Servers.
+    #[serde(default)]
+    pub nameservers: Vec<String>,
+    /// Options.
+    #[serde(default)]
+    pub options: Vec<String>,
+    /// Domains.
+    #[serde(default, rename = "searchDomains")]
+    pub search_domains: Vec<String>,
+}
+
+/// `[worker]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkerTables {
+    /// The one that there is.
+    #[serde(default)]
+    pub oci: OciWorker,
+    /// The one that there is not.
+    #[serde(default)]
+    pub containerd: ContainerdWorker,
+}
+
+/// `[worker.containerd]`
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct ContainerdWorker {
+    /// Whether it is wanted.
+    #[serde(default)]
+    pub enabled: Option<bool>,
+}
+
+/// `[worker.oci]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OciWorker {
+    /// Whether it is wanted.
+    #[serde(default)]
+    pub enabled: Option<bool>,
+    /// What clients are told.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Whether layers nobody uses are removed now and then.
+    #[serde(default)]
+    pub gc: Option<bool>,
+    /// `overlayfs` or `auto`.
+    #[serde(default)]
+    pub snapshotter: Option<String>,
+    /// `sandbox`.
+    #[serde(default, rename = "noProcessSandbox")]
+    pub no_process_sandbox: Option<bool>,
+    /// `host` or `auto`.
+    #[serde(default, rename = "networkMode")]
+    pub network_mode: Option<String>,
+    /// Platforms shown to clients; taken.
+    #[serde(default)]
+    pub platforms: Vec<String>,
+    /// Bytes that are left in any case: a number, or one with `KB`, `MB`, `GB`.
+    #[serde(default, alias = "gckeepstorage", rename = "reservedSpace")]
+    pub reserved_space: Option<toml::Value>,
+    /// Bytes that are too many.
+    #[serde(default, rename = "maxUsedSpace")]
+    pub max_used_space: Option<toml::Value>,
+    /// Bytes of the disk that shall be free.
+    #[serde(default, rename = "minFreeSpace")]
+    pub min_free_space: Option<toml::Value>,
+}
+
+/// A configuration that cannot be honoured.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not TOML of this form.
+    #[error("{0}")]
+    Syntax(String),
+    /// Something that is not there.
+    #[error("not supported yet: {0}")]
+    Unsupported(String),
+}
+
+impl CdiConfig {
+    /// Directories of specifications; `None` leaves the usual ones.
+    pub fn directories(&self) -> Option<Vec<PathBuf>> {
+        (!self.spec_dirs.is_empty()).then(|| self.spec_dirs.clone())
+    }
+}
+
+impl FileConfig {
+    /// Reads a file's text.
+    ///
+    /// # Errors
+    /// For a text of another form, and for what is not honoured.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let config: Self =
+            toml::from_str(text).map_err(|error| ConfigError::Syntax(error.to_string().trim_end().to_owned()))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let unsupported = |what: &str| Err(ConfigError::Unsupported(format!("`{what}`")));
+        let oci = &self.worker.oci;
+        if self.worker.containerd.enabled == Some(true) {
+            return unsupported("worker.containerd");
+        }
+        if oci.enabled == Some(false) {
+            return unsupported("worker.oci.enabled = false");
+        }
+        if !matches!(oci.snapshotter.as_deref(), None | Some("" | "auto" | "overlayfs")) {
+            return unsupported("worker.oci.snapshotter");
+        }
+        if !matches!(oci.network_mode.as_deref(), None | Some("" | "auto" | "host")) {
+            return unsupported("worker.oci.networkMode");
+        }
+        if oci.no_process_sandbox == Some(true) {
+            return unsupported("worker.oci.noProcessSandbox");
+        }
+        if !matches!(self.log.format.as_deref(), None | Some("" | "text")) {
+            return unsupported("log.format");
+        }
+        if !self.dns.nameservers.is_empty() || !self.dns.options.is_empty() || !self.dns.search_domains.is_empty() {
+            return unsupported("dns");
+        }
+        if self.cdi.disabled == Some(true) || !self.cdi.auto_allowed.is_empty() {
+            return unsupported("cdi.disabled");
+        }
+        if oci.min_free_space.is_some() {
+            return unsupported("worker.oci.minFreeSpace");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: Result<(), &str>) {
+        let found = FileConfig::parse(text).map(drop).map_err(|error| error.to_string());
+        match (found, expected) {
+            (Ok(()), Ok(())) => {}
+            (Err(found), Err(expected)) if found.contains(expected) => {}
+            (found, expected) => panic!("{found:?} is not {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn the_file_of_the_integration_suite() {
+        check(
+            "insecure-entitlements = [\"network.host\"]\n[registry.\"localhost:5000\"]\n  http = true\n\
+             [otel]\n  socketPath = \"/x\"\n[cdi]\n  specDirs = [\"/y\"]\n[worker.oci]\n  gc = false\n",
+            Ok(()),
+        );
+    }
+
+    #[test]
+    fn what_is_not_honoured_is_said() {
+        check("nonsense = 1", Err("unknown field `nonsense`"));
+        check("[worker.containerd]\nenabled = true\n", Err("not supported yet: `worker.containerd`"));
+        check("[worker.oci]\nsnapshotter = \"native\"\n", Err("not supported yet: `worker.oci.snapshotter`"));
+        check("[dns]\nnameservers = [\"1.1.1.1\"]\n", Err("not supported yet: `dns`"));
+        check("[worker.oci]\nbinary = \"runc\"\n", Err("unknown field `binary`"));
+    }
+}

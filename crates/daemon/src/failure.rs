@@ -1,0 +1,309 @@
+//! Why a build failed, and how clients are told: a gRPC status whose details let them show the place in the Dockerfile.
+//!
+//! Details are `Any`s that hold JSON, with BuildKit's type URLs. Owns the error and its translation. Must not know what
+//! produced it beyond its type. Start with [`Failure`] and [`Failure::status`].
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bollard_buildkit_proto::google::protobuf::Any;
+use bollard_buildkit_proto::google::rpc;
+use prost::Message as _;
+use serde_json::{Value, json};
+use stave_engine::{BuildError, ResolveError};
+use stave_exporter::ExportSpecError;
+use stave_frontend_dockerfile::Source;
+use stave_frontend_dockerfile::input::ContextError;
+use stave_llb::{Definition, DefinitionError};
+use stave_oci::Digest;
+use stave_solver::{OpErrorKind, SolveError};
+use stave_store::StoreError;
+use stave_worker::{ContextFetchError, EntitlementError};
+use tonic::{Code, Status};
+
+use crate::session::SessionError;
+use crate::session::output::OutputError;
+
+/// The longest message a client is sent: it travels in a header.
+const MAX_WORDS: usize = 16 << 10;
+/// The longest details: they travel in a header, too.
+const MAX_DETAILS: usize = 64 << 10;
+
+/// Why a request of a client failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// A part of the build.
+    #[error("{}", words(.error))]
+    Build {
+        /// Why.
+        error: Arc<BuildError>,
+        /// Where in which file.
+        place: Option<Box<Place>>,
+        /// Which vertex.
+        vertex: Option<Digest>,
+    },
+    /// An image.
+    #[error("{}", one_line(.0))]
+    Resolve(#[from] ResolveError),
+    /// The client's session.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// A directory of the client.
+    #[error(transparent)]
+    Fetch(#[from] ContextFetchError),
+    /// A result on its way to the client.
+    #[error("{}", one_line(.0))]
+    Output(#[from] OutputError),
+    /// A graph of the client.
+    #[error("{0}")]
+    Definition(#[from] DefinitionError),
+    /// An exporter's options.
+    #[error("{}", one_line(.0))]
+    Exporter(#[from] ExportSpecError),
+    /// An entitlement that does not exist.
+    #[error("{0}")]
+    Entitlement(#[from] EntitlementError),
+    /// The daemon does not grant it.
+    #[error("{0} is not allowed")]
+    NotEntitled(String),
+    /// A context that makes no sense.
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    /// The state directory.
+    #[error("{}", one_line(.0))]
+    Store(#[from] StoreError),
+    /// The Dockerfile is not there, or cannot be read.
+    #[error("failed to read dockerfile: {0}")]
+    Dockerfile(String),
+    /// A value that makes no sense.
+    #[error("{0}")]
+    Value(String),
+    /// Something a client may ask of another daemon.
+    #[error("not supported yet: {0}")]
+    Unsupported(String),
+    /// A front end that does not exist here.
+    #[error("unknown frontend: {0}")]
+    Frontend(String),
+    /// A request to the front end that it does not know.
+    #[error("unsupported request {0}")]
+    Subrequest(String),
+    /// Nothing of that name.
+    #[error("{0}")]
+    NotFound(String),
+    /// What the client itself says went wrong.
+    #[error("{}", .0.message())]
+    Client(Box<Status>),
+    /// Somebody stopped it.
+    #[error("context canceled")]
+    Cancelled,
+}
+
+/// A place in a file.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub(crate) name: String,
+    pub(crate) data: Vec<u8>,
+    pub(crate) language: String,
+    /// First and last lines, counted from 1.
+    pub(crate) lines: Vec<(i32, i32)>,
+}
+
+impl Failure {
+    /// What went wrong with a Dockerfile.
+    pub(crate) fn of_dockerfile(error: BuildError, source: &Source) -> Self {
+        let spans: Vec<_> = match &error {
+            BuildError::Dockerfile(found) => found.iter().take(1).map(|found| found.span).collect(),
+            BuildError::Image { image, .. } => vec![image.span],
+            _ => Vec::new(),
+        };
+        let line = |offset| i32::try_from(source.position(offset).line).unwrap_or(i32::MAX);
+        // A span of nothing has no place.
+        let spans = spans.iter().filter(|span| span.end > 0);
+        let lines: Vec<_> = spans.map(|span| (line(span.start), line(span.end))).collect();
+        let place = (!lines.is_empty()).then(|| {
+            let (name, data) = (source.name.clone(), source.text.clone().into_bytes());
+            Box::new(Place { name, data, language: "Dockerfile".to_owned(), lines })
+        });
+        Self::Build { error: Arc::new(error), place, vertex: None }
+    }
+
+    /// What went wrong with a graph.
+    pub(crate) fn of_definition(error: BuildError, definition: &Definition) -> Self {
+        let vertex = match &error {
+            BuildError::Solve { error: SolveError::Vertex { vertex, .. }, .. } => Some(vertex.clone()),
+            _ => None,
+        };
+        let place = vertex.as_ref().and_then(|vertex| place_of(definition, vertex)).map(Box::new);
+        Self::Build { error: Arc::new(error), place, vertex }
+    }
+
+    /// The same failure for another who waits for it.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            Self::Build { error, place, vertex } => {
+                Self::Build { error: Arc::clone(error), place: place.clone(), vertex: vertex.clone() }
+            }
+            other => Self::Client(Box::new(other.status())),
+        }
+    }
+
+    /// What a client is told.
+    pub(crate) fn status(&self) -> Status {
+        if let Self::Client(status) = self {
+            return (**status).clone();
+        }
+        let message: String = self.to_string().chars().take(MAX_WORDS).collect();
+        let details = self.details();
+        let code = self.code();
+        let all = rpc::Status { code: code.into(), message: message.clone(), details }.encode_to_vec();
+        match all.len() > MAX_DETAILS {
+            true => Status::new(code, message),
+            false => Status::with_details(code, message, all.into()),
+        }
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::Build { error, .. } => match error.as_ref() {
+                BuildError::Solve { error: SolveError::Cancelled | SolveError::Closed, .. } => Code::Cancelled,
+                BuildError::Solve { error, .. } => match error.op().map(stave_solver::OpError::kind) {
+                    Some(OpErrorKind::Cancelled) => Code::Cancelled,
+                    _ => Code::Unknown,
+                },
+                _ => Code::Unknown,
+            },
+            Self::Definition(_)
+            | Self::Exporter(_)
+            | Self::Entitlement(_)
+            | Self::Context(_)
+            | Self::Value(_) => Code::InvalidArgument,
+            Self::NotEntitled(_) => Code::PermissionDenied,
+            Self::Unsupported(_) | Self::Subrequest(_) => Code::Unimplemented,
+            Self::NotFound(_) => Code::NotFound,
+            Self::Cancelled => Code::Cancelled,
+            Self::Client(status) => status.code(),
+            Self::Resolve(_)
+            | Self::Session(_)
+            | Self::Fetch(_)
+            | Self::Output(_)
+            | Self::Store(_)
+            | Self::Dockerfile(_)
+            | Self::Frontend(_) => Code::Unknown,
+        }
+    }
+
+    fn details(&self) -> Vec<Any> {
+        match self {
+            Self::Build { place, vertex, .. } => {
+                let place = place.as_ref().map(|place| any("Source", &source(place)));
+                let vertex = vertex.as_ref().map(|vertex| any("Vertex", &json!({ "digest": vertex })));
+                place.into_iter().chain(vertex).collect()
+            }
+            Self::Subrequest(name) => vec![any("Subrequest", &json!({ "name": name }))],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// The words of a build's error: a step's own, since clients know which step it was.
+fn words(error: &BuildError) -> String {
+    match error {
+        BuildError::Solve { error: SolveError::Vertex { source, .. }, .. } => one_line(source),
+        BuildError::Solve { error: SolveError::Cancelled | SolveError::Closed, .. } => {
+            "context canceled".to_owned()
+        }
+        BuildError::Solve { error, .. } => one_line(error),
+        // The diagnostic holds the causes already.
+        BuildError::Dockerfile(_) | BuildError::Image { .. } => error.to_string(),
+        other => one_line(other),
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
+    stave_engine::one_line(error)
+}
+
+fn place_of(definition: &Definition, vertex: &Digest) -> Option<Place> {
+    let locations = definition.source_location(vertex);
+    let first = locations.first()?;
+    let info = definition.source_map().infos.get(first.source)?;
+    let ranges = locations.iter().filter(|location| location.source == first.source);
+    let lines = ranges.flat_map(|location| &location.ranges);
+    Some(Place {
+        name: info.filename.clone(),
+        data: info.data.clone(),
+        language: info.language.clone(),
+        lines: lines.map(|range| (range.start.line, range.end.line)).collect(),
+    })
+}
+
+fn source(place: &Place) -> Value {
+    let ranges: Vec<_> = place
+        .lines
+        .iter()
+        .map(|(first, last)| json!({ "start": { "line": first }, "end": { "line": last } }))
+        .collect();
+    json!({
+        "info": {
+            "filename": place.name,
+            "data": STANDARD.encode(&place.data),
+            "language": place.language,
+        },
+        "ranges": ranges,
+    })
+}
+
+fn any(kind: &str, value: &Value) -> Any {
+    let type_url = format!("github.com/moby/buildkit/errdefs.{kind}+json");
+    Any { type_url, value: value.to_string().into_bytes() }
+}
+
+/// A status that a client sent in a message: what its own front end failed with.
+pub(crate) fn from_message(message: rpc::Status) -> Status {
+    let code = Code::from_i32(message.code);
+    let code = if code == Code::Ok { Code::Unknown } else { code };
+    let words: String = message.message.chars().take(MAX_WORDS).collect();
+    let details = message.encode_to_vec();
+    match details.len() > MAX_DETAILS {
+        true => Status::new(code, words),
+        false => Status::with_details(code, words, details.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stave_frontend_dockerfile::{Code as Found, Diagnostic, Span};
+
+    use super::*;
+
+    #[test]
+    fn a_dockerfile_error_carries_its_place() {
+        let source = Source::new("Dockerfile", "FROM scratch\nFOO bar\n");
+        let found = Diagnostic::error(Found::Instruction { line: 2 }, Span::new(13, 20), "unknown instruction: FOO");
+        let status = Failure::of_dockerfile(BuildError::Dockerfile(vec![found]), &source).status();
+        assert_eq!(status.message(), "dockerfile parse error on line 2: unknown instruction: FOO");
+        let all = rpc::Status::decode(status.details()).expect("a status");
+        assert_eq!(all.details[0].type_url, "github.com/moby/buildkit/errdefs.Source+json");
+        let value: Value = serde_json::from_slice(&all.details[0].value).expect("JSON");
+        assert_eq!(value["ranges"], json!([{ "start": { "line": 2 }, "end": { "line": 2 } }]));
+        assert_eq!(value["info"]["data"], STANDARD.encode("FROM scratch\nFOO bar\n"));
+    }
+
+    #[test]
+    fn details_that_no_header_holds_are_left_out() {
+        let source = Source::new("Dockerfile", "#".repeat(1 << 20));
+        let found = Diagnostic::error(Found::Plan, Span::new(1, 2), "bad");
+        let status = Failure::of_dockerfile(BuildError::Dockerfile(vec![found]), &source).status();
+        assert_eq!((status.message(), status.details().len()), ("bad", 0));
+    }
+
+    #[test]
+    fn what_a_client_failed_with_is_passed_on() {
+        let message = rpc::Status { code: 5, message: "gone".to_owned(), details: vec![any("Vertex", &json!({}))] };
+        let status = Failure::Client(Box::new(from_message(message))).status();
+        assert_eq!((status.code(), status.message()), (Code::NotFound, "gone"));
+        assert!(!status.details().is_empty());
+    }
+}

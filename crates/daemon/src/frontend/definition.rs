@@ -1,0 +1,261 @@
+//! Where the Dockerfile, the ignore file and the contexts of a build come from. Start with [`load`].
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use stave_frontend_dockerfile::input::{
+    ARCHIVE_HEAD, ContextForm, ContextSource, DOWNLOAD_NAME, NamedContext, download, is_archive,
+};
+use stave_frontend_dockerfile::{Source, dockerignore};
+use stave_llb::Definition;
+use stave_worker::ContextRequest;
+
+use super::Attributes;
+use crate::build::{Build, Target};
+use crate::failure::Failure;
+use crate::session::files::FetchedDirectory;
+
+/// The longest Dockerfile or ignore file, in bytes.
+const MAX_TEXT: u64 = 16 << 20;
+const IGNORE_FILE: &str = ".dockerignore";
+/// What clients call the directory that `COPY` reads.
+const CONTEXT: &str = "context";
+
+/// What the planner needs of the client's files.
+pub(crate) struct Loaded {
+    pub(crate) source: Source,
+    pub(crate) ignored: Vec<String>,
+    pub(crate) context: ContextSource,
+    /// The vertex that loaded the Dockerfile.
+    pub(crate) vertex: String,
+}
+
+/// Loads the Dockerfile and its ignore file.
+pub(crate) async fn load(build: &Build, attributes: &Attributes) -> Result<Loaded, Failure> {
+    let context = context(build, attributes).await?;
+    let name = &attributes.filename;
+    let step = build.journal.begin(format!("[internal] load build definition from {name}"));
+    let vertex = step.digest().to_owned();
+    let found = match &context {
+        ContextSource::Local => from_client(build, attributes, &step).await,
+        _ if attributes.is_dockerfile_local => from_client(build, attributes, &step).await,
+        context => from_context(build, attributes, context).await,
+    };
+    let (text, ignored) = step.end(found)?;
+    let ignored = match (&context, ignored) {
+        // Ignore files are the client's: they do not apply to a context that is not.
+        (ContextSource::Local, None) => ignore_file(build).await?,
+        (ContextSource::Local, Some(ignored)) => Some(ignored),
+        _ => None,
+    };
+    let text = String::from_utf8(text).map_err(|_| Failure::Dockerfile(format!("{name} is not valid UTF-8")))?;
+    let ignored = ignored.map(|text| dockerignore::parse(&String::from_utf8_lossy(&text)));
+    Ok(Loaded { source: Source::new(name, text), ignored: ignored.unwrap_or_default(), context, vertex })
+}
+
+/// The build context.
+async fn context(build: &Build, attributes: &Attributes) -> Result<ContextSource, Failure> {
+    if let Some(graph) = attributes.inputs.get("context") {
+        return Ok(ContextSource::Graph(Box::new(graph_of(graph)?)));
+    }
+    let Some(text) = attributes.context.as_deref().filter(|text| !text.is_empty()) else {
+        return Ok(ContextSource::Local);
+    };
+    match ContextForm::of(text)? {
+        ContextForm::Path => Ok(ContextSource::Local),
+        ContextForm::Git => Ok(ContextSource::Git(text.to_owned())),
+        ContextForm::Download => {
+            let target = build.add(download(text), BTreeMap::new(), None)?;
+            let snapshot = build.solve(&target).await?;
+            let head = read_of(build, &snapshot, DOWNLOAD_NAME, ARCHIVE_HEAD as u64)?;
+            let head = head.ok_or_else(|| Failure::Dockerfile("failed to read downloaded context".to_owned()))?;
+            Ok(match is_archive(&head) {
+                true => ContextSource::Archive(text.to_owned()),
+                false => ContextSource::File(text.to_owned()),
+            })
+        }
+    }
+}
+
+/// From the client's directory; the second text is the Dockerfile's own ignore file.
+async fn from_client(
+    build: &Build,
+    attributes: &Attributes,
+    step: &crate::progress::Step,
+) -> Result<(Vec<u8>, Option<Vec<u8>>), Failure> {
+    let name = attributes.filename.as_str();
+    let own_ignore = format!("{name}{IGNORE_FILE}");
+    // Written in lower case it counts, too.
+    let lower = name.strip_suffix("Dockerfile").map(|folder| format!("{folder}dockerfile"));
+    let mut follow = vec![name.to_owned(), own_ignore.clone()];
+    follow.extend(lower.clone());
+    let directory = &attributes.dockerfile_name;
+    let progress = |bytes| step.progress("transferring dockerfile:", bytes);
+    let fetched = fetch(build, directory, directory, &follow, &progress).await?;
+    let text = match (read(&fetched, name)?, lower) {
+        (None, Some(lower)) => read(&fetched, &lower)?,
+        (text, _) => text,
+    };
+    let missing = || Failure::Dockerfile(format!("open {name}: no such file or directory"));
+    let text = text.ok_or_else(missing)?;
+    step.part_done(&format!("transferring dockerfile: {}B", text.len()));
+    Ok((text, read(&fetched, &own_ignore)?))
+}
+
+async fn ignore_file(build: &Build) -> Result<Option<Vec<u8>>, Failure> {
+    let step = build.journal.begin(format!("[internal] load {IGNORE_FILE}"));
+    let name = CONTEXT;
+    let progress = |bytes| step.progress("transferring context:", bytes);
+    let hint = format!("{name}-{IGNORE_FILE}");
+    let fetched = fetch(build, name, &hint, &[IGNORE_FILE.to_owned()], &progress).await;
+    let text = fetched.and_then(|fetched| read(&fetched, IGNORE_FILE));
+    step.end(text)
+}
+
+/// From a context that is not the client's.
+async fn from_context(
+    build: &Build,
+    attributes: &Attributes,
+    context: &ContextSource,
+) -> Result<(Vec<u8>, Option<Vec<u8>>), Failure> {
+    let first = attributes.requests.first().cloned();
+    let mut request = first.ok_or_else(|| Failure::Value("no platform to build for".to_owned()))?;
+    request.context = context.clone();
+    let definition = request.remote_context().map_err(Failure::Value)?;
+    let target = build.add(definition.unwrap_or_else(empty), BTreeMap::new(), None)?;
+    let name = match context {
+        ContextSource::File(_) => DOWNLOAD_NAME,
+        _ => attributes.filename.as_str(),
+    };
+    let text = read_target(build, &target, name, MAX_TEXT).await?;
+    let missing = || Failure::Dockerfile(format!("open {name}: no such file or directory"));
+    Ok((text.ok_or_else(missing)?, None))
+}
+
+/// The named contexts, as the planner wants them.
+pub(crate) async fn named(
+    build: &Build,
+    attributes: &Attributes,
+) -> Result<BTreeMap<String, NamedContext>, Failure> {
+    let mut contexts = BTreeMap::new();
+    for (name, input) in &attributes.graphs {
+        contexts.insert(name.clone(), graph_context(attributes, name, input)?);
+    }
+    let others = attributes.requests.first().map(|request| request.named_contexts.clone());
+    for (name, context) in others.unwrap_or_default() {
+        let context = match context {
+            NamedContext::Local(mut local) => {
+                let (hint, follow) = (format!("{}-{IGNORE_FILE}", local.name), [IGNORE_FILE.to_owned()]);
+                let fetched = fetch(build, &local.name, &hint, &follow, &|_| {}).await?;
+                let ignored = read(&fetched, IGNORE_FILE)?;
+                let ignored = ignored.map(|text| dockerignore::parse(&String::from_utf8_lossy(&text)));
+                local.excludes = ignored.unwrap_or_default();
+                NamedContext::Local(local)
+            }
+            other => other,
+        };
+        contexts.insert(name, context);
+    }
+    Ok(contexts)
+}
+
+fn graph_context(attributes: &Attributes, name: &str, input: &str) -> Result<NamedContext, Failure> {
+    let graph = attributes.inputs.get(input);
+    let graph = graph.ok_or_else(|| Failure::Value(format!("invalid input {input} for {name}")))?;
+    let config = match attributes.input_metadata.get(input) {
+        None => None,
+        Some(metadata) => {
+            let failed = |error| Failure::Value(format!("failed to parse input metadata of {input}: {error}"));
+            let metadata: BTreeMap<String, Vec<u8>> = go_bytes(metadata).map_err(failed)?;
+            let config = metadata.get("containerimage.config").map(|bytes| serde_json::from_slice(bytes));
+            config.transpose().map_err(failed)?.map(Box::new)
+        }
+    };
+    Ok(NamedContext::Graph { definition: Box::new(graph_of(graph)?), config })
+}
+
+/// Go writes bytes in JSON as base64.
+fn go_bytes(text: &str) -> Result<BTreeMap<String, Vec<u8>>, serde_json::Error> {
+    use base64::Engine as _;
+    let texts: BTreeMap<String, String> = serde_json::from_str(text)?;
+    let decode = |text: &String| base64::engine::general_purpose::STANDARD.decode(text).unwrap_or_default();
+    Ok(texts.iter().map(|(name, text)| (name.clone(), decode(text))).collect())
+}
+
+/// A graph as it travels.
+pub(crate) fn graph_of(message: &bollard_buildkit_proto::pb::Definition) -> Result<Definition, Failure> {
+    Ok(Definition::from_wire(&prost::Message::encode_to_vec(message))?)
+}
+
+fn empty() -> Definition {
+    stave_llb::builder::GraphBuilder::default().finish(None)
+}
+
+async fn fetch(
+    build: &Build,
+    name: &str,
+    hint: &str,
+    follow: &[String],
+    progress: &(dyn Fn(u64) + Send + Sync),
+) -> Result<Arc<FetchedDirectory>, Failure> {
+    let request = ContextRequest {
+        name,
+        shared_key_hint: hint,
+        include: &[],
+        exclude: &[],
+        follow,
+        progress,
+        cancel: &build.cancel,
+    };
+    Ok(build.files.fetch(&request).await?)
+}
+
+/// A file of a fetched directory; whatever links there are, it is a file of that directory.
+fn read(directory: &FetchedDirectory, name: &str) -> Result<Option<Vec<u8>>, Failure> {
+    use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+    let failed = |error: &dyn std::fmt::Display| Failure::Dockerfile(format!("open {name}: {error}"));
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let folder = openat(CWD, directory.path(), flags | OFlags::DIRECTORY, Mode::empty());
+    let folder = folder.map_err(|error| failed(&error))?;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let file = match openat2(folder, name, flags, Mode::empty(), resolve) {
+        Ok(file) => std::fs::File::from(file),
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
+        Err(error) => return Err(failed(&error)),
+    };
+    take(file, MAX_TEXT).map(Some).map_err(|error| failed(&error))
+}
+
+fn take(file: std::fs::File, limit: u64) -> std::io::Result<Vec<u8>> {
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// A file of a result.
+pub(crate) async fn read_target(
+    build: &Build,
+    target: &Target,
+    name: &str,
+    limit: u64,
+) -> Result<Option<Vec<u8>>, Failure> {
+    let snapshot = build.solve(target).await?;
+    read_of(build, &snapshot, name, limit)
+}
+
+fn read_of(
+    build: &Build,
+    snapshot: &stave_store::Snapshot,
+    name: &str,
+    limit: u64,
+) -> Result<Option<Vec<u8>>, Failure> {
+    let view = build.engine().store().view(snapshot)?;
+    let Some(file) = view.open(Path::new(name))? else { return Ok(None) };
+    let bytes = take(file, limit);
+    bytes.map(Some).map_err(|error| Failure::Dockerfile(format!("open {name}: {error}")))
+}

@@ -1,0 +1,325 @@
+//! The gateway: what a client's own front end asks of the build it belongs to. Start with [`Gateway`].
+
+mod files;
+mod sources;
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bollard_buildkit_proto::moby::buildkit::v1::VertexWarning;
+use bollard_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_server::LlbBridge;
+use bollard_buildkit_proto::moby::buildkit::v1::frontend::result::Result as Refs;
+use bollard_buildkit_proto::moby::buildkit::v1::frontend::{
+    EvaluateRequest, EvaluateResponse, ExecMessage, InputsRequest, InputsResponse, NewContainerRequest,
+    NewContainerResponse, PingRequest, PongResponse, ReadDirRequest, ReadDirResponse, ReadFileRequest,
+    ReadFileResponse, Ref, RefMap, RefMapDeprecated, ReleaseContainerRequest, ReleaseContainerResponse,
+    ResolveImageConfigRequest, ResolveImageConfigResponse, ResolveSourceMetaRequest,
+    ResolveSourceMetaResponse, Result as Results, ReturnRequest, ReturnResponse, SolveRequest, SolveResponse,
+    StatFileRequest, StatFileResponse, WarnRequest, WarnResponse,
+};
+use bollard_buildkit_proto::pb;
+use futures::Stream;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::build::{Build, Outcome, Target};
+use crate::failure::{Failure, from_message};
+use crate::frontend;
+use crate::state::Shared;
+use crate::{caps, workers};
+
+/// The header that names the build a call belongs to.
+const BUILD_ID: &str = "buildkit-controlapi-buildid";
+/// Most bytes of a result's metadata.
+const MAX_METADATA: usize = 16 << 20;
+
+/// The service.
+#[derive(Debug, Clone)]
+pub(crate) struct Gateway {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl Gateway {
+    /// The build that a call belongs to.
+    async fn build(&self, headers: &MetadataMap) -> Result<Arc<Build>, Failure> {
+        let id = headers.get(BUILD_ID).and_then(|id| id.to_str().ok());
+        let id = id.ok_or_else(|| Failure::Value("no build id in the request".to_owned()))?;
+        self.shared.builds.get(id).await
+    }
+
+    /// A result of the build that a call belongs to. Of another build's it has none.
+    async fn target(&self, headers: &MetadataMap, id: &str) -> Result<(Arc<Build>, Arc<Target>), Failure> {
+        let build = self.build(headers).await?;
+        let target = build.target(id)?;
+        Ok((build, target))
+    }
+
+    async fn solve(&self, request: Request<SolveRequest>) -> Result<SolveResponse, Failure> {
+        let build = self.build(request.metadata()).await?;
+        let request = request.into_inner();
+        if !request.source_policies.is_empty() {
+            return Err(Failure::Unsupported("source policies".to_owned()));
+        }
+        let work = async {
+            let asked = Asked {
+                frontend: &request.frontend,
+                options: &request.frontend_opt,
+                definition: request.definition.as_ref(),
+                inputs: &request.frontend_inputs,
+            };
+            let outcome = run(&build, asked).await?;
+            if request.evaluate {
+                build.solve_all(&outcome).await?;
+            }
+            Ok::<_, Failure>(outcome)
+        };
+        let outcome = tokio::select! {
+            outcome = work => outcome?,
+            () = build.cancel.cancelled() => return Err(Failure::Cancelled),
+        };
+        Ok(answer(outcome, request.allow_result_return, request.allow_result_array_ref))
+    }
+
+    async fn take_result(&self, request: Request<ReturnRequest>) -> Result<(), Failure> {
+        let build = self.build(request.metadata()).await?;
+        let request = request.into_inner();
+        let outcome = match request.error {
+            Some(error) => Err(Failure::Client(Box::new(from_message(error)))),
+            None => returned(&build, request.result.unwrap_or_default()),
+        };
+        build.finish(outcome)
+    }
+}
+
+/// What a front end is asked.
+pub(crate) struct Asked<'a> {
+    pub(crate) frontend: &'a str,
+    pub(crate) options: &'a HashMap<String, String>,
+    pub(crate) definition: Option<&'a pb::Definition>,
+    pub(crate) inputs: &'a HashMap<String, pb::Definition>,
+}
+
+/// Runs a front end, or takes up a graph.
+pub(crate) async fn run(build: &Build, asked: Asked<'_>) -> Result<Outcome, Failure> {
+    match asked.frontend {
+        "" => {
+            let mut outcome = Outcome::default();
+            let message = asked.definition.filter(|definition| !definition.def.is_empty());
+            if let Some(message) = message {
+                let definition = frontend::graph_of(message)?;
+                let target = build.add(definition, Default::default(), None)?;
+                outcome.targets.push((None, target));
+            }
+            Ok(outcome)
+        }
+        "dockerfile.v0" => frontend::dockerfile(build, asked.options, asked.inputs).await,
+        "gateway.v0" => {
+            let source = asked.options.get("source").map_or("", String::as_str);
+            // The reference's own front end images are the one inside.
+            match stave_engine::is_built_in_frontend(source) {
+                true => frontend::dockerfile(build, asked.options, asked.inputs).await,
+                false => Err(Failure::Unsupported(format!("the front end image `{source}`"))),
+            }
+        }
+        other => Err(Failure::Frontend(other.chars().take(100).collect())),
+    }
+}
+
+fn answer(outcome: Outcome, is_full: bool, is_array: bool) -> SolveResponse {
+    let reference = |target: &Target| Ref { id: target.id.clone(), def: Some(target.message.clone()) };
+    let is_single = outcome.targets.iter().all(|(platform, _)| platform.is_none());
+    let first = outcome.targets.first().map(|(_, target)| target);
+    if !is_full {
+        let r#ref = first.map(|target| target.id.clone()).unwrap_or_default();
+        return SolveResponse { r#ref, result: None };
+    }
+    let by_platform = || outcome.targets.iter().filter_map(|(id, target)| Some((id.clone()?, target)));
+    let refs = match (is_single, is_array) {
+        (true, true) => first.map(|target| Refs::Ref(reference(target))),
+        (true, false) => first.map(|target| Refs::RefDeprecated(target.id.clone())),
+        (false, true) => {
+            let refs = by_platform().map(|(id, target)| (id, reference(target))).collect();
+            Some(Refs::Refs(RefMap { refs }))
+        }
+        (false, false) => {
+            let refs = by_platform().map(|(id, target)| (id, target.id.clone())).collect();
+            Some(Refs::RefsDeprecated(RefMapDeprecated { refs }))
+        }
+    };
+    let result = Results { metadata: outcome.metadata, attestations: HashMap::new(), result: refs };
+    SolveResponse { r#ref: String::new(), result: Some(result) }
+}
+
+/// What a client's front end came to.
+fn returned(build: &Build, results: Results) -> Result<Outcome, Failure> {
+    if results.attestations.values().any(|attestations| !attestations.attestation.is_empty()) {
+        return Err(Failure::Unsupported("attestations of a front end".to_owned()));
+    }
+    let size: usize = results.metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if size > MAX_METADATA {
+        return Err(Failure::Value(format!("more than {MAX_METADATA} bytes of metadata")));
+    }
+    let single = |id: &str| match id {
+        "" => Ok(Vec::new()),
+        id => Ok::<_, Failure>(vec![(None, build.target(id)?)]),
+    };
+    let several = |refs: Vec<(String, String)>| {
+        let mut targets = refs
+            .into_iter()
+            .filter(|(_, id)| !id.is_empty())
+            .map(|(platform, id)| Ok((Some(platform), build.target(&id)?)))
+            .collect::<Result<Vec<_>, Failure>>()?;
+        // The order of platforms is the client's, where it says it; else that of their names.
+        let order = platform_order(&results.metadata);
+        targets.sort_by_key(|(platform, _)| {
+            let place = order.iter().position(|known| Some(known) == platform.as_ref());
+            (place.unwrap_or(usize::MAX), platform.clone())
+        });
+        Ok::<_, Failure>(targets)
+    };
+    let targets = match results.result.clone() {
+        None => Vec::new(),
+        Some(Refs::RefDeprecated(id)) => single(&id)?,
+        Some(Refs::Ref(target)) => single(&target.id)?,
+        Some(Refs::RefsDeprecated(map)) => several(map.refs.into_iter().collect())?,
+        Some(Refs::Refs(map)) => several(map.refs.into_iter().map(|(key, target)| (key, target.id)).collect())?,
+    };
+    Ok(Outcome { targets, metadata: results.metadata })
+}
+
+fn platform_order(metadata: &HashMap<String, Vec<u8>>) -> Vec<String> {
+    let list = metadata.get("refs.platforms").and_then(|bytes| serde_json::from_slice(bytes).ok());
+    let list: serde_json::Value = list.unwrap_or_default();
+    let platforms = list["Platforms"].as_array().cloned().unwrap_or_default();
+    platforms.iter().filter_map(|platform| platform["ID"].as_str().map(str::to_owned)).collect()
+}
+
+fn reply<T>(result: Result<T, Failure>) -> Result<Response<T>, Status> {
+    result.map(Response::new).map_err(|failure| failure.status())
+}
+
+fn no_containers<T>() -> Result<T, Status> {
+    Err(Failure::Unsupported("containers of a front end".to_owned()).status())
+}
+
+#[tonic::async_trait]
+impl LlbBridge for Gateway {
+    type ExecProcessStream = Pin<Box<dyn Stream<Item = Result<ExecMessage, Status>> + Send>>;
+
+    async fn ping(&self, _: Request<PingRequest>) -> Result<Response<PongResponse>, Status> {
+        reply(Ok(PongResponse {
+            frontend_api_caps: caps::frontend(),
+            llb_caps: caps::llb(),
+            workers: vec![workers::record(&self.shared)],
+        }))
+    }
+
+    async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
+        reply(Self::solve(self, request).await)
+    }
+
+    async fn r#return(&self, request: Request<ReturnRequest>) -> Result<Response<ReturnResponse>, Status> {
+        reply(self.take_result(request).await.map(|()| ReturnResponse {}))
+    }
+
+    async fn inputs(&self, request: Request<InputsRequest>) -> Result<Response<InputsResponse>, Status> {
+        let build = self.build(request.metadata()).await;
+        reply(build.map(|build| InputsResponse { definitions: build.inputs.clone() }))
+    }
+
+    async fn evaluate(&self, request: Request<EvaluateRequest>) -> Result<Response<EvaluateResponse>, Status> {
+        let evaluated = async {
+            let (build, target) = self.target(request.metadata(), &request.get_ref().r#ref).await?;
+            build.solve(&target).await?;
+            Ok(EvaluateResponse {})
+        };
+        reply(evaluated.await)
+    }
+
+    async fn read_file(&self, request: Request<ReadFileRequest>) -> Result<Response<ReadFileResponse>, Status> {
+        reply(files::read_file(self, request).await)
+    }
+
+    async fn read_dir(&self, request: Request<ReadDirRequest>) -> Result<Response<ReadDirResponse>, Status> {
+        reply(files::read_dir(self, request).await)
+    }
+
+    async fn stat_file(&self, request: Request<StatFileRequest>) -> Result<Response<StatFileResponse>, Status> {
+        reply(files::stat_file(self, request).await)
+    }
+
+    async fn resolve_image_config(
+        &self,
+        request: Request<ResolveImageConfigRequest>,
+    ) -> Result<Response<ResolveImageConfigResponse>, Status> {
+        reply(sources::image_config(self, request).await)
+    }
+
+    async fn resolve_source_meta(
+        &self,
+        request: Request<ResolveSourceMetaRequest>,
+    ) -> Result<Response<ResolveSourceMetaResponse>, Status> {
+        reply(sources::metadata(self, request).await)
+    }
+
+    async fn warn(&self, request: Request<WarnRequest>) -> Result<Response<WarnResponse>, Status> {
+        let warned = async {
+            let build = self.build(request.metadata()).await?;
+            let warning = request.into_inner();
+            build.journal.warn(VertexWarning {
+                vertex: warning.digest,
+                level: warning.level,
+                short: warning.short,
+                detail: warning.detail,
+                url: warning.url,
+                info: warning.info,
+                ranges: warning.ranges,
+            });
+            Ok(WarnResponse {})
+        };
+        reply(warned.await)
+    }
+
+    async fn new_container(
+        &self,
+        _: Request<NewContainerRequest>,
+    ) -> Result<Response<NewContainerResponse>, Status> {
+        no_containers()
+    }
+
+    async fn release_container(
+        &self,
+        _: Request<ReleaseContainerRequest>,
+    ) -> Result<Response<ReleaseContainerResponse>, Status> {
+        no_containers()
+    }
+
+    async fn exec_process(
+        &self,
+        _: Request<Streaming<ExecMessage>>,
+    ) -> Result<Response<Self::ExecProcessStream>, Status> {
+        no_containers()
+    }
+
+    async fn read_file_container(
+        &self,
+        _: Request<ReadFileRequest>,
+    ) -> Result<Response<ReadFileResponse>, Status> {
+        no_containers()
+    }
+
+    async fn read_dir_container(
+        &self,
+        _: Request<ReadDirRequest>,
+    ) -> Result<Response<ReadDirResponse>, Status> {
+        no_containers()
+    }
+
+    async fn stat_file_container(
+        &self,
+        _: Request<StatFileRequest>,
+    ) -> Result<Response<StatFileResponse>, Status> {
+        no_containers()
+    }
+}

@@ -1,0 +1,27 @@
+//! BuildKit's gRPC API over the engine: what `buildctl`, `docker buildx` and their like drive.
+//!
+//! Owns the protocol: the services, the sessions in which clients serve their files, credentials, secrets and agents,
+//! fsutil, and the life of a client's build. Must not know how anything is built, stored or fetched: that is the
+//! engine's; nor flags and terminals. Everything a client sends is taken for hostile and bounded.
+//!
+//! Start with [`Daemon`]; behind it `control` is the service clients talk to first, and `control::solve` a build from
+//! top to bottom.
+
+mod build;
+mod caps;
+pub mod config;
+mod control;
+mod export;
+mod failure;
+mod frontend;
+mod fsutil;
+mod gateway;
+mod health;
+mod progress;
+mod server;
+mod session;
+mod state;
+mod workers;
+
+pub use config::{Address, AddressError, DaemonConfig, FileConfig, Listener, TlsIdentity, WorkerConfig};
+pub use server::{Daemon, DaemonError};

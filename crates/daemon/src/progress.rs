@@ -1,0 +1,442 @@
+//! What clients see of a build while it runs: vertexes, their parts, their output, warnings.
+//!
+//! Owns the journal of one build: a list that only grows, read by any number of clients at their own pace, each from
+//! the start. It is bounded: past [`MAX_LOG`] output is dropped, and says so. Must not know gRPC.
+//! Start with [`Journal`].
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use bollard_buildkit_proto::google::protobuf::Timestamp;
+use bollard_buildkit_proto::moby::buildkit::v1::{
+    StatusResponse, Vertex, VertexLog, VertexStatus, VertexWarning,
+};
+use bollard_buildkit_proto::pb;
+use stave_engine::{EngineEvent, Observer};
+use stave_frontend_dockerfile::{Diagnostic, Source};
+use stave_llb::{Definition, Op};
+use stave_oci::Digest;
+use stave_solver::{LogStream, SolveEvent};
+use tokio::sync::watch;
+
+/// Most bytes of output kept of one build.
+const MAX_LOG: usize = 64 << 20;
+/// Most entries of one build's journal that are no ends of vertexes.
+const MAX_ENTRIES: usize = 500_000;
+/// Most bytes of one message to a client.
+const MAX_BATCH: usize = 1 << 20;
+
+/// What happened in one build so far.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    build: String,
+    scopes: AtomicU64,
+    state: Mutex<State>,
+    changed: watch::Sender<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: Vec<Arc<StatusResponse>>,
+    log_bytes: usize,
+    is_over: bool,
+    vertexes: HashMap<String, Vertex>,
+    parts: HashMap<(String, String), Timestamp>,
+    clipped: HashSet<String>,
+    counts: Counts,
+}
+
+/// How many steps there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Counts {
+    pub(crate) total: i32,
+    pub(crate) cached: i32,
+    pub(crate) completed: i32,
+    pub(crate) warnings: i32,
+}
+
+/// A reader's place in a journal.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    journal: Arc<Journal>,
+    at: usize,
+    changed: watch::Receiver<()>,
+}
+
+/// A step of the daemon itself. Dropped before its end, it failed by being given up.
+#[derive(Debug)]
+pub(crate) struct Step {
+    journal: Arc<Journal>,
+    digest: String,
+    is_over: bool,
+}
+
+/// The Dockerfile that warnings are about.
+#[derive(Debug, Clone)]
+pub(crate) struct WarningSource {
+    pub(crate) source: Source,
+    /// The vertex that loaded it.
+    pub(crate) vertex: String,
+}
+
+impl Journal {
+    pub(crate) fn new(build: &str) -> Arc<Self> {
+        Arc::new(Self {
+            build: build.to_owned(),
+            scopes: AtomicU64::new(0),
+            state: Mutex::default(),
+            changed: watch::Sender::new(()),
+        })
+    }
+
+    /// Takes down what one part of the build tells.
+    pub(crate) fn observer(self: &Arc<Self>, about: Option<WarningSource>) -> Observer {
+        let journal = Arc::clone(self);
+        let scope = self.scopes.fetch_add(1, Ordering::Relaxed);
+        Observer::new(move |event| journal.take(scope, about.as_ref(), event))
+    }
+
+    /// Begins a step.
+    pub(crate) fn begin(self: &Arc<Self>, name: String) -> Step {
+        let scope = self.scopes.fetch_add(1, Ordering::Relaxed);
+        let digest = Digest::sha256(format!("{}:{scope}:", self.build).as_bytes()).to_string();
+        let started = Some(timestamp(SystemTime::now()));
+        self.lock().vertex(Vertex { digest: digest.clone(), name, started, ..Vertex::default() });
+        self.changed.send_replace(());
+        Step { journal: Arc::clone(self), digest, is_over: false }
+    }
+
+    /// A reader that begins at the beginning.
+    pub(crate) fn reader(self: &Arc<Self>) -> Reader {
+        Reader { journal: Arc::clone(self), at: 0, changed: self.changed.subscribe() }
+    }
+
+    /// How many steps there were so far.
+    pub(crate) fn counts(&self) -> Counts {
+        self.lock().counts
+    }
+
+    /// All that is in it, for the record.
+    pub(crate) fn entries(&self) -> Vec<Arc<StatusResponse>> {
+        self.lock().entries.clone()
+    }
+
+    /// Nothing more will come.
+    pub(crate) fn finish(&self) {
+        self.lock().is_over = true;
+        self.changed.send_replace(());
+    }
+
+    /// A warning that a client's front end has.
+    pub(crate) fn warn(&self, warning: VertexWarning) {
+        let mut state = self.lock();
+        state.counts.warnings += 1;
+        state.push(StatusResponse { warnings: vec![warning], ..StatusResponse::default() });
+        drop(state);
+        self.changed.send_replace(());
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, scope: u64, about: Option<&WarningSource>, event: EngineEvent) {
+        let now = timestamp(SystemTime::now());
+        let step = |id: u64| Digest::sha256(format!("{}:{scope}:{id}", self.build).as_bytes()).to_string();
+        let mut state = self.lock();
+        match event {
+            EngineEvent::StepStarted { step: id, name } => {
+                state.vertex(Vertex { digest: step(id.0), name, started: Some(now), ..Vertex::default() });
+            }
+            EngineEvent::StepProgress { step: id, id: part, current, total } => {
+                state.part(step(id.0), part, (current, total), now);
+            }
+            EngineEvent::StepPart { step: id, text } => {
+                state.part_done(step(id.0), text, now);
+            }
+            EngineEvent::StepCompleted { step: id, .. } => state.end(&step(id.0), now, String::new()),
+            EngineEvent::StepFailed { step: id, message, .. } => state.end(&step(id.0), now, message),
+            EngineEvent::Graph(definition) => state.graph(&definition),
+            EngineEvent::Solve(event) => state.solve(event, now),
+            EngineEvent::Warning(found) => {
+                if let Some(about) = about {
+                    let warning = warning(&found, about);
+                    state.counts.warnings += 1;
+                    state.push(StatusResponse { warnings: vec![warning], ..StatusResponse::default() });
+                }
+            }
+            EngineEvent::Miss { .. } | EngineEvent::Note { .. } => {}
+        }
+        drop(state);
+        self.changed.send_replace(());
+    }
+}
+
+impl State {
+    fn push(&mut self, entry: StatusResponse) {
+        self.entries.push(Arc::new(entry));
+    }
+
+    fn push_optional(&mut self, entry: StatusResponse) {
+        if self.entries.len() < MAX_ENTRIES {
+            self.push(entry);
+        }
+    }
+
+    fn vertex(&mut self, vertex: Vertex) {
+        self.vertexes.insert(vertex.digest.clone(), vertex.clone());
+        self.push(StatusResponse { vertexes: vec![vertex], ..StatusResponse::default() });
+    }
+
+    /// Changes a vertex that is not over yet. Its start never changes once it was told.
+    fn change(&mut self, digest: &str, change: impl FnOnce(&mut Vertex)) {
+        let Some(vertex) = self.vertexes.get(digest) else { return };
+        if vertex.completed.is_some() {
+            return;
+        }
+        let mut vertex = vertex.clone();
+        change(&mut vertex);
+        self.vertex(vertex);
+    }
+
+    fn end(&mut self, digest: &str, now: Timestamp, error: String) {
+        self.change(digest, |vertex| {
+            vertex.started.get_or_insert(now);
+            vertex.completed = Some(now);
+            vertex.error = error;
+        });
+    }
+
+    fn graph(&mut self, definition: &Definition) {
+        let mut vertexes = Vec::new();
+        for vertex in definition.vertices() {
+            let digest = vertex.digest.to_string();
+            if self.vertexes.contains_key(&digest) {
+                continue;
+            }
+            let vertex = describe(vertex);
+            self.counts.total += i32::from(!vertex.name.starts_with("[internal]"));
+            self.vertexes.insert(digest, vertex.clone());
+            vertexes.push(vertex);
+        }
+        self.push(StatusResponse { vertexes, ..StatusResponse::default() });
+    }
+
+    fn solve(&mut self, event: SolveEvent, now: Timestamp) {
+        let digest = event.vertex().to_string();
+        let is_counted = self
+            .vertexes
+            .get(&digest)
+            .is_some_and(|vertex| vertex.completed.is_none() && !vertex.name.starts_with("[internal]"));
+        match event {
+            SolveEvent::Started { at, .. } => self.change(&digest, |vertex| {
+                vertex.started.get_or_insert(timestamp(at));
+            }),
+            SolveEvent::Cached { .. } => {
+                self.counts.cached += i32::from(is_counted);
+                self.counts.completed += i32::from(is_counted);
+                self.change(&digest, |vertex| vertex.cached = true);
+                self.end(&digest, now, String::new());
+            }
+            SolveEvent::Completed { .. } => {
+                self.counts.completed += i32::from(is_counted);
+                self.end(&digest, now, String::new());
+            }
+            SolveEvent::Failed { message, .. } => self.end(&digest, now, message),
+            SolveEvent::Cancelled { .. } => self.end(&digest, now, "context canceled".to_owned()),
+            SolveEvent::Log { stream, bytes, .. } => {
+                let stream = match stream {
+                    LogStream::Stdout => 1,
+                    LogStream::Stderr => 2,
+                };
+                self.log(digest, stream, bytes, now);
+            }
+            SolveEvent::LogDropped { bytes, .. } => {
+                self.log(digest, 2, format!("[{bytes} bytes of output dropped]\n").into_bytes(), now);
+            }
+            SolveEvent::Progress { id, current, total, .. } => self.part(digest, id, (current, total), now),
+            _ => {}
+        }
+    }
+
+    fn log(&mut self, vertex: String, stream: i64, msg: Vec<u8>, now: Timestamp) {
+        let mut msg = msg;
+        if self.log_bytes + msg.len() > MAX_LOG {
+            if !self.clipped.insert(vertex.clone()) {
+                return;
+            }
+            msg = b"[output clipped]\n".to_vec();
+        }
+        self.log_bytes += msg.len();
+        let log = VertexLog { vertex, timestamp: Some(now), stream, msg };
+        self.push_optional(StatusResponse { logs: vec![log], ..StatusResponse::default() });
+    }
+
+    fn part(&mut self, vertex: String, id: String, (current, total): (u64, Option<u64>), now: Timestamp) {
+        let started = *self.parts.entry((vertex.clone(), id.clone())).or_insert(now);
+        let status = VertexStatus {
+            id,
+            vertex,
+            current: i64::try_from(current).unwrap_or(i64::MAX),
+            total: total.and_then(|total| i64::try_from(total).ok()).unwrap_or(0),
+            timestamp: Some(now),
+            started: Some(started),
+            completed: (total == Some(current)).then_some(now),
+            ..VertexStatus::default()
+        };
+        self.push_optional(StatusResponse { statuses: vec![status], ..StatusResponse::default() });
+    }
+
+    fn part_done(&mut self, vertex: String, id: String, now: Timestamp) {
+        let started = *self.parts.entry((vertex.clone(), id.clone())).or_insert(now);
+        let (timestamp, completed) = (Some(now), Some(now));
+        let status =
+            VertexStatus { id, vertex, timestamp, started: Some(started), completed, ..VertexStatus::default() };
+        self.push_optional(StatusResponse { statuses: vec![status], ..StatusResponse::default() });
+    }
+}
+
+impl Step {
+    /// Its vertex.
+    pub(crate) fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// A part of it moved on.
+    pub(crate) fn progress(&self, part: &str, bytes: u64) {
+        let now = timestamp(SystemTime::now());
+        self.journal.lock().part(self.digest.clone(), part.to_owned(), (bytes, None), now);
+        self.journal.changed.send_replace(());
+    }
+
+    /// A part of it is over.
+    pub(crate) fn part_done(&self, part: &str) {
+        let now = timestamp(SystemTime::now());
+        self.journal.lock().part_done(self.digest.clone(), part.to_owned(), now);
+        self.journal.changed.send_replace(());
+    }
+
+    /// Tells the end that `result` is, and gives it back.
+    pub(crate) fn end<T, E: std::fmt::Display>(mut self, result: Result<T, E>) -> Result<T, E> {
+        self.finish(result.as_ref().err().map(ToString::to_string).unwrap_or_default());
+        result
+    }
+
+    fn finish(&mut self, error: String) {
+        self.is_over = true;
+        self.journal.lock().end(&self.digest, timestamp(SystemTime::now()), error);
+        self.journal.changed.send_replace(());
+    }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.finish("context canceled".to_owned());
+        }
+    }
+}
+
+impl Reader {
+    /// What came since the last call, waiting for it; `None` once the build is over and all was read.
+    pub(crate) async fn next(&mut self) -> Option<StatusResponse> {
+        loop {
+            self.changed.borrow_and_update();
+            let (batch, is_over) = self.batch();
+            if batch.is_some() || is_over {
+                return batch;
+            }
+            self.changed.changed().await.ok()?;
+        }
+    }
+
+    fn batch(&mut self) -> (Option<StatusResponse>, bool) {
+        let state = self.journal.lock();
+        let mut batch = StatusResponse::default();
+        let mut size = 0;
+        let first = self.at;
+        for entry in state.entries.iter().skip(first) {
+            size += prost::Message::encoded_len(entry.as_ref());
+            if size > MAX_BATCH && self.at > first {
+                break;
+            }
+            self.at += 1;
+            batch.vertexes.extend(entry.vertexes.iter().cloned());
+            batch.statuses.extend(entry.statuses.iter().cloned());
+            batch.logs.extend(entry.logs.iter().cloned());
+            batch.warnings.extend(entry.warnings.iter().cloned());
+        }
+        ((self.at > first).then_some(batch), state.is_over)
+    }
+}
+
+/// A vertex as it is before it begins.
+fn describe(vertex: &stave_llb::Vertex) -> Vertex {
+    let group = vertex.metadata.progress_group.as_ref();
+    Vertex {
+        digest: vertex.digest.to_string(),
+        inputs: vertex.inputs.iter().map(|edge| edge.vertex.to_string()).collect(),
+        name: vertex.name().map_or_else(|| default_name(&vertex.op), str::to_owned),
+        progress_group: group.map(|group| pb::ProgressGroup {
+            id: group.id.clone(),
+            name: group.name.clone(),
+            weak: group.weak,
+        }),
+        ..Vertex::default()
+    }
+}
+
+/// What BuildKit calls an operation that has no name.
+fn default_name(op: &Op) -> String {
+    match op {
+        Op::Source(source) => source.raw.clone(),
+        Op::Exec(exec) => exec.args.join(" "),
+        Op::File(_) => "file".to_owned(),
+        Op::Merge(_) => "merge".to_owned(),
+        Op::Diff(_) => "diff".to_owned(),
+        Op::Build(_) => "build".to_owned(),
+    }
+}
+
+fn warning(found: &Diagnostic, about: &WarningSource) -> VertexWarning {
+    let source = &about.source;
+    let line = |offset| i32::try_from(source.position(offset).line).unwrap_or(i32::MAX);
+    let position = |offset| Some(pb::Position { line: line(offset), character: 0 });
+    let range = pb::Range { start: position(found.span.start), end: position(found.span.end) };
+    let (name, detail, url) = match found.rule() {
+        Some(rule) => (format!("{}: ", rule.name()), vec![rule.description().as_bytes().to_vec()], rule.url().unwrap_or_default()),
+        None => (String::new(), Vec::new(), String::new()),
+    };
+    VertexWarning {
+        vertex: about.vertex.clone(),
+        level: 1,
+        short: format!("{name}{found} (line {})", line(found.span.start)).into_bytes(),
+        detail,
+        url,
+        info: Some(source_info(source)),
+        ranges: vec![range],
+    }
+}
+
+/// A Dockerfile as errors and warnings carry it.
+pub(crate) fn source_info(source: &Source) -> pb::SourceInfo {
+    pb::SourceInfo {
+        filename: source.name.clone(),
+        data: source.text.clone().into_bytes(),
+        definition: None,
+        language: "Dockerfile".to_owned(),
+    }
+}
+
+pub(crate) fn timestamp(time: SystemTime) -> Timestamp {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp {
+        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(since.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+#[cfg(test)]
+mod tests;

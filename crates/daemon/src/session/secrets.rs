@@ -1,0 +1,57 @@
+//! Secrets of a client: fetched before the steps that mount them run. Never kept beyond the build, never shown.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bollard_buildkit_proto::moby::buildkit::secrets::v1::GetSecretRequest;
+use bollard_buildkit_proto::moby::buildkit::secrets::v1::secrets_client::SecretsClient;
+use stave_llb::{Definition, Mount, Op};
+use stave_worker::Secret;
+
+use super::{ClientSession, SessionError};
+
+const METHOD: &str = "/moby.buildkit.secrets.v1.Secrets/GetSecret";
+/// BuildKit's limit of one secret, in bytes.
+const MAX_SECRET: usize = 500 << 10;
+/// Most secrets of one build.
+const MAX_SECRETS: usize = 1000;
+
+/// The ids of the secrets that a definition's steps want.
+pub(crate) fn wanted(definition: &Definition) -> BTreeSet<String> {
+    let mut ids = BTreeSet::new();
+    for vertex in definition.vertices() {
+        let Op::Exec(exec) = &vertex.op else { continue };
+        ids.extend(exec.secret_env.iter().map(|secret| secret.id.clone()));
+        ids.extend(exec.mounts.iter().filter_map(|mount| match mount {
+            Mount::Secret { id, .. } => Some(id.clone()),
+            _ => None,
+        }));
+    }
+    ids
+}
+
+/// Asks a client for the secrets of these ids. One that it does not have is left out: the step that wants it says
+/// whether that is an error.
+pub(crate) async fn fetch(
+    session: Arc<ClientSession>,
+    ids: BTreeSet<String>,
+) -> Result<BTreeMap<String, Secret>, SessionError> {
+    let mut secrets = BTreeMap::new();
+    if ids.is_empty() {
+        return Ok(secrets);
+    }
+    let Ok(channel) = session.channel(METHOD) else { return Ok(secrets) };
+    let mut client = SecretsClient::new(channel).max_decoding_message_size(MAX_SECRET + 1024);
+    for id in ids.into_iter().take(MAX_SECRETS) {
+        let request = GetSecretRequest { id: id.clone(), annotations: Default::default() };
+        match client.get_secret(request).await {
+            Ok(answer) => drop(secrets.insert(id, Secret::Value(answer.into_inner().data))),
+            Err(status) if status.code() == tonic::Code::NotFound => {}
+            Err(status) => {
+                let words = format!("failed to fetch remote secret {id}: {}", status.message());
+                return Err(SessionError::Connection(words));
+            }
+        }
+    }
+    Ok(secrets)
+}

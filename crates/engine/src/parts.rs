@@ -1,0 +1,146 @@
+//! The parts of a build, one by one, for a caller that puts them together in an order of its own: a daemon whose
+//! client decides between them what comes next.
+//!
+//! Owns nothing but the way in: each part is the one that [`Engine::build`] uses. Start with [`Parts`].
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use stave_exporter::{ExportTarget, Exported, Image};
+use stave_frontend_dockerfile::{PlanRequest, Source, lower};
+use stave_llb::Definition;
+use stave_oci::{Digest, ImageConfig, Platform, Reference};
+use stave_registry::{Client, ResolvedImage};
+use stave_solver::SolveError;
+use stave_store::Snapshot;
+use stave_worker::Session;
+use tokio_util::sync::CancellationToken;
+
+use crate::build::{bases, plan_all, read_text, title, warn};
+use crate::event::{Observer, Steps};
+use crate::resolve::Resolver;
+use crate::{BuildError, Engine, PullPolicy, ResolveError, StepCount};
+
+/// What the parts of one build share.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    engine: &'a Engine,
+    registry: Client,
+    steps: Steps,
+    cancel: CancellationToken,
+}
+
+/// A Dockerfile as a graph and a config.
+#[derive(Debug, Clone)]
+pub struct Lowering {
+    /// The graph to solve; without outputs where the image has no files.
+    pub definition: Definition,
+    /// The image's config, without layers and time.
+    pub config: ImageConfig,
+    /// The time everything made here is to carry, in seconds since the epoch.
+    pub epoch: Option<i64>,
+    /// What registries answered, by the pinned digest.
+    pub resolved: BTreeMap<Digest, ResolvedImage>,
+}
+
+impl Engine {
+    /// The parts of one build, which asks `registry` with the credentials of whoever wants the build. When
+    /// `cancel` fires, what runs is stopped and waited for.
+    pub fn parts(&self, registry: Client, observer: Observer, cancel: CancellationToken) -> Parts<'_> {
+        Parts { engine: self, registry, steps: Steps::new(observer), cancel }
+    }
+}
+
+impl Parts<'_> {
+    /// A Dockerfile as a graph, with its images pinned.
+    ///
+    /// # Errors
+    /// [`BuildError`].
+    pub async fn lower(
+        &self,
+        source: &Source,
+        request: &PlanRequest,
+        pull: PullPolicy,
+    ) -> Result<Lowering, BuildError> {
+        let dockerfile = read_text(source)?;
+        let resolver = Resolver::new(self.engine, &self.registry, pull, &self.steps);
+        let planned = tokio::select! {
+            planned = plan_all(&dockerfile, request, &resolver) => planned,
+            () = self.cancel.cancelled() => Err(cancelled()),
+        };
+        let (plan, resolved) = planned?;
+        let lowered = lower(&plan, &resolved.sources)
+            .map_err(|error| BuildError::Dockerfile(vec![error.diagnostic]))?;
+        warn(&plan, &lowered, &self.steps);
+        let (definition, config) = (lowered.definition, lowered.image);
+        Ok(Lowering { definition, config, epoch: plan.epoch, resolved: resolved.remote })
+    }
+
+    /// The file system that a definition describes.
+    ///
+    /// # Errors
+    /// [`BuildError`].
+    pub async fn solve(
+        &self,
+        definition: &Definition,
+        session: Arc<Session>,
+    ) -> Result<(Snapshot, StepCount), BuildError> {
+        self.engine.solve(definition, session, &self.steps, &self.cancel).await
+    }
+
+    /// The image of a config over what was solved of `definition`.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn image(
+        &self,
+        config: ImageConfig,
+        snapshot: &Snapshot,
+        definition: &Definition,
+        platform: &Platform,
+        epoch: Option<i64>,
+    ) -> Result<Image, BuildError> {
+        self.engine.assemble(config, snapshot, &bases(definition), platform, epoch)
+    }
+
+    /// Looks an image up: its pin and its config.
+    ///
+    /// # Errors
+    /// [`ResolveError`].
+    pub async fn resolve(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+        pull: PullPolicy,
+    ) -> Result<(Digest, Vec<u8>), ResolveError> {
+        Resolver::new(self.engine, &self.registry, pull, &self.steps).lookup(reference, platform).await
+    }
+
+    /// Writes the platforms of an image to a target; what is for standard output goes to `output`.
+    ///
+    /// # Errors
+    /// [`BuildError::Export`].
+    pub fn export<'a>(
+        &'a self,
+        images: &'a [Image],
+        target: &'a ExportTarget,
+        output: impl Write + Send + 'static,
+    ) -> BoxFuture<'a, Result<Exported, BuildError>> {
+        let step = self.steps.start(title(target));
+        let exporter = self.engine.exporter_for(self.registry.clone()).with_stdout(output);
+        let exporter = exporter.with_events(self.steps.export_events(&step));
+        Box::pin(async move {
+            let exported = tokio::select! {
+                exported = exporter.export(images, target) => exported,
+                () = self.cancel.cancelled() => return Err(cancelled()),
+            };
+            Ok(step.end(exported)?)
+        })
+    }
+}
+
+fn cancelled() -> BuildError {
+    BuildError::Solve { error: SolveError::Cancelled, lines: None }
+}
