@@ -101,8 +101,14 @@ impl Build {
     ) -> Result<Arc<Target>, Failure> {
         let message = prost::Message::decode(definition.to_wire().as_slice()).unwrap_or_default();
         let id = random_id();
-        let target =
-            Arc::new(Target { id: id.clone(), definition, message, epoch, resolved, solved: OnceCell::new() });
+        let target = Arc::new(Target {
+            id: id.clone(),
+            definition,
+            message,
+            epoch,
+            resolved,
+            solved: OnceCell::new(),
+        });
         let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
         if targets.len() >= MAX_TARGETS {
             return Err(Failure::Value(format!("more than {MAX_TARGETS} results in one build")));
@@ -164,7 +170,8 @@ impl Build {
     /// Hands over what the client's front end came to; only the first one counts.
     pub(crate) fn finish(&self, outcome: Result<Outcome, Failure>) -> Result<(), Failure> {
         let mut returned = self.returned.lock().unwrap_or_else(PoisonError::into_inner);
-        let sender = returned.take().ok_or_else(|| Failure::Value("the build has returned already".to_owned()))?;
+        let sender =
+            returned.take().ok_or_else(|| Failure::Value("the build has returned already".to_owned()))?;
         // Nobody waits any more: the build is over.
         sender.send(outcome).map_err(|_| Failure::Cancelled)
     }
@@ -269,17 +276,22 @@ impl Builds {
     /// The running build of this id, waiting a little: clients call before their `Solve` has arrived.
     pub(crate) async fn get(&self, id: &str) -> Result<Arc<Build>, Failure> {
         let found = self.wait(|running| running.builds.get(id).cloned()).await;
-        found.ok_or_else(|| Failure::NotFound(format!("no such job {}", id.chars().take(MAX_ID).collect::<String>())))
+        found.ok_or_else(|| {
+            Failure::NotFound(format!("no such job {}", id.chars().take(MAX_ID).collect::<String>()))
+        })
     }
 
     /// The journal of a build that runs or is just over.
     pub(crate) async fn journal(&self, id: &str) -> Result<Arc<Journal>, Failure> {
         let find = |running: &Running| {
-            let over = || running.over.iter().find(|(over, _)| over == id).map(|(_, journal)| Arc::clone(journal));
+            let over =
+                || running.over.iter().find(|(over, _)| over == id).map(|(_, journal)| Arc::clone(journal));
             running.builds.get(id).map(|build| Arc::clone(&build.journal)).or_else(over)
         };
         let found = self.wait(find).await;
-        found.ok_or_else(|| Failure::NotFound(format!("no such job {}", id.chars().take(MAX_ID).collect::<String>())))
+        found.ok_or_else(|| {
+            Failure::NotFound(format!("no such job {}", id.chars().take(MAX_ID).collect::<String>()))
+        })
     }
 
     async fn wait<T>(&self, find: impl Fn(&Running) -> Option<T>) -> Option<T> {

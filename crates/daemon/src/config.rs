@@ -290,8 +290,8 @@ impl FileConfig {
     /// # Errors
     /// For a text of another form, and for what is not honoured.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let config: Self =
-            toml::from_str(text).map_err(|error| ConfigError::Syntax(error.to_string().trim_end().to_owned()))?;
+        let config: Self = toml::from_str(text)
+            .map_err(|error| ConfigError::Syntax(error.to_string().trim_end().to_owned()))?;
         config.check()?;
         Ok(config)
     }
@@ -317,7 +317,10 @@ impl FileConfig {
         if !matches!(self.log.format.as_deref(), None | Some("" | "text")) {
             return unsupported("log.format");
         }
-        if !self.dns.nameservers.is_empty() || !self.dns.options.is_empty() || !self.dns.search_domains.is_empty() {
+        if !self.dns.nameservers.is_empty()
+            || !self.dns.options.is_empty()
+            || !self.dns.search_domains.is_empty()
+        {
             return unsupported("dns");
         }
         if self.cdi.disabled == Some(true) || !self.cdi.auto_allowed.is_empty() {

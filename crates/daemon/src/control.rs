@@ -35,7 +35,10 @@ fn told(failure: impl Into<Failure>) -> Status {
 
 impl Control {
     /// Serves a session in the background; what is returned goes to the client.
-    async fn open(&self, request: Request<Streaming<BytesMessage>>) -> Result<Answers<BytesMessage>, Failure> {
+    async fn open(
+        &self,
+        request: Request<Streaming<BytesMessage>>,
+    ) -> Result<Answers<BytesMessage>, Failure> {
         let about = Introduction::read(request.metadata())?;
         let ended = self.shared.closing.child_token();
         let (sender, receiver) = tokio::sync::mpsc::channel(16);

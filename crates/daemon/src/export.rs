@@ -6,9 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bollard_buildkit_proto::moby::buildkit::v1::Exporter;
 use serde_json::Value;
-use stave_exporter::{
-    ArchiveDestination, Destination, ExportTarget, Exported, Image, MAX_SPEC_LENGTH,
-};
+use stave_exporter::{ArchiveDestination, Destination, ExportTarget, Exported, Image, MAX_SPEC_LENGTH};
 use stave_oci::ImageConfig;
 
 use crate::build::{Build, Outcome};
@@ -176,7 +174,9 @@ mod tests {
         assert!(of("docker", &[("name", "x")]).expect("is one").writes_stdout());
         assert!(of("oci", &[]).expect("is one").writes_stdout());
         assert!(of("tar", &[]).expect("is one").writes_stdout());
-        assert!(matches!(of("local", &[("dest", "/etc")]), Ok(ExportTarget::Local { dest, .. }) if dest.as_os_str() == "/"));
+        assert!(
+            matches!(of("local", &[("dest", "/etc")]), Ok(ExportTarget::Local { dest, .. }) if dest.as_os_str() == "/")
+        );
     }
 
     #[test]

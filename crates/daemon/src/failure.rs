@@ -166,7 +166,9 @@ impl Failure {
     fn code(&self) -> Code {
         match self {
             Self::Build { error, .. } => match error.as_ref() {
-                BuildError::Solve { error: SolveError::Cancelled | SolveError::Closed, .. } => Code::Cancelled,
+                BuildError::Solve { error: SolveError::Cancelled | SolveError::Closed, .. } => {
+                    Code::Cancelled
+                }
                 BuildError::Solve { error, .. } => match error.op().map(stave_solver::OpError::kind) {
                     Some(OpErrorKind::Cancelled) => Code::Cancelled,
                     _ => Code::Unknown,
@@ -281,7 +283,8 @@ mod tests {
     #[test]
     fn a_dockerfile_error_carries_its_place() {
         let source = Source::new("Dockerfile", "FROM scratch\nFOO bar\n");
-        let found = Diagnostic::error(Found::Instruction { line: 2 }, Span::new(13, 20), "unknown instruction: FOO");
+        let found =
+            Diagnostic::error(Found::Instruction { line: 2 }, Span::new(13, 20), "unknown instruction: FOO");
         let status = Failure::of_dockerfile(BuildError::Dockerfile(vec![found]), &source).status();
         assert_eq!(status.message(), "dockerfile parse error on line 2: unknown instruction: FOO");
         let all = rpc::Status::decode(status.details()).expect("a status");
@@ -301,7 +304,8 @@ mod tests {
 
     #[test]
     fn what_a_client_failed_with_is_passed_on() {
-        let message = rpc::Status { code: 5, message: "gone".to_owned(), details: vec![any("Vertex", &json!({}))] };
+        let message =
+            rpc::Status { code: 5, message: "gone".to_owned(), details: vec![any("Vertex", &json!({}))] };
         let status = Failure::Client(Box::new(from_message(message))).status();
         assert_eq!((status.code(), status.message()), (Code::NotFound, "gone"));
         assert!(!status.details().is_empty());

@@ -183,7 +183,9 @@ fn returned(build: &Build, results: Results) -> Result<Outcome, Failure> {
         Some(Refs::RefDeprecated(id)) => single(&id)?,
         Some(Refs::Ref(target)) => single(&target.id)?,
         Some(Refs::RefsDeprecated(map)) => several(map.refs.into_iter().collect())?,
-        Some(Refs::Refs(map)) => several(map.refs.into_iter().map(|(key, target)| (key, target.id)).collect())?,
+        Some(Refs::Refs(map)) => {
+            several(map.refs.into_iter().map(|(key, target)| (key, target.id)).collect())?
+        }
     };
     Ok(Outcome { targets, metadata: results.metadata })
 }
@@ -228,7 +230,10 @@ impl LlbBridge for Gateway {
         reply(build.map(|build| InputsResponse { definitions: build.inputs.clone() }))
     }
 
-    async fn evaluate(&self, request: Request<EvaluateRequest>) -> Result<Response<EvaluateResponse>, Status> {
+    async fn evaluate(
+        &self,
+        request: Request<EvaluateRequest>,
+    ) -> Result<Response<EvaluateResponse>, Status> {
         let evaluated = async {
             let (build, target) = self.target(request.metadata(), &request.get_ref().r#ref).await?;
             build.solve(&target).await?;
@@ -237,7 +242,10 @@ impl LlbBridge for Gateway {
         reply(evaluated.await)
     }
 
-    async fn read_file(&self, request: Request<ReadFileRequest>) -> Result<Response<ReadFileResponse>, Status> {
+    async fn read_file(
+        &self,
+        request: Request<ReadFileRequest>,
+    ) -> Result<Response<ReadFileResponse>, Status> {
         reply(files::read_file(self, request).await)
     }
 
@@ -245,7 +253,10 @@ impl LlbBridge for Gateway {
         reply(files::read_dir(self, request).await)
     }
 
-    async fn stat_file(&self, request: Request<StatFileRequest>) -> Result<Response<StatFileResponse>, Status> {
+    async fn stat_file(
+        &self,
+        request: Request<StatFileRequest>,
+    ) -> Result<Response<StatFileResponse>, Status> {
         reply(files::stat_file(self, request).await)
     }
 

@@ -25,6 +25,8 @@ use tokio::sync::watch;
 const MAX_LOG: usize = 64 << 20;
 /// Most entries of one build's journal that are no ends of vertexes.
 const MAX_ENTRIES: usize = 500_000;
+/// Most parts of one vertex that are open at a time.
+const MAX_PARTS: usize = 1000;
 /// Most bytes of one message to a client.
 const MAX_BATCH: usize = 1 << 20;
 
@@ -43,7 +45,8 @@ struct State {
     log_bytes: usize,
     is_over: bool,
     vertexes: HashMap<String, Vertex>,
-    parts: HashMap<(String, String), Timestamp>,
+    /// Parts that are not over, by vertex.
+    parts: HashMap<String, Vec<VertexStatus>>,
     clipped: HashSet<String>,
     counts: Counts,
 }
@@ -202,6 +205,11 @@ impl State {
     }
 
     fn end(&mut self, digest: &str, now: Timestamp, error: String) {
+        // Clients take a vertex with an open part for one that goes on.
+        for mut part in self.parts.remove(digest).unwrap_or_default() {
+            (part.timestamp, part.completed) = (Some(now), Some(now));
+            self.push(StatusResponse { statuses: vec![part], ..StatusResponse::default() });
+        }
         self.change(digest, |vertex| {
             vertex.started.get_or_insert(now);
             vertex.completed = Some(now);
@@ -275,25 +283,39 @@ impl State {
     }
 
     fn part(&mut self, vertex: String, id: String, (current, total): (u64, Option<u64>), now: Timestamp) {
-        let started = *self.parts.entry((vertex.clone(), id.clone())).or_insert(now);
+        let is_over = total == Some(current);
         let status = VertexStatus {
-            id,
-            vertex,
             current: i64::try_from(current).unwrap_or(i64::MAX),
             total: total.and_then(|total| i64::try_from(total).ok()).unwrap_or(0),
-            timestamp: Some(now),
-            started: Some(started),
-            completed: (total == Some(current)).then_some(now),
-            ..VertexStatus::default()
+            ..self.began(&vertex, id, now)
         };
-        self.push_optional(StatusResponse { statuses: vec![status], ..StatusResponse::default() });
+        self.tell(VertexStatus { completed: is_over.then_some(now), ..status });
     }
 
     fn part_done(&mut self, vertex: String, id: String, now: Timestamp) {
-        let started = *self.parts.entry((vertex.clone(), id.clone())).or_insert(now);
-        let (timestamp, completed) = (Some(now), Some(now));
-        let status =
-            VertexStatus { id, vertex, timestamp, started: Some(started), completed, ..VertexStatus::default() };
+        let status = self.began(&vertex, id, now);
+        self.tell(VertexStatus { completed: Some(now), ..status });
+    }
+
+    /// A part with the time it began at.
+    fn began(&self, vertex: &str, id: String, now: Timestamp) -> VertexStatus {
+        let known = self.parts.get(vertex).and_then(|parts| parts.iter().find(|part| part.id == id));
+        let started = known.and_then(|part| part.started).unwrap_or(now);
+        VertexStatus {
+            id,
+            vertex: vertex.to_owned(),
+            timestamp: Some(now),
+            started: Some(started),
+            ..VertexStatus::default()
+        }
+    }
+
+    fn tell(&mut self, status: VertexStatus) {
+        let open = self.parts.entry(status.vertex.clone()).or_default();
+        open.retain(|part| part.id != status.id);
+        if status.completed.is_none() && open.len() < MAX_PARTS {
+            open.push(status.clone());
+        }
         self.push_optional(StatusResponse { statuses: vec![status], ..StatusResponse::default() });
     }
 }
@@ -308,13 +330,6 @@ impl Step {
     pub(crate) fn progress(&self, part: &str, bytes: u64) {
         let now = timestamp(SystemTime::now());
         self.journal.lock().part(self.digest.clone(), part.to_owned(), (bytes, None), now);
-        self.journal.changed.send_replace(());
-    }
-
-    /// A part of it is over.
-    pub(crate) fn part_done(&self, part: &str) {
-        let now = timestamp(SystemTime::now());
-        self.journal.lock().part_done(self.digest.clone(), part.to_owned(), now);
         self.journal.changed.send_replace(());
     }
 
@@ -406,7 +421,11 @@ fn warning(found: &Diagnostic, about: &WarningSource) -> VertexWarning {
     let position = |offset| Some(pb::Position { line: line(offset), character: 0 });
     let range = pb::Range { start: position(found.span.start), end: position(found.span.end) };
     let (name, detail, url) = match found.rule() {
-        Some(rule) => (format!("{}: ", rule.name()), vec![rule.description().as_bytes().to_vec()], rule.url().unwrap_or_default()),
+        Some(rule) => (
+            format!("{}: ", rule.name()),
+            vec![rule.description().as_bytes().to_vec()],
+            rule.url().unwrap_or_default(),
+        ),
         None => (String::new(), Vec::new(), String::new()),
     };
     VertexWarning {

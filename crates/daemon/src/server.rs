@@ -232,7 +232,8 @@ fn serve_one(shared: &Arc<Shared>, bound: Bound, stop: CancellationToken) -> Res
                 Some((accepted, listener))
             });
             let router = router(shared, identity)?;
-            async move { router.serve_with_incoming_shutdown(connections, stopped).await.map_err(failed) }.boxed()
+            async move { router.serve_with_incoming_shutdown(connections, stopped).await.map_err(failed) }
+                .boxed()
         }
     })
 }
@@ -255,7 +256,8 @@ fn router(shared: &Arc<Shared>, identity: Option<TlsIdentity>) -> Result<Router,
             .identity(Identity::from_pem(identity.certificate, identity.key))
             .client_ca_root(Certificate::from_pem(identity.client_authority))
             .timeout(HANDSHAKE);
-        server = server.tls_config(config).map_err(|error| DaemonError::Tls(crate::failure::one_line(&error)))?;
+        server =
+            server.tls_config(config).map_err(|error| DaemonError::Tls(crate::failure::one_line(&error)))?;
     }
     let control = ControlServer::new(Control { shared: Arc::clone(shared) })
         .max_decoding_message_size(MAX_REQUEST)

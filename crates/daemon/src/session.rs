@@ -228,7 +228,8 @@ mod tests {
             map.append(*name, value.parse().expect("a header"));
         }
         let found = Introduction::read(&map).ok();
-        let found = found.as_ref().map(|about| (about.id.as_str(), about.shared_key.as_str(), about.methods.len()));
+        let found =
+            found.as_ref().map(|about| (about.id.as_str(), about.shared_key.as_str(), about.methods.len()));
         assert_eq!(found, expected);
     }
 
@@ -244,7 +245,8 @@ mod tests {
     async fn a_session_is_found_once_it_is_there_and_gone_once_it_ended() {
         let sessions = Arc::new(Sessions::new());
         let channel = tonic::transport::Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
-        let about = Introduction { id: "a".into(), shared_key: String::new(), methods: ["/x.y/z".into()].into() };
+        let about =
+            Introduction { id: "a".into(), shared_key: String::new(), methods: ["/x.y/z".into()].into() };
         let waiting = tokio::spawn({
             let sessions = Arc::clone(&sessions);
             async move { sessions.get("a").await }

@@ -20,7 +20,12 @@ pub(crate) fn version(shared: &Shared) -> BuildkitVersion {
 
 /// The one worker there is.
 pub(crate) fn record(shared: &Shared) -> WorkerRecord {
-    let own = [("executor", "oci"), ("snapshotter", "overlayfs"), ("network", "host"), ("oci.process-mode", "sandbox")];
+    let own = [
+        ("executor", "oci"),
+        ("snapshotter", "overlayfs"),
+        ("network", "host"),
+        ("oci.process-mode", "sandbox"),
+    ];
     let own = own.map(|(name, value)| (format!("{LABEL}{name}"), value.to_owned()));
     let mut labels: std::collections::HashMap<_, _> = own.into_iter().collect();
     labels.extend(shared.worker.labels.clone());

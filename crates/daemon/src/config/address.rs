@@ -34,7 +34,11 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, AddressError> {
         if let Some(path) = text.strip_prefix("unix://") {
             let path = PathBuf::from(path);
-            return if path.is_absolute() { Ok(Self::Unix(path)) } else { Err(AddressError::Path(text.to_owned())) };
+            return if path.is_absolute() {
+                Ok(Self::Unix(path))
+            } else {
+                Err(AddressError::Path(text.to_owned()))
+            };
         }
         let address = text.strip_prefix("tcp://").ok_or_else(|| AddressError::Scheme(text.to_owned()))?;
         // Go listens everywhere when no host is given.

@@ -14,7 +14,10 @@ use crate::failure::Failure;
 use crate::progress::timestamp;
 use crate::state::Shared;
 
-pub(super) async fn disk_usage(shared: &Shared, request: DiskUsageRequest) -> Result<DiskUsageResponse, Failure> {
+pub(super) async fn disk_usage(
+    shared: &Shared,
+    request: DiskUsageRequest,
+) -> Result<DiskUsageResponse, Failure> {
     let filters = filters(&request.filter)?;
     let usage = blocking(shared, |store| store.disk_usage()).await?;
     let oldest = cutoff(request.age_limit);
@@ -95,6 +98,6 @@ fn describe(record: &UsageRecord) -> Record {
 
 fn filters(texts: &[String]) -> Result<Vec<UsageFilter>, Failure> {
     // One text may hold several, which must all hold.
-    let texts = texts.iter().flat_map(|text| text.split(','));
+    let texts = texts.iter().flat_map(|text| text.split(',')).filter(|text| !text.is_empty());
     texts.map(|text| text.parse().map_err(|error: FilterError| Failure::Value(error.to_string()))).collect()
 }

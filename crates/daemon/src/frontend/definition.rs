@@ -50,7 +50,8 @@ pub(crate) async fn load(build: &Build, attributes: &Attributes) -> Result<Loade
         (ContextSource::Local, Some(ignored)) => Some(ignored),
         _ => None,
     };
-    let text = String::from_utf8(text).map_err(|_| Failure::Dockerfile(format!("{name} is not valid UTF-8")))?;
+    let text =
+        String::from_utf8(text).map_err(|_| Failure::Dockerfile(format!("{name} is not valid UTF-8")))?;
     let ignored = ignored.map(|text| dockerignore::parse(&String::from_utf8_lossy(&text)));
     Ok(Loaded { source: Source::new(name, text), ignored: ignored.unwrap_or_default(), context, vertex })
 }
@@ -70,7 +71,8 @@ async fn context(build: &Build, attributes: &Attributes) -> Result<ContextSource
             let target = build.add(download(text), BTreeMap::new(), None)?;
             let snapshot = build.solve(&target).await?;
             let head = read_of(build, &snapshot, DOWNLOAD_NAME, ARCHIVE_HEAD as u64)?;
-            let head = head.ok_or_else(|| Failure::Dockerfile("failed to read downloaded context".to_owned()))?;
+            let head =
+                head.ok_or_else(|| Failure::Dockerfile("failed to read downloaded context".to_owned()))?;
             Ok(match is_archive(&head) {
                 true => ContextSource::Archive(text.to_owned()),
                 false => ContextSource::File(text.to_owned()),
@@ -100,7 +102,8 @@ async fn from_client(
     };
     let missing = || Failure::Dockerfile(format!("open {name}: no such file or directory"));
     let text = text.ok_or_else(missing)?;
-    step.part_done(&format!("transferring dockerfile: {}B", text.len()));
+    // The client shows the bytes beside the part's name.
+    step.progress("transferring dockerfile:", text.len() as u64);
     Ok((text, read(&fetched, &own_ignore)?))
 }
 
@@ -167,7 +170,8 @@ fn graph_context(attributes: &Attributes, name: &str, input: &str) -> Result<Nam
     let config = match attributes.input_metadata.get(input) {
         None => None,
         Some(metadata) => {
-            let failed = |error| Failure::Value(format!("failed to parse input metadata of {input}: {error}"));
+            let failed =
+                |error| Failure::Value(format!("failed to parse input metadata of {input}: {error}"));
             let metadata: BTreeMap<String, Vec<u8>> = go_bytes(metadata).map_err(failed)?;
             let config = metadata.get("containerimage.config").map(|bytes| serde_json::from_slice(bytes));
             config.transpose().map_err(failed)?.map(Box::new)

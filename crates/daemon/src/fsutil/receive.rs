@@ -175,9 +175,10 @@ impl Receiver {
                 let path = name.to_str().map(|name| join(&directory, name));
                 let here = rustix::fs::statat(&folder, &*name, AtFlags::SYMLINK_NOFOLLOW).at(&directory)?;
                 let here = FileMode::from_raw(here.st_mode).kind();
-                let there = path.as_ref().and_then(|path| self.by_path.get(path)).map(|&at| {
-                    FileMode(self.tree[at].mode).kind()
-                });
+                let there = path
+                    .as_ref()
+                    .and_then(|path| self.by_path.get(path))
+                    .map(|&at| FileMode(self.tree[at].mode).kind());
                 match (path, there) {
                     (Some(path), Some(there)) if there == here => {
                         if here == Kind::Directory {

@@ -70,7 +70,8 @@ impl Sender<'_> {
     fn offer_all(&mut self) -> Result<(), SendError> {
         let mut waiting = self.list(Path::new(""))?;
         while let Some(path) = waiting.pop() {
-            let metadata = fs::symlink_metadata(self.root.join(&path)).map_err(|error| failed(&path, error))?;
+            let metadata =
+                fs::symlink_metadata(self.root.join(&path)).map_err(|error| failed(&path, error))?;
             if metadata.file_type().is_socket() {
                 continue;
             }

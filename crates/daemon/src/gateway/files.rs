@@ -20,7 +20,11 @@ use crate::session::MAX_MESSAGE;
 /// Most entries of one directory that a client is told.
 const MAX_LISTED: usize = 100_000;
 
-async fn view(gateway: &Gateway, headers: &tonic::metadata::MetadataMap, id: &str) -> Result<MergedView, Failure> {
+async fn view(
+    gateway: &Gateway,
+    headers: &tonic::metadata::MetadataMap,
+    id: &str,
+) -> Result<MergedView, Failure> {
     let (build, target) = gateway.target(headers, id).await?;
     let snapshot = build.solve(&target).await?;
     Ok(build.engine().store().view(&snapshot)?)

@@ -60,7 +60,8 @@ async fn resolve(
     platform: Option<&pb::Platform>,
     mode: &str,
 ) -> Result<(Reference, Digest, Vec<u8>), Failure> {
-    let invalid = |error: stave_oci::ReferenceError| Failure::Value(format!("failed to parse `{name}`: {error}"));
+    let invalid =
+        |error: stave_oci::ReferenceError| Failure::Value(format!("failed to parse `{name}`: {error}"));
     let reference: Reference = name.parse().map_err(invalid)?;
     let platform = platform.map_or_else(Platform::host, |platform| {
         let variant = Some(platform.variant.as_str()).filter(|variant| !variant.is_empty());

@@ -33,7 +33,8 @@ impl CredentialSource for ClientCredentials {
             // The host that docker.io's own clients know it by.
             let host = if registry == "docker.io" { "registry-1.docker.io" } else { registry }.to_owned();
             let mut client = AuthClient::new(channel);
-            let answer = tokio::time::timeout(PATIENCE, client.credentials(CredentialsRequest { host })).await;
+            let answer =
+                tokio::time::timeout(PATIENCE, client.credentials(CredentialsRequest { host })).await;
             let answer = answer.map_err(|_| failed(registry, "the client does not answer"))?;
             let answer = match answer {
                 Ok(answer) => answer.into_inner(),

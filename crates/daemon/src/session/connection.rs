@@ -70,7 +70,10 @@ async fn receive(
     }
 }
 
-async fn send(mut read: tokio::io::ReadHalf<DuplexStream>, sender: mpsc::Sender<Result<BytesMessage, Status>>) {
+async fn send(
+    mut read: tokio::io::ReadHalf<DuplexStream>,
+    sender: mpsc::Sender<Result<BytesMessage, Status>>,
+) {
     let mut buffer = vec![0; CHUNK];
     while let Ok(count @ 1..) = read.read(&mut buffer).await {
         if sender.send(Ok(BytesMessage { data: buffer[..count].to_vec() })).await.is_err() {

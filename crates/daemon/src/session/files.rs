@@ -106,7 +106,8 @@ impl ClientFiles {
         let mut call = Request::new(packets(requests));
         *call.metadata_mut() = headers(request);
         let mut client = FileSyncClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-        let incoming = client.diff_copy(call).await.map_err(|status| ContextFetchError(status.message().to_owned()))?;
+        let incoming =
+            client.diff_copy(call).await.map_err(|status| ContextFetchError(status.message().to_owned()))?;
         let transfer = transfer(directory, incoming.into_inner(), to_client, request.progress);
         tokio::select! {
             done = transfer => done,
@@ -185,7 +186,9 @@ async fn pump(mut incoming: Streaming<Packet>, forward: mpsc::Sender<Packet>) ->
 }
 
 /// A channel as the stream of a call.
-pub(crate) fn packets<T: Send + 'static>(receiver: mpsc::Receiver<T>) -> impl futures::Stream<Item = T> + Send {
+pub(crate) fn packets<T: Send + 'static>(
+    receiver: mpsc::Receiver<T>,
+) -> impl futures::Stream<Item = T> + Send {
     stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?, receiver)) })
 }
 
@@ -224,7 +227,8 @@ mod tests {
         let mut headers = MetadataMap::new();
         let values: Vec<String> = values.iter().map(|value| (*value).to_owned()).collect();
         add(&mut headers, "followpaths", &values);
-        let sent: Vec<_> = headers.get_all("followpaths").iter().map(|value| value.to_str().expect("text")).collect();
+        let sent: Vec<_> =
+            headers.get_all("followpaths").iter().map(|value| value.to_str().expect("text")).collect();
         assert_eq!(sent, expected);
         assert_eq!(headers.get("followpaths-encoded").is_some(), encoded);
     }

@@ -108,17 +108,22 @@ impl Write for ClientWriter {
 }
 
 /// Sends what is in `root` to the client's directory of the exporter number `id`; returns the bytes that travelled.
-pub(crate) async fn files_to(session: Arc<ClientSession>, id: usize, root: PathBuf) -> Result<u64, OutputError> {
+pub(crate) async fn files_to(
+    session: Arc<ClientSession>,
+    id: usize,
+    root: PathBuf,
+) -> Result<u64, OutputError> {
     let channel = session.channel(METHOD)?;
     let (outgoing, to_client) = mpsc::channel(PACKETS);
     let mut request = Request::new(packets(to_client));
     *request.metadata_mut() = headers(id, &[]);
     let mut client = PacketClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     let failed = |status: Status| OutputError::Client(status.message().to_owned());
-    let mut answers = client.diff_copy(request).await.map_err(failed)?.into_inner();
     // Unbounded on our side, so that sending never waits for what the client asks: it can ask for each file once.
     let (forward, mut incoming) = mpsc::unbounded_channel();
+    // Before the call is answered: a client answers once it has something to ask.
     let working = tokio::task::spawn_blocking(move || send(&root, &mut incoming, &outgoing));
+    let mut answers = client.diff_copy(request).await.map_err(failed)?.into_inner();
     let mut failure = None;
     let mut count: u64 = 0;
     while let Some(packet) = answers.next().await {

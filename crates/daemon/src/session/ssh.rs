@@ -36,7 +36,10 @@ pub(crate) struct ClientAgent {
 }
 
 /// The agents that a definition wants and the client has; whether a missing one is an error is for the step to say.
-pub(crate) async fn agents(session: &Arc<ClientSession>, definition: &Definition) -> BTreeMap<String, SshAgent> {
+pub(crate) async fn agents(
+    session: &Arc<ClientSession>,
+    definition: &Definition,
+) -> BTreeMap<String, SshAgent> {
     let mut agents = BTreeMap::new();
     let Ok(channel) = session.channel(CHECK) else { return agents };
     let mut client = SshClient::new(channel);
@@ -78,7 +81,6 @@ impl AgentConnector for ClientAgent {
             let mut request = Request::new(packets(outgoing));
             request.metadata_mut().insert(ID, id);
             let mut client = SshClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-            let mut incoming = client.forward_agent(request).await.map_err(io::Error::other)?.into_inner();
             tokio::spawn(async move {
                 let mut buffer = vec![0; BUFFER];
                 while let Ok(count @ 1..) = read.read(&mut buffer).await {
@@ -88,6 +90,9 @@ impl AgentConnector for ClientAgent {
                 }
             });
             tokio::spawn(async move {
+                // A client answers once its agent does, which is after the first request.
+                let Ok(answer) = client.forward_agent(request).await else { return };
+                let mut incoming = answer.into_inner();
                 while let Some(Ok(message)) = incoming.next().await {
                     if write.write_all(&message.data).await.is_err() {
                         break;

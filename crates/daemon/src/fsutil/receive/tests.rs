@@ -109,10 +109,19 @@ fn check(tree: Tree, expected: &str) {
 fn hostile_trees_stay_inside() {
     check(&[("../victim", 0o644, "", "bad")], "invalid path `../victim`");
     check(&[("/victim", 0o644, "", "bad")], "invalid path `/victim`");
-    check(&[("l", SYMLINK, "..", ""), ("l/victim", 0o644, "", "bad")], "path `l/victim` has no parent directory");
+    check(
+        &[("l", SYMLINK, "..", ""), ("l/victim", 0o644, "", "bad")],
+        "path `l/victim` has no parent directory",
+    );
     check(&[("b", 0o644, "", ""), ("a", 0o644, "", "")], "path `a` is out of order");
-    check(&[("x", 0o644, "../victim", "")], "`x` is a link to `../victim`, which is no file of the directory");
-    check(&[("x", 0o644, "later", ""), ("z", 0o644, "", "")], "`x` is a link to `later`, which is no file of the directory");
+    check(
+        &[("x", 0o644, "../victim", "")],
+        "`x` is a link to `../victim`, which is no file of the directory",
+    );
+    check(
+        &[("x", 0o644, "later", ""), ("z", 0o644, "", "")],
+        "`x` is a link to `later`, which is no file of the directory",
+    );
     check(&[("dev", 1 << 26, "", "")], "`dev` is a device or socket");
 }
 
@@ -148,7 +157,10 @@ fn packets_that_make_no_sense() {
     let file = || stat_packet(Some(stat("f", 0o644, "", "abc", 0)));
     check_packets(vec![], "the sender went away in the middle of a transfer");
     check_packets(vec![data(0, b"x")], "unexpected packet: content before the list of files");
-    check_packets(vec![file(), stat_packet(None), data(7, b"x")], "unexpected packet: content nobody asked for");
+    check_packets(
+        vec![file(), stat_packet(None), data(7, b"x")],
+        "unexpected packet: content nobody asked for",
+    );
     check_packets(
         vec![file(), stat_packet(None), data(0, b"x")],
         "the sender went away in the middle of a transfer",
