@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use stave_exporter::{ExportError, ExportTarget, Exported, Image, ImageLayerRef};
 use stave_frontend_dockerfile::ast::DirectiveKind;
 use stave_frontend_dockerfile::{
-    BuildPlan, Code, Diagnostic, Dockerfile, Lowered, PlanRequest, Severity, Source, lower, parse, plan,
+    BuildPlan, Code, Diagnostic, Dialect, Dockerfile, Lowered, PlanRequest, Severity, Source, lower, parse, plan,
 };
 use stave_llb::{Definition, Op, Vertex};
 use stave_oci::{Digest, ImageConfig, Platform, Reference};
@@ -19,7 +19,7 @@ use crate::attest::AttestError;
 use crate::complete::{self, Built};
 use crate::epoch::Dating;
 use crate::event::{EngineEvent, Observer, Steps};
-use crate::explain::Explainer;
+use crate::explain::{Explainer, SecretWatch};
 use crate::record::{Beginning, Ending, Recorder};
 use crate::request::{BuildOutcome, BuildRequest, StepCount};
 use crate::resolve::{ResolveError, Resolved, Resolver};
@@ -130,8 +130,9 @@ impl Engine {
         let planning = wanted.iter().map(|plan| plan_all(&dockerfile, plan, &resolver));
         let mut targets = Vec::with_capacity(wanted.len());
         let mut resolved = Resolved::default();
-        for (request, planned) in wanted.iter().zip(futures::future::try_join_all(planning).await?) {
-            let (plan, found) = planned;
+        for (wished, planned) in wanted.iter().zip(futures::future::try_join_all(planning).await?) {
+            let (plan, mut found) = planned;
+            self.evaluate(&plan, &mut found, request, (steps, cancel)).await?;
             let lowered = lower(&plan, &found.sources)
                 .map_err(|error| BuildError::Dockerfile(vec![error.diagnostic]))?;
             if targets.is_empty() {
@@ -139,7 +140,7 @@ impl Engine {
             }
             let materials = complete::materials(&found.sources);
             resolved.absorb(found);
-            targets.push(Target { request, lowered, materials, epoch: plan.epoch });
+            targets.push(Target { request: wished, lowered, materials, epoch: plan.epoch });
         }
         let bases_of = resolved.sources.images().map(|(_, image)| image.config.clone()).collect();
         let asked = targets.first().and_then(|target| target.epoch);
@@ -197,6 +198,7 @@ impl Engine {
     /// What a build of this machine's own user may use.
     pub(crate) fn local_session(&self, request: &BuildRequest, resolved: Resolved) -> Arc<Session> {
         Arc::new(Session {
+            context_modes: request.context_modes,
             travel: None,
             contexts: {
                 let own = ("context".to_owned(), request.context.clone());
@@ -244,8 +246,10 @@ impl Engine {
         let (sender, receiver) = steps.channel();
         let definition = Arc::new(definition.clone());
         let explainer = steps.explainer(self, &definition);
+        let secrets = steps.secret_watch(self, &definition, &session);
+        let observer = steps.observer().clone();
         let listening =
-            tokio::spawn(listen(receiver, Arc::clone(&definition), steps.observer().clone(), explainer));
+            tokio::spawn(listen(receiver, Arc::clone(&definition), observer, explainer, secrets));
         let definition = definition.as_ref();
         let job = Job::new(session).with_events(sender).with_cancel(cancel.clone());
         let result = self.solver.solve(definition, &job).await;
@@ -417,10 +421,7 @@ fn foreign_syntax(dockerfile: &Dockerfile) -> Option<Diagnostic> {
 
 /// Whether a front end image is one of the reference's own, which the front end inside stands for.
 pub fn is_built_in_frontend(image: &str) -> bool {
-    let name = image.split('@').next().unwrap_or(image);
-    let path = name.rsplit_once('/').map_or("", |(path, _)| path);
-    let last = name.rsplit('/').next().and_then(|last| last.split(':').next()).unwrap_or_default();
-    matches!(last, "dockerfile" | "dockerfile-upstream") && (path == "docker" || path.ends_with("/docker"))
+    Dialect::of(image).is_some()
 }
 
 /// The images among the sources of a definition: where layers may have come from.
@@ -439,6 +440,7 @@ async fn listen(
     definition: Arc<Definition>,
     observer: Observer,
     explainer: Option<Explainer>,
+    secrets: Option<SecretWatch>,
 ) -> StepCount {
     let mut count = StepCount::default();
     while let Some(event) = receiver.recv().await {
@@ -453,8 +455,17 @@ async fn listen(
         }
         let missed = match &event {
             SolveEvent::Missed { vertex, miss } => Some((vertex.clone(), Arc::clone(miss))),
+            SolveEvent::Cached { vertex, .. } => {
+                if let Some(secrets) = &secrets {
+                    secrets.compare(vertex, &observer);
+                }
+                None
+            }
             _ => None,
         };
+        if let (Some((vertex, _)), Some(secrets)) = (&missed, &secrets) {
+            secrets.note(vertex);
+        }
         observer.send(EngineEvent::Solve(event));
         if let (Some((vertex, miss)), Some(explainer)) = (missed, &explainer) {
             let (explainer, of) = (explainer.clone(), vertex.clone());

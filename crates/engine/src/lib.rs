@@ -8,6 +8,7 @@
 pub mod attest;
 mod build;
 mod clock;
+mod commands;
 mod complete;
 mod context;
 mod epoch;
@@ -56,7 +57,8 @@ pub use resolve::{ResolveError, ResolveErrorKind};
 pub use stages::StageTag;
 pub use verify::{Deviation, Verified};
 pub use stave_remotecache::spec as cache_spec;
-pub use travel::{CacheExportError, Caches};
+pub use stave_remotecache::mounts::{MountEntry, Saved as SavedMounts};
+pub use travel::{CacheExportError, Caches, LocalMount, MountCopyError};
 pub use run::{RunError, RunRequest};
 pub use timeline::{CriticalPath, PathEntry, Span, Subject, Timeline};
 
@@ -73,6 +75,8 @@ pub struct EngineConfig {
     pub registries: RegistryTables,
     /// Credentials.
     pub keychain: Keychain,
+    /// An OCI runtime that runs steps instead of sandboxes.
+    pub oci_runtime: Option<PathBuf>,
     /// Where CDI specifications lie instead of the usual places.
     pub device_directories: Option<Vec<PathBuf>>,
 }
@@ -127,6 +131,7 @@ impl Engine {
             user_agent: concat!("stave/", env!("CARGO_PKG_VERSION")).to_owned(),
         })?;
         let worker = LocalWorker::new(LocalWorkerConfig {
+            runtime: config.oci_runtime,
             device_directories: config.device_directories.unwrap_or_else(usual_device_directories),
             launcher: Launcher::new(),
             fingerprints: Some(store.fingerprint_directory()),

@@ -37,6 +37,8 @@ pub struct BuildRequest {
     pub ssh: BTreeMap<String, SshAgent>,
     /// Host keys that the owner of the build trusts, in the form of `known_hosts`.
     pub known_hosts: Option<String>,
+    /// What becomes of the modes of files in local contexts.
+    pub context_modes: stave_worker::ContextModes,
     /// Secrets by id.
     pub secrets: BTreeMap<String, Secret>,
     /// What becomes of times in the result.

@@ -7,7 +7,7 @@ use stave_exporter::{ExportTarget, ImageTarget};
 use stave_frontend_dockerfile::PlanRequest;
 use stave_oci::Reference;
 
-use crate::BuildRequest;
+use crate::{BuildRequest, Caches};
 
 /// A stage and the names its image gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +37,8 @@ impl BuildRequest {
             exports.push(ExportTarget::store(tag.names.clone()));
         }
         let plan = PlanRequest { target: Some(tag.stage.clone()), ..self.plan.clone() };
-        Self { plan, exports, stages: Vec::new(), ..self.clone() }
+        // The cache of the whole is written once, by the main build.
+        let caches = Caches { to: Vec::new(), ..self.caches.clone() };
+        Self { plan, exports, caches, stages: Vec::new(), ..self.clone() }
     }
 }

@@ -9,7 +9,9 @@
 pub mod builder;
 pub mod chains;
 pub mod config;
+pub mod export;
 pub mod import;
 pub mod key;
+pub mod mounts;
 pub mod place;
 pub mod spec;

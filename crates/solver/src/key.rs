@@ -8,9 +8,11 @@ mod exec;
 mod file;
 mod vertex;
 
-use stave_cache::{KeyBuilder, KeyPart};
-use stave_llb::{BuildOp, DiffOp, MergeOp, Op, SourceIdentifier, SourceOp, Vertex};
-use stave_oci::Platform;
+use std::collections::HashMap;
+
+use stave_cache::{CacheKey, KeyBuilder, KeyKind, KeyPart};
+use stave_llb::{BuildOp, Definition, DiffOp, MergeOp, Op, SourceIdentifier, SourceOp, Vertex};
+use stave_oci::{Digest, Platform};
 
 use crate::worker::{CacheMap, InputKey, OpKey, Selector};
 
@@ -43,6 +45,30 @@ const HOW_NOT_WHAT: [&str; 15] = [
 /// [`pinned_source`].
 pub fn cache_map(vertex: &Vertex) -> CacheMap {
     CacheMap { op: op_key(vertex), inputs: input_keys(vertex) }
+}
+
+/// The definition keys of all vertices that have one, by the vertex alone: what [`cache_map`] says, without what
+/// a worker pins.
+pub fn definition_keys(definition: &Definition) -> HashMap<Digest, CacheKey> {
+    let mut keys: HashMap<Digest, CacheKey> = HashMap::new();
+    for vertex in definition.vertices() {
+        let map = cache_map(vertex);
+        let OpKey::Stable(op) = &map.op else { continue };
+        let taking_part =
+            map.inputs.iter().enumerate().filter(|(_, input)| !matches!(input, InputKey::Ignored));
+        let parts: Option<Vec<InputPart<'_>>> = taking_part
+            .map(|(position, input)| {
+                let edge = vertex.inputs.get(position)?;
+                let key = *keys.get(&edge.vertex)?;
+                let value = InputValue::Definition { output: edge.output, key };
+                Some(InputPart { position, selector: input.selector(), value })
+            })
+            .collect();
+        if let Some(parts) = parts {
+            keys.insert(vertex.digest.clone(), vertex_key(KeyKind::Definition, op, &parts).key);
+        }
+    }
+    keys
 }
 
 /// The operation's own part of the vertex's keys.

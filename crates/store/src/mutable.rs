@@ -101,6 +101,16 @@ impl Store {
         }
     }
 
+    /// The cache mount `key` as it is, for reading; `None` when there is none, or while a step has it alone.
+    pub fn existing_mutable_dir(&self, key: &str) -> Result<Option<MutableDir>, StoreError> {
+        let stem = &Digest::sha256(key.as_bytes()).hex()[..24].to_owned();
+        if !self.mutable_path(&format!("{stem}.0")).join("ready").exists() {
+            return Ok(None);
+        }
+        let found = self.acquire(key, Sharing::Shared, Wait::No)?;
+        Ok(found.filter(|directory| !directory.fresh))
+    }
+
     fn acquire(&self, key: &str, sharing: Sharing, wait: Wait) -> Result<Option<MutableDir>, StoreError> {
         let stem = &Digest::sha256(key.as_bytes()).hex()[..24].to_owned();
         match sharing {

@@ -15,6 +15,7 @@ use crate::exec::{ExecError, Executor};
 use crate::file::action::FileError;
 use crate::file::copy::CopyError;
 use crate::file::snapshot_of;
+use crate::keyed::with_keyed_secrets;
 use crate::file::unpack::UnpackError;
 use crate::remote::{ContextProvider, ContextRequest, FetchedContext};
 use crate::session::Session;
@@ -64,6 +65,10 @@ impl<E: Executor> Worker for LocalWorker<E> {
             && let Some(pin) = self.pin(op, cx).await.map_err(source_error)?
         {
             map.op = OpKey::Stable(key::pinned_source(vertex, op, &pin));
+        }
+        if let OpKey::Stable(part) = map.op {
+            let keyed = with_keyed_secrets(&self.shared.store, vertex, &cx.session, part);
+            map.op = OpKey::Stable(keyed.map_err(|error| OpError::new(OpErrorKind::System, error))?);
         }
         Ok(map)
     }
@@ -259,6 +264,7 @@ impl<E: Executor> LocalWorker<E> {
             include: list(op, "local.includepattern")?,
             exclude: list(op, "local.excludepatterns")?,
             follow: list(op, "local.followpaths")?,
+            modes: session.context_modes,
         };
         let shared = Arc::clone(&self.shared);
         blocking(move || match Context::scan(&directory, &filter, shared.fingerprints.as_deref()) {
@@ -297,9 +303,11 @@ impl<E: Executor> LocalWorker<E> {
             return Err(SourceError::Cancelled);
         }
         let FetchedContext { directory, guard } = fetched?;
+        let modes = cx.session.context_modes;
         let shared = Arc::clone(&self.shared);
         blocking(move || {
-            match Context::scan(&directory, &ContextFilter::default(), shared.fingerprints.as_deref()) {
+            let filter = ContextFilter { modes, ..ContextFilter::default() };
+            match Context::scan(&directory, &filter, shared.fingerprints.as_deref()) {
                 Ok(context) => Ok(Ref::Context(Arc::new(context.guarded(guard)))),
                 Err(source) => Err(SourceError::Context { directory, source }),
             }
@@ -491,6 +499,8 @@ fn step_error(error: StepError) -> OpError {
         StepError::NoRoot
         | StepError::NoInput
         | StepError::MissingSecret(_)
+        | StepError::NoAgent(_)
+        | StepError::UnknownAgent(_)
         | StepError::Secret { .. }
         | StepError::Ulimit(_)
         | StepError::Device(_)

@@ -19,6 +19,7 @@ mod file;
 mod filter;
 mod input;
 mod layer_place;
+pub mod keyed;
 pub mod manifest;
 mod mode;
 mod redact;
@@ -44,7 +45,8 @@ pub use confinement::{Confinement, DeviceGrant, EntitlementError, Entitlements};
 pub use context::{Context, ContextError};
 pub use dispatch::{LayersError, snapshots_of};
 pub use exec::{
-    ExecError, Executor, Finished, MountSet, ProcessIo, ProcessSpec, ProcessUsage, SandboxExecutor, StepLog,
+    ExecError, Executor, Finished, LocalExecutor, MountSet, ProcessIo, ProcessSpec, ProcessUsage, RuntimeError,
+    RuntimeExecutor, SandboxExecutor, StepLog,
 };
 pub use file::action::FileError;
 pub use file::copy::CopyError;
@@ -58,7 +60,7 @@ pub use root::IoAt;
 pub use rootfs::RootError;
 pub use run::{Bind, RunError, RunSpec, Running};
 pub use secret_scan::SecretLeak;
-pub use session::{Secret, Session, StepNetwork};
+pub use session::{ContextModes, Secret, Session, StepNetwork};
 pub use source::git::{GitError, GitFailure, GitPin};
 pub use source::http::{HttpError, HttpPin};
 pub use source::image::{PullProgress, Puller};

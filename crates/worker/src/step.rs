@@ -2,8 +2,10 @@
 //! Owns the order prepare → run → commit, and what an exit code means. Mounts are built in [`mounts`].
 //! Must not know how processes are isolated. Read [`tries::run`] first.
 
+pub(crate) mod foreign;
 pub(crate) mod mounts;
 pub(crate) mod failed;
+mod new_files;
 pub(crate) mod repeated;
 mod surroundings;
 pub(crate) mod traces;
@@ -34,6 +36,7 @@ use crate::rootfs::{Names, network, network_mounts};
 use crate::session::{Secret, Session, StepNetwork};
 use crate::source::image::blocking;
 use crate::users::{Identity, UserError, UserTable};
+use crate::travel::Travel;
 use crate::worker::{DigestError, MountError, Ref, Shared};
 
 /// Host name of steps that name none: BuildKit's.
@@ -59,6 +62,20 @@ pub enum StepError {
         signal: Option<i32>,
         /// The last of its output.
         tail: Vec<u8>,
+    },
+    /// The process is made for another processor, and nothing here runs it.
+    #[error(
+        "process {command:?} did not complete successfully: exec format error: programs for {platform} do not run on \
+         this machine ({host}); register an emulator for them with binfmt_misc (the package `qemu-user-static`, or the \
+         image `tonistiigi/binfmt` with `--install all`), or build that stage `FROM --platform=$BUILDPLATFORM`"
+    )]
+    Foreign {
+        /// The command as a shell user would write it.
+        command: String,
+        /// What it is made for.
+        platform: String,
+        /// What this machine is.
+        host: String,
     },
     /// No mount at `/`.
     #[error("exec op without a root mount")]
@@ -191,7 +208,7 @@ fn begin(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
         Names { hostname: hostname.to_owned(), extra: op.extra_hosts.iter().map(host_entry).collect() };
     let mut prepared = mounts::prepare(plan, caches)?;
     surroundings::show_authorities(plan, &mut prepared)?;
-    let devices = surroundings::devices(op, &plan.session.confinement)?;
+    let devices = surroundings::devices(op, plan)?;
     prepared.specs.extend(surroundings::device_mounts(&devices));
     let identity = UserTable::read(&prepared.root_view).identity(&op.user)?;
     let mut specs = network_mounts(&names, network_mode);
@@ -232,7 +249,7 @@ fn begin(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
 }
 
 fn commit(ready: Ready, created: &[PathBuf]) -> Result<Vec<Ref>, StepError> {
-    let Ready { prepared, touched, .. } = ready;
+    let Ready { process, prepared, touched, .. } = ready;
     let Prepared { root, root_output, written, contexts, guards, root_view, caches, .. } = prepared;
     // Everything that has the layers mounted goes first; the view is of those below.
     drop((guards, caches));
@@ -244,6 +261,7 @@ fn commit(ready: Ready, created: &[PathBuf]) -> Result<Vec<Ref>, StepError> {
             source,
         })?;
     }
+    new_files::belong_to(process.process.uid, process.process.gid, root.upper(), &root_view)?;
     touched.apply(root.upper())?;
     remove_repeated(root.upper(), &root_view)?;
     drop(root_view);
@@ -281,6 +299,7 @@ async fn lock_caches(
     shared: &Arc<Shared>,
     op: &ExecOp,
     inputs: &[Ref],
+    travel: Option<&Travel>,
     cancel: &CancellationToken,
 ) -> Result<Caches, StepError> {
     let mut wanted = Vec::new();
@@ -312,7 +331,7 @@ async fn lock_caches(
             Sharing::Private => stave_store::Sharing::Private,
             Sharing::Locked => stave_store::Sharing::Locked,
         };
-        let directory: MutableDir = loop {
+        let mut directory: MutableDir = loop {
             let (shared, key) = (Arc::clone(shared), key.clone());
             match blocking(move || shared.store.try_mutable_dir(&key, sharing)).await? {
                 Some(directory) => break directory,
@@ -322,6 +341,12 @@ async fn lock_caches(
                 },
             }
         };
+        if let Some(travel) = travel {
+            let fresh = directory.is_fresh().then(|| directory.path().to_owned());
+            if travel.enter_mount(&key, fresh.as_deref()).await {
+                directory = directory.initialised()?;
+            }
+        }
         caches.insert(index, CacheMount::Held(directory));
     }
     Ok(caches)

@@ -4,13 +4,16 @@
 //! Owns the notes a build keeps for its exports: which layers each vertex came to, and which inputs were read for
 //! their content. Must not know where caches lie or how they are written. Read [`Travel`] first.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use stave_oci::Digest;
 use stave_remotecache::import::{Contents, ImportHit, Imports};
 use stave_remotecache::key::ContentPath;
+use stave_remotecache::mounts::MountImports;
 use stave_solver::ImportedRecord;
 use stave_store::{LayerId, Snapshot};
 
@@ -20,9 +23,19 @@ use crate::worker::{DigestError, Ref, Shared};
 /// Hears of every result that may be recorded, as soon as it is known.
 pub type Listener = Box<dyn Fn(&Digest, &[Snapshot]) + Send + Sync>;
 
+/// What a vertex came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TravelResult {
+    /// The layers of its outputs.
+    pub outputs: Vec<Snapshot>,
+    /// When they were made.
+    pub created_at: SystemTime,
+}
+
 /// The caches a build brings, and what it notes for those it makes.
 pub struct Travel {
     imports: Option<Imports>,
+    mounts: Option<MountImports>,
     notes: Option<Notes>,
 }
 
@@ -33,23 +46,24 @@ struct Notes {
 
 #[derive(Default)]
 struct Noted {
-    results: HashMap<Digest, Vec<Snapshot>>,
+    results: HashMap<Digest, TravelResult>,
     inputs: HashMap<(Digest, usize), Ref>,
+    mounts: BTreeSet<String>,
 }
 
 /// A hit on its way through the solver.
 struct Found(ImportHit);
 
 impl Travel {
-    /// A build that asks `imports`, and with a `listener` keeps notes for exports.
+    /// A build that asks `imports`, restores cache mounts from `mounts`, and with a `listener` keeps notes for exports.
     #[must_use]
-    pub fn new(imports: Option<Imports>, listener: Option<Listener>) -> Self {
+    pub fn new(imports: Option<Imports>, mounts: Option<MountImports>, listener: Option<Listener>) -> Self {
         let notes = listener.map(|listener| Notes { listener, state: Mutex::default() });
-        Self { imports, notes }
+        Self { imports, mounts, notes }
     }
 
-    /// The layers of a vertex's outputs, if they became known.
-    pub fn result(&self, vertex: &Digest) -> Option<Vec<Snapshot>> {
+    /// What a vertex came to, if that became known.
+    pub fn result(&self, vertex: &Digest) -> Option<TravelResult> {
         self.notes.as_ref()?.state().results.get(vertex).cloned()
     }
 
@@ -58,15 +72,32 @@ impl Travel {
         self.notes.as_ref()?.state().inputs.get(&(vertex.clone(), position)).cloned()
     }
 
+    /// The keys of cache mounts that steps used.
+    pub fn used_mounts(&self) -> Vec<String> {
+        self.notes.as_ref().map_or_else(Vec::new, |notes| notes.state().mounts.iter().cloned().collect())
+    }
+
+    /// Notes a cache mount in use, and gives a new one the files it has elsewhere.
+    pub(crate) async fn enter_mount(&self, key: &str, fresh: Option<&Path>) -> bool {
+        if let Some(notes) = &self.notes {
+            notes.state().mounts.insert(key.to_owned());
+        }
+        match (&self.mounts, fresh) {
+            (Some(mounts), Some(directory)) => mounts.restore(key, directory).await,
+            _ => false,
+        }
+    }
+
     pub(crate) fn imports(&self) -> Option<&Imports> {
         self.imports.as_ref()
     }
 
     /// Notes what a vertex came to; tells the listener of what is new.
-    pub(crate) fn note(&self, vertex: &Digest, outputs: Vec<Snapshot>) {
+    pub(crate) fn note(&self, vertex: &Digest, outputs: Vec<Snapshot>, created_at: SystemTime) {
         let Some(notes) = &self.notes else { return };
-        let known = notes.state().results.insert(vertex.clone(), outputs.clone());
-        if known.as_ref() != Some(&outputs) {
+        let result = TravelResult { outputs: outputs.clone(), created_at };
+        let known = notes.state().results.insert(vertex.clone(), result);
+        if known.is_none_or(|known| known.outputs != outputs) {
             (notes.listener)(vertex, &outputs);
         }
     }

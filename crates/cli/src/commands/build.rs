@@ -8,6 +8,7 @@ mod caches;
 mod contexts;
 mod failure;
 mod findings;
+mod includes;
 mod input;
 mod inquiry;
 mod outputs;
@@ -15,6 +16,7 @@ mod remote;
 mod request;
 mod ssh;
 mod tables;
+mod timing;
 mod values;
 mod verify;
 
@@ -22,13 +24,14 @@ use std::io::IsTerminal as _;
 use std::path::Path;
 
 pub(crate) use arguments::{Arguments, ProgressForm};
-use stave_engine::{BuildError, BuildOutcome, BuildRequest, Engine};
+use stave_engine::{BuildError, BuildOutcome, BuildRequest, Engine, Timeline};
 use stave_solver::{OpErrorKind, SolveError};
 pub(crate) use request::secrets;
 pub(crate) use values::{hosts, limits as ulimits, size};
 
 use verify::VerifyError;
 
+use crate::config;
 use crate::output::say;
 use crate::progress::Display;
 use crate::report::{self, Failure};
@@ -38,7 +41,8 @@ use crate::state::GlobalOptions;
 /// Builds.
 pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, Failure> {
     // Everything that can be wrong with the flags is said before the state directory is touched.
-    let wishes = request::Wishes::of(arguments)?;
+    let config = config::load(&global.config_file()).map_err(|error| Failure::new(&error))?;
+    let wishes = request::Wishes::of(arguments, &config)?;
     arguments.failure.check()?;
     with_engine(global, async |engine, interrupt| {
         let input = remote::open(arguments, &wishes, engine, interrupt).await?;
@@ -46,7 +50,10 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
         if let Some(inquiry) = arguments.inquiry.inquiry() {
             return answer::answer(inquiry, engine, request, arguments, interrupt).await;
         }
-        let outcome = match build(engine, &request, arguments, interrupt).await {
+        let timeline = arguments.timing.timeline();
+        let built = build(engine, &request, arguments, (interrupt, timeline.as_ref())).await;
+        arguments.timing.finish(timeline.as_ref())?;
+        let outcome = match built {
             Ok(outcome) => outcome,
             Err(error) => {
                 let explained = explain(&error, &request, input.ignore_file.as_deref());
@@ -70,10 +77,11 @@ async fn build(
     engine: &Engine,
     request: &BuildRequest,
     arguments: &Arguments,
-    interrupt: &Interrupt,
+    (interrupt, timeline): (&Interrupt, Option<&Timeline>),
 ) -> Result<BuildOutcome, BuildError> {
     let display = Display::start(arguments.form(), &request.dockerfile);
-    let result = engine.build(request, display.observer(), interrupt.token()).await;
+    let observer = timing::observed(timeline, display.observer());
+    let result = engine.build(request, observer, interrupt.token()).await;
     match &result {
         Ok(outcome) => display.finish(outcome),
         Err(_) => display.abandon(),

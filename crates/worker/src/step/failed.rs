@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::mounts::Plan;
 use super::{Ready, StepError, commit};
-use crate::exec::{SandboxExecutor, sandbox_spec};
+use crate::exec::{LocalExecutor, sandbox_spec};
 use crate::file::copy::{Copier, CopyRules};
 use crate::file::snapshot_of;
 use crate::input::Input;
@@ -74,7 +74,7 @@ pub struct Enter {
     pub terminal: Option<TerminalSize>,
 }
 
-impl LocalWorker<SandboxExecutor> {
+impl LocalWorker<LocalExecutor> {
     /// What a vertex left that failed while this worker lives.
     #[must_use]
     pub fn failed_step(&self, vertex: &Digest) -> Option<FailedStep> {
@@ -96,7 +96,7 @@ impl LocalWorker<SandboxExecutor> {
         let cancel = CancellationToken::new();
         let caches = {
             let inputs: Vec<Ref> = step.inputs.iter().cloned().map(Ref::Snapshot).collect();
-            super::lock_caches(&shared, &step.op, &inputs, &cancel).await?
+            super::lock_caches(&shared, &step.op, &inputs, None, &cancel).await?
         };
         let (layer, sandbox, held) = blocking(move || -> Result<_, StepError> {
             let plan = plan(&shared, step, &enter, session)?;
@@ -110,7 +110,7 @@ impl LocalWorker<SandboxExecutor> {
             Ok((layer, spec, held))
         })
         .await?;
-        let sandbox = self.executor.spawn(sandbox, stdio).await?;
+        let sandbox = self.executor.sandbox().spawn(sandbox, stdio).await?;
         Ok(Running::new(sandbox, layer, held))
     }
 

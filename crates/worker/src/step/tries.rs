@@ -5,11 +5,11 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use stave_llb::ExecOp;
 use stave_sandbox::{CgroupGuard, CgroupParent};
-use stave_solver::{JobContext, LogStream, StepUsage};
+use stave_solver::{JobContext, LogStream, StepPhase, StepUsage};
 
 use super::failed::{self, FailedStep};
 use super::{Plan, StepError, begin, check_supported, lock_caches};
@@ -116,9 +116,12 @@ struct Attempt<'a> {
 impl Attempt<'_> {
     async fn run<E: Executor>(&self, executor: &E) -> Result<Vec<Ref>, Failure> {
         let Self { shared, op, cx, .. } = self;
-        let caches = lock_caches(shared, op, self.inputs, &cx.cancel).await?;
+        let start = Instant::now();
+        let caches = lock_caches(shared, op, self.inputs, cx.session.travel.as_deref(), &cx.cancel).await?;
         // Last of all that is waited for: who runs waits for nothing, so this ends.
         let admitted = self.admit().await.ok_or(ExecError::Cancelled)?;
+        cx.events.phase(StepPhase::Waiting, start);
+        let start = Instant::now();
         let group = self.group();
         let mut ready = {
             let plan = Plan {
@@ -140,6 +143,8 @@ impl Attempt<'_> {
             redactions: Redactions::of(&cx.session),
             held: Arc::clone(&admitted.held),
         };
+        cx.events.phase(StepPhase::Preparing, start);
+        let start = Instant::now();
         let (process, mounts) = (ready.process.clone(), ready.mounts.clone());
         let run = self.in_time(async |cancel| executor.run(process, mounts, ProcessIo::Logged(log), cancel).await);
         let finished = match run.await {
@@ -153,12 +158,16 @@ impl Attempt<'_> {
             }
             Err(error) => return Err(Failure { error, left: Some(Box::new(ready)) }),
         };
+        cx.events.phase(StepPhase::Process, start);
         self.account(&finished.usage).await;
         if let Err(error) = self.judge(&finished, &admitted) {
             return Err(Failure { error, left: Some(Box::new(ready)) });
         }
         drop((admitted, group));
-        Ok(blocking(move || super::commit(ready, &finished.created_mount_points)).await?)
+        let start = Instant::now();
+        let outputs = blocking(move || super::commit(ready, &finished.created_mount_points)).await?;
+        cx.events.phase(StepPhase::Committing, start);
+        Ok(outputs)
     }
 
     /// Waits until there is room.
@@ -222,6 +231,9 @@ impl Attempt<'_> {
     async fn account(&self, usage: &ProcessUsage) {
         let ProcessUsage { memory, cpu_time, unlimited, .. } = usage;
         self.cx.events.used(StepUsage { peak_memory: *memory, cpu_time: *cpu_time });
+        if usage.oom_killed {
+            say(self.cx, "a process was killed for want of memory").await;
+        }
         for reason in unlimited {
             say(self.cx, &format!("a limit does not hold: {reason}")).await;
         }

@@ -45,6 +45,9 @@ pub(crate) struct Arguments {
     /// Stages that must not use the cache
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     pub(super) no_cache_filter: Vec<String>,
+    /// Modes of files in the context: `keep` them, or take them as `git` does (0644 and 0755)
+    #[arg(long, value_name = "MODEL")]
+    pub(super) context_modes: Option<crate::config::ModesName>,
     /// Look base images up at their registry even if they are here
     #[arg(long)]
     pub(super) pull: bool,
@@ -63,7 +66,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     pub(super) result: super::outputs::Flags,
     #[command(flatten)]
-    pub(super) caches: super::caches::Flags,
+    pub(super) caches: super::caches::CacheFlags,
     #[command(flatten)]
     pub(super) inquiry: super::inquiry::Flags,
     /// How progress is shown: `auto`, `plain`, `tty`, `grouped`, `rawjson` or `quiet`
@@ -85,6 +88,8 @@ pub(crate) struct Arguments {
     pub(super) confine: super::confine::Flags,
     #[command(flatten)]
     pub(super) failure: super::failure::Flags,
+    #[command(flatten)]
+    pub(super) timing: super::timing::Flags,
     /// Size of /dev/shm in RUN steps (`64m`)
     #[arg(long, value_name = "BYTES")]
     pub(super) shm_size: Option<String>,

@@ -8,13 +8,14 @@ use stave_engine::{BuildRequest, Caches, DockerfileAt, PullPolicy, RemoteRequest
 use stave_frontend_dockerfile::PlanRequest;
 use stave_frontend_dockerfile::request::{BuildNetwork, ImageResolveMode, NoCache};
 use stave_oci::Platform;
-use stave_worker::{Confinement, Secret, SshAgent};
+use stave_worker::{Confinement, ContextModes, Secret, SshAgent};
 
 use super::arguments::{Arguments, NetworkMode};
 use super::input::Input;
 use super::outputs;
 use super::{contexts, ssh};
 use super::values::{self, SecretSource};
+use crate::config::{Config, ModesName};
 use crate::report::Failure;
 
 /// Bytes of the largest secret, as BuildKit limits it.
@@ -24,6 +25,7 @@ const MAX_SECRET: u64 = 500 << 10;
 pub(super) struct Wishes {
     plan: PlanRequest,
     pull: PullPolicy,
+    context_modes: ContextModes,
     contexts: BTreeMap<String, PathBuf>,
     layouts: BTreeMap<String, PathBuf>,
     platforms: Vec<Platform>,
@@ -37,12 +39,13 @@ pub(super) struct Wishes {
 
 impl Wishes {
     /// Reads the flags.
-    pub(super) fn of(arguments: &Arguments) -> Result<Self, Failure> {
+    pub(super) fn of(arguments: &Arguments, config: &Config) -> Result<Self, Failure> {
         let named = contexts::read(&arguments.build_contexts).map_err(|error| Failure::new(&error))?;
         let pull = if arguments.pull { PullPolicy::Always } else { PullPolicy::Missing };
         Ok(Self {
             plan: PlanRequest { named_contexts: named.plan, ..plan(arguments)? },
             pull,
+            context_modes: context_modes(arguments, config),
             contexts: named.directories,
             layouts: named.layouts,
             platforms: arguments.platforms.clone(),
@@ -78,6 +81,7 @@ impl Wishes {
                 ..self.plan
             },
             pull: self.pull,
+            context_modes: self.context_modes,
             contexts: self.contexts,
             layouts: self.layouts,
             pins: input.pins.clone(),
@@ -93,6 +97,14 @@ impl Wishes {
             caches: self.caches,
             exports: self.result.exports,
         }
+    }
+}
+
+/// The flag, else the configuration's, else docker's way.
+fn context_modes(arguments: &Arguments, config: &Config) -> ContextModes {
+    match arguments.context_modes.or(config.build.context_modes) {
+        Some(ModesName::Git) => ContextModes::Git,
+        Some(ModesName::Keep) | None => ContextModes::Kept,
     }
 }
 
