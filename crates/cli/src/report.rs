@@ -105,25 +105,22 @@ pub(crate) fn draw(source: &Source, diagnostic: &Diagnostic, colour: bool) -> St
         Severity::Error => Level::ERROR,
         Severity::Warning => Level::WARNING,
     };
-    let span = |span: stave_frontend_dockerfile::Span| {
-        let end = span.end.min(source.text.len());
-        span.start.min(end)..end
+    let snippet = |span: stave_frontend_dockerfile::Span| {
+        // Each included file is a file of its own to the reader.
+        let (_, part) = source.part_at(span.start);
+        let inside = |offset: usize| offset.saturating_sub(part.start).min(part.text.len());
+        let marked = AnnotationKind::Primary.span(inside(span.start)..inside(span.end));
+        Snippet::source(part.text).path(part.name).annotation(marked)
     };
-    let snippet = Snippet::source(source.text.as_str())
-        .path(source.name.as_str())
-        .annotation(AnnotationKind::Primary.span(span(diagnostic.span)));
-    let mut group: Group<'_> = level.primary_title(diagnostic.message.as_str()).element(snippet);
+    let mut group: Group<'_> =
+        level.primary_title(diagnostic.message.as_str()).element(snippet(diagnostic.span));
     if let Some(help) = &diagnostic.help {
         group = group.element(Level::HELP.message(help.as_str()));
     }
     let mut report = vec![group];
     for note in &diagnostic.notes {
         let note_group = match note.span {
-            Some(place) => Level::NOTE.secondary_title(note.text.as_str()).element(
-                Snippet::source(source.text.as_str())
-                    .path(source.name.as_str())
-                    .annotation(AnnotationKind::Primary.span(span(place))),
-            ),
+            Some(place) => Level::NOTE.secondary_title(note.text.as_str()).element(snippet(place)),
             None => Group::with_title(Level::NOTE.secondary_title(note.text.as_str())),
         };
         report.push(note_group);

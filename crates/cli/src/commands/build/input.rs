@@ -9,6 +9,8 @@ use stave_frontend_dockerfile::{ContextSource, Source, dockerignore};
 use stave_store::Store;
 use stave_worker::Pins;
 
+use super::includes;
+
 /// Bytes of the largest Dockerfile or ignore file that is read: a binary named by mistake is caught early.
 const MAX_DOCKERFILE: u64 = 16 << 20;
 
@@ -221,7 +223,10 @@ fn from_directory(
     let text = text_of(&mut file, &path)?;
     let name =
         path.file_name().map_or_else(|| "Dockerfile".to_owned(), |name| name.to_string_lossy().into_owned());
-    finish(context.to_owned(), Source::new(name, text), Some(path), unpacked)
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let source = includes::add(Source::new(name, text), folder)?;
+    finish(context.to_owned(), source, Some(path), unpacked)
 }
 
 /// Opens a file; in an archive of somebody else's, links lead nowhere else.
