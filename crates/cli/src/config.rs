@@ -1,10 +1,13 @@
 //! The configuration file: TOML, with buildkitd's registry tables.
 
+mod store;
+
 use std::path::PathBuf;
 
 use serde::Deserialize;
 use stave_registry::RegistryTables;
 
+pub(crate) use self::store::StoreTable;
 use crate::state::ConfigFile;
 
 /// Bytes of the largest configuration file.
@@ -17,6 +20,44 @@ pub(crate) struct Config {
     /// `[registry."host"]`
     #[serde(default)]
     pub(crate) registry: RegistryTables,
+    /// `[build]`
+    #[serde(default)]
+    pub(crate) build: Build,
+    /// `[store]`
+    #[serde(default)]
+    pub(crate) store: StoreTable,
+    /// An OCI runtime that runs build steps: `oci-runtime = "runc"`.
+    #[serde(rename = "oci-runtime")]
+    pub(crate) oci_runtime: Option<PathBuf>,
+    /// `[cdi]`
+    #[serde(default)]
+    pub(crate) cdi: Cdi,
+}
+
+/// `[build]`: what builds do when no flag says otherwise.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Build {
+    /// As `--context-modes`.
+    pub(crate) context_modes: Option<ModesName>,
+}
+
+/// What `--context-modes` takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ModesName {
+    /// As they are
+    Keep,
+    /// As git keeps them
+    Git,
+}
+
+/// `[cdi]`, with buildkitd's names.
+#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Cdi {
+    /// Directories of specifications instead of the usual ones; those of a later one win.
+    pub(crate) spec_dirs: Option<Vec<PathBuf>>,
 }
 
 /// A configuration file that cannot be used.

@@ -7,7 +7,9 @@
 //!
 //! Start with [`Display`]; then [`tracker::Tracker`] for the state, [`plain`] and [`tty`] for the looks.
 
+mod grouped;
 mod plain;
+mod raw;
 pub(crate) mod sanitise;
 mod summary;
 mod text;
@@ -19,14 +21,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use stave_engine::{BuildOutcome, EngineEvent, Observer};
 use stave_frontend_dockerfile::{Diagnostic, Source};
 use stave_llb::Vertex;
 use stave_solver::SolveEvent;
 
+pub(crate) use self::grouped::Sections;
+use self::grouped::Grouped;
 use self::plain::Plain;
+use self::raw::Raw;
 use self::tracker::Tracker;
 use self::tty::Live;
 use crate::commands::build::ProgressForm;
@@ -61,6 +66,8 @@ enum Message {
 /// How events are shown.
 enum Look {
     Plain(Plain<io::Stderr>),
+    Grouped(Grouped<io::Stderr>),
+    Raw(Raw<io::Stderr>),
     Live(Live<io::Stderr>),
     Quiet,
 }
@@ -83,10 +90,15 @@ impl Display {
                 io::stderr().is_terminal() && std::env::var_os("TERM").is_some_and(|term| term != "dumb")
             }
             ProgressForm::Tty => true,
-            ProgressForm::Plain | ProgressForm::Quiet => false,
+            ProgressForm::Plain | ProgressForm::Grouped(_) | ProgressForm::Rawjson | ProgressForm::Quiet => false,
         };
         let look = match form {
             ProgressForm::Quiet => Look::Quiet,
+            ProgressForm::Grouped(sections) => {
+                let sections = sections.resolved(|name| std::env::var(name).ok());
+                Look::Grouped(Grouped::new(io::stderr(), sections))
+            }
+            ProgressForm::Rawjson => Look::Raw(Raw::new(io::stderr(), source.clone())),
             _ if live => Look::Live(Live::new(io::stderr(), console::colors_enabled_stderr())),
             _ => Look::Plain(Plain::new(io::stderr())),
         };
@@ -174,7 +186,7 @@ struct Renderer {
 
 impl Renderer {
     fn new(look: Look, source: Option<Source>, queued: Arc<AtomicUsize>) -> Self {
-        let tracker = Tracker::new(matches!(look, Look::Plain(_)));
+        let tracker = Tracker::new(matches!(look, Look::Plain(_) | Look::Grouped(_)));
         Self { look, tracker, source, warnings: Vec::new(), queued, start: Instant::now() }
     }
 
@@ -202,7 +214,7 @@ impl Renderer {
                 Some(Message::Finish(outcome)) => return self.finish(&outcome),
                 Some(Message::Abandon) => return self.abandon(),
             }
-            if matches!(self.look, Look::Plain(_)) || drawn.elapsed() >= FRAME {
+            if matches!(self.look, Look::Plain(_) | Look::Grouped(_)) || drawn.elapsed() >= FRAME {
                 drawn = Instant::now();
                 self.draw();
             }
@@ -212,6 +224,9 @@ impl Renderer {
     fn event(&mut self, event: EngineEvent) {
         self.queued.fetch_sub(weight(&event), Ordering::Relaxed);
         let now = self.start.elapsed();
+        if let Look::Raw(raw) = &mut self.look {
+            return raw.event(&event, SystemTime::now());
+        }
         match event {
             EngineEvent::Graph(definition) => {
                 let name = |vertex: &Vertex| {
@@ -221,6 +236,12 @@ impl Renderer {
                 self.tracker.name(definition.vertices().iter().map(name));
             }
             EngineEvent::Solve(event) => self.tracker.solve(event, now),
+            EngineEvent::Note { vertex, text } => self.tracker.note(&vertex, &text, now),
+            EngineEvent::Miss { vertex, reason } => {
+                if reason.is_telling() {
+                    self.tracker.note(&vertex, &format!("cache miss: {reason}"), now);
+                }
+            }
             EngineEvent::Warning(warning) => {
                 if self.warnings.len() < MAX_WARNINGS {
                     self.warnings.push(warning);
@@ -240,8 +261,9 @@ impl Renderer {
         let now = self.start.elapsed();
         match &mut self.look {
             Look::Plain(plain) => plain.flush(&mut self.tracker, now),
+            Look::Grouped(grouped) => grouped.flush(&mut self.tracker),
             Look::Live(live) => live.draw(&self.tracker, now),
-            Look::Quiet => {}
+            Look::Raw(_) | Look::Quiet => {}
         }
     }
 
@@ -250,20 +272,25 @@ impl Renderer {
         let now = self.start.elapsed();
         match &mut self.look {
             Look::Plain(plain) => plain.finish(&mut self.tracker, now),
+            Look::Grouped(grouped) => grouped.finish(&mut self.tracker),
             Look::Live(live) => live.finish(&self.tracker, now),
-            Look::Quiet => {}
+            Look::Raw(_) | Look::Quiet => {}
         }
     }
 
     fn finish(mut self, outcome: &BuildOutcome) {
         self.settle();
-        if !matches!(self.look, Look::Quiet) {
+        if !matches!(self.look, Look::Quiet | Look::Raw(_)) {
             say(&(self.warnings() + &summary::built(outcome, self.start.elapsed())));
         }
     }
 
     fn abandon(mut self) {
         self.settle();
+        // The log of a failed step stands open already, or is nothing for people.
+        if matches!(self.look, Look::Raw(_)) {
+            return;
+        }
         say(&(self.warnings() + &summary::failed_logs(&self.tracker)));
     }
 

@@ -10,6 +10,7 @@
 mod change;
 mod compare;
 mod place;
+mod secrets;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +23,7 @@ use stave_solver::Miss;
 use stave_store::Store;
 
 pub use change::{Change, FileSummary};
+pub(crate) use secrets::SecretWatch;
 
 use crate::record::{BuildId, BuildRecord, History, Recorder, StepRecord, StepState};
 

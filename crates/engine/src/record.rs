@@ -16,6 +16,7 @@ mod history;
 mod log;
 mod recorder;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -220,6 +221,9 @@ pub struct StepRecord {
     /// Why it ran, when it ran.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
+    /// Fingerprints of the secrets it saw, by id: keyed, so that they mean nothing outside of this store.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, String>,
     /// Why it failed, in one line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,

@@ -176,6 +176,37 @@ impl Store {
         self.root().join("fingerprints")
     }
 
+    /// Random bytes of this store alone, for fingerprints that mean nothing elsewhere. Made at the first call.
+    pub fn secret_key(&self) -> Result<[u8; 32], StoreError> {
+        use std::io::Write as _;
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let path = self.root().join("secret.key");
+        let failed = |error| StoreError::io("read", &path, error);
+        loop {
+            match fs::read(&path) {
+                Ok(bytes) => {
+                    let wrong = || std::io::Error::from(std::io::ErrorKind::InvalidData);
+                    return bytes.try_into().map_err(|_| failed(wrong()));
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
+            }
+            let mut key = [0; 32];
+            rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty())
+                .map_err(|error| failed(error.into()))?;
+            let aside = self.inner.session.fresh_path("k");
+            let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside);
+            written.and_then(|mut file| file.write_all(&key)).map_err(failed)?;
+            // The first of two wins: a link does not replace.
+            let linked = fs::hard_link(&aside, &path);
+            fs::remove_file(&aside).map_err(failed)?;
+            match linked {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(error)),
+                _ => {}
+            }
+        }
+    }
+
     /// Where the records of builds are.
     pub fn builds_directory(&self) -> PathBuf {
         self.root().join("builds")

@@ -19,6 +19,7 @@ use stave_store::Snapshot;
 use self::fingerprint::Fingerprints;
 use crate::contenthash::FileDigests;
 use crate::filter::Filter;
+use crate::session::ContextModes;
 use crate::root::{At as _, IoAt, RootDir};
 use crate::tree::{Kind, Node, scan};
 
@@ -44,6 +45,8 @@ pub(crate) struct ContextFilter {
     pub exclude: Vec<String>,
     /// Paths that are needed, with whatever their symlinks lead to; empty for everything.
     pub follow: Vec<String>,
+    /// What becomes of modes.
+    pub modes: ContextModes,
 }
 
 /// Why a directory cannot be a context.
@@ -87,12 +90,16 @@ impl Context {
         if include.iter().any(|pattern| matches!(pattern.as_str(), "." | "/" | "")) {
             include.clear();
         }
+        let filter_modes = filter.modes;
         let filter = Filter::new(&include, &filter.exclude)?;
         let mut tree = match scan(&root, Path::new(""), &filter).at("scanning", directory)? {
             Some(tree) => tree,
             None => return Err(absent_directory(directory).into()),
         };
         select_all(&mut tree);
+        if filter_modes == ContextModes::Git {
+            as_git_keeps(&mut tree);
+        }
         let kept = match fingerprints {
             Some(kept) if own_clock(&root, directory)? => Some(kept.join(file_name(directory))),
             _ => None,
@@ -172,6 +179,17 @@ fn select_all(node: &mut Node) {
     node.selected = true;
     if let Kind::Directory(children) = &mut node.kind {
         children.iter_mut().for_each(select_all);
+    }
+}
+
+/// Modes as git's model has them.
+fn as_git_keeps(node: &mut Node) {
+    let executable = node.is_dir() || node.meta.mode & 0o100 != 0;
+    if node.is_dir() || matches!(node.kind, Kind::File) {
+        node.meta.mode = node.meta.mode & !0o7777 | if executable { 0o755 } else { 0o644 };
+    }
+    if let Kind::Directory(children) = &mut node.kind {
+        children.iter_mut().for_each(as_git_keeps);
     }
 }
 

@@ -18,6 +18,8 @@ use crate::travel::Travel;
 /// What one build may use.
 #[derive(Clone)]
 pub struct Session {
+    /// What becomes of the modes of files in local contexts.
+    pub context_modes: ContextModes,
     /// Local build contexts by name (`context`, `dockerfile`, …): directories of this machine.
     pub contexts: BTreeMap<String, PathBuf>,
     /// Gives the local contexts that are not in `contexts`: those of a client elsewhere.
@@ -50,6 +52,17 @@ impl fmt::Debug for Session {
             .field("secrets", &secrets)
             .finish_non_exhaustive()
     }
+}
+
+/// What becomes of the modes of files in local contexts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ContextModes {
+    /// They stay as they are, as docker has it.
+    #[default]
+    Kept,
+    /// As git keeps them: 0755 for directories and what its owner may execute, 0644 for the rest. Two machines with
+    /// other umasks then agree.
+    Git,
 }
 
 /// The network a step gets.

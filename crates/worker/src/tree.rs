@@ -92,10 +92,10 @@ impl Meta {
         FileType::from_raw_mode(self.mode)
     }
 
-    /// Whether this is the file that `scanned` was, unchanged since. Owners are left out: a recorded one is not in
-    /// the status, and any change shows in the change time.
+    /// Whether this is the file that `scanned` was, unchanged since. Owners and modes are left out: a recorded
+    /// owner and a mode in git's model are not in the status, and any change shows in the change time.
     pub(crate) fn is_same_version(&self, scanned: &Self) -> bool {
-        Self { uid: scanned.uid, gid: scanned.gid, ..*self } == *scanned
+        Self { uid: scanned.uid, gid: scanned.gid, mode: scanned.mode, ..*self } == *scanned
     }
 
     /// The lower twelve bits.

@@ -4,10 +4,12 @@
 //! measures. Owns nothing of the product: it calls the built `stave` as a user would.
 
 mod bench;
+mod crash;
 mod demo;
 mod images;
 mod machine;
 mod registry;
+mod rootless;
 mod test;
 
 use std::path::PathBuf;
@@ -31,6 +33,8 @@ enum Command {
     Test(test::Options),
     /// Make the base images of the tests and push them to a local registry that stays up until a key is pressed.
     Images,
+    /// Kill stave at random instants and look at what is left.
+    Crash(crash::Options),
     /// Measure stave, and any peer that is installed, in alternation.
     Bench(bench::Options),
 }
@@ -43,6 +47,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Test(options) => test::run(&options),
         Command::Images => images::serve(),
+        Command::Crash(options) => crash::run(&options),
         Command::Bench(options) => bench::run(&options),
     };
     match result {

@@ -1,12 +1,14 @@
-//! `du` and `prune`: what takes room, and giving it back.
+//! `du`, `prune` and `doctor`: what takes room, giving it back, and whether all is well.
 
-use std::collections::BTreeSet;
-use std::io::{BufRead as _, Write as _};
+pub(crate) mod doctor;
+pub(crate) mod prune;
+
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::json;
-use stave_store::{ImagePrune, PruneRequest, UsageId, UsageKind, UsageRecord};
+use stave_store::{DiskUsage, UsageFilter, UsageId, UsageKind, UsageRecord};
 
 use super::Form;
 use crate::format;
@@ -21,6 +23,9 @@ pub(crate) struct UsageArguments {
     /// Show descriptions
     #[arg(short, long)]
     verbose: bool,
+    /// Only what matches (`type=`, `id=`, `inuse=`, `shared=`, `private=`, `mutable=`, `immutable=`, `description=`)
+    #[arg(long, value_name = "KEY=VALUE")]
+    filter: Vec<String>,
     /// Output form: `table` or `json`, one object a line
     #[arg(long, value_name = "FORM")]
     format: Option<Form>,
@@ -28,38 +33,63 @@ pub(crate) struct UsageArguments {
 
 /// `stave du`
 pub(crate) fn usage(arguments: &UsageArguments, global: &GlobalOptions) -> Result<u8, Failure> {
+    let parse = |text: &String| {
+        text.parse().map_err(|error: stave_store::FilterError| Failure::usage(error.to_string()))
+    };
+    let filters: Vec<UsageFilter> = arguments.filter.iter().map(parse).collect::<Result<_, _>>()?;
     with_store(global, |store| {
-        let usage = store.disk_usage().map_err(|error| Failure::new(&error))?;
+        let mut usage = store.disk_usage().map_err(|error| Failure::new(&error))?;
+        usage.records.retain(|record| filters.iter().all(|filter| filter.matches(record)));
+        if !filters.is_empty() {
+            usage.internal = 0;
+        }
         if arguments.format == Some(Form::Json) {
             for record in &usage.records {
                 say!("{}", object(record));
             }
             return Ok(0);
         }
-        let now = Timestamp::now();
-        let mut header = vec!["ID", "TYPE", "RECLAIMABLE", "SIZE", "LAST ACCESSED"];
-        if arguments.verbose {
-            header.push("DESCRIPTION");
-        }
-        let row = |record: &UsageRecord| {
-            let used = Timestamp::try_from(record.last_used).unwrap_or(Timestamp::UNIX_EPOCH);
-            let mut row = vec![
-                id(record),
-                kind(record.id.kind()).to_owned(),
-                reclaimable(record).to_string(),
-                format::size(record.size),
-                format::age(used, now),
-            ];
-            if arguments.verbose {
-                row.push(record.description.clone());
-            }
-            row
-        };
-        say!("{}", format::table(&header, &usage.records.iter().map(row).collect::<Vec<_>>()));
-        say!("Reclaimable:\t{}", format::size(usage.reclaimable()));
-        say!("Total:\t\t{}", format::size(usage.total()));
+        table(&usage, arguments.verbose);
         Ok(0)
     })
+}
+
+fn table(usage: &DiskUsage, verbose: bool) {
+    let now = Timestamp::now();
+    let mut header = vec!["ID", "TYPE", "RECLAIMABLE", "SIZE", "LAST ACCESSED"];
+    if verbose {
+        header.push("DESCRIPTION");
+    }
+    let row = |record: &UsageRecord| {
+        let used = Timestamp::try_from(record.last_used).unwrap_or(Timestamp::UNIX_EPOCH);
+        let mut row = vec![
+            id(record),
+            kind(record.id.kind()).to_owned(),
+            reclaimable(record).to_string(),
+            format::size(record.size),
+            format::age(used, now),
+        ];
+        if verbose {
+            row.push(record.description.clone());
+        }
+        row
+    };
+    say!("{}", format::table(&header, &usage.records.iter().map(row).collect::<Vec<_>>()));
+    let mut kinds: BTreeMap<UsageKind, (u64, u64)> = BTreeMap::new();
+    let mut shared = 0;
+    for record in &usage.records {
+        let (all, free) = kinds.entry(record.id.kind()).or_default();
+        *all += record.size;
+        *free += if reclaimable(record) { record.size } else { 0 };
+        shared += if record.in_image { record.size } else { 0 };
+    }
+    for (of, (all, free)) in kinds {
+        say!("{}:\t{} ({} reclaimable)", kind(of), format::size(all), format::size(free));
+    }
+    say!("Shared:\t\t{}", format::size(shared));
+    say!("Internal:\t{}", format::size(usage.internal));
+    say!("Reclaimable:\t{}", format::size(usage.reclaimable()));
+    say!("Total:\t\t{}", format::size(usage.total()));
 }
 
 fn id(record: &UsageRecord) -> String {
@@ -86,81 +116,13 @@ fn object(record: &UsageRecord) -> serde_json::Value {
     let time = |time| Timestamp::try_from(time).ok().map(|time| time.to_string());
     json!({
         "ID": id(record), "Type": kind(record.id.kind()), "Reclaimable": reclaimable(record), "Size": record.size,
+        "Shared": record.in_image, "InUse": record.in_use, "Mutable": record.id.kind() == UsageKind::CacheMount,
         "CreatedAt": time(record.created), "LastUsedAt": time(record.last_used), "Description": record.description,
     })
 }
 
-/// Remove what nothing needs: build cache and images without a name
-#[derive(Debug, clap::Args)]
-pub(crate) struct PruneArguments {
-    /// Remove all cache, also what was used lately, and downloaded blobs
-    #[arg(short, long)]
-    all: bool,
-    /// Do not ask
-    #[arg(short, long)]
-    force: bool,
-    /// Only what matches (`until=24h`, `type=layer|blob|exec.cachemount`)
-    #[arg(long, value_name = "KEY=VALUE")]
-    filter: Vec<String>,
-    /// Leave this much (`10g`)
-    #[arg(long, value_name = "BYTES")]
-    keep_storage: Option<String>,
-}
-
-/// What plain `prune` spares: the cache of what somebody is working on.
-const RECENT: Duration = Duration::from_secs(24 * 3600);
-
-/// `stave prune`
-pub(crate) fn prune(arguments: &PruneArguments, global: &GlobalOptions) -> Result<u8, Failure> {
-    let request = request(arguments)?;
-    if !arguments.force && !confirmed(arguments.all)? {
-        return Ok(0);
-    }
-    with_store(global, |store| {
-        let pruned = store.prune(&request).map_err(|error| Failure::new(&error))?;
-        for image in &pruned.images {
-            say!("deleted: {image}");
-        }
-        say!(
-            "removed {} layers, {} blobs, {} cache mounts",
-            pruned.layers.len(),
-            pruned.blobs.len(),
-            pruned.cache_mounts.len()
-        );
-        say!("Total reclaimed space: {}", format::size(pruned.freed));
-        Ok(0)
-    })
-}
-
-fn request(arguments: &PruneArguments) -> Result<PruneRequest, Failure> {
-    let mut request = PruneRequest {
-        images: ImagePrune::Dangling,
-        kinds: BTreeSet::new(),
-        unused_for: (!arguments.all).then_some(RECENT),
-        keep_bytes: None,
-    };
-    if let Some(text) = &arguments.keep_storage {
-        let bytes = super::build::size(text).map_err(|error| Failure::usage(error.to_string()))?;
-        request.keep_bytes = Some(bytes);
-    }
-    for filter in &arguments.filter {
-        match filter.split_once('=') {
-            Some(("until", text)) => request.unused_for = Some(duration(text)?),
-            Some(("type", "layer" | "regular")) => drop(request.kinds.insert(UsageKind::Layer)),
-            Some(("type", "blob")) => drop(request.kinds.insert(UsageKind::Blob)),
-            Some(("type", "exec.cachemount")) => drop(request.kinds.insert(UsageKind::CacheMount)),
-            _ => {
-                return Err(Failure::usage(format!(
-                    "invalid filter `{filter}`: expected `until=DURATION` or `type=layer|blob|exec.cachemount`"
-                )));
-            }
-        }
-    }
-    Ok(request)
-}
-
-/// Go's durations, as docker takes them: `36h`, `1h30m`, `45s`.
-fn duration(text: &str) -> Result<Duration, Failure> {
+/// Go's durations, as docker takes them: `36h`, `1h30m`, `45s`; and days.
+pub(crate) fn duration(text: &str) -> Result<Duration, Failure> {
     let wrong =
         || Failure::usage(format!("invalid duration `{text}`: expected for instance `24h` or `1h30m`"));
     let (mut total, mut digits) = (0_u64, String::new());
@@ -181,18 +143,6 @@ fn duration(text: &str) -> Result<Duration, Failure> {
         total = number.checked_mul(unit).and_then(|part| total.checked_add(part)).ok_or_else(wrong)?;
     }
     if digits.is_empty() && !text.is_empty() { Ok(Duration::from_secs(total)) } else { Err(wrong()) }
-}
-
-fn confirmed(all: bool) -> Result<bool, Failure> {
-    let what = if all { "all build cache" } else { "build cache that was not used for 24 hours" };
-    eprint!(
-        "WARNING! This will remove {what} and images without a name.\nAre you sure you want to continue? [y/N] "
-    );
-    let io = |error: std::io::Error| Failure::new(&error);
-    std::io::stderr().flush().map_err(io)?;
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer).map_err(io)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 #[cfg(test)]

@@ -159,10 +159,14 @@ mod tests {
         String::from_utf8(plain.output).expect("UTF-8")
     }
 
+    fn cached(name: &str) -> SolveEvent {
+        SolveEvent::Cached { vertex: vertex(name), hit: stave_solver::Hit::Local, key: None }
+    }
+
     #[test]
     fn one_step_after_the_other() {
         let script = vec![
-            (0, SolveEvent::Cached { vertex: vertex("a") }),
+            (0, cached("a")),
             (10, started("b")),
             (133, log("b", b"hello\nwor")),
             (150, log("b", b"ld\nno newline")),
@@ -201,7 +205,7 @@ mod tests {
             (200, log("b", b"b1\n")),
             (300, log("a", b"a2\n")),
             // A step that ends interrupts at once.
-            (400, SolveEvent::Cached { vertex: vertex("c") }),
+            (400, cached("c")),
             (500, log("a", b"a3\n")),
             (900, completed("a", 900)),
             (1000, completed("b", 1000)),

@@ -105,7 +105,7 @@ struct Range {
 
 #[derive(Debug, Serialize)]
 struct Position {
-    line: usize,
+    line: u32,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the form that serde asks for")]
@@ -167,7 +167,7 @@ impl<W: Write> Raw<W> {
                 }
             }
             // Beyond BuildKit's protocol.
-            EngineEvent::Miss { .. } => {}
+            EngineEvent::Miss { .. } | EngineEvent::Note { .. } => {}
         }
     }
 
@@ -199,7 +199,10 @@ impl<W: Write> Raw<W> {
             SolveEvent::Completed { .. } => self.end(&digest, time, ""),
             SolveEvent::Failed { message, .. } => self.end(&digest, time, message),
             SolveEvent::Cancelled { .. } => self.end(&digest, time, "context canceled"),
-            SolveEvent::Missed { .. } | SolveEvent::Joined { .. } | SolveEvent::Used { .. } => {}
+            SolveEvent::Missed { .. }
+            | SolveEvent::Joined { .. }
+            | SolveEvent::Used { .. }
+            | SolveEvent::Phase { .. } => {}
         }
     }
 

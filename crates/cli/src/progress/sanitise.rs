@@ -10,7 +10,7 @@ const MAX_LINE: usize = 64 << 10;
 
 /// Puts lines together from pieces that are cut anywhere, even within a character.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
+pub(crate) struct Lines {
     partial: Vec<u8>,
     /// The last byte was a carriage return: a line feed after it ends no further line.
     after_return: bool,
@@ -18,7 +18,7 @@ pub(super) struct Lines {
 
 impl Lines {
     /// Adds bytes; gives the lines that are complete.
-    pub(super) fn push(&mut self, bytes: &[u8]) -> Vec<String> {
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Vec<String> {
         let mut lines = Vec::new();
         for &byte in bytes {
             match byte {
@@ -42,7 +42,7 @@ impl Lines {
     }
 
     /// What is left at the end, if anything.
-    pub(super) fn finish(&mut self) -> Option<String> {
+    pub(crate) fn finish(&mut self) -> Option<String> {
         (!self.partial.is_empty()).then(|| self.take())
     }
 

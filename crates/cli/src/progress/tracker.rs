@@ -112,7 +112,11 @@ impl Tracker {
         let unnamed = || event.vertex().to_string();
         let place = self.place(Key::Vertex(event.vertex().clone()), now, || name.unwrap_or_else(unnamed));
         match event {
-            SolveEvent::Started { .. } => {}
+            SolveEvent::Started { .. }
+            | SolveEvent::Missed { .. }
+            | SolveEvent::Joined { .. }
+            | SolveEvent::Used { .. }
+            | SolveEvent::Phase { .. } => {}
             SolveEvent::Cached { .. } => self.end(place, State::Cached),
             SolveEvent::Log { bytes, .. } => {
                 let lines = self.items[place].log.push(&bytes);
@@ -143,6 +147,13 @@ impl Tracker {
                 self.end(place, State::Cancelled);
             }
         }
+    }
+
+    /// A line about a vertex that it did not write itself.
+    pub(super) fn note(&mut self, vertex: &Digest, text: &str, now: Duration) {
+        let name = self.names.get(vertex).cloned();
+        let place = self.place(Key::Vertex(vertex.clone()), now, || name.unwrap_or_else(|| vertex.to_string()));
+        self.print(place, clean(text), now);
     }
 
     pub(super) fn step_started(&mut self, step: u64, name: String, now: Duration) {

@@ -224,7 +224,10 @@ mod tests {
         let mut tracker = Tracker::new(false);
         tracker.name((0..6).map(|n| (vertex(n), format!("[build {n}/5] RUN a rather long command {n}"))));
         let at = std::time::SystemTime::UNIX_EPOCH;
-        tracker.solve(SolveEvent::Cached { vertex: vertex(0) }, seconds(0));
+        tracker.solve(
+            SolveEvent::Cached { vertex: vertex(0), hit: stave_solver::Hit::Local, key: None },
+            seconds(0),
+        );
         for n in 1..4 {
             tracker.solve(SolveEvent::Started { vertex: vertex(n), at }, seconds(0));
         }

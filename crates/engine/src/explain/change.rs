@@ -53,6 +53,8 @@ pub enum Change {
         /// That step.
         step: String,
     },
+    /// A secret whose value counts (`cache=keyed`).
+    Secrets,
     /// Another field of the key, by its path.
     Field {
         /// Labels from the outside in.
@@ -150,6 +152,7 @@ impl fmt::Display for Change {
                     write!(f, "{name} changed: {} → {}", shown(before), shown(after))
                 }
             },
+            Self::Secrets => f.write_str("a secret changed that counts (`cache=keyed`)"),
             Self::Base { before, after } => write!(f, "the base image changed: {before} → {after}"),
             Self::Input { step } => write!(f, "{step} made another result"),
             Self::Field { path, before, after } => {

@@ -117,6 +117,11 @@ impl Comparison<'_> {
         else {
             return;
         };
+        let (keyed_now, keyed_then) = (find(new_op, "keyed-secrets"), find(old_op, "keyed-secrets"));
+        if keyed_now != keyed_then {
+            changes.push(Change::Secrets);
+        }
+        let (new_op, old_op) = (plain(new_op), plain(old_op));
         let before_count = changes.len();
         if let (Some(FieldValue::List(after)), Some(FieldValue::List(before))) =
             (find(new_op, "env"), find(old_op, "env"))
@@ -126,9 +131,7 @@ impl Comparison<'_> {
         let instruction = |step: &StepRecord| parse(&step.name).2;
         let renamed = self.step.map(instruction).filter(|before| *before != instruction(self.this));
         let differing = new.changes_since(old);
-        let of_op =
-            differing.iter().filter(|change| change.path.starts_with("op.") && change.path != "op.env");
-        let of_op: Vec<_> = of_op.collect();
+        let of_op: Vec<_> = differing.iter().filter(|change| is_of_operation(&change.path)).collect();
         if of_op.is_empty() {
             return;
         }
@@ -138,11 +141,29 @@ impl Comparison<'_> {
                 Change::Instruction { before, after: instruction(self.this) },
             ),
             None => changes.extend(of_op.into_iter().map(|change| Change::Field {
-                path: change.path.trim_start_matches("op.").to_owned(),
+                path: bare(&change.path).to_owned(),
                 before: change.before.as_ref().map(shown),
                 after: change.after.as_ref().map(shown),
             })),
         }
+    }
+}
+
+/// A path below the operation, without where that is.
+fn bare(path: &str) -> &str {
+    path.trim_start_matches("op.")
+}
+
+/// What is told neither as a variable nor as a secret.
+fn is_of_operation(path: &str) -> bool {
+    path.starts_with("op.") && bare(path) != "env" && !bare(path).starts_with("keyed-secrets")
+}
+
+/// The operation inside one whose secrets count.
+fn plain(fields: &[Field]) -> &[Field] {
+    match find(fields, "op") {
+        Some(FieldValue::Group(inner)) => inner,
+        _ => fields,
     }
 }
 

@@ -3,7 +3,7 @@
 //! Owns the record in memory and its directory. A build does not fail because its record cannot be written.
 //! Numbers steps as progress does: by their first event. Start with [`Recorder`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -239,6 +239,14 @@ impl Recorder {
         Identity { id: id.clone(), dockerfile: dockerfile.name.clone(), context: context.clone() }
     }
 
+    /// Notes which secrets a step saw, by their fingerprints.
+    pub(crate) fn saw_secrets(&self, vertex: &Digest, secrets: BTreeMap<String, String>) {
+        let now = self.now();
+        if let Some(step) = self.lock().vertex(vertex, now) {
+            step.secrets = secrets;
+        }
+    }
+
     /// The steps so far.
     pub(crate) fn steps(&self) -> Vec<StepRecord> {
         self.lock().record.steps.clone()
@@ -287,7 +295,8 @@ impl Recorder {
                     step.reason = Some((**reason).clone());
                 }
             }
-            EngineEvent::StepProgress { .. } | EngineEvent::StepPart { .. } | EngineEvent::Warning(_) => {}
+            EngineEvent::Note { .. }
+            | EngineEvent::StepProgress { .. } | EngineEvent::StepPart { .. } | EngineEvent::Warning(_) => {}
         }
     }
 
@@ -379,6 +388,7 @@ impl State {
                 ended: None,
                 keys: Vec::new(),
                 reason: None,
+                secrets: BTreeMap::new(),
                 error: None,
                 peak_memory: None,
                 log_bytes: None,

@@ -9,7 +9,7 @@ use stave_solver::Selector;
 
 fn filter(include: &[&str], exclude: &[&str], follow: &[&str]) -> ContextFilter {
     let own = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
-    ContextFilter { include: own(include), exclude: own(exclude), follow: own(follow) }
+    ContextFilter { include: own(include), exclude: own(exclude), follow: own(follow), modes: ContextModes::Kept }
 }
 
 fn sample() -> tempfile::TempDir {
@@ -132,4 +132,25 @@ fn fingerprints_save_reading() {
     let meta = context.tree().get(Path::new("top")).expect("node").meta;
     assert!(context.fingerprints().get(&fingerprint::key("top", &meta)).is_some());
     assert_eq!(Input::Context(Arc::new(context)).digest(&whole).expect("digest").0, first);
+}
+
+#[test]
+fn gits_model_of_modes_makes_machines_agree() {
+    let write = |mode: u32| {
+        let directory = tempfile::tempdir().expect("a directory");
+        for (name, mode) in [("text", mode), ("program", mode | 0o111)] {
+            let path = directory.path().join(name);
+            std::fs::write(&path, "x").expect("writes");
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("changes");
+        }
+        directory
+    };
+    let digest = |directory: &tempfile::TempDir, modes| {
+        let filter = ContextFilter { modes, ..ContextFilter::default() };
+        let context = Context::scan(directory.path(), &filter, None).expect("scan");
+        Input::Context(Arc::new(context)).digest(&Selector::whole()).expect("digest").0
+    };
+    let (one, other) = (write(0o644), write(0o664));
+    assert_ne!(digest(&one, ContextModes::Kept), digest(&other, ContextModes::Kept));
+    assert_eq!(digest(&one, ContextModes::Git), digest(&other, ContextModes::Git));
 }
