@@ -4,7 +4,7 @@
 //! Start with [`Engine::start`].
 
 use stave_oci::{ImageConfig, Platform};
-use stave_sandbox::{Stdio, TerminalSize};
+use stave_sandbox::{CgroupLimits, CgroupParent, Rlimit, Stdio, TerminalSize};
 use stave_store::LocalImage;
 use stave_worker::{Bind, RunSpec, Running, StepNetwork};
 
@@ -35,6 +35,14 @@ pub struct RunRequest {
     pub readonly_root: bool,
     /// Extra names, `(name, address)`.
     pub extra_hosts: Vec<(String, String)>,
+    /// Limits of its processes together.
+    pub limits: CgroupLimits,
+    /// The control group in which theirs is made.
+    pub cgroup_parent: CgroupParent,
+    /// Limits of each process.
+    pub rlimits: Vec<Rlimit>,
+    /// Size of `/dev/shm` in bytes; `None` for the default.
+    pub shm_size: Option<u64>,
     /// A terminal of this size instead of the descriptors.
     pub terminal: Option<TerminalSize>,
 }
@@ -99,8 +107,10 @@ fn spec(request: RunRequest, config: ImageConfig) -> RunSpec {
         readonly_root: request.readonly_root,
         network: request.network,
         extra_hosts: request.extra_hosts,
-        rlimits: Vec::new(),
-        shm_size: None,
+        rlimits: request.rlimits,
+        shm_size: request.shm_size,
+        limits: request.limits,
+        cgroup_parent: request.cgroup_parent,
         terminal: request.terminal,
     }
 }
@@ -151,6 +161,10 @@ mod tests {
             network: StepNetwork::None,
             readonly_root: false,
             extra_hosts: Vec::new(),
+            limits: CgroupLimits::default(),
+            cgroup_parent: CgroupParent::Default,
+            rlimits: Vec::new(),
+            shm_size: None,
             terminal: None,
         };
         let spec = spec(request, ImageConfig { config: container, ..ImageConfig::default() });

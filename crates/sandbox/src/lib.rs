@@ -40,6 +40,7 @@ pub use mount::{
 pub use pretend::OwnerRecorder;
 pub use probe::{granted_capabilities, has_whole_proc, upper_refusal};
 pub use sandbox::{Exit, ExitStatus, Sandbox, Stdio, Usage};
+pub use seccomp::oci_seccomp;
 pub use spec::{
     DEFAULT_PATH, DEFAULT_SHM_SIZE, MountSpec, Network, OverlayRoot, Process, Rlimit, RlimitResource, RootFs,
     SandboxSpec, Security, TerminalSize,

@@ -7,10 +7,12 @@
 //! for every call. Read [`Filter`] first.
 
 mod pretence;
+mod oci;
 mod table;
 
 use crate::capability::{Capability, CapabilitySet};
 pub(crate) use pretence::Pretence;
+pub use oci::oci_seccomp;
 use table::TABLE;
 
 /// When a call is let through.

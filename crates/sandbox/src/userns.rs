@@ -204,6 +204,8 @@ fn map_whole(process: u32, name: &str) -> io::Result<()> {
     for line in own.lines() {
         let mut fields = line.split_whitespace();
         if let (Some(inside), Some(count)) = (fields.next(), fields.nth(1)) {
+            // A map of all there can be is how a process knows that it is in no user namespace.
+            let count = count.parse::<u32>().map_err(io::Error::other)?.min(u32::MAX - 1);
             text.push_str(&format!("{inside} {inside} {count}\n"));
         }
     }

@@ -84,6 +84,19 @@ impl fmt::Debug for LogTap {
     }
 }
 
+/// One stretch of a step's time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StepPhase {
+    /// Waiting for cache mounts and for memory.
+    Waiting,
+    /// Mounts, users, devices.
+    Preparing,
+    /// From the start of the process to its end.
+    Process,
+    /// What was written becomes layers.
+    Committing,
+}
+
 /// What a vertex's process used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StepUsage {
@@ -161,6 +174,15 @@ pub enum SolveEvent {
         /// What was used.
         usage: StepUsage,
     },
+    /// A stretch of its time is over.
+    Phase {
+        /// The vertex.
+        vertex: Digest,
+        /// Which.
+        phase: StepPhase,
+        /// How long it took, up to now.
+        duration: Duration,
+    },
     /// It ran to its end.
     Completed {
         /// The vertex.
@@ -196,6 +218,7 @@ impl SolveEvent {
             | Self::LogDropped { vertex, .. }
             | Self::Progress { vertex, .. }
             | Self::Used { vertex, .. }
+            | Self::Phase { vertex, .. }
             | Self::Completed { vertex, .. }
             | Self::Failed { vertex, .. }
             | Self::Cancelled { vertex } => vertex,

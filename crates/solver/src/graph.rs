@@ -22,7 +22,7 @@ use stave_llb::Vertex;
 use crate::error::{ContractError, OpError, SolveError};
 use crate::event::Hit;
 use crate::solver::JobId;
-use crate::worker::{CacheMap, ImportedRecord, Selector};
+use crate::worker::{CacheMap, Elsewhere, ImportedRecord, Selector};
 use node::{Demand, MapState, Node, Phase};
 use plan::{Identity, Plan};
 
@@ -49,9 +49,18 @@ pub(crate) struct Made<R> {
 #[derive(Debug)]
 pub(crate) enum Event<R> {
     /// With `imports` the job brings caches made elsewhere.
-    Submit { job: JobId, plan: Plan, imports: bool },
-    Cancel { job: JobId },
-    Answer { task: TaskId, answer: Answer<R> },
+    Submit {
+        job: JobId,
+        plan: Plan,
+        imports: bool,
+    },
+    Cancel {
+        job: JobId,
+    },
+    Answer {
+        task: TaskId,
+        answer: Answer<R>,
+    },
 }
 
 /// The outcome of a command. Every command with a task answers exactly once, cancelled or not.
@@ -59,7 +68,7 @@ pub(crate) enum Event<R> {
 pub(crate) enum Answer<R> {
     Mapped(Result<CacheMap, OpError>),
     LookedUp(Option<CacheRecord>),
-    FoundElsewhere(Option<ImportedRecord>),
+    FoundElsewhere(Option<Elsewhere>),
     /// `None`: it could not be had.
     Imported(Result<Option<Made<R>>, OpError>),
     /// `None`: the outputs are gone and the record has been removed.

@@ -21,7 +21,7 @@ mod worker;
 pub use error::{OpError, OpErrorKind, SolveError};
 pub use event::{
     EventReceiver, EventSender, EventSubscription, Hit, LOG_BUFFER_LIMIT, LOG_PATIENCE, LogStream, LogTap,
-    Miss, PROGRESS_LIMIT, SolveEvent, StepUsage, event_channel, event_channel_with,
+    Miss, PROGRESS_LIMIT, SolveEvent, StepPhase, StepUsage, event_channel, event_channel_with,
 };
 pub use solver::{Job, JobId, Limits, Solver};
-pub use worker::{CacheMap, ImportedRecord, InputKey, JobContext, OpKey, Selector, SelectorPath, Worker};
+pub use worker::{CacheMap, Elsewhere, ImportedRecord, InputKey, JobContext, OpKey, Selector, SelectorPath, Worker};

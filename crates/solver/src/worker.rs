@@ -78,7 +78,7 @@ pub trait Worker: Send + Sync + 'static {
         _vertex: &Vertex,
         _contents: &[Option<Self::Result>],
         _cx: &JobContext<Self::Session>,
-    ) -> impl Future<Output = Option<ImportedRecord>> + Send {
+    ) -> impl Future<Output = Option<Elsewhere>> + Send {
         async { None }
     }
 
@@ -96,6 +96,15 @@ pub trait Worker: Send + Sync + 'static {
 
     /// Hears that an input of a vertex is about to be digested for its content.
     fn reads(&self, _vertex: &Vertex, _position: usize, _input: &Self::Result, _session: &Self::Session) {}
+}
+
+/// What caches made elsewhere know of a vertex.
+#[derive(Debug, Clone)]
+pub enum Elsewhere {
+    /// Its result.
+    Record(ImportedRecord),
+    /// Its keys but not its result: what stands on it may be found, and it runs only if it must be here.
+    KeysOnly,
 }
 
 /// A result found in a cache made elsewhere, in terms of the worker.

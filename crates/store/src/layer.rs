@@ -254,6 +254,15 @@ impl Store {
         Ok(names.iter().rev().map(|name| self.layer_path(name)).collect())
     }
 
+    /// All layers there are. No use of them.
+    pub fn layer_ids(&self) -> Result<std::collections::BTreeSet<LayerId>, StoreError> {
+        self.inner.database.read(|tx| {
+            let mut statement = tx.prepare_cached("SELECT id FROM layer WHERE state = 0")?;
+            let ids = statement.query_map([], |row| row.get(0).map(LayerId))?;
+            Ok(ids.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
     /// Whether every layer is there. Counts as a use: after `true` a live lease keeps them.
     pub fn exists(&self, snapshot: &Snapshot) -> Result<bool, StoreError> {
         Ok(snapshot.is_scratch() || self.use_layers(snapshot.layers())?.is_ok())

@@ -4,13 +4,11 @@
 //! is enforced. Read [`Confinement`] first.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use stave_sandbox::CgroupLimits;
 
-use crate::cdi::SPEC_DIRECTORIES;
 use crate::session::StepNetwork;
 
 /// How the steps of one build are confined.
@@ -28,8 +26,6 @@ pub struct Confinement {
     pub cgroup_parent: Option<String>,
     /// Devices that every step gets, by their CDI names.
     pub devices: Vec<String>,
-    /// Where CDI specifications lie, those of a later directory winning.
-    pub device_directories: Vec<PathBuf>,
     /// How long a step may run; `None` is for ever.
     pub timeout: Option<Duration>,
     /// How often a step that failed is run again.
@@ -51,7 +47,6 @@ impl Default for Confinement {
             build_limits: CgroupLimits::default(),
             cgroup_parent: None,
             devices: Vec::new(),
-            device_directories: SPEC_DIRECTORIES.iter().map(PathBuf::from).collect(),
             timeout: None,
             retries: 0,
             proxies: Vec::new(),

@@ -3,6 +3,7 @@
 //! Must not know LLB or the store: a [`MountSet`] already names directories. Read [`Executor`] first.
 
 pub(crate) mod network_files;
+mod runtime;
 mod usage;
 
 use std::borrow::Cow;
@@ -16,14 +17,15 @@ use std::time::Duration;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use stave_sandbox::{
-    CgroupLimits, CgroupParent, Exit, ExitStatus, Launcher, MountSpec, Network, Process, RootFs, Sandbox, SandboxSpec, Security,
-    SpawnError, Stdio, WaitError,
+    CgroupLimits, CgroupParent, Exit, ExitStatus, Launcher, MountSpec, Network, Process, RootFs, Sandbox,
+    SandboxSpec, Security, SpawnError, Stdio, WaitError,
 };
 use stave_solver::{EventSubscription, LogStream};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 
+pub use self::runtime::{RuntimeError, RuntimeExecutor};
 use crate::redact::Redactions;
 
 /// Bytes of output read at a time.
@@ -133,6 +135,9 @@ pub enum ExecError {
     /// Its output could not be read.
     #[error("reading the output of a process")]
     Output(#[source] io::Error),
+    /// The external runtime could not run it.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
     /// It was killed because nobody wanted the outcome any more.
     #[error("cancelled")]
     Cancelled,
@@ -170,6 +175,42 @@ impl SandboxExecutor {
         match spawned {
             Ok(sandbox) => Ok(sandbox?),
             Err(join) => std::panic::resume_unwind(join.into_panic()),
+        }
+    }
+}
+
+/// Runs processes in sandboxes of this machine, or by an external runtime if one is named. What somebody talks to
+/// (`stave run`, a shell in a failed step) is in a sandbox either way.
+#[derive(Debug, Clone)]
+pub struct LocalExecutor {
+    sandbox: SandboxExecutor,
+    runtime: Option<RuntimeExecutor>,
+}
+
+impl LocalExecutor {
+    /// An executor; without a runtime it uses sandboxes alone.
+    #[must_use]
+    pub fn new(launcher: Launcher, runtime: Option<RuntimeExecutor>) -> Self {
+        Self { sandbox: SandboxExecutor::new(launcher), runtime }
+    }
+
+    /// What starts sandboxes.
+    pub(crate) fn sandbox(&self) -> &SandboxExecutor {
+        &self.sandbox
+    }
+}
+
+impl Executor for LocalExecutor {
+    async fn run(
+        &self,
+        process: ProcessSpec,
+        mounts: MountSet,
+        io: ProcessIo,
+        cancel: &CancellationToken,
+    ) -> Result<Finished, ExecError> {
+        match &self.runtime {
+            Some(runtime) => runtime.run(process, mounts, io, cancel).await,
+            None => self.sandbox.run(process, mounts, io, cancel).await,
         }
     }
 }

@@ -4,6 +4,7 @@
 
 pub(crate) mod action;
 pub(crate) mod copy;
+pub(crate) mod decoder;
 pub(crate) mod place;
 pub(crate) mod unpack;
 pub(crate) mod wildcard;

@@ -13,7 +13,7 @@ use stave_store::{ActiveLayer, Snapshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::exec::network_files::HostEntry;
-use crate::exec::{ExecError, MountSet, ProcessSpec, SandboxExecutor, sandbox_spec, wait};
+use crate::exec::{ExecError, MountSet, ProcessSpec, LocalExecutor, sandbox_spec, wait};
 use crate::rootfs::{Names, RootError, network, network_mounts, overlay_root};
 use crate::session::StepNetwork;
 use crate::source::image::blocking;
@@ -155,7 +155,7 @@ impl Running {
     }
 }
 
-impl LocalWorker<SandboxExecutor> {
+impl LocalWorker<LocalExecutor> {
     /// Starts a process over a throw-away layer on an image's file system.
     ///
     /// # Errors
@@ -175,7 +175,7 @@ impl LocalWorker<SandboxExecutor> {
             Ok((layer, sandbox_spec(process(&spec, identity), set)))
         })
         .await?;
-        let sandbox = self.executor.spawn(sandbox, stdio).await?;
+        let sandbox = self.executor.sandbox().spawn(sandbox, stdio).await?;
         Ok(Running { sandbox, _layer: layer, _mounts: None })
     }
 }

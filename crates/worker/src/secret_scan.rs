@@ -55,7 +55,8 @@ impl<E> LocalWorker<E> {
                 let scan = Scan { root: RootDir::open(directory)?, redactions: &redactions, cancel: &cancel };
                 if let Some((secret, path)) = scan.directory(Path::new(""), 0)? {
                     let made_by = shared.store.layer_description(layer)?;
-                    let place = format!("file `/{}`, left by `{}`", path.display(), shown(&made_by, &redactions));
+                    let place =
+                        format!("file `/{}`, left by `{}`", path.display(), shown(&made_by, &redactions));
                     return Ok(Some(SecretLeak { secret, place }));
                 }
             }
@@ -175,7 +176,10 @@ mod tests {
             Some("root/.config/npmrc"),
         );
         check(|at| std::fs::write(at.join("x-s3cr3t-value"), "").expect("writes"), Some("x-***"));
-        check(|at| std::os::unix::fs::symlink("/s3cr3t-value", at.join("link")).expect("links"), Some("link"));
+        check(
+            |at| std::os::unix::fs::symlink("/s3cr3t-value", at.join("link")).expect("links"),
+            Some("link"),
+        );
     }
 
     #[test]

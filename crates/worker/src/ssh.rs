@@ -78,7 +78,11 @@ pub(crate) struct SocketOwner {
 impl SocketOwner {
     /// This process's user.
     pub(crate) fn own() -> Self {
-        Self { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw(), mode: 0o600 }
+        Self {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            mode: 0o600,
+        }
     }
 }
 

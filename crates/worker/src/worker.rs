@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::{Admission, Peaks};
 use crate::cdi::SPEC_DIRECTORIES;
 use crate::context::Context;
-use crate::exec::SandboxExecutor;
+use crate::exec::{LocalExecutor, RuntimeExecutor};
 use crate::file::action::FileError;
 use crate::digest::Digested;
 use crate::input::Input;
@@ -73,11 +73,13 @@ pub struct LocalWorkerConfig {
     pub fingerprints: Option<PathBuf>,
     /// Where CDI specifications lie, those of a later directory winning.
     pub device_directories: Vec<PathBuf>,
+    /// An OCI runtime (`runc`, `crun`, or a path) that runs steps instead of sandboxes.
+    pub runtime: Option<PathBuf>,
 }
 
 /// Runs ops on this machine. While it lives, nothing it used or made is collected.
 #[derive(Debug)]
-pub struct LocalWorker<E = SandboxExecutor> {
+pub struct LocalWorker<E = LocalExecutor> {
     pub(crate) shared: Arc<Shared>,
     pub(crate) executor: E,
 }
@@ -104,13 +106,14 @@ pub(crate) struct Shared {
     _lease: Lease,
 }
 
-impl LocalWorker<SandboxExecutor> {
+impl LocalWorker<LocalExecutor> {
     /// A worker that runs processes in sandboxes.
     ///
     /// # Errors
     /// When the store fails.
     pub fn new(config: LocalWorkerConfig) -> Result<Self, StoreError> {
-        let executor = SandboxExecutor::new(config.launcher);
+        let runtime = config.runtime.map(|program| RuntimeExecutor::new(program, config.store.clone()));
+        let executor = LocalExecutor::new(config.launcher, runtime);
         Self::assemble(config.store, config.fingerprints, config.device_directories, executor)
     }
 }

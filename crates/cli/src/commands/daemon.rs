@@ -143,6 +143,8 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
         Some(root) if !global.is_root_named => root,
         _ => global.state_directory(),
     };
+    // buildkitd's own directory holds other things beside its store.
+    let root = if is_buildkitd() { root.join("stave") } else { root };
     let config = arguments.config(&file, &root).map_err(failed)?;
     let directories = file.cdi.directories();
     let registries = match &global.config {
@@ -150,7 +152,13 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
         None => config::load(&global.config_file()).map_err(|error| Failure::new(&error))?.registry,
     };
     // Credentials are the clients': the daemon has none of its own.
-    let engine = EngineConfig { root, registries, keychain: Keychain::anonymous(), oci_runtime: None, device_directories: None };
+    let engine = EngineConfig {
+        root,
+        registries,
+        keychain: Keychain::anonymous(),
+        oci_runtime: None,
+        device_directories: None,
+    };
     with_shared_engine(engine, async |engine, interrupt| {
         let daemon = Daemon::bind(engine, config).await.map_err(|error| Failure::new(&error))?;
         for place in daemon.addresses() {
@@ -236,7 +244,11 @@ impl Arguments {
         let (Some(certificate), Some(key), Some(authority)) = (certificate, key, authority) else {
             return Err(StartError::NoCertificates);
         };
-        Ok(TlsIdentity { certificate: read(certificate)?, key: read(key)?, client_authority: read(authority)? })
+        Ok(TlsIdentity {
+            certificate: read(certificate)?,
+            key: read(key)?,
+            client_authority: read(authority)?,
+        })
     }
 
     fn keep_bytes(&self, file: &FileConfig) -> Result<Option<u64>, StartError> {
@@ -253,7 +265,9 @@ impl Arguments {
         }
         let written = oci.max_used_space.as_ref().or(oci.reserved_space.as_ref());
         let bytes = |value: &toml::Value| match value {
-            toml::Value::Integer(bytes) => u64::try_from(*bytes).map_err(|_| StartError::Size(bytes.to_string())),
+            toml::Value::Integer(bytes) => {
+                u64::try_from(*bytes).map_err(|_| StartError::Size(bytes.to_string()))
+            }
             toml::Value::String(text) => super::build::size(text).map_err(|_| StartError::Size(text.clone())),
             other => Err(StartError::Size(other.to_string())),
         };

@@ -18,8 +18,9 @@ const PERIODS: std::ops::RangeInclusive<u64> = 1_000..=1_000_000;
 /// Smallest quota the kernel takes, in microseconds.
 const MIN_QUOTA: u64 = 1_000;
 
-/// Limits by control group
+// Limits by control group
 #[derive(Debug, Clone, Default, clap::Args)]
+#[group(skip)]
 pub(crate) struct Flags {
     /// Memory limit (`512m`)
     #[arg(short, long, value_name = "BYTES")]

@@ -7,6 +7,7 @@ use std::io::IsTerminal as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 pub(crate) use arguments::Arguments;
+pub(crate) use terminal::size as terminal_size;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use stave_engine::{Engine, PullPolicy, RunRequest};
 use stave_oci::Platform;
@@ -48,6 +49,10 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
             network: wishes.network,
             readonly_root: arguments.read_only,
             extra_hosts: wishes.extra_hosts,
+            limits: wishes.limits,
+            cgroup_parent: wishes.cgroup_parent,
+            rlimits: wishes.rlimits,
+            shm_size: wishes.shm_size,
             terminal: arguments.tty.then(terminal::size),
         };
         let stdio = stdio(arguments.interactive || arguments.tty).map_err(|error| Failure::new(&error))?;
@@ -92,7 +97,7 @@ async fn obtain(
 }
 
 /// The process's descriptors: ours, with an empty standard input unless it was asked for.
-fn stdio(interactive: bool) -> std::io::Result<Stdio> {
+pub(crate) fn stdio(interactive: bool) -> std::io::Result<Stdio> {
     let stdin: OwnedFd = if interactive {
         std::io::stdin().as_fd().try_clone_to_owned()?
     } else {
@@ -106,7 +111,7 @@ fn stdio(interactive: bool) -> std::io::Result<Stdio> {
 }
 
 /// Passes signals and terminal traffic until the process ends.
-async fn attend(mut running: Running) -> Result<ExitStatus, Failure> {
+pub(crate) async fn attend(mut running: Running) -> Result<ExitStatus, Failure> {
     let failed = |error: std::io::Error| Failure::new(&error);
     let session = match running.terminal() {
         Some(master) => {

@@ -9,7 +9,6 @@ use crate::capability::Capability as C;
 /// One system call.
 pub(super) struct Row {
     /// Its name.
-    #[cfg_attr(not(test), expect(dead_code, reason = "names are for readers and tests"))]
     pub(super) name: &'static str,
     /// Numbers on x86-64, i386, x32 (without the x32 bit) and aarch64.
     pub(super) numbers: [i32; 4],

@@ -9,7 +9,9 @@ use stave_oci::Digest;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use super::{LOG_BUFFER_LIMIT, LOG_PATIENCE, LogStream, LogTap, PROGRESS_LIMIT, SolveEvent, StepUsage};
+use super::{
+    LOG_BUFFER_LIMIT, LOG_PATIENCE, LogStream, LogTap, PROGRESS_LIMIT, SolveEvent, StepPhase, StepUsage,
+};
 use crate::solver::JobId;
 
 /// Makes a channel for one job's events.
@@ -327,6 +329,12 @@ impl EventSubscription {
     /// Says what a process of the operation used.
     pub fn used(&self, usage: StepUsage) {
         self.broadcast.send(&SolveEvent::Used { vertex: self.broadcast.vertex.clone(), usage });
+    }
+
+    /// Says that a phase that began at `start` ends now.
+    pub fn phase(&self, phase: StepPhase, start: std::time::Instant) {
+        let (vertex, duration) = (self.broadcast.vertex.clone(), start.elapsed());
+        self.broadcast.send(&SolveEvent::Phase { vertex, phase, duration });
     }
 
     /// Says how far a part of the operation is; replaces what was said before and not yet read.

@@ -52,7 +52,8 @@ pub(super) fn of(sandbox: &Sandbox, exit: Exit, sampled: u64, kills: Option<u64>
     let (limited_memory, in_group) =
         group.map_or((None, false), |(usage, _)| (usage.peak_memory, usage.oom_killed));
     // Without a group of its own the machine's count says that somebody was killed, and the code that it was this one.
-    let on_machine = exit.status.code() == KILLED && kills.is_some_and(|kills| machine_oom_kills() > Some(kills));
+    let on_machine =
+        exit.status.code() == KILLED && kills.is_some_and(|kills| machine_oom_kills() > Some(kills));
     let unlimited = group.map(|(_, unlimited)| unlimited).unwrap_or_default().iter();
     ProcessUsage {
         memory: exit.usage.max_rss.max(sampled),

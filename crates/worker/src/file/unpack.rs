@@ -15,6 +15,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
+use super::decoder::{COMPRESSION_HEAD, decompressed};
 use super::place::{PARENT_MODE, Stamp, Time, create_directories, create_directory, remove_all};
 use crate::root::{At as _, IoAt, Last, PATH_LIMIT, RootDir, clean, stat_at};
 use crate::xattr;
@@ -30,9 +31,6 @@ const HEADER_LIMIT: u64 = 4 << 20;
 
 /// Bytes of a name that an error quotes.
 const SHOWN: usize = 400;
-
-/// Bytes read to recognise a compression.
-const MAGIC: usize = 6;
 
 /// Why an archive was not unpacked.
 #[derive(Debug, thiserror::Error)]
@@ -153,18 +151,11 @@ fn is_archive(file: &mut File) -> io::Result<bool> {
 }
 
 fn decoder(mut file: File) -> io::Result<Box<dyn Read>> {
-    let mut magic = Vec::with_capacity(MAGIC);
+    let mut magic = Vec::with_capacity(COMPRESSION_HEAD);
     file.seek(SeekFrom::Start(0))?;
-    (&mut file).take(MAGIC as u64).read_to_end(&mut magic)?;
+    (&mut file).take(COMPRESSION_HEAD as u64).read_to_end(&mut magic)?;
     file.seek(SeekFrom::Start(0))?;
-    let file = BufReader::with_capacity(256 << 10, file);
-    Ok(match magic.as_slice() {
-        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
-        [b'B', b'Z', b'h', ..] => Box::new(bzip2::bufread::MultiBzDecoder::new(file)),
-        [0xfd, b'7', b'z', b'X', b'Z', 0] => Box::new(liblzma::bufread::XzDecoder::new_multi_decoder(file)),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::stream::read::Decoder::with_buffer(file)?),
-        _ => Box::new(file),
-    })
+    decompressed(&magic, BufReader::with_capacity(256 << 10, file))
 }
 
 /// Reads no more than is left.
@@ -205,11 +196,20 @@ impl Extraction<'_> {
         }
         let owner = match self.to.owner {
             Some(owner) => owner,
-            None => (id(entry.header().uid().map_err(damaged)?), id(entry.header().gid().map_err(damaged)?)),
+            None => {
+                let header = entry.header();
+                let (uid, gid) = (
+                    or_empty(header.uid(), &header.as_old().uid),
+                    or_empty(header.gid(), &header.as_old().gid),
+                );
+                (id(uid.map_err(damaged)?), id(gid.map_err(damaged)?))
+            }
         };
         let mode = entry.header().mode().map_err(damaged)? & 0o7777;
         let (attributes, pax_time) = pax(entry).map_err(damaged)?;
-        let seconds = i64::try_from(entry.header().mtime().map_err(damaged)?).unwrap_or(i64::MAX);
+        let seconds =
+            i64::try_from(or_empty(entry.header().mtime(), &entry.header().as_old().mtime).map_err(damaged)?)
+                .unwrap_or(i64::MAX);
         let time = self.to.time.or(pax_time).unwrap_or((seconds, 0));
         let path = self.place(&inside)?;
         let stamp = Stamp { owner: Some(owner), time: Some(time) };
@@ -333,6 +333,11 @@ impl Extraction<'_> {
         let entry = PathBuf::from(std::ffi::OsStr::from_bytes(start));
         UnpackError::Entry { archive: self.archive.to_owned(), entry, fault }
     }
+}
+
+/// A number; a field that was never filled in is 0, as for Go's reader.
+fn or_empty(read: io::Result<u64>, field: &[u8]) -> io::Result<u64> {
+    if field.iter().all(|byte| matches!(byte, 0 | b' ')) { Ok(0) } else { read }
 }
 
 /// Ids beyond 32 bits cannot exist on Linux; they become nobody's.

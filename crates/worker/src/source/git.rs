@@ -21,8 +21,8 @@ use stave_llb::{GitSource, SourceOp};
 use stave_solver::JobContext;
 use stave_store::{Snapshot, StoreError};
 
-pub use self::error::{GitError, GitFailure};
 use self::cli::Git;
+pub use self::error::{GitError, GitFailure};
 use self::remote::Remote;
 use self::repository::Repository;
 use super::SourceError;

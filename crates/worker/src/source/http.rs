@@ -123,7 +123,9 @@ impl HttpSource {
                 let source = HttpError::Unsupported(name.clone());
                 return Err(SourceError::Http { url: shown(url), source });
             }
-            let Some(header) = name.strip_prefix("http.header.").map(str::to_ascii_lowercase) else { continue };
+            let Some(header) = name.strip_prefix("http.header.").map(str::to_ascii_lowercase) else {
+                continue;
+            };
             if OWN_HEADERS.contains(&header.as_str()) {
                 headers.insert(header, value.clone());
             }

@@ -130,7 +130,8 @@ impl OciLayout {
         let ManifestOrIndex::Index(index) = parsed.map_err(|error| wrong(error.to_string()))? else {
             return Err(wrong("it is not an index".to_owned()));
         };
-        let named = index.manifests.iter().filter_map(|entry| Some((entry, entry.annotations.get(REF_NAME)?)));
+        let named =
+            index.manifests.iter().filter_map(|entry| Some((entry, entry.annotations.get(REF_NAME)?)));
         let mut found = named.clone().filter(|(_, name)| *name == tag || name.ends_with(&format!(":{tag}")));
         if let Some((entry, _)) = found.next() {
             return Ok(entry.digest.clone());
@@ -209,7 +210,8 @@ impl OciLayout {
             description: "loaded from an OCI layout".to_owned(),
         };
         let mut kept = store.blob_writer(Some(&blob.digest), blob.size)?;
-        let reader = Kept { inner: BufReader::with_capacity(BUFFER, self.blob(&blob.digest)?), kept: &mut kept };
+        let reader =
+            Kept { inner: BufReader::with_capacity(BUFFER, self.blob(&blob.digest)?), kept: &mut kept };
         let applied = store.apply_layer(reader, &options)?;
         kept.commit()?;
         store.set_compressed(applied.layer, kind.compression, blob)?;
@@ -225,7 +227,8 @@ impl OciLayout {
     }
 
     fn document(&self, digest: &Digest) -> Result<Vec<u8>, LayoutError> {
-        let unreadable = |error: io::Error| LayoutError::Document(format!("blob {digest}"), error.to_string());
+        let unreadable =
+            |error: io::Error| LayoutError::Document(format!("blob {digest}"), error.to_string());
         let mut bytes = Vec::new();
         self.blob(digest)?.take(DOCUMENT_LIMIT + 1).read_to_end(&mut bytes).map_err(unreadable)?;
         if bytes.len() as u64 > DOCUMENT_LIMIT {

@@ -20,7 +20,9 @@ pub enum KeyError {
     #[error("the key is protected by a passphrase: add it to an ssh agent and name the agent instead")]
     Encrypted,
     /// A kind of key that cannot sign here.
-    #[error("keys of the kind `{0}` are not supported: use ed25519, rsa or ecdsa-sha2-nistp256, or an ssh agent")]
+    #[error(
+        "keys of the kind `{0}` are not supported: use ed25519, rsa or ecdsa-sha2-nistp256, or an ssh agent"
+    )]
     Algorithm(String),
 }
 

@@ -41,7 +41,10 @@ where
 }
 
 /// Answers with keys of our own.
-pub(super) async fn serve<A: AsyncRead + AsyncWrite + Unpin>(client: &mut A, keys: &SshKeys) -> io::Result<()> {
+pub(super) async fn serve<A: AsyncRead + AsyncWrite + Unpin>(
+    client: &mut A,
+    keys: &SshKeys,
+) -> io::Result<()> {
     while let Some(request) = receive(client).await? {
         let answer = keys.answer(&request).unwrap_or_else(|| vec![FAILURE]);
         send(client, &answer).await?;
@@ -61,7 +64,10 @@ async fn receive(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Vec<u
     };
     let length = u32::from_be_bytes(length) as usize;
     if length == 0 || length > MESSAGE_LIMIT {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message of the agent protocol is too long"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a message of the agent protocol is too long",
+        ));
     }
     let mut message = vec![0; length];
     from.read_exact(&mut message).await?;

@@ -26,7 +26,8 @@ fn what_is_no_key_is_refused() {
 fn nothing_but_lists_and_signatures() {
     let keys = keys();
     assert_eq!(keys.answer(&[11]).expect("a list")[..5], [12, 0, 0, 0, 1]);
-    for request in [&[17][..], &[18], &[19], &[22], &[27], &[SIGN_REQUEST], &[SIGN_REQUEST, 0, 0, 0, 9], &[]] {
+    for request in [&[17][..], &[18], &[19], &[22], &[27], &[SIGN_REQUEST], &[SIGN_REQUEST, 0, 0, 0, 9], &[]]
+    {
         assert_eq!(keys.answer(request), None, "{request:?}");
     }
 }

@@ -175,7 +175,8 @@ fn copy_out(
     let rules =
         CopyRules { owner: None, mode: ModeChange::Keep, time: None, replace: true, keep_directories: false };
     let copier = Copier::new(source.root(), &target, source.owners(), &rules, cancel);
-    let name = if node.is_dir() { PathBuf::new() } else { from.file_name().map(PathBuf::from).unwrap_or_default() };
+    let name =
+        if node.is_dir() { PathBuf::new() } else { from.file_name().map(PathBuf::from).unwrap_or_default() };
     copier.copy(&node, &real, &name).map_err(crate::file::action::FileError::from)?;
     Ok(())
 }
@@ -207,4 +208,3 @@ impl super::mounts::Prepared {
         (self.root, held)
     }
 }
-

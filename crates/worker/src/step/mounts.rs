@@ -180,7 +180,13 @@ impl<'a> Building<'a> {
     }
 
     /// Lends an agent to the step: a socket that is answered while the step runs.
-    fn agent(&mut self, target: PathBuf, id: &str, owner: MountOwner, optional: bool) -> Result<(), StepError> {
+    fn agent(
+        &mut self,
+        target: PathBuf,
+        id: &str,
+        owner: MountOwner,
+        optional: bool,
+    ) -> Result<(), StepError> {
         let id = if id.is_empty() { DEFAULT_AGENT } else { id };
         let agents = &self.plan.session.ssh;
         let agent = match agents.get(id) {

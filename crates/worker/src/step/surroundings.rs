@@ -54,13 +54,14 @@ pub(super) fn show_authorities(plan: &Plan, prepared: &mut Prepared) -> Result<(
 }
 
 /// What the devices of the op and of the build change. Without any, no specification is read.
-pub(super) fn devices(op: &ExecOp, confinement: &Confinement) -> Result<Edits, DeviceError> {
+pub(super) fn devices(op: &ExecOp, plan: &Plan) -> Result<Edits, DeviceError> {
+    let confinement = &plan.session.confinement;
     let asked = op.devices.iter().map(|device| (device.name.clone(), device.optional));
     let asked: Vec<_> = asked.chain(confinement.devices.iter().map(|name| (name.clone(), false))).collect();
     if asked.is_empty() {
         return Ok(Edits::default());
     }
-    Devices::read(&confinement.device_directories).edits(&asked, &confinement.entitlements.devices)
+    Devices::read(&plan.shared.device_directories).edits(&asked, &confinement.entitlements.devices)
 }
 
 /// The mounts of devices.
@@ -98,9 +99,12 @@ mod tests {
             authorities: Some(b"pem".as_slice().into()),
             ..Confinement::default()
         };
-        let mut env = vec!["http_proxy=own".to_owned(), "SSL_CERT_FILE=/mine".to_owned(), "GPU=no".to_owned()];
+        let mut env =
+            vec!["http_proxy=own".to_owned(), "SSL_CERT_FILE=/mine".to_owned(), "GPU=no".to_owned()];
         add_variables(&mut env, &confinement);
-        assert!(env.contains(&"HTTP_PROXY=http://p".to_owned()) && env.contains(&"http_proxy=own".to_owned()));
+        assert!(
+            env.contains(&"HTTP_PROXY=http://p".to_owned()) && env.contains(&"http_proxy=own".to_owned())
+        );
         assert!(env.contains(&"SSL_CERT_FILE=/mine".to_owned()), "{env:?}");
         assert!(env.contains(&format!("NODE_EXTRA_CA_CERTS={}", authorities::OWN)), "{env:?}");
         add_device_variables(&mut env, vec!["GPU=yes".to_owned()]);

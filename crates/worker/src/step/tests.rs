@@ -16,6 +16,7 @@ fn session(secrets: &[(&str, &[u8])]) -> Session {
         user_agent: "test".into(),
     });
     Session {
+        context_modes: crate::session::ContextModes::Kept,
         contexts: std::collections::BTreeMap::new(),
         remote: None,
         layouts: std::collections::BTreeMap::new(),
@@ -63,7 +64,12 @@ fn environments() {
 #[track_caller]
 fn check_code(valid: &[i32], status: ExitStatus, expected: Option<(i32, Option<i32>)>) {
     let op = ExecOp { args: vec!["/bin/sh".into()], valid_exit_codes: valid.to_vec(), ..ExecOp::default() };
-    let finished = Finished { status, tail: b"end".to_vec(), created_mount_points: Vec::new(), usage: ProcessUsage::default() };
+    let finished = Finished {
+        status,
+        tail: b"end".to_vec(),
+        created_mount_points: Vec::new(),
+        usage: ProcessUsage::default(),
+    };
     let found = match check_exit(&op, &finished) {
         Ok(()) => None,
         Err(StepError::Exit { code, signal, .. }) => Some((code, signal)),

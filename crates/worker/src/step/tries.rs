@@ -133,7 +133,8 @@ impl Attempt<'_> {
             };
             blocking(move || begin(&plan, caches)).await?
         };
-        ready.process.limits = Some(cx.session.confinement.step_limits.clone()).filter(|limits| !limits.is_empty());
+        ready.process.limits =
+            Some(cx.session.confinement.step_limits.clone()).filter(|limits| !limits.is_empty());
         ready.process.cgroup_parent = match &group {
             Some(group) => CgroupParent::Within(group.place()),
             None => named_parent(op, &cx.session.confinement),
@@ -146,7 +147,8 @@ impl Attempt<'_> {
         cx.events.phase(StepPhase::Preparing, start);
         let start = Instant::now();
         let (process, mounts) = (ready.process.clone(), ready.mounts.clone());
-        let run = self.in_time(async |cancel| executor.run(process, mounts, ProcessIo::Logged(log), cancel).await);
+        let run =
+            self.in_time(async |cancel| executor.run(process, mounts, ProcessIo::Logged(log), cancel).await);
         let finished = match run.await {
             Ok(finished) => finished,
             Err(StepError::Exec(error)) => {
@@ -178,7 +180,8 @@ impl Attempt<'_> {
         let group = Arc::as_ptr(&cx.session).addr();
         let wish = Wish { group, limit, expected, alone: self.alone };
         let waiting = async || {
-            let needs = expected.map_or_else(String::new, |peak| format!(", it held {} last time", bytes(peak)));
+            let needs =
+                expected.map_or_else(String::new, |peak| format!(", it held {} last time", bytes(peak)));
             say(cx, &format!("waiting for memory{needs}")).await;
         };
         self.shared.admission.admit(wish, machine, waiting, &cx.cancel).await
@@ -248,7 +251,8 @@ impl Attempt<'_> {
                 let (step, build) = (confinement.step_limits.memory, confinement.build_limits.memory);
                 let peak = finished.usage.limited_memory.unwrap_or(finished.usage.memory);
                 // What broke its own limit would break it alone as well.
-                let own = step.is_some_and(|limit| peak >= limit - limit / 16 && build.is_none_or(|all| all > limit));
+                let own = step
+                    .is_some_and(|limit| peak >= limit - limit / 16 && build.is_none_or(|all| all > limit));
                 let limit = [step, build].into_iter().flatten().min();
                 Err(StepError::OutOfMemory {
                     command,

@@ -64,6 +64,7 @@ impl Machine {
         });
         let base = Path::new(BUSYBOX).parent().expect("parent").to_owned();
         Session {
+            context_modes: stave_worker::ContextModes::Kept,
             contexts: BTreeMap::from([("context".to_owned(), self.context()), ("base".to_owned(), base)]),
             remote: None,
             layouts: BTreeMap::new(),
@@ -80,6 +81,8 @@ impl Machine {
 
     pub(crate) fn worker(&self) -> LocalWorker {
         LocalWorker::new(LocalWorkerConfig {
+            device_directories: Vec::new(),
+            runtime: None,
             store: self.store.clone(),
             launcher: Launcher::new(),
             fingerprints: Some(self.directory.path().join("fingerprints")),

@@ -30,8 +30,9 @@ const PROXIES: [(&str, &str); 5] = [
     ("ALL_PROXY", "allProxy"),
 ];
 
-/// What steps may do
+// What steps may do
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 pub(crate) struct Flags {
     /// Grant steps a right: `network.host`, `security.insecure`, `device[=NAME]`
     #[arg(long, value_name = "ENTITLEMENT")]

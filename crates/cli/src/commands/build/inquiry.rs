@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 /// The flags.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 pub(crate) struct Flags {
     /// What to do with the Dockerfile: `build`, `check`, `outline` or `targets`, with `,format=json` if wanted
     #[arg(long, value_name = "METHOD", default_value = "build")]

@@ -16,6 +16,7 @@ use crate::report::Failure;
 
 /// The flags of this module.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 pub(super) struct Flags {
     /// Name and optionally a tag for the image (`name:tag`), or for a stage of its own (`stage=name:tag`); an
     /// image that goes to an archive is stored under it too

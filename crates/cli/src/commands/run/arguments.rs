@@ -3,8 +3,11 @@
 use std::path::PathBuf;
 
 use stave_oci::Platform;
+use stave_sandbox::{CgroupLimits, CgroupParent, Rlimit, RlimitResource};
 use stave_worker::{Bind, StepNetwork};
 
+use crate::commands::build::{size, ulimits};
+use crate::commands::limits;
 use crate::report::Failure;
 
 /// Run a command in an image
@@ -46,6 +49,14 @@ pub(crate) struct Arguments {
     /// Add a line to /etc/hosts
     #[arg(long, value_name = "NAME:ADDRESS")]
     add_host: Vec<String>,
+    #[command(flatten)]
+    limits: limits::Flags,
+    /// Size of /dev/shm (`64m`)
+    #[arg(long, value_name = "BYTES")]
+    shm_size: Option<String>,
+    /// Limit a resource of each process (`nofile=1024:2048`)
+    #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]", allow_hyphen_values = true)]
+    ulimits: Vec<String>,
     /// When to pull the image
     #[arg(long, value_name = "WHEN", default_value = "missing")]
     pub(super) pull: PullMode,
@@ -86,6 +97,10 @@ pub(super) struct Wishes {
     pub(super) binds: Vec<Bind>,
     pub(super) network: StepNetwork,
     pub(super) extra_hosts: Vec<(String, String)>,
+    pub(super) limits: CgroupLimits,
+    pub(super) cgroup_parent: CgroupParent,
+    pub(super) rlimits: Vec<Rlimit>,
+    pub(super) shm_size: Option<u64>,
 }
 
 impl Arguments {
@@ -105,9 +120,30 @@ impl Arguments {
                 NetworkMode::Host => StepNetwork::Host,
                 NetworkMode::None => StepNetwork::None,
             },
+            limits: self.limits.limits()?,
+            cgroup_parent: self.limits.cgroup_parent.clone().map_or(CgroupParent::Default, CgroupParent::Named),
+            rlimits: rlimits(&self.ulimits)?,
+            shm_size: self
+                .shm_size
+                .as_deref()
+                .map(size)
+                .transpose()
+                .map_err(|error| Failure::usage(error.to_string()))?,
             extra_hosts: hosts.into_iter().map(|host| (host.host, host.address.to_string())).collect(),
         })
     }
+}
+
+fn rlimits(words: &[String]) -> Result<Vec<Rlimit>, Failure> {
+    let limits = ulimits(words).map_err(|error| Failure::usage(error.to_string()))?;
+    let limit = |(name, soft, hard): (String, i64, i64)| {
+        let resource = RlimitResource::from_name(&name)
+            .ok_or_else(|| Failure::usage(format!("unknown resource limit `{name}`")))?;
+        // Negative means none.
+        let value = |value: i64| u64::try_from(value).unwrap_or(u64::MAX);
+        Ok(Rlimit { resource, soft: value(soft), hard: value(hard) })
+    };
+    limits.into_iter().map(limit).collect()
 }
 
 /// A bare name takes the caller's value, and is left out if there is none.

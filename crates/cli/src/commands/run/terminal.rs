@@ -16,7 +16,7 @@ use crate::runtime::{remember_terminal, restore_terminal};
 const POLL: i64 = 100;
 
 /// The size of our terminal, or a usual one where it cannot be asked.
-pub(super) fn size() -> TerminalSize {
+pub(crate) fn size() -> TerminalSize {
     match tcgetwinsize(io::stdout()).or_else(|_| tcgetwinsize(io::stdin())) {
         Ok(found) if found.ws_row > 0 => TerminalSize { rows: found.ws_row, columns: found.ws_col },
         _ => TerminalSize { rows: 24, columns: 80 },

@@ -124,7 +124,8 @@ impl Work<'_> {
         // As a remote: a local clone shares files, and what it shares can be chosen by the repository.
         let from = format!("file://{}", self.repository.path().display().to_string().replace('%', "%25"));
         let here = own_name(&self.pin.reference);
-        let refspec = if is_commit(&self.pin.reference) { here } else { format!("{here}:{}", self.pin.reference) };
+        let refspec =
+            if is_commit(&self.pin.reference) { here } else { format!("{here}:{}", self.pin.reference) };
         let local_place = Place { local: true, ..place };
         let fetch = ["fetch", "--update-head-ok", "--depth=1", "--no-tags", "--", &from, &refspec];
         let fetched = self.git.run_in(local_place, &fetch).await;

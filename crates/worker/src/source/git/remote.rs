@@ -68,16 +68,15 @@ impl Remote {
             return Err(fault("it has no host"));
         }
         // git hands both on to other programs.
-        if host.starts_with('-') || path.starts_with('-') || login.is_some_and(|login| login.starts_with('-')) {
+        if host.starts_with('-') || path.starts_with('-') || login.is_some_and(|login| login.starts_with('-'))
+        {
             return Err(fault("a part begins with `-`"));
         }
         let user = login.map(|login| login.split(':').next().unwrap_or(login));
         let (kept, login) = match protocol {
             Protocol::Http => (String::new(), login.map(decoded)),
             // There is no way to hand a password to ssh.
-            Protocol::Ssh | Protocol::Git => {
-                (user.map(|user| format!("{user}@")).unwrap_or_default(), None)
-            }
+            Protocol::Ssh | Protocol::Git => (user.map(|user| format!("{user}@")).unwrap_or_default(), None),
         };
         Ok(Self {
             address: format!("{scheme}://{kept}{host}/{path}"),
@@ -199,8 +198,14 @@ mod tests {
     fn addresses_that_are_refused() {
         let protocols = "the protocols are http, https, ssh and git";
         check("file:///etc", Err(&format!("invalid git address `file:///etc`: {protocols}")));
-        check("ext::sh -c x", Err("invalid git address `ext::sh -c x`: it contains white space or control characters"));
-        check("ssh://-oProxyCommand=x/b", Err("invalid git address `ssh://-oProxyCommand=x/b`: a part begins with `-`"));
+        check(
+            "ext::sh -c x",
+            Err("invalid git address `ext::sh -c x`: it contains white space or control characters"),
+        );
+        check(
+            "ssh://-oProxyCommand=x/b",
+            Err("invalid git address `ssh://-oProxyCommand=x/b`: a part begins with `-`"),
+        );
         check("git@a.test:-b", Err("invalid git address `a.test:-b`: a part begins with `-`"));
         check("https:///b", Err("invalid git address `https:///b`: it has no host"));
     }

@@ -143,7 +143,8 @@ impl Repository {
             Err(error) => return Err(error),
         }
         let unshallow: &[&str] = if self.path().join("shallow").exists() { &["--unshallow"] } else { &[] };
-        let everything = [&["fetch", "--tags"], unshallow, &["--", address, "+refs/*:refs/stave/all/*"]].concat();
+        let everything =
+            [&["fetch", "--tags"], unshallow, &["--", address, "+refs/*:refs/stave/all/*"]].concat();
         git.run_in(self.place(), &everything).await?;
         Ok(())
     }
@@ -179,8 +180,11 @@ impl Repository {
             let entries = std::fs::read_dir(&path).at("reading", &path)?;
             for entry in entries {
                 let entry: PathBuf = entry.at("reading", &path)?.path();
-                let removed =
-                    if entry.is_dir() { std::fs::remove_dir_all(&entry) } else { std::fs::remove_file(&entry) };
+                let removed = if entry.is_dir() {
+                    std::fs::remove_dir_all(&entry)
+                } else {
+                    std::fs::remove_file(&entry)
+                };
                 removed.at("removing", &entry)?;
             }
             Ok(())

@@ -10,13 +10,15 @@ use super::{GitPin, is_commit};
 pub(super) async fn ask(git: &Git, remote: &Remote, revision: &str) -> Result<GitPin, GitError> {
     if revision.is_empty() {
         let output = git.run(&["ls-remote", "--symref", "--", remote.address(), "HEAD"]).await;
-        let output =
-            output.map_err(|error| error.because(|source| GitError::DefaultBranch { remote: shown(remote), source }))?;
+        let output = output.map_err(|error| {
+            error.because(|source| GitError::DefaultBranch { remote: shown(remote), source })
+        })?;
         return default_branch(&output, remote.shown());
     }
     let peeled = format!("{revision}^{{}}");
     let output = git.run(&["ls-remote", "--", remote.address(), revision, &peeled]).await;
-    let output = output.map_err(|error| error.because(|source| GitError::Fetch { remote: shown(remote), source }))?;
+    let output =
+        output.map_err(|error| error.because(|source| GitError::Fetch { remote: shown(remote), source }))?;
     find(&output, revision)
 }
 

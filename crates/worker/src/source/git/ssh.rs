@@ -61,7 +61,8 @@ impl SshAccess {
                      -o GlobalKnownHostsFile=/dev/null"
                 ));
             }
-            None => command.push_str(" -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"),
+            None => command
+                .push_str(" -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"),
         }
         command
     }

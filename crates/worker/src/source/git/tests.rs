@@ -4,7 +4,8 @@ const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const TAG: &str = "ffffffffffffffffffffffffffffffffffffffff";
 
 fn request(identifier: &str, attributes: &[(&str, &str)]) -> Result<GitRequest, GitError> {
-    let attributes = attributes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let attributes =
+        attributes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let op = SourceOp::new(identifier, attributes);
     match &op.identifier {
         stave_llb::SourceIdentifier::Git(source) => GitRequest::new(source, &op),
@@ -46,7 +47,11 @@ fn what_is_refused_before_anybody_is_asked() {
         &[("git.sig.pubkey", "key")],
         "the attribute `git.sig.pubkey` of git sources is not supported yet",
     );
-    check_error("git://a.test/b", &[("git.mtime", "x")], "source attribute `git.mtime` has the invalid value `x`");
+    check_error(
+        "git://a.test/b",
+        &[("git.mtime", "x")],
+        "source attribute `git.mtime` has the invalid value `x`",
+    );
 }
 
 #[track_caller]

@@ -207,7 +207,9 @@ enum Downgrade {
 enum RedirectError {
     #[error("stopped after {REDIRECT_LIMIT} redirects")]
     TooMany,
-    #[error("the redirect from https to http is refused: whoever is on the way could change the content; give a checksum")]
+    #[error(
+        "the redirect from https to http is refused: whoever is on the way could change the content; give a checksum"
+    )]
     Downgrade,
 }
 
