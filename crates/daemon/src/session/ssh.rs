@@ -9,7 +9,7 @@ use bollard_buildkit_proto::moby::sshforward::v1::{BytesMessage, CheckAgentReque
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use stave_llb::{Definition, Mount, Op, SourceIdentifier};
-use stave_worker::{AgentConnector, AgentStream, SshAgent};
+use stave_worker::{AgentConnector, AgentStream, DEFAULT_AGENT, SshAgent};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tonic::Request;
@@ -47,7 +47,9 @@ pub(crate) async fn agents(
         let request = CheckAgentRequest { id: id.clone() };
         if client.check_agent(request).await.is_ok() {
             let agent = ClientAgent { session: Arc::clone(session), id: id.clone() };
-            agents.insert(id, SshAgent::Remote(Arc::new(agent)));
+            // The agent that nobody names goes by the usual name here.
+            let name = if id.is_empty() { DEFAULT_AGENT.to_owned() } else { id };
+            agents.insert(name, SshAgent::Remote(Arc::new(agent)));
         }
     }
     agents
