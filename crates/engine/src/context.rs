@@ -10,8 +10,8 @@ use std::path::{Component, Path};
 use std::rc::Rc;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
-use stave_oci::Compression;
 use stave_store::{ScratchDir, Store, StoreError};
+use stave_worker::{decompressed, is_compressed};
 
 /// Most entries of one context archive.
 const MAX_ENTRIES: u64 = 2_000_000;
@@ -48,7 +48,7 @@ pub enum ContextError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A compression nobody here can read.
-    #[error("not supported yet: a {0} archive as the build context; use gzip, zstd or no compression")]
+    #[error("not supported: a {0} archive as the build context; use a tar, compressed with gzip, bzip2, xz, zstd or not at all")]
     Compression(&'static str),
     /// An entry that would leave the directory.
     #[error("entry `{0}` leads out of the archive")]
@@ -81,11 +81,7 @@ impl ContextArchive {
         if let Some(name) = unreadable(&head) {
             return Err(ContextError::Compression(name));
         }
-        match Compression::sniff(&head) {
-            Compression::None => extract(stream, context.path())?,
-            Compression::Gzip => extract(flate2::bufread::MultiGzDecoder::new(stream), context.path())?,
-            Compression::Zstd => extract(zstd::Decoder::with_buffer(stream)?, context.path())?,
-        }
+        extract(decompressed(&head, stream)?, context.path())?;
         Ok(context)
     }
 
@@ -201,8 +197,6 @@ fn innermost(error: io::Error) -> io::Error {
 /// Compressions that are recognised in order to be refused by name.
 fn unreadable(head: &[u8]) -> Option<&'static str> {
     match head {
-        [b'B', b'Z', b'h', ..] => Some("bzip2"),
-        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some("xz"),
         [b'P', b'K', 3, 4, ..] => Some("zip"),
         _ => None,
     }
@@ -211,7 +205,7 @@ fn unreadable(head: &[u8]) -> Option<&'static str> {
 /// Whether a stream that begins with `head` is an archive rather than a Dockerfile.
 pub fn looks_like_archive(head: &[u8]) -> bool {
     let is_tar = head.get(257..262) == Some(b"ustar".as_slice());
-    is_tar || unreadable(head).is_some() || Compression::sniff(head) != Compression::None
+    is_tar || unreadable(head).is_some() || is_compressed(head)
 }
 
 #[cfg(test)]

@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use stave_frontend_dockerfile::input::{ARCHIVE_HEAD, ContextError, ContextForm, DOWNLOAD_NAME, download, is_archive};
+use stave_frontend_dockerfile::input::{
+    ARCHIVE_HEAD, ContextError, ContextForm, DOWNLOAD_NAME, download, is_archive,
+};
 use stave_frontend_dockerfile::{ContextSource, PlanRequest, Source};
 use stave_llb::Definition;
 use stave_store::{Snapshot, StoreError};

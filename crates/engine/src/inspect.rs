@@ -8,9 +8,10 @@ use stave_solver::SolveError;
 use tokio_util::sync::CancellationToken;
 
 use crate::Engine;
-use crate::build::{BuildError, read};
+use crate::build::{BuildError, plan_all, read};
 use crate::event::{Observer, Steps};
 use crate::request::BuildRequest;
+use crate::resolve::Resolver;
 
 /// What a build would begin with.
 #[derive(Debug, Clone)]
@@ -34,8 +35,9 @@ impl Engine {
     ) -> Result<Inspected, BuildError> {
         let steps = Steps::new(observer);
         let dockerfile = read(request, &steps)?;
+        let resolver = Resolver::new(self, &self.registry, request.pull, &steps).with_layouts(&request.layouts);
         let planned = tokio::select! {
-            planned = self.plan(&dockerfile, request, &steps) => planned,
+            planned = plan_all(&dockerfile, &request.plan, &resolver) => planned,
             () = cancel.cancelled() => Err(BuildError::Solve { error: SolveError::Cancelled, lines: None }),
         };
         let (plan, resolved) = planned?;

@@ -4,12 +4,16 @@
 //! configs is read here. Start with [`Resolver`].
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
+use stave_frontend_dockerfile::request::ImageOrigin;
 use stave_frontend_dockerfile::{ResolvedImage, ResolvedSources, SourceRequest};
-use stave_oci::{Digest, ImageConfig};
+use stave_oci::{Digest, ImageConfig, Platform, Reference};
 use stave_registry::{Client, RegistryError};
 use stave_store::{LocalImage, Store, StoreError};
+use stave_worker::{LayoutError, OciLayout};
 
+use crate::Engine;
 use crate::event::Steps;
 use crate::request::PullPolicy;
 
@@ -45,6 +49,12 @@ pub enum ResolveErrorKind {
         /// In the configuration.
         diff_ids: usize,
     },
+    /// The build has no such layout.
+    #[error("no OCI layout named `{0}`")]
+    UnknownLayout(String),
+    /// An OCI layout does not have it.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
     /// It is not here and pulling was ruled out.
     #[error("not in the local store, and pulling is switched off")]
     NotHere,
@@ -66,11 +76,35 @@ pub(crate) struct Resolver<'a> {
     pub(crate) registry: &'a Client,
     pub(crate) pull: PullPolicy,
     pub(crate) steps: &'a Steps,
+    /// OCI layouts by name.
+    layouts: Option<&'a BTreeMap<String, PathBuf>>,
+}
+
+impl Resolved {
+    /// Takes up what was found for another platform.
+    pub(crate) fn absorb(&mut self, other: Self) {
+        for (request, image) in other.sources.images() {
+            self.sources.insert(request.clone(), image.clone());
+        }
+        self.remote.extend(other.remote);
+    }
 }
 
 enum Found {
     Local(ResolvedImage),
     Remote(Box<stave_registry::ResolvedImage>, ResolvedImage),
+}
+
+impl<'a> Resolver<'a> {
+    /// Looks in the engine's store and at `registry`.
+    pub(crate) fn new(engine: &'a Engine, registry: &'a Client, pull: PullPolicy, steps: &'a Steps) -> Self {
+        Self { store: &engine.store, registry, pull, steps, layouts: None }
+    }
+
+    /// The same, with OCI layouts to look in.
+    pub(crate) fn with_layouts(self, layouts: &'a BTreeMap<String, PathBuf>) -> Self {
+        Self { layouts: Some(layouts), ..self }
+    }
 }
 
 impl Resolver<'_> {
@@ -81,7 +115,7 @@ impl Resolver<'_> {
         resolved: &mut Resolved,
     ) -> Result<(), ResolveError> {
         let lookups = requests.into_iter().map(|request| async move {
-            let step = self.steps.start(format!("[internal] load metadata for {}", request.reference));
+            let step = self.steps.start(format!("{} load metadata for {}", label(&request), request.reference));
             let found = step.end(self.one(&request).await)?;
             Ok::<_, ResolveError>((request, found))
         });
@@ -98,8 +132,34 @@ impl Resolver<'_> {
         Ok(())
     }
 
+    /// One image: its pin and its config, as they are.
+    pub(crate) async fn lookup(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<(Digest, Vec<u8>), ResolveError> {
+        let request = SourceRequest::plain(reference.clone(), platform.clone());
+        let step = self.steps.start(format!("[internal] load metadata for {reference}"));
+        let failed = |kind| ResolveError { request: request.clone(), kind: Box::new(kind) };
+        let local =
+            if self.pull == PullPolicy::Always { Ok(None) } else { self.store.image_by_name(reference) };
+        let found = match local {
+            Err(error) => Err(failed(error.into())),
+            Ok(Some(image)) if image.platform.matches(platform) => Ok((pin(&image), image.config)),
+            Ok(_) if self.pull == PullPolicy::Never => Err(failed(ResolveErrorKind::NotHere)),
+            Ok(_) => match self.registry.resolve(reference, platform).await {
+                Ok(remote) => Ok((remote.manifest.descriptor.digest.clone(), remote.config.to_vec())),
+                Err(error) => Err(failed(error.into())),
+            },
+        };
+        step.end(found)
+    }
+
     async fn one(&self, request: &SourceRequest) -> Result<Found, ResolveError> {
         let failed = |kind| ResolveError { request: request.clone(), kind: Box::new(kind) };
+        if let ImageOrigin::OciLayout { store, .. } = &request.origin {
+            return self.layout(request, store).map(Found::Local).map_err(failed);
+        }
         if self.pull != PullPolicy::Always
             && let Some(image) = self.local(request).map_err(failed)?
         {
@@ -120,6 +180,15 @@ impl Resolver<'_> {
         Ok(Some(ResolvedImage { digest: pin(&image), config }))
     }
 
+    /// An image of a layout of this machine. Its pin is what was asked for.
+    fn layout(&self, request: &SourceRequest, store: &str) -> Result<ResolvedImage, ResolveErrorKind> {
+        let unknown = || ResolveErrorKind::UnknownLayout(store.to_owned());
+        let directory = self.layouts.and_then(|layouts| layouts.get(store)).ok_or_else(unknown)?;
+        let digest = request.reference.digest().cloned().ok_or_else(unknown)?;
+        let image = OciLayout::open(directory)?.image(&digest, &request.platform)?;
+        Ok(ResolvedImage { digest, config: serde_json::from_slice(&image.config)? })
+    }
+
     async fn remote(&self, request: &SourceRequest) -> Result<Found, ResolveErrorKind> {
         let remote = self.registry.resolve(&request.reference, &request.platform).await?;
         let config: ImageConfig = serde_json::from_slice(&remote.config)?;
@@ -132,6 +201,16 @@ impl Resolver<'_> {
         // the next build must arrive at the same definition without asking the registry.
         let digest = remote.manifest.descriptor.digest.clone();
         Ok(Found::Remote(Box::new(remote), ResolvedImage { digest, config }))
+    }
+}
+
+/// Who asks for an image: the Dockerfile, or a named context.
+fn label(request: &SourceRequest) -> String {
+    match &request.origin {
+        ImageOrigin::Registry { context: None } => "[internal]".to_owned(),
+        ImageOrigin::Registry { context: Some(context) } | ImageOrigin::OciLayout { context, .. } => {
+            format!("[context {context}]")
+        }
     }
 }
 

@@ -135,9 +135,13 @@ impl StageState {
 
     /// Changes the working directory; the result is its new value.
     pub(super) fn change_directory(&mut self, to: &str) -> String {
-        let directory = path::absolute(&self.image.config.working_dir, to);
-        self.image.config.working_dir.clone_from(&directory);
+        let is_windows = self.platform.os == "windows";
+        let slashed = |text: &str| if is_windows { text.replace('\\', "/") } else { text.to_owned() };
+        let directory = path::absolute(&slashed(&self.image.config.working_dir), &slashed(to));
         self.dir.clone_from(&directory);
+        // An image for Windows has it as Windows does; the graph has it as all do.
+        self.image.config.working_dir =
+            if is_windows { directory.replace('/', "\\") } else { directory.clone() };
         directory
     }
 

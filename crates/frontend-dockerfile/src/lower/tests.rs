@@ -374,3 +374,21 @@ fn the_report_is_json() {
     let report = lowered(&source.text, &request()).report(&source);
     insta::assert_snapshot!(report, @r#"{"vertices":[],"image":{"architecture":"amd64","os":"linux","config":{"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],"WorkingDir":"/","Labels":{"a":"b"}},"rootfs":{"type":"layers","diff_ids":null},"history":[{"created_by":"LABEL a=b","comment":"buildkit.dockerfile.v0","empty_layer":true}]},"warnings":[]}"#);
 }
+
+#[test]
+fn windows_has_its_own_separator_in_the_config_only() {
+    let windows = with(|request| request.target_platform = Some(Platform::new("windows", "amd64", None)));
+    let directory = |text: &str| lowered(text, &windows).image.config.working_dir;
+    assert_eq!(directory("FROM scratch\nCOPY a /\n"), "\\");
+    let deep = "FROM scratch\nWORKDIR app\nWORKDIR src\nCOPY a b\n";
+    assert_eq!(directory(deep), "\\app\\src");
+    let definition = lowered(deep, &windows).definition;
+    let copies = definition.vertices().iter().filter_map(|vertex| match &vertex.op {
+        Op::File(op) => op.actions.iter().find_map(|action| match &action.kind {
+            FileActionKind::Copy(copy) => Some(copy.dest.clone()),
+            _ => None,
+        }),
+        _ => None,
+    });
+    assert_eq!(copies.collect::<Vec<_>>(), ["/app/src/b"]);
+}

@@ -92,9 +92,8 @@ pub(super) fn read(flags: &[String]) -> Result<NamedContexts, NamedContextError>
         let Some((name, source)) = flag.split_once('=') else {
             return Err(NamedContextError::Form(flag.clone()));
         };
-        let named: Reference = name
-            .parse()
-            .map_err(|source| NamedContextError::Name { name: name.to_owned(), source })?;
+        let named: Reference =
+            name.parse().map_err(|source| NamedContextError::Name { name: name.to_owned(), source })?;
         let familiar = named.familiar();
         let name = familiar.strip_suffix(":latest").unwrap_or(&familiar).to_owned();
         let context = contexts.source(&name, source)?;
@@ -108,7 +107,8 @@ impl NamedContexts {
         if let Some(rest) = source.strip_prefix("oci-layout://") {
             return self.layout(name, source, rest);
         }
-        let is_elsewhere = source.starts_with("docker-image://") || ContextForm::of(source)? != ContextForm::Path;
+        let is_elsewhere =
+            source.starts_with("docker-image://") || ContextForm::of(source)? != ContextForm::Path;
         if is_elsewhere && !Path::new(source).is_dir() {
             return Ok(NamedContext::parse(name, source)?);
         }
@@ -126,7 +126,8 @@ impl NamedContexts {
         }
         let excludes = ignored(&path.join(".dockerignore"))?;
         // The build context and the Dockerfile have these names.
-        let local = if matches!(name, "context" | "dockerfile") { format!("_{name}") } else { name.to_owned() };
+        let local =
+            if matches!(name, "context" | "dockerfile") { format!("_{name}") } else { name.to_owned() };
         self.directories.insert(local.clone(), path.to_owned());
         Ok(NamedContext::Local(LocalContext { name: local, excludes, shared_key: String::new() }))
     }
@@ -190,7 +191,10 @@ mod tests {
         check_error("X=/tmp", "invalid context name X");
         check_error("x=/nowhere", "failed to get build context x: stat /nowhere: no such file or directory");
         check_error("x=/dev/null", "failed to get build context path {/dev/null <nil>}: not a directory");
-        check_error("x=oci-layout:///nowhere", "oci-layout reference \"oci-layout:///nowhere\" could not be resolved");
+        check_error(
+            "x=oci-layout:///nowhere",
+            "oci-layout reference \"oci-layout:///nowhere\" could not be resolved",
+        );
         check_error("x=https://a.test/b.git?what=1", "unexpected query \"what\"");
     }
 
@@ -199,7 +203,10 @@ mod tests {
         let plan = |flag: &str| one(flag).expect("valid").plan.into_values().next().expect("one");
         assert!(matches!(plan("x=docker-image://busybox"), NamedContext::Image { .. }));
         assert_eq!(plan("x=docker-image://scratch"), NamedContext::Scratch);
-        assert_eq!(plan("x=https://a.test/b.git#main"), NamedContext::Git("https://a.test/b.git#main".into()));
+        assert_eq!(
+            plan("x=https://a.test/b.git#main"),
+            NamedContext::Git("https://a.test/b.git#main".into())
+        );
         assert_eq!(plan("x=git@a.test:b.git"), NamedContext::Git("git@a.test:b.git".into()));
         assert_eq!(plan("x=https://a.test/b.tar"), NamedContext::Http("https://a.test/b.tar".into()));
     }

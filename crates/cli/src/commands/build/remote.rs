@@ -42,7 +42,8 @@ pub(super) async fn open(
     display.abandon();
     let opened = opened.map_err(|error| explain(&error))?;
     if is_here {
-        return input::read(&arguments.context, Wanted::Given(&opened.dockerfile), engine.store()).map_err(failed);
+        return input::read(&arguments.context, Wanted::Given(&opened.dockerfile), engine.store())
+            .map_err(failed);
     }
     input::fetched(opened, engine.store()).map_err(failed)
 }

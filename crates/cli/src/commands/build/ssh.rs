@@ -76,7 +76,9 @@ pub(super) fn read(
             }
         }
         if places.is_empty() {
-            places.push(agent.filter(|path| !path.as_os_str().is_empty()).ok_or(SshFlagError::NoSocket)?.into());
+            places.push(
+                agent.filter(|path| !path.as_os_str().is_empty()).ok_or(SshFlagError::NoSocket)?.into(),
+            );
         }
         agents.insert(id.to_owned(), one(id, &places)?);
     }
@@ -111,7 +113,8 @@ pub(super) fn known_hosts(home: Option<&Path>) -> Option<String> {
     let own = home.map(|home| home.join(".ssh/known_hosts"));
     let mut known = String::new();
     for path in own.into_iter().chain([PathBuf::from("/etc/ssh/ssh_known_hosts")]) {
-        let read = fs::File::open(path).and_then(|file| file.take(MAX_KNOWN_HOSTS).read_to_string(&mut known));
+        let read =
+            fs::File::open(path).and_then(|file| file.take(MAX_KNOWN_HOSTS).read_to_string(&mut known));
         if read.is_ok_and(|length| length > 0) && !known.ends_with('\n') {
             known.push('\n');
         }

@@ -37,9 +37,6 @@ pub(crate) enum ValueError {
     /// `--ulimit` of another form.
     #[error("invalid ulimit `{0}`: expected `NAME=SOFT[:HARD]`, with -1 for unlimited")]
     Limit(String),
-    /// Several platforms in one build.
-    #[error("building for several platforms at once is not supported yet: name one of `{0}`")]
-    Platforms(String),
     /// Not a platform.
     #[error("{0}")]
     Platform(String),
@@ -47,14 +44,11 @@ pub(crate) enum ValueError {
 
 /// `--platform`.
 pub(super) fn platform(text: &str) -> Result<Platform, ValueError> {
-    if text.contains(',') {
-        return Err(ValueError::Platforms(text.to_owned()));
-    }
     text.parse().map_err(|error: PlatformError| ValueError::Platform(error.to_string()))
 }
 
 /// `--ulimit` values as name, soft and hard limit; one number is both. The names are the kernel's to judge.
-pub(super) fn limits(words: &[String]) -> Result<Vec<(String, i64, i64)>, ValueError> {
+pub(crate) fn limits(words: &[String]) -> Result<Vec<(String, i64, i64)>, ValueError> {
     let limit = |word: &String| {
         let wrong = || ValueError::Limit(word.clone());
         let (name, values) = word.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(wrong)?;
@@ -252,10 +246,8 @@ mod tests {
     }
 
     #[test]
-    fn platforms_come_one_at_a_time() {
+    fn platforms() {
         assert_eq!(platform("linux/arm64").map(|found| found.architecture), Ok("arm64".to_owned()));
-        let error = platform("linux/amd64,linux/arm64").expect_err("two");
-        assert!(error.to_string().contains("not supported yet"), "{error}");
         assert!(matches!(platform("a b"), Err(ValueError::Platform(_))));
     }
 
