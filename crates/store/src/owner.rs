@@ -22,11 +22,16 @@ use rustix::io::Errno;
 
 /// The attribute.
 const OVERRIDE: &str = "user.containers.override_stat";
-/// Overlay's attribute of an empty file that means "removed here", and of the directory such a file is in.
-const WHITEOUT: &str = "user.overlay.whiteout";
-const OPAQUE: &str = "user.overlay.opaque";
 /// Bytes of its value: four numbers and a word.
 const VALUE_LIMIT: usize = 128;
+
+/// Overlay's attribute of an empty file that means "removed here", and of the directory such a file is in.
+fn marks() -> (&'static str, &'static str) {
+    match may_be_recorded() {
+        true => ("user.overlay.whiteout", "user.overlay.opaque"),
+        false => ("trusted.overlay.whiteout", "trusted.overlay.opaque"),
+    }
+}
 
 /// Ids of this process's user namespace.
 struct Ids {
@@ -61,6 +66,11 @@ fn has(ranges: &[(u32, u32)], id: u32) -> bool {
 /// Whether owners may be recorded in attributes: this process is in a user namespace.
 pub fn may_be_recorded() -> bool {
     !IDS.all
+}
+
+/// Whether there is but one user: that of the process.
+pub fn is_single() -> bool {
+    may_be_recorded() && !(has(&IDS.uids, 1) && has(&IDS.gids, 1))
 }
 
 /// Whether the attribute is this module's, and so no part of a file's content.
@@ -198,15 +208,16 @@ pub fn make_node(
 pub fn make_whiteout(parent: impl AsFd, name: impl AsRef<OsStr>) -> rustix::io::Result<()> {
     let (parent, name) = (parent.as_fd(), name.as_ref());
     match mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), makedev(0, 0)) {
-        Err(Errno::PERM) if may_be_recorded() => {}
+        Err(Errno::PERM) => {}
         other => return other,
     }
+    let (whiteout, opaque) = marks();
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = openat(parent, name, flags, Mode::from_raw_mode(0o600))?;
-    fsetxattr(&file, WHITEOUT, b"y", XattrFlags::empty())?;
+    fsetxattr(&file, whiteout, b"y", XattrFlags::empty())?;
     let directory = openat(parent, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     // An opaque directory says so already, and overlay looks for the marks there as well.
-    match fsetxattr(&directory, OPAQUE, b"x", XattrFlags::CREATE) {
+    match fsetxattr(&directory, opaque, b"x", XattrFlags::CREATE) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(error) => Err(error),
     }
@@ -214,13 +225,16 @@ pub fn make_whiteout(parent: impl AsFd, name: impl AsRef<OsStr>) -> rustix::io::
 
 /// Puts what was recorded of an entry of a directory into its status.
 pub fn restore(stat: &mut Stat, parent: impl AsFd, name: &OsStr) {
-    if may_be_recorded() && is_carrier(stat) {
+    let is_empty = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == 0;
+    if is_empty || may_be_recorded() && is_carrier(stat) {
         let path: PathBuf =
             Path::new("/proc/self/fd").join(parent.as_fd().as_raw_fd().to_string()).join(name);
-        let is_empty = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == 0;
-        if is_empty && lgetxattr(&path, WHITEOUT, &mut [0; 8][..]).is_ok() {
+        if is_empty && lgetxattr(&path, marks().0, &mut [0; 8][..]).is_ok() {
             stat.st_mode = FileType::CharacterDevice.as_raw_mode();
             stat.st_rdev = 0;
+            return;
+        }
+        if !may_be_recorded() {
             return;
         }
         restore_from(stat, |value| lgetxattr(&path, OVERRIDE, value));

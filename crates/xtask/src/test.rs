@@ -6,7 +6,7 @@ use std::process::Command;
 use clap::Args;
 
 use crate::registry::Registry;
-use crate::{Failure, images, machine};
+use crate::{Failure, images, machine, rootless};
 
 /// Real clients and tools that the integration tests call.
 const PACKAGES: &[&str] = &["skopeo", "podman", "runc", "iproute2", "procps", "curl"];
@@ -17,6 +17,9 @@ pub(crate) struct Options {
     /// Skip formatting and lints.
     #[arg(long)]
     no_lint: bool,
+    /// Run the integration tests as ordinary users and inside a container, and nothing else.
+    #[arg(long)]
+    rootless: bool,
     /// Run only the tests whose name contains this.
     filter: Option<String>,
 }
@@ -26,6 +29,12 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     machine::require_root()?;
     machine::install(images::PACKAGES)?;
     machine::install(PACKAGES)?;
+    if options.rootless {
+        let stave = machine::release_binary()?;
+        let registry = Registry::start(&images::storage())?;
+        images::make(&stave, &registry, images::ALL)?;
+        return rootless::run(&stave, &registry.host(), options.filter.as_deref());
+    }
     if !options.no_lint {
         machine::run(cargo().args(["fmt", "--all", "--check"]))?;
         let clippy = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];

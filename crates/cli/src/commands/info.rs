@@ -1,0 +1,218 @@
+//! `stave info`: what this machine lets the program do, and what would lift what it does not.
+//!
+//! Everything is found out as a build finds it out: the namespaces are entered, an overlay is tried in the state
+//! directory. Nothing here decides anything.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use stave_sandbox::{CgroupHierarchy, IdMap, Tier};
+use stave_store::Store;
+
+use super::Form;
+use crate::output::say;
+use crate::report::Failure;
+use crate::runtime::with_store;
+use crate::state::GlobalOptions;
+
+/// Show what this machine offers builds: privileges, snapshots, limits, networks
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Output form: `table` or `json`
+    #[arg(short, long, value_name = "FORM")]
+    format: Option<Form>,
+}
+
+/// `stave info`
+pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, Failure> {
+    with_store(global, |store| {
+        let facts = Facts::gather(store, global)?;
+        match arguments.format {
+            Some(Form::Json) => say!("{}", facts.json()),
+            _ => facts.lines().iter().for_each(|line| say!("{line}")),
+        }
+        Ok(0)
+    })
+}
+
+/// One thing the machine offers.
+struct Fact {
+    /// What is there, in a word or two.
+    value: String,
+    /// Why it is not more.
+    why: Option<String>,
+    /// What would make it more.
+    lift: Vec<String>,
+}
+
+impl Fact {
+    fn plain(value: impl Into<String>) -> Self {
+        Self { value: value.into(), why: None, lift: Vec::new() }
+    }
+
+    fn because(self, why: impl Into<String>) -> Self {
+        Self { why: Some(why.into()), ..self }
+    }
+
+    fn lifted_by(mut self, lift: impl Into<String>) -> Self {
+        self.lift.push(lift.into());
+        self
+    }
+}
+
+struct Facts {
+    root: PathBuf,
+    kernel: String,
+    cpus: usize,
+    memory: Option<u64>,
+    /// Title, key and what there is.
+    facts: Vec<(&'static str, &'static str, Fact)>,
+    capabilities: Vec<&'static str>,
+}
+
+impl Facts {
+    fn gather(store: &Store, global: &GlobalOptions) -> Result<Self, Failure> {
+        let uname = rustix::system::uname();
+        let facts = vec![
+            ("Privileges", "Privileges", privileges(global.tier.as_ref())),
+            ("Snapshots", "Snapshots", snapshots(store)?),
+            ("Process sandbox", "ProcessSandbox", processes()),
+            ("Cgroup version", "Cgroups", control_groups()),
+            ("Networks", "Networks", networks()),
+        ];
+        Ok(Self {
+            root: store.root().to_owned(),
+            kernel: uname.release().to_string_lossy().into_owned(),
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            memory: total_memory(),
+            facts,
+            capabilities: stave_sandbox::granted_capabilities(),
+        })
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let platform = stave_oci::Platform::host();
+        let mut lines = vec![
+            format!("Version: {}", env!("CARGO_PKG_VERSION")),
+            format!("State Directory: {}", self.root.display()),
+            format!("Kernel Version: {}", self.kernel),
+            format!("OSType: {}", platform.os),
+            format!("Architecture: {}", platform.architecture),
+            format!("CPUs: {}", self.cpus),
+        ];
+        lines.extend(self.memory.map(|memory| format!("Total Memory: {}", crate::format::size(memory))));
+        for (title, _, fact) in &self.facts {
+            lines.push(format!("{title}: {}", fact.value));
+            lines.extend(fact.why.iter().map(|why| format!("  why: {why}")));
+            lines.extend(fact.lift.iter().map(|lift| format!("  lifted by: {lift}")));
+        }
+        lines.push(format!("Capabilities: {}", self.capabilities.join(" ")));
+        lines
+    }
+
+    fn json(&self) -> Value {
+        let platform = stave_oci::Platform::host();
+        let mut object = json!({
+            "Version": env!("CARGO_PKG_VERSION"),
+            "StateDirectory": self.root,
+            "KernelVersion": self.kernel,
+            "OSType": platform.os,
+            "Architecture": platform.architecture,
+            "NCPU": self.cpus,
+            "MemTotal": self.memory,
+            "Capabilities": self.capabilities,
+        });
+        for (_, key, fact) in &self.facts {
+            object[*key] = json!({"Value": fact.value, "Why": fact.why, "LiftedBy": fact.lift});
+        }
+        object
+    }
+}
+
+fn privileges(tier: Option<&Tier>) -> Fact {
+    let restricted = |fact: Fact| stave_sandbox::restrictions().into_iter().fold(fact, Fact::lifted_by);
+    match tier {
+        Some(Tier::Root) => Fact::plain("root"),
+        Some(Tier::AllIds) => Fact::plain("user namespace with every id of this container")
+            .because("root without CAP_SYS_ADMIN")
+            .lifted_by("`--privileged`, or `--cap-add SYS_ADMIN`, for the container; nothing is gained but less to do"),
+        Some(Tier::SubordinateIds) => {
+            let ids = IdMap::current().uid_count();
+            Fact::plain(format!("user namespace with {ids} ids")).because("an ordinary user")
+        }
+        Some(Tier::SingleId { reason }) => restricted(
+            Fact::plain("user namespace with a single id: other owners are recorded beside the files")
+                .because(reason.clone())
+                .lifted_by(
+                    "install `newuidmap` (packages uidmap, shadow-utils) and give the user ranges in /etc/subuid \
+                     and /etc/subgid: `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`",
+                ),
+        ),
+        None => restricted(
+            Fact::plain("none: images can be listed, but nothing can be built or run")
+                .because("no namespaces can be made here"),
+        ),
+    }
+}
+
+fn snapshots(store: &Store) -> Result<Fact, Failure> {
+    let kind = if IdMap::current().is_initial() { "overlay" } else { "overlay (userxattr)" };
+    let scratch = store.scratch_dir().map_err(|error| Failure::new(&error))?;
+    let refused = stave_sandbox::upper_refusal(scratch.path());
+    Ok(match refused.unwrap_or_else(Some) {
+        None => Fact::plain(kind),
+        Some(error) => Fact::plain(format!("{kind}, changes in memory until they are committed"))
+            .because(format!("the state directory cannot hold an overlay's changes: {error}"))
+            .lifted_by("put the state directory (`--root`) on a volume: ext4, xfs, btrfs or tmpfs"),
+    })
+}
+
+fn processes() -> Fact {
+    if stave_sandbox::has_whole_proc() {
+        return Fact::plain("own /proc");
+    }
+    Fact::plain("this container's /proc, which shows its processes")
+        .because("parts of /proc are hidden here, so the kernel refuses a user namespace a whole one")
+        .lifted_by("`--security-opt systempaths=unconfined` (podman: `unmask=ALL`; Kubernetes: `procMount: Unmasked`)")
+}
+
+fn control_groups() -> Fact {
+    let writable = |path: &str| rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok();
+    let (version, base) = match CgroupHierarchy::detect() {
+        CgroupHierarchy::V2 => ("2", "/sys/fs/cgroup"),
+        CgroupHierarchy::V1 => ("1", "/sys/fs/cgroup/memory"),
+        CgroupHierarchy::Hybrid => ("1 (hybrid)", "/sys/fs/cgroup/memory"),
+        CgroupHierarchy::Absent => return Fact::plain("none").because("no control groups are mounted here"),
+    };
+    if IdMap::current().is_initial() && writable(base) {
+        return Fact::plain(version);
+    }
+    Fact::plain(format!("{version}, limits cannot be set"))
+        .because("the groups are not this user's to change")
+        .lifted_by("a delegated group: `systemd-run --user --scope -p Delegate=yes stave …`")
+}
+
+fn networks() -> Fact {
+    Fact::plain("host none")
+}
+
+/// Bytes of memory, from `/proc/meminfo`.
+fn total_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_tier_is_said_with_what_lifts_it() {
+        let single = privileges(Some(&Tier::SingleId { reason: "`newuidmap` is not installed".into() }));
+        assert_eq!(single.why.as_deref(), Some("`newuidmap` is not installed"));
+        assert!(single.lift[0].contains("uidmap"));
+        assert_eq!(privileges(Some(&Tier::Root)).value, "root");
+        assert!(privileges(None).value.starts_with("none"));
+    }
+}

@@ -1,0 +1,199 @@
+//! `cargo xtask test --rootless`: the integration tests again, as ordinary users and inside a container.
+//!
+//! Makes two users (one with subordinate ids, one without), gives them a copy of the program and of the tests, and runs
+//! these as each; then once more in a container without privileges. Tests that need more than a user has are named
+//! in [`NEEDS_ROOT`], each with the reason.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::{Failure, machine};
+
+/// Debian packages with what an ordinary user needs for more than one id.
+const PACKAGES: &[&str] = &["uidmap", "passt", "slirp4netns"];
+
+/// Tests that only root can run, by a part of their name.
+const NEEDS_ROOT: &[&str] = &[
+    // The structure of the sources: once is enough, and cargo is not there.
+    "architecture::",
+    // Mounts a small file system of its own on the machine.
+    "a_full_disk_is_one_clear_error",
+    // Other programs as root: they keep their state where only root writes.
+    "interop::",
+];
+
+/// The folder for everything, below which every user may look.
+const PLACE: &str = "/var/tmp/stave-rootless";
+
+/// A user of the tests.
+struct User {
+    name: &'static str,
+    subordinate: bool,
+    id: u32,
+}
+
+/// Runs the tests of `filter` in every way an ordinary user has.
+pub(crate) fn run(stave: &Path, registry: &str, filter: Option<&str>) -> Result<(), Failure> {
+    machine::install(PACKAGES)?;
+    let place = Place::make(stave)?;
+    for (name, subordinate) in [("stave-test-ids", true), ("stave-test-one", false)] {
+        let user = User::make(name, subordinate)?;
+        println!(
+            "integration tests as {name}, {} subordinate ids",
+            if subordinate { "with" } else { "without" }
+        );
+        let home = place.home(&user)?;
+        let mut tests = Command::new(place.path("e2e"));
+        tests.uid(user.id).gid(user.id).env_clear();
+        tests.env("HOME", &home).env("TMPDIR", &home).env("USER", name);
+        tests.env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin").current_dir(&home);
+        tests.env("STAVE_TEST_REGISTRY", registry).env("STAVE_TEST_PROGRAM", place.path("stave"));
+        tests.args(skipped()).args(filter).args(["--test-threads", "2"]);
+        let tier = if subordinate { "subordinate-ids" } else { "single-id" };
+        tests.env("STAVE_TEST_TIER", tier);
+        machine::run(&mut tests)?;
+    }
+    in_container(&place, registry, filter)
+}
+
+fn skipped() -> impl Iterator<Item = &'static str> {
+    NEEDS_ROOT.iter().flat_map(|name| ["--skip", name])
+}
+
+/// Inside a container of root's without privileges, where a user namespace is all there is.
+fn in_container(place: &Place, registry: &str, filter: Option<&str>) -> Result<(), Failure> {
+    println!("integration tests inside a container without privileges");
+    let home = place.path("container");
+    fs::create_dir_all(&home)?;
+    let image = format!("{registry}/debian");
+    let mut tests = Command::new("podman");
+    tests.args(["run", "--rm", "--runtime", "runc", "--network", "host", "--tls-verify=false"]);
+    tests.args(["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096"]);
+    tests.args(["--security-opt", "seccomp=unconfined"]);
+    tests.arg("-v").arg(format!("{PLACE}:{PLACE}"));
+    let variables = [
+        ("HOME", home.display().to_string()),
+        ("TMPDIR", home.display().to_string()),
+        ("STAVE_TEST_REGISTRY", registry.to_owned()),
+        ("STAVE_TEST_PROGRAM", place.path("stave").display().to_string()),
+        ("STAVE_TEST_TIER", "all-ids".to_owned()),
+    ];
+    for (name, value) in variables {
+        tests.arg("-e").arg(format!("{name}={value}"));
+    }
+    tests.arg(image).arg(place.path("e2e")).args(skipped()).args(filter).args(["--test-threads", "2"]);
+    machine::run(&mut tests)
+}
+
+/// The copies, removed on drop.
+struct Place(PathBuf);
+
+impl Place {
+    fn make(stave: &Path) -> Result<Self, Failure> {
+        let place = Self(PLACE.into());
+        place.clear();
+        fs::create_dir_all(&place.0)?;
+        fs::set_permissions(&place.0, fs::Permissions::from_mode(0o755))?;
+        for (from, name) in [(stave.to_owned(), "stave"), (test_program()?, "e2e")] {
+            fs::copy(&from, place.path(name))?;
+            fs::set_permissions(place.path(name), fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(place)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// A folder that is the user's.
+    fn home(&self, user: &User) -> Result<PathBuf, Failure> {
+        let home = self.path(user.name);
+        fs::create_dir_all(&home)?;
+        std::os::unix::fs::chown(&home, Some(user.id), Some(user.id))?;
+        Ok(home)
+    }
+
+    /// What the tests left may belong to subordinate ids, which only root may remove.
+    fn clear(&self) {
+        if let Err(error) = fs::remove_dir_all(&self.0)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            eprintln!("xtask: {} stays behind: {error}", self.0.display());
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+impl User {
+    /// Makes the user if there is none of that name.
+    fn make(name: &'static str, subordinate: bool) -> Result<Self, Failure> {
+        let known = Command::new("id").args(["-u", name]).stderr(Stdio::null()).output()?;
+        if !known.status.success() {
+            machine::run(Command::new("useradd").args(["--user-group", "--no-create-home", name]))?;
+        }
+        let id = machine::read(Command::new("id").args(["-u", name]))?.trim().parse()?;
+        let user = Self { name, subordinate, id };
+        user.grant("/etc/subuid")?;
+        user.grant("/etc/subgid")?;
+        Ok(user)
+    }
+
+    /// Gives the user the range that nobody else has here, or takes away what `useradd` gave.
+    fn grant(&self, file: &str) -> Result<(), Failure> {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let own = format!("{}:", self.name);
+        let has = text.lines().any(|line| line.starts_with(&own));
+        if has == self.subordinate {
+            return Ok(());
+        }
+        let mut lines: Vec<String> =
+            text.lines().filter(|line| !line.starts_with(&own)).map(str::to_owned).collect();
+        if self.subordinate {
+            lines.push(format!("{own}{}:65536", free_range(&text)));
+        }
+        Ok(fs::write(file, lines.join("\n") + "\n")?)
+    }
+}
+
+/// The first id after every range that is granted.
+fn free_range(granted: &str) -> u64 {
+    let end = |line: &str| {
+        let mut numbers = line.split(':').skip(1).map(str::parse::<u64>);
+        Some(numbers.next()?.ok()? + numbers.next()?.ok()?)
+    };
+    granted.lines().filter_map(end).max().unwrap_or(0).max(100_000)
+}
+
+/// The compiled integration tests.
+fn test_program() -> Result<PathBuf, Failure> {
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.args(["test", "--no-run", "--locked", "-p", "stave-cli", "--test", "e2e"]);
+    build.arg("--message-format=json-render-diagnostics").current_dir(crate::root()).stderr(Stdio::inherit());
+    let output = build.output()?;
+    let found = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .next_back();
+    found.ok_or_else(|| "cargo named no test program".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_follow_those_that_are_granted() {
+        assert_eq!(free_range(""), 100_000);
+        assert_eq!(free_range("a:100000:65536\nb:165536:65536\n"), 231_072);
+        assert_eq!(free_range("broken\na:1:x\n"), 100_000);
+    }
+}
