@@ -211,7 +211,9 @@ impl Failure {
 /// The words of a build's error: a step's own, since clients know which step it was.
 fn words(error: &BuildError) -> String {
     match error {
-        BuildError::Solve { error: SolveError::Vertex { source, .. }, .. } => one_line(source),
+        BuildError::Solve { error: SolveError::Vertex { source, vertex, .. }, .. } => {
+            checksum(one_line(source), vertex)
+        }
         BuildError::Solve { error: SolveError::Cancelled | SolveError::Closed, .. } => {
             "context canceled".to_owned()
         }
@@ -219,6 +221,14 @@ fn words(error: &BuildError) -> String {
         // The diagnostic holds the causes already.
         BuildError::Dockerfile(_) | BuildError::Image { .. } => error.to_string(),
         other => one_line(other),
+    }
+}
+
+/// BuildKit names the result that lacks a file; ours is known by its vertex.
+fn checksum(text: String, vertex: &Digest) -> String {
+    match text.strip_prefix("failed to compute cache key: \"") {
+        Some(rest) => format!("failed to compute cache key: failed to calculate checksum of ref {vertex}: \"{rest}"),
+        None => text,
     }
 }
 

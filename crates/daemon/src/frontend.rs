@@ -5,6 +5,7 @@
 
 mod attributes;
 mod definition;
+mod subrequest;
 
 use std::collections::HashMap;
 
@@ -27,10 +28,11 @@ pub(crate) async fn dockerfile(
     inputs: &HashMap<String, pb::Definition>,
 ) -> Result<Outcome, Failure> {
     let attributes = Attributes::read(options, inputs)?;
-    if let Some(request) = attributes.subrequest {
-        return Err(Failure::Subrequest(request));
-    }
     let loaded = definition::load(build, &attributes).await?;
+    if let (Some(question), Some(request)) = (&attributes.subrequest, attributes.requests.first()) {
+        let request = PlanRequest { dockerignore: loaded.ignored, ..request.clone() };
+        return subrequest::answer(build, question, &loaded.source, &request, attributes.pull).await;
+    }
     let about = WarningSource { source: loaded.source.clone(), vertex: loaded.vertex };
     let named = definition::named(build, &attributes).await?;
     let mut outcome = Outcome::default();

@@ -117,7 +117,7 @@ pub(crate) async fn run(build: &Build, asked: Asked<'_>) -> Result<Outcome, Fail
         "gateway.v0" => {
             let source = asked.options.get("source").map_or("", String::as_str);
             // The reference's own front end images are the one inside.
-            match stave_engine::is_built_in_frontend(source) {
+            match source == "dockerfile.v0" || stave_engine::is_built_in_frontend(source) {
                 true => frontend::dockerfile(build, asked.options, asked.inputs).await,
                 false => Err(Failure::Unsupported(format!("the front end image `{source}`"))),
             }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use stave_exporter::{ExportTarget, Exported, Image};
-use stave_frontend_dockerfile::{PlanRequest, Source, lower};
+use stave_frontend_dockerfile::{BuildPlan, PlanRequest, ResolvedSources, Source, lower};
 use stave_llb::Definition;
 use stave_oci::{Digest, ImageConfig, Platform, Reference};
 use stave_registry::{Client, ResolvedImage};
@@ -76,6 +76,25 @@ impl Parts<'_> {
         warn(&plan, &lowered, &self.steps);
         let (definition, config) = (lowered.definition, lowered.image);
         Ok(Lowering { definition, config, epoch: plan.epoch, resolved: resolved.remote })
+    }
+
+    /// A Dockerfile's plan with all its images looked up; nothing is built of it.
+    ///
+    /// # Errors
+    /// [`BuildError`].
+    pub async fn plan(
+        &self,
+        source: &Source,
+        request: &PlanRequest,
+        pull: PullPolicy,
+    ) -> Result<(BuildPlan, ResolvedSources), BuildError> {
+        let dockerfile = read_text(source)?;
+        let resolver = Resolver::new(self.engine, &self.registry, pull, &self.steps);
+        let (plan, resolved) = tokio::select! {
+            planned = plan_all(&dockerfile, request, &resolver) => planned?,
+            () = self.cancel.cancelled() => return Err(cancelled()),
+        };
+        Ok((plan, resolved.sources))
     }
 
     /// The file system that a definition describes.

@@ -38,10 +38,15 @@ pub(crate) async fn load(build: &Build, attributes: &Attributes) -> Result<Loade
     let name = &attributes.filename;
     let step = build.journal.begin(format!("[internal] load build definition from {name}"));
     let vertex = step.digest().to_owned();
-    let found = match &context {
-        ContextSource::Local => from_client(build, attributes, &step).await,
-        _ if attributes.is_dockerfile_local => from_client(build, attributes, &step).await,
-        context => from_context(build, attributes, context).await,
+    let input = attributes.inputs.get(attributes.dockerfile_name.as_str());
+    let is_local = context == ContextSource::Local || attributes.is_dockerfile_local;
+    let found = match input {
+        Some(graph) => {
+            let graph = ContextSource::Graph(Box::new(graph_of(graph)?));
+            from_context(build, attributes, &graph).await
+        }
+        None if is_local => from_client(build, attributes, &step).await,
+        None => from_context(build, attributes, &context).await,
     };
     let (text, ignored) = step.end(found)?;
     let ignored = match (&context, ignored) {
@@ -112,8 +117,11 @@ async fn ignore_file(build: &Build) -> Result<Option<Vec<u8>>, Failure> {
     let name = CONTEXT;
     let progress = |bytes| step.progress("transferring context:", bytes);
     let hint = format!("{name}-{IGNORE_FILE}");
-    let fetched = fetch(build, name, &hint, &[IGNORE_FILE.to_owned()], &progress).await;
-    let text = fetched.and_then(|fetched| read(&fetched, IGNORE_FILE));
+    let text = match fetch(build, name, &hint, &[IGNORE_FILE.to_owned()], &progress).await {
+        Ok(fetched) => read(&fetched, IGNORE_FILE),
+        // A context that the client does not serve is missed by the steps that read it, if there are any.
+        Err(_) => Ok(None),
+    };
     step.end(text)
 }
 
