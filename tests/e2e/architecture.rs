@@ -10,6 +10,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "daemon",
             "engine",
             "exporter",
             "frontend-dockerfile",
@@ -17,6 +18,20 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "oci",
             "registry",
             "sandbox",
+            "solver",
+            "store",
+            "worker",
+        ],
+    ),
+    (
+        "daemon",
+        &[
+            "engine",
+            "exporter",
+            "frontend-dockerfile",
+            "llb",
+            "oci",
+            "registry",
             "solver",
             "store",
             "worker",
