@@ -2,6 +2,7 @@
 
 pub(crate) mod build;
 mod builds;
+mod cache;
 pub(crate) mod daemon;
 mod debug;
 pub(crate) mod disk;
@@ -39,6 +40,7 @@ pub(crate) enum Command {
     Builds(builds::Arguments),
     Du(disk::UsageArguments),
     Prune(disk::prune::Arguments),
+    Cache(cache::Arguments),
     Doctor(disk::doctor::Arguments),
     Daemon(Box<daemon::Arguments>),
     Info(info::Arguments),
@@ -69,6 +71,7 @@ impl Command {
             Self::Builds(arguments) => builds::run(arguments, global),
             Self::Du(arguments) => disk::usage(arguments, global),
             Self::Prune(arguments) => disk::prune::run(arguments, global),
+            Self::Cache(arguments) => cache::run(arguments, global),
             Self::Doctor(arguments) => disk::doctor::run(arguments, global),
             Self::Daemon(arguments) => daemon::run(arguments, global),
             Self::Info(arguments) => info::run(arguments, global),

@@ -77,6 +77,15 @@ struct State {
     dead: HashSet<(usize, Vec<Digest>)>,
 }
 
+/// What caches know of a vertex.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lookup {
+    /// Its result.
+    Hit(ImportHit),
+    /// Its keys alone: what stands on it may have a result.
+    Keys,
+}
+
 /// A result found in a cache; nothing of it is fetched yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImportHit {
@@ -117,7 +126,7 @@ impl Imports {
 
     /// Looks a vertex up: with `contents` by what its inputs contain, else by the graph and what is known so far.
     /// Content is digested only where it can decide. May block.
-    pub fn look_up(&self, vertex: &Digest, contents: Option<&dyn Contents>) -> Option<ImportHit> {
+    pub fn look_up(&self, vertex: &Digest, contents: Option<&dyn Contents>) -> Option<Lookup> {
         let known = self.vertices.get(vertex)?;
         if known.ignore_cache || known.inputs.is_empty() {
             return None;
@@ -127,12 +136,19 @@ impl Imports {
         }
         let mut state = self.state();
         self.learn(&mut state, vertex);
-        (0..self.caches.len()).find_map(|cache| {
+        let hit = (0..self.caches.len()).find_map(|cache| {
             let stacks = (0..known.outputs)
                 .map(|output| self.stack(&state, cache, vertex, output))
                 .collect::<Option<Vec<_>>>()?;
-            Some(ImportHit { cache, stacks })
-        })
+            Some(Lookup::Hit(ImportHit { cache, stacks }))
+        });
+        let has_keys = || {
+            (0..known.outputs).all(|output| {
+                let edge = Edge { vertex: vertex.clone(), output };
+                state.records.get(&edge).is_some_and(|found| found.values().any(|ids| !ids.is_empty()))
+            })
+        };
+        hit.or_else(|| has_keys().then_some(Lookup::Keys))
     }
 
     /// Brings the layers of a hit into the store, per output. `None` when they cannot be had: the hit is not

@@ -226,8 +226,8 @@ impl Store {
         Ok(records)
     }
 
-    /// Removes a cache mount unless someone uses it.
-    pub(crate) fn remove_cache_mount(&self, name: &str) -> Result<bool, StoreError> {
+    /// Removes one copy of a cache mount by its name on disk (see [`UsageId::CacheMount`]); `false` while it is in use.
+    pub fn remove_cache_mount(&self, name: &str) -> Result<bool, StoreError> {
         let Some(lock) = self.lock_mutable(name, FlockOperation::LockExclusive, Wait::No)? else {
             return Ok(false);
         };

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use stave_cache::{CacheRecord, ContentDigest, ResultId};
 use stave_llb::{DiffOp, MergeOp, Op, SourceIdentifier, SourceOp, Vertex};
 use stave_oci::{Digest, Platform, Reference};
-use stave_solver::{CacheMap, ImportedRecord, JobContext, OpError, OpErrorKind, OpKey, Selector, Worker, key};
+use stave_solver::{CacheMap, Elsewhere, ImportedRecord, JobContext, OpError, OpErrorKind, OpKey, Selector, Worker, key};
 use stave_store::{LayerId, Snapshot};
 
 use crate::context::{Context, ContextFilter};
@@ -143,7 +143,7 @@ impl<E: Executor> Worker for LocalWorker<E> {
         vertex: &Vertex,
         contents: &[Option<Ref>],
         cx: &JobContext<Session>,
-    ) -> Option<ImportedRecord> {
+    ) -> Option<Elsewhere> {
         let travel = cx.session.travel.clone()?;
         let (shared, vertex, contents) =
             (Arc::clone(&self.shared), vertex.digest.clone(), contents.to_vec());

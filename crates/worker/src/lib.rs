@@ -70,7 +70,7 @@ pub use source::{ImageFault, SourceError};
 pub use ssh::{AgentConnector, AgentStream, DEFAULT_AGENT, KeyError, SshAgent, SshKeys};
 pub use step::failed::{Enter, FailedStep};
 pub use step::{SecretFault, StepError};
-pub use travel::{Listener, Travel, TravelResult};
+pub use travel::{Listener, Travel, TravelResult, is_cache_mount};
 pub use users::{Identity, UserError};
 pub use view::ViewError;
 pub use worker::{DigestError, LocalWorker, LocalWorkerConfig, MountError, Ref};

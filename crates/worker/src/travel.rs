@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use stave_oci::Digest;
-use stave_remotecache::import::{Contents, ImportHit, Imports};
+use stave_remotecache::import::{Contents, ImportHit, Imports, Lookup};
 use stave_remotecache::key::ContentPath;
 use stave_remotecache::mounts::MountImports;
-use stave_solver::ImportedRecord;
+use stave_solver::{Elsewhere, ImportedRecord};
 use stave_store::{LayerId, Snapshot};
 
 use crate::contenthash::{self, FileDigests};
@@ -131,6 +131,12 @@ pub(crate) fn recordable(outputs: &[Ref]) -> Option<Vec<Snapshot>> {
     layers.collect()
 }
 
+/// Whether a directory that outlives builds is a step's cache mount, by its key. Sources keep theirs the same way.
+#[must_use]
+pub fn is_cache_mount(key: &str) -> bool {
+    !(key.starts_with("git repository ") || key.starts_with("download "))
+}
+
 /// Digests inputs while a cache is asked.
 pub(crate) struct Reader<'a> {
     pub(crate) shared: &'a Shared,
@@ -180,11 +186,13 @@ pub(crate) fn look_up(
     shared: &Shared,
     vertex: &Digest,
     values: &[Option<Ref>],
-) -> Option<ImportedRecord> {
+) -> Option<Elsewhere> {
     let reader = Reader { shared, values };
     let contents = values.iter().any(Option::is_some).then_some(&reader as &dyn Contents);
-    let hit = travel.imports()?.look_up(vertex, contents)?;
-    Some(ImportedRecord(Arc::new(Found(hit))))
+    match travel.imports()?.look_up(vertex, contents)? {
+        Lookup::Hit(hit) => Some(Elsewhere::Record(ImportedRecord(Arc::new(Found(hit))))),
+        Lookup::Keys => Some(Elsewhere::KeysOnly),
+    }
 }
 
 /// Brings the layers of a record that [`look_up`] found.

@@ -11,7 +11,7 @@ use stave_remotecache::import::Warn;
 use stave_remotecache::mounts::{MountArchive, MountEntry, MountError, MountImports, Saved};
 use stave_remotecache::place::Place;
 use stave_remotecache::spec::{ExportSpec, ImportSpec, MountLimits};
-use stave_store::{MutableDir, Sharing, StoreError, UsageKind};
+use stave_store::{MutableDir, Sharing, StoreError, UsageId, UsageKind};
 
 use super::import;
 use crate::Engine;
@@ -118,6 +118,7 @@ impl Engine {
             i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
         };
         let mut found: Vec<LocalMount> = mounts
+            .filter(|record| stave_worker::is_cache_mount(&record.description))
             .map(|record| LocalMount {
                 id: record.description,
                 size: record.size,
@@ -126,6 +127,22 @@ impl Engine {
             .collect();
         found.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(found)
+    }
+
+    /// Removes cache mounts of this machine; the ids that were there and not in use.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn remove_mounts(&self, ids: &[String]) -> Result<Vec<String>, MountCopyError> {
+        let mut removed = Vec::new();
+        for record in self.store.disk_usage()?.records {
+            let UsageId::CacheMount(name) = &record.id else { continue };
+            if ids.contains(&record.description) && self.store.remove_cache_mount(name)? {
+                removed.push(record.description);
+            }
+        }
+        removed.dedup();
+        Ok(removed)
     }
 
     /// The mounts of an archive.

@@ -11,7 +11,7 @@ use super::{Answer, Command, Graph, NodeId, Purpose, TaskId};
 use crate::error::{ContractError, OpError};
 use crate::event::Hit;
 use crate::solver::JobId;
-use crate::worker::ImportedRecord;
+use crate::worker::{Elsewhere, ImportedRecord};
 
 impl<R: Clone> Graph<R> {
     pub(super) fn node_answer(&mut self, id: NodeId, task: TaskId, answer: Answer<R>) {
@@ -52,7 +52,11 @@ impl<R: Clone> Graph<R> {
             Answer::FoundElsewhere(record) => {
                 let Phase::LookingElsewhere { stage, .. } = node.phase else { return };
                 match record {
-                    Some(record) => self.found_elsewhere(id, record, stage),
+                    Some(Elsewhere::Record(record)) => self.found_elsewhere(id, record, stage),
+                    Some(Elsewhere::KeysOnly) => {
+                        self.enter(id, Phase::KeysElsewhere { stage });
+                        self.wake_users(id);
+                    }
                     None => self.passed(id, stage),
                 }
             }

@@ -81,6 +81,8 @@ pub(super) enum Phase<R> {
     Found { record: Arc<CacheRecord>, stage: Stage },
     /// The worker loads a record's outputs.
     Loading { record: Arc<CacheRecord>, stage: Stage, task: TaskId },
+    /// A cache made elsewhere has its keys and not its result; whoever needs the result makes it.
+    KeysElsewhere { stage: Stage },
     /// A record made elsewhere was found; nothing is fetched.
     FoundElsewhere { record: ImportedRecord, stage: Stage },
     /// The worker brings its outputs.
@@ -176,7 +178,7 @@ impl<R> Node<R> {
         match &self.phase {
             Phase::Found { record, .. } | Phase::Loading { record, .. } => Some(Name::Known(&record.result)),
             Phase::Done { record: Some(record), .. } => Some(Name::Known(&record.result)),
-            Phase::Done { record: None, .. } | Phase::FoundElsewhere { .. } | Phase::Importing { .. } => {
+            Phase::Done { record: None, .. } | Phase::KeysElsewhere { .. } | Phase::FoundElsewhere { .. } | Phase::Importing { .. } => {
                 Some(Name::Nameless)
             }
             _ => None,

@@ -17,7 +17,7 @@ use stave_oci::Digest;
 use super::*;
 use crate::error::OpErrorKind;
 use crate::key::{cache_map, label};
-use crate::worker::ImportedRecord;
+use crate::worker::{self, ImportedRecord};
 
 /// A result: its name, `None` for a local context, and its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +100,8 @@ struct World {
 enum Elsewhere {
     ByGraph,
     ByContent,
+    /// Its keys alone.
+    KeysOnly,
     /// Found, but its layers are gone.
     Vanished,
 }
@@ -223,7 +225,11 @@ impl<'w> Bench<'w> {
                     Some(_) => true,
                     None => false,
                 };
-                Answer::FoundElsewhere(found.then(|| ImportedRecord(Arc::new(()))))
+                let only = self.world.elsewhere.get(&self.name(node)) == Some(&Elsewhere::KeysOnly);
+                Answer::FoundElsewhere(found.then(|| match only {
+                    true => worker::Elsewhere::KeysOnly,
+                    false => worker::Elsewhere::Record(ImportedRecord(Arc::new(()))),
+                }))
             }
             Command::Import { node, entries, .. } => {
                 let name = self.name(node);

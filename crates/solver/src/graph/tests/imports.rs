@@ -1,6 +1,6 @@
 //! Caches made elsewhere: asked after the index, brought only when needed, and no harm when they are gone.
 
-use super::Elsewhere::{ByContent, ByGraph, Vanished};
+use super::Elsewhere::{ByContent, ByGraph, KeysOnly, Vanished};
 use super::*;
 
 fn world(elsewhere: &[(&str, Elsewhere)]) -> World {
@@ -65,4 +65,22 @@ fn layers_that_are_gone_are_a_miss() {
     let log = solve(&mut world, &[&base, &a, &b], &b);
     assert_eq!(log.last().map(String::as_str), Some("run b"), "{log:?}");
     assert!(log.contains(&"import a".to_owned()), "{log:?}");
+}
+
+#[test]
+fn keys_without_a_result_lead_on_and_run_only_when_they_must() {
+    let graph = graph();
+    let all: Vec<&Vertex> = graph.iter().collect();
+    let elsewhere = [("a", KeysOnly), ("copy", ByContent), ("b", KeysOnly), ("c", ByGraph)];
+    let mut small = world(&elsewhere);
+    small.content.insert("context".into(), "files".into());
+    let log = solve(&mut small, &all, &graph[5]);
+    let runs: Vec<&String> = log.iter().filter(|line| line.starts_with("run ")).collect();
+    assert_eq!(runs, ["run context"], "{log:?}");
+    // The last step changed: what it stands on has to be made, from what is there.
+    let mut changed = world(&elsewhere[..3]);
+    changed.content.insert("context".into(), "files".into());
+    let log = solve(&mut changed, &all, &graph[5]);
+    let runs: Vec<&String> = log.iter().filter(|line| line.starts_with("run ")).collect();
+    assert_eq!(runs, ["run context", "run b", "run c"], "{log:?}");
 }
