@@ -176,3 +176,56 @@ fn lowered(source: &Source, request: &PlanRequest, images: &Images) -> Result<Lo
         plan = plan.with_triggers(&resolved).map_err(|error| error.to_string())?;
     }
 }
+
+/// How often [`drive`] answers what the front end asks for.
+const MAX_ROUNDS: usize = 64;
+
+/// Takes any text as far as it goes, with images, included files and outputs of commands made up, for tests
+/// that hold that nothing panics. The result is the first error, or what it lowered to.
+///
+/// # Errors
+/// With the message of the first error.
+pub fn drive(text: &str, request: &PlanRequest) -> Result<Lowered, String> {
+    let mut source = Source::new("Dockerfile", text);
+    let mut parsed = parse(&source);
+    for _ in 0..MAX_ROUNDS {
+        let Some(include) = parsed.missing_includes.first() else { break };
+        source = source.with_included(include.path.clone(), "ENV included=1\nRUN included\n");
+        parsed = parse(&source);
+    }
+    let mut plan = plan(&parsed.dockerfile, request).map_err(|error| error.to_string())?;
+    let mut resolved = ResolvedSources::default();
+    for _ in 0..MAX_ROUNDS {
+        let missing = plan.missing(&resolved);
+        if missing.is_empty() {
+            let commands = plan.commands(&resolved).map_err(|error| error.to_string())?;
+            if commands.is_empty() {
+                break;
+            }
+            for command in commands {
+                resolved.insert_output(command.key, "output\n".to_owned());
+            }
+            continue;
+        }
+        for request in missing {
+            let image = made_up(&request);
+            resolved.insert(request, image);
+        }
+        plan = plan.with_triggers(&resolved).map_err(|error| error.to_string())?;
+    }
+    lower(&plan, &resolved).map_err(|error| error.to_string())
+}
+
+/// An image with a layer, variables and, for some names, triggers.
+fn made_up(request: &SourceRequest) -> ResolvedImage {
+    let name = request.reference.canonical();
+    let mut config = stave_oci::ImageConfig::default();
+    config.os.clone_from(&request.platform.os);
+    config.architecture.clone_from(&request.platform.architecture);
+    config.config.env = vec!["PATH=/bin".to_owned(), format!("NAME={name}")];
+    config.rootfs.diff_ids = vec![Digest::sha256(name.as_bytes())];
+    if name.contains("trigger") {
+        config.config.on_build = vec!["COPY --from=scratch a b".to_owned(), format!("RUN {name}")];
+    }
+    ResolvedImage { digest: Digest::sha256(name.as_bytes()), config }
+}

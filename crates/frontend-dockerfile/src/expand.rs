@@ -112,6 +112,11 @@ impl Expander {
     /// # Errors
     /// Where the word is malformed, nests deeper than [`MAX_DEPTH`] or demands a variable that is not set.
     pub fn expand(&self, word: &str, variables: &dyn Lookup) -> Result<Expansion, ExpandError> {
+        // Most words have nothing to expand.
+        if !word.contains(['$', '\'', '"', '<', self.escape]) {
+            let words = word.split_whitespace().map(str::to_owned).collect();
+            return Ok(Expansion { text: word.to_owned(), words, ..Expansion::default() });
+        }
         let mut lexer = Lexer::new(*self, word, variables);
         match lexer.until(None, self.raw_escapes) {
             Ok((text, words)) => {

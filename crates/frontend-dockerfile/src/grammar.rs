@@ -89,7 +89,7 @@ impl LineText {
             match pair.as_rule() {
                 Rule::keyword => keyword = Some(piece),
                 Rule::flag => flags.push(self.flag(pair, range.start)),
-                Rule::arguments => arguments = self.trim(piece.range),
+                Rule::arguments => arguments = self.trim(piece.range.start..range.end),
                 _ => {}
             }
         }
@@ -125,7 +125,8 @@ impl LineText {
         let line = DockerfileGrammar::parse(Rule::headed, &self.shadow[range.clone()]).ok()?.next()?;
         let mut pieces = line.into_inner().filter(|pair| pair.as_rule() != Rule::EOI);
         let head = pieces.next().map(|pair| self.piece(&pair, range.start))?;
-        Some((head, pieces.next().map(|pair| self.piece(&pair, range.start))))
+        let body = pieces.next().map(|pair| self.piece(&pair, range.start).range.start);
+        Some((head, body.map(|start| self.slice(start..range.end))))
     }
 
     /// `range` as a piece.
@@ -144,6 +145,10 @@ impl LineText {
 pub(crate) fn fields(text: &str) -> Result<Vec<String>, FieldsError> {
     if text.is_empty() {
         return Err(FieldsError::Empty);
+    }
+    // Options with quotes are rare, and those without need no grammar.
+    if !text.contains('"') {
+        return Ok(text.split(',').map(str::to_owned).collect());
     }
     let pairs = DockerfileGrammar::parse(Rule::fields, text).map_err(|error| {
         let at = match error.location {

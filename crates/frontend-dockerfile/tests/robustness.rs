@@ -2,10 +2,11 @@
 
 use proptest::prelude::*;
 use stave_frontend_dockerfile::{
-    PlanRequest, ResolvedSources, Source, Span,
+    ContextSource, NamedContext, PlanRequest, ResolvedSources, Source, Span,
     ast::{Instruction, InstructionKind, Word},
-    dockerignore,
+    dockerignore, exchange,
     expand::Expander,
+    input::ContextForm,
     parse, plan,
     scope::Variables,
 };
@@ -72,6 +73,25 @@ fn piece() -> impl Strategy<Value = String> {
         "1",
         "/",
         "--interval=5s",
+        "# syntax=stave/1\n",
+        "# syntax=docker/dockerfile:1-labs\n",
+        "INCLUDE x\n",
+        "UNSET ENV",
+        "ENV a=$(b)\n",
+        "--if-exists",
+        "--parents",
+        "--device=a",
+        "--mount=type=secret,id=a,cache=keyed",
+        "--mount=type=ssh",
+        "--chmod=u+x",
+        "--checksum=",
+        "https://a.test/b.git?ref=c#d:e",
+        "git@a:b",
+        "a/./b",
+        "trigger",
+        "FROM trigger AS t\n",
+        "SOURCE_DATE_EPOCH=1",
+        "SOURCE_DATE_EPOCH=t",
     ];
     prop_oneof![
         8 => proptest::sample::select(fixed.to_vec()).prop_map(str::to_owned),
@@ -81,6 +101,39 @@ fn piece() -> impl Strategy<Value = String> {
 
 fn text() -> impl Strategy<Value = String> {
     proptest::collection::vec(piece(), 0..40).prop_map(|pieces| pieces.concat())
+}
+
+/// Something of everything.
+const SOUND: &str = "# syntax=stave/1\n# check=skip=none\nARG V=1 W=${V:-x}\nFROM trigger:$V AS one\nARG V\n\
+    ENV A=b C=\"$A d\" E=$(echo x)\nRUN --mount=type=cache,target=/c --mount=from=alpine,target=/m <<EOF cat\n\
+    body $A\nEOF\nCOPY --chown=1:2 --chmod=u+x --parents --exclude=*.x a/./b c* /d/\n\
+    ADD --checksum=abc https://a.test/b.git?tag=c /f\nADD --keep-git-dir=true git@a.test:b/c.git /g\n\
+    ADD https://a.test/h /i\nINCLUDE part\nHEALTHCHECK --interval=1s CMD x\nONBUILD COPY --from=one a b\n\
+    FROM --platform=linux/arm64 one AS two\nCOPY --link --from=0 /x /y\nCOPY <<E1 <<-'E2' /z/\n$A\nE1\n\t$A\nE2\n\
+    UNSET ENV A\nEXPOSE 80-82/udp $V\nVOLUME [\"/v\", \"/w\"]\nLABEL a=b c='d e'\nUSER $V:g\nWORKDIR a/b\n\
+    SHELL [\"/bin/sh\"]\nSTOPSIGNAL 9\nCMD [\"a\"]\nENTRYPOINT b\nMAINTAINER m\nFROM scratch\n\
+    COPY --if-exists --from=two a /\nRUN --network=none --security=insecure --device=x y\n";
+
+fn request() -> PlanRequest {
+    PlanRequest::new(Platform::new("linux", "amd64", None))
+}
+
+/// Whatever it is, it ends without a panic, and an error has a text.
+fn drive(text: &str) {
+    let target = Platform::new("linux", "arm64", None);
+    for request in
+        [request(), PlanRequest { target_platform: Some(target), multi_platform: true, ..request() }]
+    {
+        if let Err(message) = exchange::drive(text, &request) {
+            assert!(!message.is_empty(), "{text:?}");
+        }
+    }
+}
+
+#[test]
+fn the_sound_file_is_sound() {
+    let lowered = exchange::drive(SOUND, &request()).expect("lowers");
+    assert!(lowered.definition.vertices().len() > 5, "{}", lowered.definition.vertices().len());
 }
 
 fn in_bounds(source: &Source, span: Span) -> bool {
@@ -149,6 +202,45 @@ proptest! {
                 prop_assert!(error.diagnostics.iter().all(|diagnostic| in_bounds(&source, diagnostic.span)));
             }
         }
+    }
+
+    #[test]
+    fn lowering_is_total(text in text()) {
+        drive(&text);
+    }
+
+    #[test]
+    fn damaged_files_are_errors_at_worst(cuts in proptest::collection::vec((0..SOUND.len(), piece()), 1..6)) {
+        let mut text = SOUND.to_owned();
+        for (at, piece) in cuts {
+            let at = (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+            let end = (at + piece.len()).min(text.len());
+            let end = (end..=text.len()).find(|end| text.is_char_boundary(*end)).unwrap_or(text.len());
+            text.replace_range(at..end, &piece);
+        }
+        drive(&text);
+    }
+
+    #[test]
+    fn lines_in_any_order_are_errors_at_worst(order in proptest::collection::vec(0..SOUND.lines().count(), 1..40)) {
+        let lines: Vec<&str> = SOUND.lines().collect();
+        let text: String = order.into_iter().flat_map(|at| [lines[at], "\n"]).collect();
+        drive(&text);
+    }
+
+    #[test]
+    fn contexts_are_total(
+        text in "(https?://|git://|ssh://|git@|docker-image://|oci-layout://|local:)?[a-z.:/@?&=%#;+-]{0,30}|.{0,20}"
+    ) {
+        drop(ContextForm::of(&text));
+        if let Ok(context) = NamedContext::parse("trigger", &text) {
+            let mut request = request();
+            request.named_contexts.insert("trigger".to_owned(), context);
+            drop(exchange::drive(SOUND, &request));
+        }
+        let context = ContextSource::Git(text.clone());
+        drop(exchange::drive("FROM scratch\nCOPY a b", &PlanRequest { context, ..request() }));
+        drop(exchange::drive(&format!("FROM scratch\nADD {text} /x\n"), &request()));
     }
 
     #[test]

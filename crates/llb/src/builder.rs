@@ -183,12 +183,15 @@ impl GraphBuilder {
         let Some(output) = output else { return definition };
         let mut digests: HashMap<usize, Digest> = HashMap::new();
         let mut locations: BTreeMap<Digest, Vec<SourceLocation>> = BTreeMap::new();
-        for at in self.order(output.node) {
-            let node = &self.nodes[at];
+        let order = self.order(output.node);
+        let mut nodes: Vec<Option<Node>> = self.nodes.into_iter().map(Some).collect();
+        for at in order {
+            // Each stands in the order once.
+            let Some(mut node) = nodes[at].take() else { continue };
+            let here = std::mem::take(&mut node.about.locations);
             let (vertex, bytes) = node.vertex(&digests);
             digests.insert(at, vertex.digest.clone());
-            let places = locations.entry(vertex.digest.clone()).or_default();
-            places.extend(node.about.locations.iter().cloned());
+            locations.entry(vertex.digest.clone()).or_default().extend(here);
             definition.push(vertex, bytes);
         }
         definition.outputs = vec![edge(output, &digests)];
@@ -266,17 +269,16 @@ impl Node {
         }
     }
 
-    fn vertex(&self, digests: &HashMap<usize, Digest>) -> (Vertex, Vec<u8>) {
-        if let NodeKind::Imported { vertex, bytes, .. } = &self.kind {
-            return (Vertex::clone(vertex), bytes.clone());
-        }
+    fn vertex(self, digests: &HashMap<usize, Digest>) -> (Vertex, Vec<u8>) {
+        let Self { kind, platform, about } = self;
         let mut inputs = Inputs { edges: Vec::new(), digests };
-        let mut caps = self.about.metadata.caps.clone();
-        let mut add = |all: &[&str]| caps.extend(all.iter().map(|cap| (*cap).to_owned()));
-        let op = match &self.kind {
+        let mut metadata = about.metadata;
+        let mut add = |all: &[&str]| metadata.caps.extend(all.iter().map(|cap| (*cap).to_owned()));
+        let op = match kind {
+            NodeKind::Imported { vertex, bytes, .. } => return (*vertex, bytes),
             NodeKind::Source(source) => {
                 add(caps::of_source(&source.identifier));
-                Op::Source(source.clone())
+                Op::Source(source)
             }
             NodeKind::Exec(exec, mounts) => {
                 let exec = exec_op(exec, mounts, &mut inputs);
@@ -285,7 +287,7 @@ impl Node {
             }
             NodeKind::File(base, steps) => {
                 add(&["file.base"]);
-                Op::File(file_op(*base, steps, &mut inputs))
+                Op::File(file_op(base, steps, &mut inputs))
             }
             NodeKind::Merge(layers) => {
                 add(&["mergeop"]);
@@ -296,20 +298,17 @@ impl Node {
             NodeKind::Diff(lower, upper) => {
                 add(&["diffop"]);
                 let mut input = |of: Option<Output>| of.map(|of| inputs.push(of));
-                Op::Diff(DiffOp { lower: input(*lower), upper: input(*upper) })
+                Op::Diff(DiffOp { lower: input(lower), upper: input(upper) })
             }
-            NodeKind::Imported { vertex, .. } => vertex.op.clone(),
         };
         let inputs = inputs.edges;
-        let mut metadata = self.about.metadata.clone();
-        metadata.caps = caps;
-        if !self.about.name.is_empty() {
-            metadata.description.insert(CUSTOM_NAME.to_owned(), self.about.name.clone());
+        if !about.name.is_empty() {
+            metadata.description.insert(CUSTOM_NAME.to_owned(), about.name);
         }
         let constraints = Some(Vec::new());
-        let bytes = wire::encode_op(&op, &inputs, self.platform.as_ref(), constraints.as_deref());
+        let bytes = wire::encode_op(&op, &inputs, platform.as_ref(), constraints.as_deref());
         let digest = Digest::sha256(&bytes);
-        (Vertex { digest, op, inputs, platform: self.platform.clone(), constraints, metadata }, bytes)
+        (Vertex { digest, op, inputs, platform, constraints, metadata }, bytes)
     }
 }
 
@@ -371,12 +370,12 @@ fn place_agents(mounts: &mut [MountSpec], env: &mut Vec<String>) {
     }
 }
 
-fn exec_op(template: &ExecOp, specs: &[MountSpec], inputs: &mut Inputs<'_>) -> ExecOp {
+fn exec_op(template: ExecOp, specs: Vec<MountSpec>, inputs: &mut Inputs<'_>) -> ExecOp {
     let mut mounts = Vec::with_capacity(specs.len());
     let mut outputs = 0..;
     for spec in specs {
         let from = spec.source.map(|source| inputs.find(source));
-        let mut mount = spec.mount.clone();
+        let mut mount = spec.mount;
         match &mut mount {
             Mount::Bind { input, output, readonly, .. } => {
                 *input = from;
@@ -387,18 +386,19 @@ fn exec_op(template: &ExecOp, specs: &[MountSpec], inputs: &mut Inputs<'_>) -> E
         }
         mounts.push(mount);
     }
-    ExecOp { mounts, ..template.clone() }
+    ExecOp { mounts, ..template }
 }
 
-fn file_op(base: Option<Output>, steps: &[FileStep], inputs: &mut Inputs<'_>) -> FileOp {
+fn file_op(base: Option<Output>, steps: Vec<FileStep>, inputs: &mut Inputs<'_>) -> FileOp {
     let base = base.map_or(FileInput::Scratch, |base| FileInput::Input(inputs.find(base)));
-    let mut actions = Vec::with_capacity(steps.len());
-    for (at, step) in steps.iter().enumerate() {
+    let count = steps.len();
+    let mut actions = Vec::with_capacity(count);
+    for (at, step) in steps.into_iter().enumerate() {
         let secondary = match (&step.kind, step.source) {
             (FileActionKind::Copy(_), Some(source)) => FileInput::Input(inputs.find(source)),
             _ => FileInput::Scratch,
         };
-        let mut kind = step.kind.clone();
+        let mut kind = step.kind;
         if let Some(owner) = owner_of(&mut kind) {
             for who in [&mut owner.user, &mut owner.group] {
                 if let Some(UserOrGroup::Name { input, .. }) = who {
@@ -409,7 +409,7 @@ fn file_op(base: Option<Output>, steps: &[FileStep], inputs: &mut Inputs<'_>) ->
         actions.push(FileAction {
             input: at.checked_sub(1).map_or(base, |before| FileInput::Action(index(before))),
             secondary,
-            output: (at + 1 == steps.len()).then_some(0),
+            output: (at + 1 == count).then_some(0),
             kind,
         });
     }

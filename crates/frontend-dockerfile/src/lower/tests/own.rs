@@ -249,6 +249,9 @@ fn includes_have_limits() {
     check(&wide.with_included("f12", "RUN x"), "more than 1000 files are included");
     let error = main("INCLUDE x").with_included("x", "RUN a\nFOO");
     let found = parse(&error).diagnostics;
-    assert_eq!(found[0].to_string(), "dockerfile parse error on line 2: unknown instruction: FOO (did you mean FROM?)");
+    assert_eq!(
+        found[0].to_string(),
+        "dockerfile parse error on line 2: unknown instruction: FOO (did you mean FROM?)"
+    );
     assert_eq!(error.part_at(found[0].span.start).1.name, "x");
 }
