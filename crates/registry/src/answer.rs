@@ -7,6 +7,7 @@ use reqwest::header::{HeaderValue, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode};
 use serde::Deserialize;
 use stave_oci::Digest;
+use tokio::sync::OwnedSemaphorePermit;
 use url::Url;
 
 use crate::auth::{Authorization, Challenge, challenges};
@@ -25,6 +26,8 @@ pub(crate) struct Answer {
     /// Whether it came from the endpoint itself and not from where that redirected to.
     pub(crate) is_own: bool,
     pub(crate) idle: Duration,
+    /// The turn at the host, for as long as its body is read.
+    pub(crate) turn: Option<OwnedSemaphorePermit>,
 }
 
 impl Answer {

@@ -11,6 +11,7 @@ use reqwest::StatusCode;
 use reqwest::header::{CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
 use stave_oci::{Descriptor, Hasher, Reference};
 use tokio::io::AsyncRead;
+use url::Url;
 
 use crate::answer::Answer;
 use crate::auth::ScopeSet;
@@ -18,8 +19,8 @@ use crate::client::Subject;
 use crate::config::Capability;
 use crate::endpoint::{Endpoint, endpoints};
 use crate::error::{Action, ErrorKind, MirrorFailure, ResponseFault};
-use crate::limits::{MAX_CONFIG_BYTES, RESUME_PROGRESS_BYTES};
-use crate::request::{Call, Exchange, Failure};
+use crate::limits::{MAX_CONFIG_BYTES, MAX_FOREIGN_URLS, RESUME_PROGRESS_BYTES};
+use crate::request::{Call, Exchange, Failure, shown};
 use crate::{Client, RegistryError};
 
 /// The bytes of one blob, verified as they pass: the stream's last item is an error unless digest and size are
@@ -69,6 +70,7 @@ impl Client {
             name: name.clone(),
             blob: blob.clone(),
             hosts,
+            urls: foreign_urls(blob),
             failed: Vec::new(),
             position: 0,
             hasher: Some(Hasher::new(blob.digest.algorithm())),
@@ -115,6 +117,8 @@ struct Download {
     blob: Descriptor,
     /// Endpoints not asked yet, the next one last.
     hosts: Vec<Endpoint>,
+    /// Where else its manifest says it can be had, the next one last. Asked last, and never with credentials.
+    urls: Vec<Url>,
     failed: Vec<MirrorFailure>,
     /// Bytes given out, all of them hashed.
     position: u64,
@@ -128,6 +132,8 @@ struct Download {
 /// The endpoint that serves, and its answer while that lasts.
 struct Source {
     exchange: Exchange,
+    /// An address outside of the registry.
+    url: Option<Url>,
     answer: Option<Body>,
 }
 
@@ -154,6 +160,9 @@ impl Download {
                 Err(kind) => kind,
             };
             let Some(next) = self.hosts.pop() else {
+                if matches!(kind, ErrorKind::NotFound) && self.connect_elsewhere().await {
+                    return Ok(());
+                }
                 return Err(self.subject.error_after(&host, kind, std::mem::take(&mut self.failed)));
             };
             tracing::debug!(host, reason = %kind, "mirror does not serve");
@@ -162,23 +171,51 @@ impl Download {
         }
     }
 
+    /// Opens the blob at the first of the addresses its manifest names: layers that registries may not
+    /// distribute lie there.
+    async fn connect_elsewhere(&mut self) -> bool {
+        while let Some(url) = self.urls.pop() {
+            match self.open_elsewhere(&url).await {
+                Ok(source) => {
+                    self.source = Some(source);
+                    return true;
+                }
+                Err(kind) => tracing::debug!(url = shown(&url), reason = %kind, "foreign layer is not there"),
+            }
+        }
+        false
+    }
+
+    async fn open_elsewhere(&self, url: &Url) -> Result<Source, ErrorKind> {
+        let host = url.host_str().unwrap_or_default();
+        let host = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        let endpoint = Endpoint::origin(&self.client.shared.config.registries, &host);
+        let scope = ScopeSet::pull(self.name.repository());
+        let exchange = Exchange::open(&self.client.shared, endpoint, scope).await?;
+        let body = self.request(&exchange, Some(url)).await?;
+        Ok(Source { exchange, url: Some(url.clone()), answer: Some(body) })
+    }
+
     async fn open(&self, endpoint: Endpoint) -> Result<Source, ErrorKind> {
         let scope = ScopeSet::pull(self.name.repository());
         let exchange = Exchange::open(&self.client.shared, endpoint, scope).await?;
-        let body = self.request(&exchange).await?;
-        Ok(Source { exchange, answer: Some(body) })
+        let body = self.request(&exchange, None).await?;
+        Ok(Source { exchange, url: None, answer: Some(body) })
     }
 
     /// Asks for what is still missing.
-    async fn request(&self, exchange: &Exchange) -> Result<Body, ErrorKind> {
-        let url = exchange.url(&format!("{}/blobs/{}", self.name.repository(), self.blob.digest))?;
-        let mut call = Call::get(url);
+    async fn request(&self, exchange: &Exchange, elsewhere: Option<&Url>) -> Result<Body, ErrorKind> {
+        let own = || exchange.url(&format!("{}/blobs/{}", self.name.repository(), self.blob.digest));
+        let mut call = Call::get(elsewhere.map_or_else(own, |url| Ok(url.clone()))?);
         call.is_verified = true;
         if self.position > 0 {
             let range = HeaderValue::from_str(&format!("bytes={}-", self.position));
             call.headers = HeaderMap::from_iter(range.ok().map(|range| (RANGE, range)));
         }
-        let answer = exchange.send(&call).await?;
+        let answer = match elsewhere {
+            None => exchange.send(&call).await?,
+            Some(_) => exchange.send_anonymously(&call).await?,
+        };
         let skip = match answer.response.status() {
             StatusCode::PARTIAL_CONTENT if self.position > 0 => {
                 let range = answer.header(CONTENT_RANGE.as_str()).and_then(range_start);
@@ -268,10 +305,12 @@ impl Download {
         }
         self.since_cut = 0;
         let Some(mut source) = self.source.take() else { return Err(self.error(kind)) };
+        // Its turn at the host goes with it: the next request needs one.
+        source.answer = None;
         let host = source.exchange.endpoint.host.clone();
         let paused = source.exchange.pause(&mut self.attempt, Failure::from(kind)).await;
         let kind = match paused {
-            Ok(()) => match self.request(&source.exchange).await {
+            Ok(()) => match self.request(&source.exchange, source.url.as_ref()).await {
                 Ok(body) => {
                     source.answer = Some(body);
                     self.source = Some(source);
@@ -298,6 +337,18 @@ impl Download {
         let Descriptor { digest, size, .. } = &self.blob;
         ErrorKind::SizeMismatch { digest: digest.clone(), expected: *size, actual, at_least }
     }
+}
+
+/// The addresses of a layer outside of its registry, the first last.
+fn foreign_urls(blob: &Descriptor) -> Vec<Url> {
+    let parsed = blob.urls.iter().take(MAX_FOREIGN_URLS).filter_map(|text| Url::parse(text).ok());
+    let usable = |url: &Url| {
+        let is_plain = url.username().is_empty() && url.password().is_none() && url.has_host();
+        is_plain && matches!(url.scheme(), "http" | "https")
+    };
+    let mut urls: Vec<Url> = parsed.filter(usable).collect();
+    urls.reverse();
+    urls
 }
 
 /// The first byte of `bytes 5-9/10`.

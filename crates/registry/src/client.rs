@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 
 use stave_oci::{Digest, Reference};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::auth::TokenCache;
 use crate::config::{ConfigError, RegistryTables};
@@ -42,6 +44,8 @@ pub(crate) struct Shared {
     transports: Mutex<HashMap<String, Arc<Transport>>>,
     schemes: Mutex<HashMap<String, Scheme>>,
     distrusted: Mutex<HashMap<Digest, Vec<String>>>,
+    /// How many more requests each host may have.
+    turns: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
 
 impl Client {
@@ -58,6 +62,7 @@ impl Client {
                 transports: Mutex::default(),
                 schemes: Mutex::default(),
                 distrusted: Mutex::default(),
+                turns: Mutex::default(),
             }),
         })
     }
@@ -73,6 +78,7 @@ impl Client {
                 transports: Mutex::default(),
                 schemes: Mutex::default(),
                 distrusted: Mutex::default(),
+                turns: Mutex::default(),
             }),
         }
     }
@@ -115,6 +121,22 @@ impl Shared {
             transports.insert(host.to_owned(), Arc::clone(&transport));
         }
         Ok(transport)
+    }
+
+    /// A turn at a host, whose table is under `key`; it lasts until it is dropped.
+    pub(crate) async fn turn(&self, host: &str, key: &str) -> Option<OwnedSemaphorePermit> {
+        let turns = {
+            let mut all = lock(&self.turns);
+            // Forgetting all lets a few more requests through, once in a very long life.
+            if all.len() >= MAX_CACHED_ENTRIES {
+                all.clear();
+            }
+            let table = self.config.registries.0.get(key).and_then(|table| table.max_parallelism);
+            let most = table.map_or(self.config.limits.requests_at_once.max(1), NonZeroUsize::get);
+            Arc::clone(all.entry(host.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(most))))
+        };
+        // Nobody closes it.
+        turns.acquire_owned().await.ok()
     }
 
     /// The scheme a host was found to speak, where the configuration leaves that open.

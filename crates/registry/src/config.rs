@@ -35,6 +35,9 @@ pub struct RegistryConfig {
     /// Directories in docker's `certs.d` form: `*.crt` are authorities, `x.cert` with `x.key` a client certificate.
     #[serde(default)]
     pub tlsconfigdir: Vec<PathBuf>,
+    /// Requests to the host at once; absent: the client's own bound.
+    #[serde(default, rename = "max-parallelism")]
+    pub max_parallelism: Option<std::num::NonZeroUsize>,
     /// What the host may be used for; absent or empty: everything (a mirror: `pull` and `resolve`).
     #[serde(default)]
     pub capabilities: Vec<Capability>,

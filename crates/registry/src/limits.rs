@@ -24,6 +24,8 @@ pub(crate) const MAX_HEADERS: usize = 128;
 pub(crate) const MAX_REDIRECTS: usize = 10;
 /// Deepest nesting of indexes inside indexes.
 pub(crate) const MAX_INDEX_DEPTH: usize = 3;
+/// Most addresses outside of its registry that a layer is looked for at.
+pub(crate) const MAX_FOREIGN_URLS: usize = 8;
 /// Most challenges read from one answer.
 pub(crate) const MAX_CHALLENGES: usize = 8;
 /// Most tokens, host states or bad-content notes kept per client.
@@ -58,6 +60,9 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// Longest silence after the last byte of an upload: registries move large blobs about before they answer.
     pub commit_timeout: Duration,
+    /// Answers of one host that are read, and requests that are sent to it, at once; at least 1. A host's
+    /// table may set its own.
+    pub requests_at_once: usize,
     /// Uploads are sent in pieces of this many bytes; `None` sends each blob in one request.
     pub upload_chunk: Option<u64>,
 }
@@ -72,6 +77,7 @@ impl Default for Limits {
             connect_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(60),
             commit_timeout: Duration::from_secs(600),
+            requests_at_once: 16,
             upload_chunk: None,
         }
     }

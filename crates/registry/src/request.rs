@@ -125,6 +125,20 @@ impl Exchange {
         }
     }
 
+    /// The same to an address that a manifest names: no credential is shown, whoever asks for one.
+    pub(crate) async fn send_anonymously(&self, call: &Call) -> Result<Answer, ErrorKind> {
+        let home = self.url("")?;
+        let mut attempt = 1;
+        loop {
+            let failure = match self.follow(call, None, &home).await {
+                Ok(answer) if is_transient(answer.response.status()) => answer.fault().await,
+                Ok(answer) => return Ok(answer),
+                Err(failure) => failure,
+            };
+            self.pause(&mut attempt, failure).await?;
+        }
+    }
+
     /// Waits for the next attempt, or gives the failure back if there is to be none.
     pub(crate) async fn pause(&self, attempt: &mut u32, failure: Failure) -> Result<(), ErrorKind> {
         let limits = self.limits();
@@ -161,6 +175,8 @@ impl Exchange {
         if answer.response.status() != StatusCode::UNAUTHORIZED || !answer.is_own {
             return Ok(answer);
         }
+        // Whoever waits for a token must not hold up others, who may be fetching it.
+        drop(answer.turn.take());
         let Some(shown) = self.answer(answer.response.headers(), sent.as_ref()).await? else {
             return Ok(answer);
         };
@@ -178,6 +194,7 @@ impl Exchange {
     ) -> Result<Answer, Failure> {
         let mut url = call.url.clone();
         let mut is_trusted = true;
+        let turn = self.shared.turn(&self.endpoint.host, &self.endpoint.key).await;
         for _ in 0..=MAX_REDIRECTS {
             is_trusted = is_trusted && same_origin(&url, home);
             let mut request = self.client_for(&url)?.request(call.method.clone(), url.clone());
@@ -194,6 +211,7 @@ impl Exchange {
                     method: call.method.clone(),
                     authenticated: false,
                     idle: self.limits().idle_timeout,
+                    turn,
                 });
             };
             url = next;

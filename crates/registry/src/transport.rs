@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
@@ -99,11 +100,12 @@ impl Material {
         let builder = TlsConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|error| TlsError::Setup(error.to_string()))?;
-        let builder = if self.insecure {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
+        let verifier: Arc<dyn ServerCertVerifier> = if self.insecure {
+            Arc::new(AcceptAny(provider))
         } else {
-            builder.with_root_certificates(self.roots()?)
+            Arc::new(OnFirstUse { own: self.own_roots()?, provider, verifier: OnceLock::new() })
         };
+        let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
         let Some(Identity { chain, key, path }) = identity else {
             return Ok(builder.with_no_client_auth());
         };
@@ -112,18 +114,72 @@ impl Material {
             .map_err(|error| TlsError::Invalid { path: path.clone(), reason: error.to_string() })
     }
 
-    fn roots(&self) -> Result<Arc<RootCertStore>, TlsError> {
-        let system = system_roots();
-        if self.authorities.is_empty() {
-            return Ok(system);
-        }
-        let mut roots = RootCertStore::clone(&system);
+    /// The authorities that the configuration adds to the system's.
+    fn own_roots(&self) -> Result<RootCertStore, TlsError> {
+        let mut roots = RootCertStore::empty();
         for (path, certificate) in &self.authorities {
             roots
                 .add(certificate.clone())
                 .map_err(|error| TlsError::Invalid { path: path.clone(), reason: error.to_string() })?;
         }
-        Ok(Arc::new(roots))
+        Ok(roots)
+    }
+}
+
+/// Verification by authorities that are read when the first certificate is to be verified: a host that is
+/// spoken to in the clear never shows one, and reading some hundred of them takes longer than a request.
+#[derive(Debug)]
+struct OnFirstUse {
+    own: RootCertStore,
+    provider: Arc<CryptoProvider>,
+    verifier: OnceLock<Result<Arc<WebPkiServerVerifier>, String>>,
+}
+
+impl OnFirstUse {
+    fn verifier(&self) -> Result<&WebPkiServerVerifier, rustls::Error> {
+        let made = self.verifier.get_or_init(|| {
+            let mut roots = RootCertStore::clone(&system_roots());
+            roots.roots.extend(self.own.roots.iter().cloned());
+            let builder =
+                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&self.provider));
+            builder.build().map_err(|error| error.to_string())
+        });
+        made.as_deref().map_err(|reason| rustls::Error::General(reason.clone()))
+    }
+}
+
+impl ServerCertVerifier for OnFirstUse {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.verifier()?.verify_server_cert(end_entity, intermediates, name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier()?.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier()?.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 

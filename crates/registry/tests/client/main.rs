@@ -21,6 +21,7 @@ fn limits() -> Limits {
         connect_timeout: Duration::from_secs(10),
         idle_timeout: Duration::from_secs(10),
         commit_timeout: Duration::from_secs(10),
+        requests_at_once: 16,
         upload_chunk: None,
     }
 }
@@ -50,6 +51,11 @@ fn client_with_mirrors(registry: &TestRegistry, mirrors: &[&TestRegistry]) -> Cl
     let mirrors: Vec<String> = mirrors.iter().map(|mirror| format!("{:?}", mirror.host())).collect();
     let tables = format!("[registry.{:?}]\nmirrors = [{}]", registry.host(), mirrors.join(", "));
     Client::new(config(&tables, Keychain::anonymous())).expect("the tables are valid")
+}
+
+/// A client with these tables.
+fn client_with_tables(tables: &str) -> Client {
+    Client::new(config(tables, Keychain::anonymous())).expect("the tables are valid")
 }
 
 /// Bytes that differ everywhere, so that a piece lost or doubled shows.

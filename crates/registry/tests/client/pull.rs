@@ -199,3 +199,64 @@ async fn futures_may_move_between_threads() {
     });
     assert_eq!(task.await.expect("the task ends").expect("it is there"), bytes);
 }
+
+#[tokio::test]
+async fn a_blob_cut_anywhere_is_made_whole() {
+    let registry = TestRegistry::start();
+    let (name, blob, bytes) = place(&registry, 4_099);
+    let client = client();
+    let edges = [0, 1, 511, 512, 513, 4_095, 4_096, 4_097, 4_098];
+    for cut in edges.into_iter().chain((0..4_099).step_by(97)) {
+        registry.script("GET", "/blobs/", Misbehaviour::CutAfter(cut));
+        assert_eq!(fetch(&client, &name, &blob).await.expect("the cut is mended"), bytes, "cut after {cut}");
+        assert_eq!(registry.faults_left(), 0, "cut after {cut}");
+    }
+}
+
+#[tokio::test]
+async fn a_foreign_layer_is_fetched_from_where_its_manifest_says_without_credentials() {
+    let (registry, elsewhere) = (TestRegistry::start(), TestRegistry::start());
+    let bytes = noise(5_000);
+    let mut blob = Descriptor::of(media_type::DOCKER_FOREIGN_LAYER, &bytes);
+    let digest = elsewhere.put_blob("files", &bytes);
+    blob.urls = vec![
+        "file:///etc/passwd".to_owned(),
+        format!("http://user:secret@{}/v2/files/blobs/{digest}", elsewhere.host()),
+        format!("http://{}/v2/nothing/blobs/{digest}", elsewhere.host()),
+        format!("http://{}/v2/files/blobs/{digest}", elsewhere.host()),
+    ];
+    elsewhere.script("GET", "/files/", Misbehaviour::CutAfter(1_000));
+    assert_eq!(fetch(&client(), &registry.reference("app:1"), &blob).await.expect("is there"), bytes);
+    assert!(elsewhere.requests().iter().all(|request| request.authorization.is_none()));
+    // Wrong bytes are as wrong as from the registry itself.
+    elsewhere.script("GET", "/files/", Misbehaviour::OtherBytes);
+    let error = fetch(&client(), &registry.reference("app:1"), &blob).await.expect_err("other bytes");
+    assert!(matches!(*error.kind, ErrorKind::DigestMismatch { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_host_is_not_asked_for_more_at_once_than_its_table_says() {
+    let registry = TestRegistry::start();
+    let blobs: Vec<_> = (0..6usize)
+        .map(|n| {
+            let bytes = noise(50_000 + n);
+            registry.put_blob("app", &bytes);
+            Descriptor::of(media_type::OCI_LAYER, &bytes)
+        })
+        .collect();
+    let table = format!("[registry.\"{}\"]\nmax-parallelism = 1\n", registry.host());
+    let client = crate::client_with_tables(&table);
+    let name = registry.reference("app:1");
+    // With one turn, whoever has an open answer holds up the next one until it is dropped.
+    let first = client.fetch_blob(&name, &blobs[0]).await.expect("opens");
+    let waiting = client.fetch_blob(&name, &blobs[1]);
+    tokio::pin!(waiting);
+    assert!(futures::poll!(waiting.as_mut()).is_pending());
+    tokio::task::yield_now().await;
+    assert!(futures::poll!(waiting.as_mut()).is_pending());
+    assert_eq!(registry.count("GET", "/blobs/"), 1);
+    drop(first);
+    drop(waiting.await.expect("opens"));
+    let all = blobs.iter().map(|blob| fetch(&client, &name, blob));
+    assert!(futures::future::join_all(all).await.iter().all(Result::is_ok));
+}
