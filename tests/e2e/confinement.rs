@@ -181,3 +181,53 @@ fn nothing_of_the_host_can_be_changed_from_a_step() {
     let escaped: Vec<&str> = tried.lines().filter(|line| !line.ends_with(": refused")).collect();
     assert!(escaped.is_empty() && tried.lines().count() >= 20, "{tried}");
 }
+
+/// An external runtime runs steps as the sandbox does, as far as a step can tell.
+fn runs_under(runtime: &str) {
+    if std::process::Command::new(runtime).arg("--version").output().is_err() {
+        eprintln!("not checked: there is no {runtime}");
+        return;
+    }
+    let world = Environment::new();
+    fs::write(world.path("token"), "s3cr3t-t0ken-value\n").expect("writes");
+    let secret = format!("id=token,src={}", world.path("token").display());
+    world.dockerfile(
+        "FROM BUSYBOX\nWORKDIR /w\nRUN --mount=type=secret,id=token --mount=type=cache,target=/c --network=none \
+         wc -c < /run/secrets/token > /seen && ls /sys/class/net >> /seen && touch /c/x && \
+         grep -E 'CapEff|Seccomp:' /proc/self/status >> /seen && hostname >> /seen && pwd >> /seen\nRUN exit 5\n",
+    );
+    let build = |more: &[&str]| {
+        world.stave(
+            [&["build", "--oci-runtime", runtime, "--secret", &secret, "-t", "x"], more, &["."]].concat(),
+        )
+    };
+    let failed = build(&[]).exits(1);
+    if failed.stderr.contains("hybrid mode not supported") {
+        eprintln!("not checked: {runtime} refuses this machine's control groups");
+        return;
+    }
+    failed.says("exit code: 5");
+    world.dockerfile(
+        &fs::read_to_string(world.context().join("Dockerfile")).expect("reads").replace("RUN exit 5\n", ""),
+    );
+    let built = build(&[]).success();
+    assert_eq!(built.cached(), 2, "{}", built.stderr);
+    let printed = world.run("x", &["sh", "-c", "cat /seen; ls -d /c /run 2>&1; true"]);
+    let expected = "19\nlo\nCapEff:\t00000000a80425fb\nSeccomp:\t2\nbuildkitsandbox\n/w\nls: /c: No such file or directory\n\
+                    ls: /run: No such file or directory\n";
+    assert_eq!(printed, expected);
+    build(&["-m", "64m", "--no-cache"])
+        .exits(1)
+        .says("an external OCI runtime cannot be used for limits of a whole build");
+    assert_eq!(crate::environment::mounts_below(&world.root()), [""; 0]);
+}
+
+#[test]
+fn runc_runs_steps() {
+    runs_under("runc");
+}
+
+#[test]
+fn crun_runs_steps() {
+    runs_under("crun");
+}

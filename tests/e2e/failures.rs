@@ -32,7 +32,7 @@ fn a_step_that_fails_is_tried_again() {
 fn failing(world: &Environment) -> Outcome {
     world.dockerfile(
         "FROM BUSYBOX\nENV COLOUR=blue\nWORKDIR /src\nRUN mkdir -p -m 1777 /tmp && echo 'me:x:1000:1000::/:/bin/sh' >> /etc/passwd\nUSER me\n\
-         RUN --mount=type=secret,id=token,uid=1000 --mount=type=cache,target=/cache,uid=1000 \
+         RUN --mount=type=secret,id=token,uid=1000,required --mount=type=cache,target=/cache,uid=1000 \
          echo partial > /tmp/report && mkdir /tmp/reports && echo 3 > /tmp/reports/failed.txt && exit 9\n",
     );
     fs::write(world.path("token"), "s3cr3t-t0ken-value\n").expect("writes");

@@ -3,6 +3,7 @@
 //! The program is several things by its first argument: the tests, a probe run inside sandboxes, a caller that
 //! exists to be killed, and one whose file is gone. Needs root; without, it fails in CI and elsewhere says why it does nothing.
 
+mod escape;
 mod fixture;
 mod isolation;
 mod life;
@@ -20,6 +21,11 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     match (arguments.next().as_deref(), arguments.next()) {
         (Some("probe"), Some(what)) => return probe::run(&what),
+        (Some("grouped"), Some(_)) => escape::be_grouped(),
+        (Some("sweep"), Some(_)) => {
+            escape::sweep();
+            return ExitCode::SUCCESS;
+        }
         (Some("caller"), Some(marker)) => return life::be_a_caller(&marker),
         (Some("user"), Some(scenario)) => return user::be_a_user(&scenario),
         (Some("deleted"), Some(word)) => return life::be_a_deleted_caller(&word),
@@ -32,7 +38,8 @@ fn main() -> ExitCode {
         eprintln!("the kernel tests need root: {error}: {:?}", std::error::Error::source(&error));
         return if std::env::var_os("CI").is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
-    let tests = [isolation::TESTS, life::TESTS, mounts::TESTS, process::TESTS, user::TESTS].concat();
+    let tests =
+        [escape::TESTS, isolation::TESTS, life::TESTS, mounts::TESTS, process::TESTS, user::TESTS].concat();
     let trials = tests.into_iter().map(|(name, test)| {
         Trial::test(name, move || {
             test();

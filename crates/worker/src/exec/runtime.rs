@@ -32,6 +32,8 @@ use crate::source::image::blocking;
 const STATE: &str = "state";
 /// Where the root is mounted in a bundle.
 const ROOT: &str = "rootfs";
+/// Where the runtime says what went wrong.
+const LOG: &str = "log";
 /// Where files in memory are in a bundle.
 const FILES: &str = "files";
 
@@ -104,6 +106,8 @@ struct Bundle {
     directory: ScratchDir,
     name: String,
     created: Vec<PathBuf>,
+    /// Whether nothing is limited.
+    without_group: bool,
 }
 
 impl Bundle {
@@ -153,7 +157,7 @@ impl Executor for RuntimeExecutor {
         let (read, code) = tokio::join!(reading, waiting);
         let code = code?;
         read.map_err(ExecError::Output)?;
-        self.judge(&bundle, code, &tail)?;
+        self.judge(&bundle, code)?;
         let status = ExitStatus::Exited(u8::try_from(code).unwrap_or(u8::MAX));
         let oom_killed = code == 137 && kills.is_some_and(|kills| usage::machine_oom_kills() > Some(kills));
         let usage = ProcessUsage { oom_killed, ..ProcessUsage::default() };
@@ -166,7 +170,12 @@ impl Executor for RuntimeExecutor {
 impl RuntimeExecutor {
     fn command(&self, bundle: &Bundle) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("--root").arg(bundle.path().join(STATE)).arg("--log").arg(bundle.path().join("log"));
+        command.arg("--root").arg(bundle.path().join(STATE));
+        command.arg("--log").arg(bundle.path().join(LOG)).args(["--log-format", "json"]);
+        if bundle.without_group && self.program.file_name().is_some_and(|name| name == "crun") {
+            // It refuses hosts whose control groups it does not know, needed or not.
+            command.arg("--cgroup-manager=disabled");
+        }
         command.stdin(ProcessStdio::null()).stdout(ProcessStdio::null()).stderr(ProcessStdio::null());
         command
     }
@@ -193,16 +202,12 @@ impl RuntimeExecutor {
     }
 
     /// A code is the process's own, unless the runtime wrote into its log why it failed.
-    fn judge(&self, bundle: &Bundle, code: i32, tail: &Tail) -> Result<(), RuntimeError> {
-        let log = fs::read_to_string(bundle.path().join("log")).unwrap_or_default();
-        let failed =
-            log.lines().any(|line| line.contains("level=error") || line.contains("\"level\":\"error\""));
-        if code == 0 || !failed {
-            return Ok(());
+    fn judge(&self, bundle: &Bundle, code: i32) -> Result<(), RuntimeError> {
+        let log = fs::read_to_string(bundle.path().join(LOG)).unwrap_or_default();
+        match log.lines().filter_map(complaint).next_back() {
+            Some(said) if code != 0 => Err(RuntimeError::Refused { program: self.program.clone(), said }),
+            _ => Ok(()),
         }
-        let said = String::from_utf8_lossy(&tail.bytes()).trim().to_owned();
-        let said = if said.is_empty() { log.trim().to_owned() } else { said };
-        Err(RuntimeError::Refused { program: self.program.clone(), said })
     }
 
     /// Makes the bundle and mounts its root. Blocks.
@@ -234,7 +239,8 @@ impl RuntimeExecutor {
             mounts.push(mount_memory(&files)?);
         }
         let created = config::missing(&root, spec);
-        let mut bundle = Bundle { mounts, directory, name, created };
+        let without_group = spec.cgroup.is_none() && spec.cgroup_parent == CgroupParent::Default;
+        let mut bundle = Bundle { mounts, directory, name, created, without_group };
         let config = config::config(spec, &bundle.name, &files).map_err(self.failed("describe"))?;
         let text = serde_json::to_vec(&config).map_err(|error| self.failed("describe")(error.into()))?;
         fs::write(bundle.path().join("config.json"), text).map_err(self.failed("write"))?;
@@ -243,8 +249,30 @@ impl RuntimeExecutor {
     }
 }
 
+/// What a line of a runtime's log says, if it is about an error.
+fn complaint(line: &str) -> Option<String> {
+    let line: serde_json::Value = serde_json::from_str(line).ok()?;
+    // crun writes errors alone, and no level.
+    let error = line.get("level").is_none_or(|level| level == "error");
+    line.get("msg").and_then(|text| text.as_str()).filter(|_| error).map(str::to_owned)
+}
+
 fn code_of(status: io::Result<std::process::ExitStatus>) -> Result<i32, ExecError> {
     use std::os::unix::process::ExitStatusExt as _;
     let status = status.map_err(ExecError::Output)?;
     Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_runtimes_are_told_from_their_other_words() {
+        let runc = r#"{"level":"error","msg":"exec failed","time":"2026-01-01T00:00:00Z"}"#;
+        assert_eq!(complaint(runc).as_deref(), Some("exec failed"));
+        assert_eq!(complaint(r#"{"level":"warning","msg":"slow"}"#), None);
+        assert_eq!(complaint(r#"{"msg":"unknown version","time":"x"}"#).as_deref(), Some("unknown version"));
+        assert_eq!(complaint("text"), None);
+    }
 }

@@ -241,6 +241,9 @@ impl Attempt<'_> {
             say(self.cx, &format!("a limit does not hold: {reason}")).await;
         }
         let (shared, vertex, memory) = (Arc::clone(self.shared), self.cx.vertex.clone(), *memory);
+        if memory == 0 {
+            return;
+        }
         blocking(move || shared.peaks.remember(&vertex, memory)).await;
     }
 
@@ -274,6 +277,7 @@ fn named_parent(op: &ExecOp, confinement: &Confinement) -> CgroupParent {
 /// `limit 64MiB, peak 63.9MiB`
 fn memory_words(limit: Option<u64>, peak: u64) -> String {
     match limit {
+        Some(limit) if peak == 0 => format!("limit {}", bytes(limit)),
         Some(limit) => format!("limit {}, peak {}", bytes(limit), bytes(peak)),
         None => format!("peak {}", bytes(peak)),
     }
