@@ -408,7 +408,7 @@ fn source_blob(store: &Store, layer: &ImageLayerRef) -> Result<Option<File>, Exp
 }
 
 /// Reads a blob uncompressed, by what its first bytes say.
-fn decompress(file: File) -> io::Result<Box<dyn Read>> {
+pub(crate) fn decompress(file: File) -> io::Result<Box<dyn Read>> {
     use std::os::unix::fs::FileExt as _;
     let mut magic = [0; 4];
     let count = file.read_at(&mut magic, 0)?;

@@ -243,6 +243,7 @@ impl Loader<'_> {
             && !is_plain
             && self.store().has_blob(&descriptor.digest)?
         {
+            self.check_pair(layer, &descriptor, &diff_id)?;
             return Ok(ImageLayer { layer, diff_id, blob: Some(descriptor) });
         }
         if is_plain {
@@ -253,14 +254,43 @@ impl Loader<'_> {
         }
         let content = self.archive.find(&path)?;
         let Some(content) = content else {
-            // A layer that is here already needs no bytes; docker leaves foreign layers out, too.
+            // A layer that is here already needs no bytes; docker leaves foreign layers out, too. That the blob
+            // would be one of this layer is only the archive's word, which counts where it says where to look.
             let layer = known.ok_or(LoadErrorKind::Missing(path))?;
-            return Ok(ImageLayer { layer, diff_id, blob: Some(descriptor) });
+            let is_known = self.is_known_pair(layer, &descriptor)? || !descriptor.urls.is_empty();
+            return Ok(ImageLayer { layer, diff_id, blob: is_known.then_some(descriptor) });
         };
         check_size(&path, descriptor.size, content.left())?;
         let layer = self.unpack_blob(&path, content, &descriptor, &diff_id)?;
         self.store().set_compressed(layer, media_type.compression, &descriptor)?;
         Ok(ImageLayer { layer, diff_id, blob: Some(descriptor) })
+    }
+
+    /// Whether a blob is recorded as one of a layer.
+    fn is_known_pair(&self, layer: LayerId, blob: &Descriptor) -> Result<bool, LoadErrorKind> {
+        let Some(media_type) = layer_media_type(&blob.media_type) else { return Ok(false) };
+        let recorded = self.store().compressed(layer, media_type.compression)?;
+        Ok(recorded.is_some_and(|recorded| recorded.digest == blob.digest))
+    }
+
+    /// Makes sure that a blob of the store is the compressed form of a layer's tar: an archive may name any
+    /// two digests together.
+    fn check_pair(&self, layer: LayerId, blob: &Descriptor, diff_id: &Digest) -> Result<(), LoadErrorKind> {
+        if self.is_known_pair(layer, blob)? {
+            return Ok(());
+        }
+        let path = blob_path(&blob.digest);
+        let Some(file) = self.store().open_blob(&blob.digest)? else {
+            return Err(LoadErrorKind::Missing(path));
+        };
+        let mut nowhere = io::sink();
+        let mut hashing = Sha256Writer::new(Counted::new(&mut nowhere, &self.context.cancel));
+        io::copy(&mut crate::prepare::decompress(file)?, &mut hashing)?;
+        let found = hashing.finish().1;
+        if found == *diff_id {
+            return Ok(());
+        }
+        Err(LoadErrorKind::Digest { path, expected: diff_id.clone(), found })
     }
 
     /// A layer that is a plain tar in the archive. The diff id holds its bytes to their digest.

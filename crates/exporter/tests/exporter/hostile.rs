@@ -150,3 +150,22 @@ async fn what_is_no_archive_says_so() {
     let bytes = tar.into_inner().expect("a vector takes all");
     refused(load(bytes).await, |error| matches!(error, LoadErrorKind::NotImages));
 }
+
+#[tokio::test]
+async fn a_known_layer_is_not_paired_with_an_unrelated_blob() {
+    let bench = Bench::new();
+    let load = async |bytes: Vec<u8>| {
+        let source = LoadSource::Stream(Box::new(Cursor::new(bytes)));
+        bench.exporter.load(source, &Platform::host()).await
+    };
+    let right = Parts::new();
+    load(right.archive(|_, bytes| bytes)).await.expect("loads");
+    // A blob of something else, which the store has for whatever reason.
+    let unrelated = crate::foreign_layer();
+    bench.put_blob(&unrelated);
+    let mut lying = Parts::new();
+    lying.manifest.layers = vec![Descriptor::of(Compression::Gzip.oci_media_type(), &unrelated)];
+    lying.layer = unrelated;
+    let error = load(lying.archive(|_, bytes| bytes)).await.expect_err("they are not of one layer");
+    assert!(matches!(*error.kind, LoadErrorKind::Digest { .. }), "{error:?}");
+}

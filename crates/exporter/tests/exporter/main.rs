@@ -3,6 +3,7 @@
 
 mod archives;
 mod hostile;
+mod platforms;
 mod push;
 mod readers;
 

@@ -60,7 +60,11 @@ async fn base_layers_are_mounted_not_sent() {
     let (image, blob) = bench.on_pulled_base(Some(origin));
     registry.put_blob("base", &blob);
     // The blob itself is no longer here, and need not be.
-    bench.exporter.export(&[image.clone()], &target(vec![registry.reference("app:1")], false)).await.expect("pushes");
+    bench
+        .exporter
+        .export(&[image.clone()], &target(vec![registry.reference("app:1")], false))
+        .await
+        .expect("pushes");
     assert_eq!(registry.blob("app", &Digest::sha256(&blob)), Some(blob.clone()));
     assert!(registry.count("POST", "mount=") > 0);
     assert_eq!(registry.count("GET", "/blobs/"), 0);
@@ -71,7 +75,11 @@ async fn a_blob_that_is_gone_is_fetched_back_for_another_registry() {
     let (bench, from, to) = (Bench::new(), TestRegistry::start(), TestRegistry::start());
     let (image, blob) = bench.on_pulled_base(Some(from.reference("base:1")));
     from.put_blob("base", &blob);
-    bench.exporter.export(&[image.clone()], &target(vec![to.reference("app:1")], false)).await.expect("pushes");
+    bench
+        .exporter
+        .export(&[image.clone()], &target(vec![to.reference("app:1")], false))
+        .await
+        .expect("pushes");
     assert_eq!(to.blob("app", &Digest::sha256(&blob)), Some(blob));
 }
 

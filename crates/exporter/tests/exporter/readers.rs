@@ -47,7 +47,8 @@ async fn oci_archives_of_every_compression() {
         let path = bench.path(&format!("{}.tar", algorithm.name()));
         let mut target = tar_target(&path, &["app:1.0"]);
         target.format.compression.algorithm = Some(algorithm);
-        let exported = bench.exporter.export(&[image.clone()], &ExportTarget::Oci(target)).await.expect("exports");
+        let exported =
+            bench.exporter.export(&[image.clone()], &ExportTarget::Oci(target)).await.expect("exports");
         let source = format!("oci-archive:{}:1.0", path.display());
         verify(bench.directory.path(), &source);
         let seen = skopeo(bench.directory.path(), &["inspect", "--format", "{{.Digest}}", &source]);
