@@ -26,4 +26,5 @@ mod run;
 mod safety;
 mod scenarios;
 mod store;
+mod travel;
 mod workloads;
