@@ -25,17 +25,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     (
         "daemon",
-        &[
-            "engine",
-            "exporter",
-            "frontend-dockerfile",
-            "llb",
-            "oci",
-            "registry",
-            "solver",
-            "store",
-            "worker",
-        ],
+        &["engine", "exporter", "frontend-dockerfile", "llb", "oci", "registry", "solver", "store", "worker"],
     ),
     (
         "engine",
@@ -46,6 +36,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "llb",
             "oci",
             "registry",
+            "remotecache",
             "sandbox",
             "solver",
             "store",
@@ -53,14 +44,16 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("exporter", &["oci", "registry", "store"]),
+    ("remotecache", &["llb", "oci", "registry", "store"]),
     ("frontend-dockerfile", &["llb", "oci"]),
     ("llb", &["oci"]),
+    ("measure", &["cache", "frontend-dockerfile", "llb", "oci", "solver", "store", "test-support"]),
     ("oci", &[]),
     ("registry", &["oci"]),
     ("sandbox", &[]),
     ("solver", &["cache", "llb", "oci"]),
     ("store", &["oci"]),
-    ("worker", &["cache", "llb", "oci", "registry", "sandbox", "solver", "store"]),
+    ("worker", &["cache", "llb", "oci", "registry", "remotecache", "sandbox", "solver", "store"]),
 ];
 
 fn workspace() -> cargo_metadata::Metadata {

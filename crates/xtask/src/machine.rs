@@ -57,20 +57,25 @@ fn show(command: &Command) -> String {
 
 /// Builds the release binary and returns its path.
 pub(crate) fn release_binary() -> Result<PathBuf, Failure> {
+    release_program("stave-cli", "stave")
+}
+
+/// Builds a program of a package for release and returns its path.
+pub(crate) fn release_program(package: &str, program: &str) -> Result<PathBuf, Failure> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
     build.args([
         "build",
         "--release",
         "--package",
-        "stave-cli",
+        package,
         "--bin",
-        "stave",
+        program,
         "--message-format=json-render-diagnostics",
     ]);
     let output = build.current_dir(crate::root()).stderr(Stdio::inherit()).output()?;
     if !output.status.success() {
-        return Err("stave does not compile".into());
+        return Err(format!("{program} does not compile").into());
     }
     let executable = String::from_utf8_lossy(&output.stdout)
         .lines()

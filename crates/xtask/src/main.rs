@@ -7,6 +7,7 @@ mod bench;
 mod crash;
 mod demo;
 mod images;
+mod instructions;
 mod machine;
 mod registry;
 mod rootless;
@@ -35,6 +36,8 @@ enum Command {
     Images,
     /// Kill stave at random instants and look at what is left.
     Crash(crash::Options),
+    /// Count the instructions of the pure parts and compare them with the recorded counts.
+    Instructions(instructions::Options),
     /// Measure stave, and any peer that is installed, in alternation.
     Bench(bench::Options),
 }
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Images => images::serve(),
         Command::Crash(options) => crash::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Instructions(options) => instructions::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -167,6 +167,9 @@ fn hint(error: &SolveError, request: &BuildRequest, ignore_file: Option<&str>) -
     let op = error.op()?;
     let text = report::chain(op);
     match op.kind() {
+        OpErrorKind::ExitCode { .. } if text.contains("was killed: out of memory (limit") => {
+            Some("raise the limit: `--memory` is the whole build's, `--resource memory=` each step's".to_owned())
+        }
         OpErrorKind::ExitCode { code: 127, .. } => Some(
             "exit code 127 means that a command was not found: is it installed in this stage?".to_owned(),
         ),
@@ -175,6 +178,9 @@ fn hint(error: &SolveError, request: &BuildRequest, ignore_file: Option<&str>) -
         }
         OpErrorKind::ExitCode { signal: Some(9), .. } => {
             Some("the process was killed: the machine may have run out of memory".to_owned())
+        }
+        OpErrorKind::ExitCode { .. } => {
+            Some("`stave debug` opens a shell in what the step left".to_owned())
         }
         OpErrorKind::Input if text.contains("failed to compute cache key") => {
             Some(missing(&text, request, ignore_file))
