@@ -121,7 +121,7 @@ fn hold_to(engine: &Engine, limits: &StoreTable) -> Result<DiskPolicy, Failure> 
 
 /// The automatic collection, when nothing of the command is in use any more. The command's outcome stands.
 fn collect(store: &Store, policy: &DiskPolicy) {
-    if !policy.rules.is_empty()
+    if *policy != DiskPolicy::default()
         && let Err(error) = stave_engine::disk::collect(store, policy)
     {
         eprintln!("WARNING: the automatic collection failed: {}", crate::report::chain(&error));

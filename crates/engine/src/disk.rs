@@ -58,6 +58,10 @@ pub fn prune(store: &Store, mut request: PruneRequest) -> Result<Pruned, DiskErr
 /// [`DiskError`].
 pub fn collect(store: &Store, policy: &DiskPolicy) -> Result<u64, DiskError> {
     let mut freed = 0;
+    if policy.cap.is_some() {
+        // Room was made without asking the cache's index, which the store does not know.
+        forget(store, &CacheIndex::open(&store.cache_index_path())?, true)?;
+    }
     for rule in &policy.rules {
         // A rule that does not say where to stop would leave nothing: that is for `prune` alone.
         let used = store.disk_usage()?.total();

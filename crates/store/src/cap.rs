@@ -3,8 +3,9 @@
 //! Every writer (a layer being unpacked, a blob being received) reserves what it is about to write, in steps of
 //! [`STEP`]; a session says in its slot's file how much it has reserved, so that all processes of a store count
 //! together. When the sum would pass the cap, what is least worth keeping goes first; when that is not enough the
-//! writer gets [`StoreError::CapReached`] and nothing is written. What a RUN step writes is not announced; a layer
-//! is measured at its start and its end, and watched in between by [`Store::is_over_cap`].
+//! writer gets [`StoreError::CapReached`] and nothing is written. What a RUN step writes is not announced: no layer
+//! is begun in a full store, and what was written is measured before it becomes a layer, so that a step that wrote
+//! too much fails and leaves nothing. While it runs, [`Store::is_over_cap`] tells.
 //! Start with [`Reservation`].
 
 use std::sync::PoisonError;
@@ -36,11 +37,20 @@ impl Reservation {
 
     /// Room for so much more. Free of cost in a store without a cap.
     pub(crate) fn grow(&mut self, bytes: u64) -> Result<(), StoreError> {
+        self.grow_in(STEP, bytes)
+    }
+
+    /// The same for a writer that knows how much it needs.
+    pub(crate) fn grow_exactly(&mut self, bytes: u64) -> Result<(), StoreError> {
+        self.grow_in(0, bytes)
+    }
+
+    fn grow_in(&mut self, step: u64, bytes: u64) -> Result<(), StoreError> {
         self.used += bytes;
         if self.used <= self.bytes || self.store.cap().is_none() {
             return Ok(());
         }
-        let wanted = (self.used - self.bytes).max(STEP);
+        let wanted = (self.used - self.bytes).max(step);
         // Near the cap the last bytes are asked for one by one.
         let got = match self.store.make_room(wanted) {
             Err(StoreError::CapReached { .. }) if wanted > self.used - self.bytes => {

@@ -9,6 +9,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use stave_oci::{Compression, Descriptor, Digest};
 
+use crate::cap::Reservation;
 use crate::database::{Failure, now};
 use crate::fault::reach;
 use crate::journal::{self, Line};
@@ -16,6 +17,9 @@ use crate::lease::Start;
 use crate::removal::remove_tree;
 use crate::transplant::transplant;
 use crate::{LayerId, Snapshot, Store, StoreError};
+
+/// Bytes that the smallest layer takes: asked for before it is begun.
+const LEAST: u64 = 16 << 10;
 
 /// The mode of the root of a layer that has no base to take it from.
 const ROOT_MODE: u32 = 0o755;
@@ -32,6 +36,7 @@ pub struct ActiveLayer {
     lowers: Vec<PathBuf>,
     description: String,
     is_committed: bool,
+    room: Reservation,
 }
 
 impl ActiveLayer {
@@ -66,6 +71,11 @@ impl ActiveLayer {
     /// Commits, with what is already known of the layer. A layer with that diff id is used instead.
     pub(crate) fn commit_layer(&mut self, diff_id: Option<&Digest>) -> Result<LayerId, StoreError> {
         self.bring_home()?;
+        // An archive's room was asked for while it was read; what a step wrote is measured now.
+        if diff_id.is_none() && self.store.cap().is_some() {
+            let size = crate::diff::allocated(&self.upper)?;
+            self.room.grow_exactly(size.saturating_sub(LEAST))?;
+        }
         let database = &self.store.inner.database;
         let mut placed = None;
         let committed = database.write(|tx| {
@@ -218,7 +228,7 @@ impl Store {
         directory: PathBuf,
     ) -> Result<ActiveLayer, StoreError> {
         let (upper, work) = (directory.join("u"), directory.join("w"));
-        let active = ActiveLayer {
+        let mut active = ActiveLayer {
             store: self.clone(),
             base: base.clone(),
             directory,
@@ -227,7 +237,10 @@ impl Store {
             lowers,
             description: String::new(),
             is_committed: false,
+            room: Reservation::new(self),
         };
+        // Nothing begins in a store that is full.
+        active.room.grow_exactly(LEAST)?;
         for path in [&active.directory, &active.upper, &active.work] {
             let made = fs::DirBuilder::new().mode(0o700).create(path);
             made.map_err(|error| StoreError::io("create", path, error))?;
