@@ -251,6 +251,3 @@ pub fn describe(blob: &Descriptor, diff_id: &Digest, created_at: Option<&str>) -
     }
     described
 }
-
-#[cfg(test)]
-mod tests;

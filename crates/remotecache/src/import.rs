@@ -75,6 +75,8 @@ struct State {
     contents: HashMap<(Digest, usize), Option<Digest>>,
     /// Stacks whose layers could not be had.
     dead: HashSet<(usize, Vec<Digest>)>,
+    /// What was told already.
+    told: HashSet<String>,
 }
 
 /// What caches know of a vertex.
@@ -160,8 +162,15 @@ impl Imports {
             match fetch::stack(&self.store, &cache.place, &cache.name, &stack.layers).await {
                 Ok(layers) => outputs.push(layers),
                 Err(error) => {
-                    (self.warn)(format!("cache {} cannot be used: {}", cache.name, chain(&error)));
-                    self.state().dead.insert((hit.cache, digests(stack)));
+                    let text = format!("cache {} cannot be used: {}", cache.name, chain(&error));
+                    let is_new = {
+                        let mut state = self.state();
+                        state.dead.insert((hit.cache, digests(stack)));
+                        state.told.insert(text.clone())
+                    };
+                    if is_new {
+                        (self.warn)(text);
+                    }
                     return None;
                 }
             }

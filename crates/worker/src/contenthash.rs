@@ -291,3 +291,6 @@ fn literal_part(path: &str) -> (String, bool) {
     let count = parts.iter().take_while(|part| !crate::file::wildcard::has_wildcard(part)).count();
     (parts[..count].iter().fold(String::new(), |text, part| text + "/" + part), count < parts.len())
 }
+
+#[cfg(test)]
+mod tests;

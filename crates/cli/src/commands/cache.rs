@@ -80,7 +80,8 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
         Action::Import { from, ids } => {
             let from = source(from)?;
             with_engine(global, async |engine, _| {
-                let restored = engine.import_mounts(&from, ids).await.map_err(|error| Failure::new(&error))?;
+                let restored =
+                    engine.import_mounts(&from, ids).await.map_err(|error| Failure::new(&error))?;
                 for id in restored {
                     say!("{}", clean(&id));
                 }
@@ -123,7 +124,10 @@ fn remove(ids: &[String], from: Option<&str>, global: &GlobalOptions) -> Result<
         for id in &removed {
             say!("{}", clean(id));
         }
-        match ids.iter().find(|id| !removed.contains(id)) {
+        let is_removed = |id: &&String| {
+            removed.iter().any(|found| found.trim_start_matches('/') == id.trim_start_matches('/'))
+        };
+        match ids.iter().find(|id| !is_removed(id)) {
             None => Ok(0),
             Some(id) => Err(Failure::message(format!("no cache mount `{}`, or it is in use", clean(id)))),
         }

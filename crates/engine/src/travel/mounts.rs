@@ -105,6 +105,15 @@ async fn save(
     MountArchive::save(place, &mounts, max_size, &Timestamp::now().to_string()).await
 }
 
+/// Ids as the store has them: a Dockerfile's `id=deps` is `/deps` there, after the empty cache namespace.
+fn spelled(ids: &[String], known: &BTreeSet<String>) -> Vec<String> {
+    let one = |id: &String| {
+        let spelled = format!("/{id}");
+        if !known.contains(id) && known.contains(&spelled) { spelled } else { id.clone() }
+    };
+    ids.iter().map(one).collect()
+}
+
 impl Engine {
     /// The cache mounts of this machine.
     ///
@@ -134,6 +143,8 @@ impl Engine {
     /// # Errors
     /// When the store fails.
     pub fn remove_mounts(&self, ids: &[String]) -> Result<Vec<String>, MountCopyError> {
+        let known: BTreeSet<String> = self.cache_mounts()?.into_iter().map(|mount| mount.id).collect();
+        let ids = spelled(ids, &known);
         let mut removed = Vec::new();
         for record in self.store.disk_usage()?.records {
             let UsageId::CacheMount(name) = &record.id else { continue };
@@ -168,7 +179,9 @@ impl Engine {
         ids: &[String],
     ) -> Result<Vec<String>, MountCopyError> {
         let place = import::place(self, &from.source).await.map_err(MountError::from)?;
-        Ok(MountArchive::remove(&place, ids).await?)
+        let archive = MountArchive::read(&place).await?;
+        let known: BTreeSet<String> = archive.mounts().map(|(id, _)| id.to_owned()).collect();
+        Ok(MountArchive::remove(&place, &spelled(ids, &known)).await?)
     }
 
     /// Saves cache mounts of this machine; all of them when no id is given.
@@ -178,9 +191,9 @@ impl Engine {
     pub async fn export_mounts(&self, to: &ExportSpec, ids: &[String]) -> Result<Saved, MountCopyError> {
         let place = self.export_place(&to.target).await.map_err(MountError::from)?;
         let place = place.ok_or(MountCopyError::Inline)?;
-        let all = self.cache_mounts()?.into_iter().map(|mount| mount.id);
-        let wanted: BTreeSet<String> =
-            if ids.is_empty() { all.collect() } else { ids.iter().cloned().collect() };
+        let all: BTreeSet<String> = self.cache_mounts()?.into_iter().map(|mount| mount.id).collect();
+        let ids = spelled(ids, &all);
+        let wanted: BTreeSet<String> = if ids.is_empty() { all } else { ids.iter().cloned().collect() };
         let mut held = Vec::new();
         for id in wanted {
             match self.store.existing_mutable_dir(&id)? {
@@ -206,6 +219,7 @@ impl Engine {
         let place = import::place(self, &from.source).await.map_err(MountError::from)?;
         let archive = MountArchive::read(&place).await?;
         let known: BTreeSet<String> = archive.mounts().map(|(id, _)| id.to_owned()).collect();
+        let ids = spelled(ids, &known);
         if let Some(unknown) = ids.iter().find(|id| !known.contains(*id)) {
             return Err(MountCopyError::Unknown(unknown.clone()));
         }

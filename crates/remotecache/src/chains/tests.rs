@@ -65,10 +65,10 @@ fn records_match_from_below() {
     let content = KnownInput { records: &[], selector: None, content: Some(&files) };
     let copy = chains.matching(&digest("copy"), &[known(&step, None), content]);
     let stacks = chains.results(copy[0]);
-    assert_eq!(stacks[0].layers.iter().map(|layer| &layer.digest).collect::<Vec<_>>(), [
-        &digest("l0"),
-        &digest("l1")
-    ]);
+    assert_eq!(
+        stacks[0].layers.iter().map(|layer| &layer.digest).collect::<Vec<_>>(),
+        [&digest("l0"), &digest("l1")]
+    );
     let other = digest("other files");
     let content = KnownInput { records: &[], selector: None, content: Some(&other) };
     assert!(chains.matching(&digest("copy"), &[known(&step, None), content]).is_empty());
@@ -94,7 +94,10 @@ fn refused(change: impl FnOnce(&mut CacheConfig), expected: &str) {
 #[test]
 fn positions_outside_of_the_lists_are_refused() {
     refused(|config| config.records[1].inputs[0][0].link = 9, "cache names record 9, which it does not have");
-    refused(|config| config.records[1].inputs[0][0].link = -1, "cache names record -1, which it does not have");
+    refused(
+        |config| config.records[1].inputs[0][0].link = -1,
+        "cache names record -1, which it does not have",
+    );
     refused(|config| config.records[1].results[0].layer = 2, "cache names layer 2, which it does not have");
     refused(|config| config.layers[1].parent = 7, "cache names layer 7, which it does not have");
     refused(|config| config.layers[1].parent = -2, "cache names layer -2, which it does not have");

@@ -110,5 +110,5 @@ fn a_layer_that_lies_is_a_miss_that_is_told_once() {
 
 /// A graph without vertices: what is fetched does not depend on it.
 fn definition() -> Definition {
-    stave_llb::GraphBuilder::default().finish(None)
+    stave_llb::builder::GraphBuilder::default().finish(None)
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use stave_llb::{
-    ContentCache, CopyAction, Edge, ExecOp, FileAction, FileActionKind, FileInput, FileOp, MkdirAction, Mount,
-    Sharing, SourceOp, VertexMetadata,
+    ContentCache, CopyAction, Edge, ExecOp, FileAction, FileActionKind, FileInput, FileOp, MkdirAction,
+    Mount, Sharing, SourceOp, VertexMetadata,
 };
 
 use super::*;
@@ -87,7 +87,8 @@ fn a_step_with_its_root_alone() {
 
 #[test]
 fn a_directory_and_a_copy() {
-    let mkdir = MkdirAction { path: "/app".into(), mode: 0o755, make_parents: true, ..MkdirAction::default() };
+    let mkdir =
+        MkdirAction { path: "/app".into(), mode: 0o755, make_parents: true, ..MkdirAction::default() };
     let op = action(FileActionKind::Mkdir(mkdir), FileInput::Scratch);
     check(op, 1, "807b3e8722c68572736f54d83fd741a5b1d69ccbef218fae52b4149a56d232ce");
     let op = action(FileActionKind::Copy(copy("/a.txt", "/app/")), FileInput::Input(1));
