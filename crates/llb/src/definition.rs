@@ -168,7 +168,7 @@ impl Definition {
     }
 
     /// A graph of nothing: an empty file system.
-    pub(crate) fn empty() -> Self {
+    pub fn empty() -> Self {
         Self {
             vertices: Vec::new(),
             encoded: Vec::new(),
