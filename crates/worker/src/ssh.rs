@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
+use rustix::fs::{CWD, Mode, OFlags};
 use stave_store::ScratchDir;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
@@ -120,7 +120,7 @@ impl AgentSocket {
         listener.set_nonblocking(true)?;
         let real = scratch.path().join(SOCKET_NAME);
         std::fs::set_permissions(&real, std::fs::Permissions::from_mode(owner.mode & 0o777))?;
-        rustix::fs::chown(&real, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)))?;
+        stave_store::owner::give_at(&directory, SOCKET_NAME, owner.uid, owner.gid)?;
         let path = if real.as_os_str().len() <= SOCKET_PATH_LIMIT {
             real
         } else {

@@ -17,7 +17,7 @@ pub(crate) struct Options {
     /// Skip formatting and lints.
     #[arg(long)]
     no_lint: bool,
-    /// Run the integration tests as ordinary users and inside a container, and nothing else.
+    /// Run all integration tests as ordinary users and inside a container, and nothing else.
     #[arg(long)]
     rootless: bool,
     /// Run only the tests whose name contains this.
@@ -33,7 +33,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         let stave = machine::release_binary()?;
         let registry = Registry::start(&images::storage())?;
         images::make(&stave, &registry, images::ALL)?;
-        return rootless::run(&stave, &registry.host(), options.filter.as_deref());
+        return rootless::run(&stave, &registry.host(), options.filter.as_deref().as_slice());
     }
     if !options.no_lint {
         machine::run(cargo().args(["fmt", "--all", "--check"]))?;
@@ -48,7 +48,11 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     tests.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
     tests.args(options.filter.as_deref());
     tests.env("STAVE_TEST_REGISTRY", registry.host()).env("STAVE_TEST_PROGRAM", &stave);
-    machine::run(&mut tests)
+    machine::run(&mut tests)?;
+    match options.filter {
+        Some(_) => Ok(()),
+        None => rootless::run_chosen(&stave, &registry.host()),
+    }
 }
 
 /// Holds the front end against recorded answers of the reference, where a folder with them lies beside the

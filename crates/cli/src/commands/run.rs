@@ -7,12 +7,12 @@ use std::io::IsTerminal as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 pub(crate) use arguments::Arguments;
-pub(crate) use terminal::size as terminal_size;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use stave_engine::{Engine, PullPolicy, RunRequest};
 use stave_oci::Platform;
 use stave_sandbox::{ExitStatus, Stdio};
 use stave_worker::Running;
+pub(crate) use terminal::size as terminal_size;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -56,12 +56,14 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
             terminal: arguments.tty.then(terminal::size),
         };
         let stdio = stdio(arguments.interactive || arguments.tty).map_err(|error| Failure::new(&error))?;
+        // Heard from before there is a process: it may talk, and be answered, before this one is told that it runs.
+        let signals = Forwarded::listen()?;
         let running = engine.start(request, stdio).await.map_err(|error| {
             let code = error.exit_code();
             Failure::new(&error).with_code(code)
         })?;
         interrupt.hand_over();
-        let status = attend(running).await?;
+        let status = attend(running, signals).await?;
         Ok(u8::try_from(status.code()).unwrap_or(u8::MAX))
     });
     // 1 is what a failure has by default; before the command ran it would be taken for the command's own.
@@ -110,8 +112,26 @@ pub(crate) fn stdio(interactive: bool) -> std::io::Result<Stdio> {
     })
 }
 
+/// The signals for a process, in the order in which they came.
+pub(crate) struct Forwarded(tokio::sync::mpsc::UnboundedReceiver<i32>);
+
+impl Forwarded {
+    /// Listens from now on.
+    pub(crate) fn listen() -> Result<Self, Failure> {
+        let (sender, signals) = tokio::sync::mpsc::unbounded_channel();
+        for number in FORWARDED {
+            let stream = signal(SignalKind::from_raw(number)).map_err(|error| Failure::new(&error));
+            let (mut stream, sender) = (stream?, sender.clone());
+            tokio::spawn(
+                async move { while stream.recv().await.is_some() && sender.send(number).is_ok() {} },
+            );
+        }
+        Ok(Self(signals))
+    }
+}
+
 /// Passes signals and terminal traffic until the process ends.
-pub(crate) async fn attend(mut running: Running) -> Result<ExitStatus, Failure> {
+pub(crate) async fn attend(mut running: Running, mut signals: Forwarded) -> Result<ExitStatus, Failure> {
     let failed = |error: std::io::Error| Failure::new(&error);
     let session = match running.terminal() {
         Some(master) => {
@@ -119,11 +139,6 @@ pub(crate) async fn attend(mut running: Running) -> Result<ExitStatus, Failure> 
         }
         None => None,
     };
-    let (sender, mut signals) = tokio::sync::mpsc::unbounded_channel();
-    for number in FORWARDED {
-        let (mut stream, sender) = (signal(SignalKind::from_raw(number)).map_err(failed)?, sender.clone());
-        tokio::spawn(async move { while stream.recv().await.is_some() && sender.send(number).is_ok() {} });
-    }
     let mut resized = signal(SignalKind::window_change()).map_err(failed)?;
     // Nothing cancels a container but its own end: signals are its business.
     let never = CancellationToken::new();
@@ -131,7 +146,7 @@ pub(crate) async fn attend(mut running: Running) -> Result<ExitStatus, Failure> 
         let waiting = running.wait(&never);
         tokio::select! {
             status = waiting => break status,
-            Some(number) = signals.recv() => drop(running.signal(number)),
+            Some(number) = signals.0.recv() => drop(running.signal(number)),
             _ = resized.recv() => drop(running.resize(terminal::size())),
         }
     };

@@ -7,7 +7,7 @@ use std::io::IsTerminal as _;
 use stave_engine::{Engine, Failed, Means};
 use stave_worker::Enter;
 
-use crate::commands::run::{attend, stdio, terminal_size};
+use crate::commands::run::{Forwarded, attend, stdio, terminal_size};
 use crate::report::Failure;
 use crate::runtime::Interrupt;
 
@@ -38,9 +38,10 @@ pub(crate) async fn enter(
     failed.step.op.env.push(format!("{COMMAND_VARIABLE}={own}"));
     let enter = Enter { args, terminal: terminal.then(terminal_size) };
     let stdio = stdio(true).map_err(|error| Failure::new(&error))?;
+    let signals = Forwarded::listen()?;
     let running = engine.enter(&failed, enter, means, stdio).await.map_err(|error| Failure::new(&error))?;
     interrupt.hand_over();
-    let status = attend(running).await?;
+    let status = attend(running, signals).await?;
     Ok(u8::try_from(status.code()).unwrap_or(u8::MAX))
 }
 
