@@ -12,7 +12,7 @@ use stave_llb::{Definition, Op, Vertex};
 use stave_oci::{Digest, ImageConfig, Platform, Reference};
 use stave_solver::{Job, SolveError, SolveEvent};
 use stave_store::{Snapshot, StoreError};
-use stave_worker::{FileError, Ref, Session};
+use stave_worker::{FileError, HashAhead, Ref, Session};
 use tokio_util::sync::CancellationToken;
 
 use crate::attest::AttestError;
@@ -24,7 +24,7 @@ use crate::record::{Beginning, Ending, Recorder};
 use crate::request::{BuildOutcome, BuildRequest, StepCount};
 use crate::resolve::{ResolveError, Resolved, Resolver};
 use crate::travel::{CacheExportError, ImageLayers};
-use crate::{Engine, clock};
+use crate::{Engine, ahead, clock};
 
 /// Why a build failed.
 #[derive(Debug, thiserror::Error)]
@@ -134,7 +134,7 @@ impl Engine {
             let (plan, mut found) = planned;
             self.evaluate(&plan, &mut found, request, (steps, cancel)).await?;
             let lowered = lower(&plan, &found.sources)
-                .map_err(|error| BuildError::Dockerfile(vec![error.diagnostic]))?;
+                .map_err(|error| BuildError::Dockerfile(error.into_diagnostics()))?;
             if targets.is_empty() {
                 warn(&plan, &lowered, steps);
             }
@@ -152,8 +152,17 @@ impl Engine {
         if let (Some(journey), Some(session)) = (&journey, Arc::get_mut(&mut session)) {
             session.travel = Some(Arc::clone(&journey.travel));
         }
-        let (snapshots, count) = self.solve_targets(&targets, Arc::clone(&session), steps, cancel).await?;
-        let dating = dating.await;
+        let ahead = self.hash_ahead(request, &whole);
+        let solving = self.solve_targets(&targets, Arc::clone(&session), steps, cancel);
+        let dated = async {
+            let dating = dating.await;
+            if let Some(ahead) = &ahead {
+                ahead.clamped_to(dating.clamp);
+            }
+            Ok(dating)
+        };
+        let ((snapshots, count), dating) = futures::future::try_join(solving, dated).await?;
+        drop(ahead);
         let mut images = Vec::with_capacity(targets.len());
         for (target, snapshot) in targets.into_iter().zip(&snapshots) {
             let Target { request: plan, lowered, materials, .. } = target;
@@ -193,6 +202,15 @@ impl Engine {
             _ => snapshots.next().ok_or(BuildError::NoFileSystem),
         };
         Ok((targets.iter().map(one).collect::<Result<_, _>>()?, count))
+    }
+
+    /// Digests the image's layers while later steps run, if the image's digests will be asked for.
+    fn hash_ahead(&self, request: &BuildRequest, definition: &Definition) -> Option<HashAhead> {
+        let named = |target: &ExportTarget| {
+            matches!(target, ExportTarget::Image(_) | ExportTarget::Oci(_) | ExportTarget::Docker(_))
+        };
+        let wanted = request.exports.iter().any(named);
+        wanted.then(|| self.worker.hash_ahead(ahead::layers_of(definition)))
     }
 
     /// What a build of this machine's own user may use.

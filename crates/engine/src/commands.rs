@@ -30,7 +30,7 @@ impl Engine {
     ) -> Result<(), BuildError> {
         loop {
             let wanted = plan.commands(&found.sources);
-            let wanted = wanted.map_err(|error| BuildError::Dockerfile(vec![error.diagnostic]))?;
+            let wanted = wanted.map_err(|error| BuildError::Dockerfile(error.into_diagnostics()))?;
             if wanted.is_empty() {
                 return Ok(());
             }

@@ -72,7 +72,7 @@ impl Parts<'_> {
         };
         let (plan, resolved) = planned?;
         let lowered = lower(&plan, &resolved.sources)
-            .map_err(|error| BuildError::Dockerfile(vec![error.diagnostic]))?;
+            .map_err(|error| BuildError::Dockerfile(error.into_diagnostics()))?;
         warn(&plan, &lowered, &self.steps);
         let (definition, config) = (lowered.definition, lowered.image);
         Ok(Lowering { definition, config, epoch: plan.epoch, resolved: resolved.remote })

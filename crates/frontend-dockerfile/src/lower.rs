@@ -14,7 +14,7 @@ use crate::{
     ast::{Instruction, InstructionKind},
     check,
     diagnostic::{Code, Diagnostic},
-    plan::{BuildPlan, PlannedInstruction, StageIndex},
+    plan::{Base, BuildPlan, PlannedInstruction, PlannedStage, StageIndex},
     request::{CommandRequest, ResolvedSources},
     source::{Lines, Span},
 };
@@ -60,6 +60,21 @@ pub struct Lowered {
 pub struct LowerError {
     /// What is wrong, and where.
     pub diagnostic: Diagnostic,
+    /// What else is wrong in stages that do not need the one of `diagnostic`.
+    pub more: Vec<Diagnostic>,
+}
+
+impl LowerError {
+    /// All that is wrong, in order.
+    pub fn into_diagnostics(self) -> Vec<Diagnostic> {
+        std::iter::once(self.diagnostic).chain(self.more).collect()
+    }
+}
+
+impl From<Diagnostic> for LowerError {
+    fn from(diagnostic: Diagnostic) -> Self {
+        Self { diagnostic, more: Vec::new() }
+    }
 }
 
 /// Everything a stage's lowering shares with the others'.
@@ -86,12 +101,11 @@ struct Lowering<'a> {
 /// for what is not supported yet.
 pub fn lower(plan: &BuildPlan, resolved: &ResolvedSources) -> Result<Lowered, LowerError> {
     let mut lowering = Lowering::new(plan, resolved)?;
-    lowering.all_stages().map_err(|diagnostic| LowerError { diagnostic })?;
+    lowering.all_stages()?;
     if let Some(command) = lowering.commands.first() {
-        let diagnostic = error(command.span, "the output of the command is not known");
-        return Err(LowerError { diagnostic });
+        return Err(error(command.span, "the output of the command is not known").into());
     }
-    lowering.finish().map_err(|diagnostic| LowerError { diagnostic })
+    Ok(lowering.finish()?)
 }
 
 impl<'a> Lowering<'a> {
@@ -104,7 +118,7 @@ impl<'a> Lowering<'a> {
         });
         let files = files.map(|file| graph.add_file(file)).collect();
         let context = BuildContext::new(&mut graph, &plan.request)
-            .map_err(|message| LowerError { diagnostic: error(Span::default(), message) })?;
+            .map_err(|message| error(Span::default(), message))?;
         let stages = vec![None; plan.stages.len()];
         let locals = LocalContexts::default();
         Ok(Self { plan, resolved, graph, context, locals, files, text: 0, stages, commands: Vec::new() })
@@ -112,21 +126,37 @@ impl<'a> Lowering<'a> {
 }
 
 impl Lowering<'_> {
-    fn all_stages(&mut self) -> Result<(), Diagnostic> {
+    fn all_stages(&mut self) -> Result<(), LowerError> {
+        let mut errors = Vec::new();
         // Stages that stand for images have no instructions and use nothing, but any stage may use them.
         for implicit in [true, false] {
             for (at, stage) in self.plan.stages.iter().enumerate() {
-                if stage.reachable && stage.implicit == implicit {
-                    match self.stage(StageIndex(at)) {
-                        Ok(state) => self.stages[at] = Some(state),
-                        // What does not depend on the command may ask for others at the same time.
-                        Err(_) if !self.commands.is_empty() => {}
-                        Err(failure) => return Err(failure),
-                    }
+                if !stage.reachable || stage.implicit != implicit || self.needs_failed(stage) {
+                    continue;
+                }
+                match self.stage(StageIndex(at)) {
+                    Ok(state) => self.stages[at] = Some(state),
+                    // What does not depend on the command may ask for others at the same time.
+                    Err(_) if !self.commands.is_empty() => {}
+                    Err(failure) => errors.push(failure),
                 }
             }
         }
-        Ok(())
+        let mut errors = errors.into_iter();
+        match errors.next() {
+            Some(diagnostic) => Err(LowerError { diagnostic, more: errors.collect() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a stage uses one that could not be lowered: about that, all is said.
+    fn needs_failed(&self, stage: &PlannedStage) -> bool {
+        let base = match stage.base {
+            Base::Stage(base) => Some(base),
+            _ => None,
+        };
+        let sources = stage.instructions.iter().flat_map(|planned| planned.sources.iter().flatten());
+        base.iter().chain(sources).any(|used| self.stages.get(used.0).is_some_and(Option::is_none))
     }
 
     fn stage(&mut self, index: StageIndex) -> Result<StageState, Diagnostic> {

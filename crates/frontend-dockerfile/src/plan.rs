@@ -135,7 +135,8 @@ pub struct PlannedInstruction {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .diagnostics.first().map(ToString::to_string).unwrap_or_default())]
 pub struct PlanError {
-    /// At least one error, then warnings; the first is the one to report if only one is.
+    /// At least one error, then warnings; the first is the one to report if only one is. Errors of
+    /// different stages and instructions stand side by side.
     pub diagnostics: Vec<Diagnostic>,
 }
 
@@ -181,9 +182,10 @@ fn plan_sound(
         checks: checks.clone(),
         warnings,
     };
-    reader.add_all(dockerfile, &mut links)?;
-    let target = links.target(request.target.as_deref())?;
-    links.link_all()?;
+    let mut diagnostics = reader.add_all(dockerfile, &mut links);
+    let target = links.target(request.target.as_deref()).map_err(|error| diagnostics.push(error));
+    diagnostics.extend(links.link_all());
+    let (Ok(target), true) = (target, diagnostics.is_empty()) else { return Err(PlanError { diagnostics }) };
     let mut plan = BuildPlan {
         dockerfile: dockerfile.clone(),
         request,

@@ -38,7 +38,7 @@ impl BuildPlan {
             return Ok(Vec::new());
         }
         let mut lowering = Lowering::new(self, resolved)?;
-        lowering.all_stages().map_err(|diagnostic| LowerError { diagnostic })?;
+        lowering.all_stages()?;
         Ok(lowering.commands)
     }
 }

@@ -130,6 +130,20 @@ fn steps_are_named_and_numbered() {
 }
 
 #[test]
+fn stages_that_do_not_need_each_other_fail_together() {
+    let text = "FROM a AS one\nEXPOSE x\nRUN y\nFROM a AS two\nSTOPSIGNAL q\nFROM one\nCOPY --from=two a b\nEXPOSE z";
+    let dockerfile = parse(&Source::new("Dockerfile", text)).dockerfile;
+    let plan = crate::plan(&dockerfile, &request()).expect("plans");
+    let mut resolved = ResolvedSources::default();
+    for request in plan.missing(&resolved) {
+        resolved.insert(request, base_image("a"));
+    }
+    let failure = lower(&plan, &resolved).expect_err("is unsound");
+    let texts: Vec<_> = failure.into_diagnostics().iter().map(ToString::to_string).collect();
+    assert_eq!(texts, ["invalid containerPort: x", "invalid signal: q"]);
+}
+
+#[test]
 fn several_platforms_show_in_names() {
     let request = with(|request| {
         request.multi_platform = true;

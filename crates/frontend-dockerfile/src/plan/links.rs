@@ -141,16 +141,45 @@ impl Links {
         self.stages.iter().filter(|stage| !stage.implicit).map(|stage| stage.display_name.as_str())
     }
 
-    /// Links every instruction of the file's stages.
-    pub(super) fn link_all(&mut self) -> Result<(), Diagnostic> {
+    /// Takes the place of a stage whose `FROM` is not sound, so that others find its name.
+    pub(super) fn add_unsound(&mut self, stage: &crate::ast::Stage, name: Option<&str>) {
+        let instruction = &stage.instruction;
+        let placeholder = PlannedStage {
+            display_name: name.unwrap_or_default().to_owned(),
+            implicit: false,
+            base: Base::Scratch,
+            written_base: stage.from.base.text.clone(),
+            platform: None,
+            code: instruction.code.clone(),
+            lines: Some(instruction.lines),
+            span: instruction.span,
+            instructions: Vec::new(),
+            step_total: 0,
+            base_step_total: 0,
+            skipped_steps: 0,
+            reachable: false,
+            ignore_cache: false,
+            triggers_done: true,
+        };
+        self.add(placeholder, name);
+    }
+
+    /// Links every instruction of the file's stages; the result is all that is wrong with them.
+    pub(super) fn link_all(&mut self) -> Vec<Diagnostic> {
+        let mut errors = Vec::new();
         for index in 0..self.stages.len() {
             let mut instructions = std::mem::take(&mut self.stages[index].instructions);
             for planned in &mut instructions {
-                planned.sources = self.sources(&planned.instruction)?;
+                match self.sources(&planned.instruction) {
+                    Ok(sources) => planned.sources = sources,
+                    Err(error) => errors.push(error),
+                }
             }
             self.stages[index].instructions = instructions;
         }
-        self.check_cycles()?;
+        if errors.is_empty() {
+            errors.extend(self.check_cycles().err());
+        }
         if let [only] = self.stages.as_mut_slice() {
             // The reference takes a mount without `from` for one of an empty stage, and counts it.
             let has_second = only.instructions.iter().any(|planned| match &planned.instruction.kind {
@@ -161,7 +190,7 @@ impl Links {
                 only.display_name.clear();
             }
         }
-        Ok(())
+        errors
     }
 
     /// Puts linked triggers in front of a stage's instructions.

@@ -32,14 +32,26 @@ pub(super) struct StageReader<'a> {
 
 impl StageReader<'_> {
     /// Adds the file's stages to `links`, their instructions not yet linked.
-    pub(super) fn add_all(&mut self, dockerfile: &Dockerfile, links: &mut Links) -> Result<(), Diagnostic> {
+    /// What is wrong with one does not keep the others from being looked at.
+    pub(super) fn add_all(&mut self, dockerfile: &Dockerfile, links: &mut Links) -> Vec<Diagnostic> {
         let file_checks = self.checks.clone();
+        let mut errors = Vec::new();
+        let mut sound_warnings = None;
         for (index, stage) in dockerfile.stages.iter().enumerate() {
             self.checks = file_checks.with_comments(&stage.instruction.comments);
-            let planned = self.stage(index, stage, links)?;
-            links.add(planned, stage.from.name.as_ref().map(|name| name.name.as_str()));
+            let name = stage.from.name.as_ref().map(|name| name.name.as_str());
+            match self.stage(index, stage, links) {
+                Ok(planned) => drop(links.add(planned, name)),
+                Err(error) => {
+                    // The reference stops here, and warns of nothing behind it.
+                    sound_warnings.get_or_insert(self.warnings.len());
+                    errors.push(error);
+                    links.add_unsound(stage, name);
+                }
+            }
         }
-        Ok(())
+        self.warnings.truncate(sound_warnings.unwrap_or(usize::MAX));
+        errors
     }
 
     fn stage(&mut self, index: usize, stage: &Stage, links: &mut Links) -> Result<PlannedStage, Diagnostic> {

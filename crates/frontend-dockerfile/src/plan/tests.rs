@@ -238,6 +238,20 @@ fn named_contexts_stand_for_stages_and_images() {
 }
 
 #[test]
+fn all_unsound_stages_and_sources_are_named() {
+    let text =
+        "FROM $none AS a\nFROM --platform=x/y/z/q b AS b\nFROM a AS c\nCOPY --from=9 x y\nCOPY --from=$v x y";
+    let failure = plan(&parse(&Source::new("Dockerfile", text)).dockerfile, &request()).expect_err("unsound");
+    let texts: Vec<_> =
+        failure.diagnostics.iter().filter(|one| one.is_error()).map(ToString::to_string).collect();
+    assert_eq!(texts.len(), 4, "{texts:?}");
+    assert_eq!(texts[0], "base name ($none) should not be blank");
+    assert!(texts[1].starts_with("failed to parse platform x/y/z/q"));
+    assert_eq!(texts[2], "invalid stage index 9");
+    assert!(texts[3].starts_with("variable expansion is not supported for --from"));
+}
+
+#[test]
 fn an_epoch_may_name_a_source() {
     let text = "FROM scratch AS one\nADD https://a.test/x.git#v1 /\nFROM scratch AS two\nADD a /\nFROM b";
     let epoch = |value: &str| {

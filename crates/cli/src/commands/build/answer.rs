@@ -126,6 +126,6 @@ fn planned(request: &BuildRequest) -> Result<BuildPlan, BuildError> {
 
 fn graph(found: &Inspected, request: &BuildRequest) -> Result<Value, BuildError> {
     let lowered = lower(&found.plan, &found.sources)
-        .map_err(|failure| BuildError::Dockerfile(vec![failure.diagnostic]))?;
+        .map_err(|failure| BuildError::Dockerfile(failure.into_diagnostics()))?;
     Ok(lowered.report(&request.dockerfile))
 }
