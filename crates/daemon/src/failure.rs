@@ -65,7 +65,7 @@ pub(crate) enum Failure {
     #[error("{0}")]
     Entitlement(#[from] EntitlementError),
     /// The daemon does not grant it.
-    #[error("{0} is not allowed")]
+    #[error("granting entitlement {0} is not allowed by build daemon configuration")]
     NotEntitled(String),
     /// A context that makes no sense.
     #[error(transparent)]

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 
 use bollard_buildkit_proto::pb;
 use serde_json::json;
+use stave_engine::{BuildError, EngineEvent};
 use stave_frontend_dockerfile::PlanRequest;
 use stave_oci::Platform;
 
@@ -46,6 +47,12 @@ pub(crate) async fn dockerfile(
             ..request.clone()
         };
         let lowered = parts.lower(&loaded.source, &request, attributes.pull).await;
+        if let Err(BuildError::Dockerfile(found)) = &lowered {
+            let observer = build.journal.observer(Some(about.clone()));
+            for warning in found.iter().filter(|found| !found.is_error()) {
+                observer.send(EngineEvent::Warning(warning.clone()));
+            }
+        }
         let lowered = lowered.map_err(|error| Failure::of_dockerfile(error, &loaded.source))?;
         let target = build.add(lowered.definition, lowered.resolved, lowered.epoch)?;
         let id = request.multi_platform.then(|| request.platform().to_string());

@@ -48,16 +48,6 @@ struct State {
     /// Parts that are not over, by vertex.
     parts: HashMap<String, Vec<VertexStatus>>,
     clipped: HashSet<String>,
-    counts: Counts,
-}
-
-/// How many steps there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Counts {
-    pub(crate) total: i32,
-    pub(crate) cached: i32,
-    pub(crate) completed: i32,
-    pub(crate) warnings: i32,
 }
 
 /// A reader's place in a journal.
@@ -116,16 +106,6 @@ impl Journal {
         Reader { journal: Arc::clone(self), at: 0, changed: self.changed.subscribe() }
     }
 
-    /// How many steps there were so far.
-    pub(crate) fn counts(&self) -> Counts {
-        self.lock().counts
-    }
-
-    /// All that is in it, for the record.
-    pub(crate) fn entries(&self) -> Vec<Arc<StatusResponse>> {
-        self.lock().entries.clone()
-    }
-
     /// Nothing more will come.
     pub(crate) fn finish(&self) {
         self.lock().is_over = true;
@@ -135,7 +115,6 @@ impl Journal {
     /// A warning that a client's front end has.
     pub(crate) fn warn(&self, warning: VertexWarning) {
         let mut state = self.lock();
-        state.counts.warnings += 1;
         state.push(StatusResponse { warnings: vec![warning], ..StatusResponse::default() });
         drop(state);
         self.changed.send_replace(());
@@ -166,8 +145,7 @@ impl Journal {
             EngineEvent::Warning(found) => {
                 if let Some(about) = about {
                     let warning = warning(&found, about);
-                    state.counts.warnings += 1;
-                    state.push(StatusResponse { warnings: vec![warning], ..StatusResponse::default() });
+                                state.push(StatusResponse { warnings: vec![warning], ..StatusResponse::default() });
                 }
             }
             EngineEvent::Miss { .. } | EngineEvent::Note { .. } => {}
@@ -225,7 +203,6 @@ impl State {
                 continue;
             }
             let vertex = describe(vertex);
-            self.counts.total += i32::from(!vertex.name.starts_with("[internal]"));
             self.vertexes.insert(digest, vertex.clone());
             vertexes.push(vertex);
         }
@@ -234,24 +211,15 @@ impl State {
 
     fn solve(&mut self, event: SolveEvent, now: Timestamp) {
         let digest = event.vertex().to_string();
-        let is_counted = self
-            .vertexes
-            .get(&digest)
-            .is_some_and(|vertex| vertex.completed.is_none() && !vertex.name.starts_with("[internal]"));
         match event {
             SolveEvent::Started { at, .. } => self.change(&digest, |vertex| {
                 vertex.started.get_or_insert(timestamp(at));
             }),
             SolveEvent::Cached { .. } => {
-                self.counts.cached += i32::from(is_counted);
-                self.counts.completed += i32::from(is_counted);
                 self.change(&digest, |vertex| vertex.cached = true);
                 self.end(&digest, now, String::new());
             }
-            SolveEvent::Completed { .. } => {
-                self.counts.completed += i32::from(is_counted);
-                self.end(&digest, now, String::new());
-            }
+            SolveEvent::Completed { .. } => self.end(&digest, now, String::new()),
             SolveEvent::Failed { message, .. } => self.end(&digest, now, message),
             SolveEvent::Cancelled { .. } => self.end(&digest, now, "context canceled".to_owned()),
             SolveEvent::Log { stream, bytes, .. } => {

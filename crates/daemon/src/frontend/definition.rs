@@ -39,7 +39,8 @@ pub(crate) async fn load(build: &Build, attributes: &Attributes) -> Result<Loade
     let step = build.journal.begin(format!("[internal] load build definition from {name}"));
     let vertex = step.digest().to_owned();
     let input = attributes.inputs.get(attributes.dockerfile_name.as_str());
-    let is_local = context == ContextSource::Local || attributes.is_dockerfile_local;
+    // A context that is a graph holds no Dockerfile of its own.
+    let is_local = matches!(context, ContextSource::Local | ContextSource::Graph(_)) || attributes.is_dockerfile_local;
     let found = match input {
         Some(graph) => {
             let graph = ContextSource::Graph(Box::new(graph_of(graph)?));
@@ -198,6 +199,9 @@ fn go_bytes(text: &str) -> Result<BTreeMap<String, Vec<u8>>, serde_json::Error> 
 
 /// A graph as it travels.
 pub(crate) fn graph_of(message: &bollard_buildkit_proto::pb::Definition) -> Result<Definition, Failure> {
+    if message.def.is_empty() {
+        return Err(Failure::Value("invalid nil input definition to definition op".to_owned()));
+    }
     Ok(Definition::from_wire(&prost::Message::encode_to_vec(message))?)
 }
 
