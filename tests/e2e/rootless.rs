@@ -178,3 +178,37 @@ fn a_users_files_are_nobody_elses() {
     home.stave(&["build", "-o", folder.to_str().expect("is text"), "."]);
     assert_eq!(std::fs::metadata(folder.join("f")).expect("the file").uid(), metadata.uid());
 }
+
+#[test]
+fn a_network_of_a_steps_own_needs_no_privileges() {
+    let world = Environment::new();
+    let has = |program: &str| std::path::Path::new("/usr/bin").join(program).is_file();
+    if !has("slirp4netns") || std::fs::File::options().write(true).open("/dev/net/tun").is_err() {
+        eprintln!("not run: `slirp4netns` or /dev/net/tun is not there");
+        return;
+    }
+    let listener = std::net::TcpListener::bind("0.0.0.0:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    // Any address of this machine but loopback, which the program keeps from the step.
+    let routed = std::net::UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+        socket.connect("192.0.2.1:9")?;
+        socket.local_addr()
+    });
+    let Ok(address) = routed.map(|address| address.ip()) else {
+        eprintln!("not run: this machine has no address");
+        return;
+    };
+    let greeter = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a caller");
+        std::io::Write::write_all(&mut stream, b"greetings\n").expect("a listener");
+    });
+    world.dockerfile(&format!(
+        "FROM BUSYBOX\nRUN ls /sys/class/net > /devices; grep nameserver /etc/resolv.conf > /server; \
+         nc {address} {port} < /dev/null > /said; ! nc -w 1 127.0.0.1 {port} < /dev/null\n"
+    ));
+    world.stave(["build", "--network", "slirp4netns", "-t", "own", "."]).success();
+    greeter.join().expect("it was called");
+    let seen = world.run("own", &["cat", "/devices", "/server", "/said"]);
+    assert_eq!(seen, "lo\ntap0\nnameserver 10.0.2.3\ngreetings\n");
+    world.stave(["run", "--rm", "--network", "slirp4netns", "own", "true"]).success();
+}

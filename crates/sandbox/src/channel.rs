@@ -41,6 +41,8 @@ pub(crate) enum Reply {
     Terminal,
     /// With the descriptor on which calls that change owners are to be answered.
     Owners,
+    /// The network namespace is there and waits to be connected; the answer is a message of any kind.
+    Network,
     /// Mount points made in the root itself.
     Created(Vec<PathBuf>),
     /// It ends here.

@@ -93,8 +93,11 @@ impl Child<'_> {
                 set => set.with(SetupStep::Hostname, &spec.hostname)?,
             }
         }
-        if spec.network == Network::None {
+        if spec.network != Network::Host {
             sys::bring_up_loopback().at(SetupStep::Loopback)?;
+        }
+        if spec.network == Network::User {
+            self.wait_for_network().at(SetupStep::Network)?;
         }
         self.set_streams(&mut root)?;
         self.enter_working_directory(&mut root)?;
@@ -123,7 +126,7 @@ impl Child<'_> {
         }
         let mut namespaces =
             UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC | UnshareFlags::NEWCGROUP;
-        if self.request.spec.network == Network::None {
+        if self.request.spec.network != Network::Host {
             namespaces |= UnshareFlags::NEWNET;
         }
         sys::unshare(namespaces).at(SetupStep::Namespaces)?;
@@ -141,6 +144,13 @@ impl Child<'_> {
             mounts::protect(root, &spec.readonly_paths)?;
         }
         Ok(())
+    }
+
+    /// Somebody outside connects the network; there is no answer when that failed.
+    fn wait_for_network(&self) -> io::Result<()> {
+        reply(self.control, &Reply::Network, &[])?;
+        let (length, _) = crate::channel::receive(self.control.as_fd(), &mut [0; 8])?;
+        if length == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
     }
 
     fn set_streams(&self, root: &mut Root) -> Result<(), Failure> {

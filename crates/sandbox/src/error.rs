@@ -35,7 +35,7 @@ steps! {
     Hostname "set the host name", Loopback "bring up the loopback device", Terminal "open a terminal",
     Stdio "set up standard streams", WorkingDirectory "enter the working directory", Rlimit "set a resource limit",
     Capabilities "set capabilities", Seccomp "install the system call filter", NoNewPrivileges "give up new privileges",
-    User "change the user", Descriptors "close inherited descriptors", Unexpected "complete the set-up",
+    User "change the user", Network "connect the network", Descriptors "close inherited descriptors", Unexpected "complete the set-up",
 }
 
 /// Why a sandbox could not be started.
@@ -75,6 +75,9 @@ pub enum SpawnError {
     /// The launcher ended or broke the protocol.
     #[error("the launcher is gone")]
     LauncherGone(#[source] io::Error),
+    /// The network could not be connected.
+    #[error("cannot connect the network")]
+    Network(#[source] io::Error),
     /// The stub layers could not be made.
     #[error("cannot create mount-point stubs in `{}`", path.display())]
     StubLayer {

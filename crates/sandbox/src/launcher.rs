@@ -31,6 +31,7 @@ use crate::pretend::{OwnerRecorder, Supervisor};
 use crate::sandbox::{Sandbox, Stdio};
 use crate::spec::{RootFs, SandboxSpec};
 use crate::stubs::stub_layer;
+use crate::user_network::{self, UserNetwork};
 
 pub use server::launcher_entry;
 
@@ -211,7 +212,7 @@ impl Order {
         let Self { stdio, control, control_inside, report, report_inside, .. } = self;
         // Only the sandbox's ends may stay open: their closing is what tells of its progress and its end.
         drop((stdio, control_inside, report_inside));
-        let Replies { pidfd, terminal, owners, created } = Replies::collect(&control)?;
+        let Replies { pidfd, terminal, owners, network, created } = Replies::collect(&control)?;
         let pidfd = pidfd.ok_or_else(|| SpawnError::LauncherGone(io::ErrorKind::UnexpectedEof.into()))?;
         let owners = owners.map(|listener| Supervisor::start(listener, recorder)).transpose();
         let owners = owners.map_err(SpawnError::LauncherGone)?;
@@ -223,6 +224,7 @@ impl Order {
             cgroup,
             exit: None,
             _owners: owners,
+            _network: network,
             _launcher: launcher,
         })
     }
@@ -234,6 +236,7 @@ struct Replies {
     pidfd: Option<OwnedFd>,
     terminal: Option<OwnedFd>,
     owners: Option<OwnedFd>,
+    network: Option<UserNetwork>,
     created: Vec<std::path::PathBuf>,
 }
 
@@ -254,6 +257,13 @@ impl Replies {
             match reply {
                 Reply::Cloned => replies.pidfd = descriptors.pop(),
                 Reply::Terminal => replies.terminal = descriptors.pop(),
+                Reply::Network => {
+                    let process = replies.pidfd.as_ref().ok_or(io::ErrorKind::NotFound);
+                    let process = process.map_err(|error| SpawnError::Network(error.into()))?;
+                    replies.network =
+                        Some(user_network::attach(process.as_fd()).map_err(SpawnError::Network)?);
+                    send(control.as_fd(), b"up", &[]).map_err(SpawnError::LauncherGone)?;
+                }
                 Reply::Owners => replies.owners = descriptors.pop(),
                 Reply::Created(paths) => replies.created = paths,
                 Reply::Failed(failed) => failure = Some(failed),

@@ -24,6 +24,7 @@ mod seccomp;
 mod spec;
 mod stubs;
 mod sys;
+mod user_network;
 mod userns;
 
 pub use capability::{Capability, CapabilitySet, ParseCapabilityError};
@@ -45,4 +46,5 @@ pub use spec::{
     DEFAULT_PATH, DEFAULT_SHM_SIZE, MountSpec, Network, OverlayRoot, Process, Rlimit, RlimitResource, RootFs,
     SandboxSpec, Security, TerminalSize,
 };
+pub use user_network::{USER_NETWORK_RESOLVER, user_network_program};
 pub use userns::{EnterError, Tier, enter, is_privileged, restrictions};

@@ -15,6 +15,7 @@ use crate::meter::Meter;
 use crate::pretend::Supervisor;
 use crate::spec::TerminalSize;
 use crate::sys;
+use crate::user_network::UserNetwork;
 
 /// Length of an exit report: kind, value, user and system time in microseconds, largest resident set in bytes.
 const REPORT_LENGTH: usize = 5 * size_of::<u64>();
@@ -89,6 +90,8 @@ pub struct Sandbox {
     pub(crate) exit: Option<Exit>,
     /// Ends by itself when the last process has.
     pub(crate) _owners: Option<Supervisor>,
+    /// Taken down after the processes are gone.
+    pub(crate) _network: Option<UserNetwork>,
     /// Keeps the launcher alive: the sandbox would die with it.
     pub(crate) _launcher: Arc<Running>,
 }

@@ -290,6 +290,9 @@ pub enum Network {
     Host,
     /// A network of its own with nothing but a loopback device that is up.
     None,
+    /// A network of its own that `slirp4netns` connects to the host's; names are resolved by
+    /// [`USER_NETWORK_RESOLVER`](crate::USER_NETWORK_RESOLVER).
+    User,
 }
 
 /// How far a sandbox is confined.

@@ -266,7 +266,7 @@ impl Outside {
 }
 
 /// Where a program is on the search path, or where it usually is.
-fn on_path(program: &str) -> Option<PathBuf> {
+pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/bin", "/bin", "/usr/local/bin", "/usr/sbin"].map(PathBuf::from);
     std::env::split_paths(&path)

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use stave_sandbox::{MountSpec, Network, OverlayRoot, RootFs};
 use stave_store::{ActiveLayer, StoreError};
 
-use crate::exec::network_files::{HostEntry, RESOLV_LIMIT, hosts, resolv_conf};
+use crate::exec::network_files::{HostEntry, RESOLV_LIMIT, hosts, resolv_conf, with_server};
 use crate::session::StepNetwork;
 use crate::worker::Shared;
 
@@ -48,7 +48,10 @@ pub(crate) fn network_mounts(names: &Names, network: StepNetwork) -> Vec<MountSp
         host.clear();
     }
     let host = String::from_utf8_lossy(&host);
-    let resolv = resolv_conf(&host, network == StepNetwork::Host);
+    let resolv = match network {
+        StepNetwork::User => with_server(&host, stave_sandbox::USER_NETWORK_RESOLVER),
+        StepNetwork::Host | StepNetwork::None => resolv_conf(&host, network == StepNetwork::Host),
+    };
     let hosts = hosts(&names.hostname, &names.extra);
     let file = |target: &str, contents: String| MountSpec::File {
         target: PathBuf::from(target),
@@ -65,5 +68,6 @@ pub(crate) fn network(network: StepNetwork) -> Network {
     match network {
         StepNetwork::Host => Network::Host,
         StepNetwork::None => Network::None,
+        StepNetwork::User => Network::User,
     }
 }

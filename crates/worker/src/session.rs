@@ -73,6 +73,8 @@ pub enum StepNetwork {
     Host,
     /// Loopback only.
     None,
+    /// One of its own that a program in user space connects to the host's.
+    User,
 }
 
 /// Where a secret's value is.

@@ -193,7 +193,12 @@ fn control_groups() -> Fact {
 }
 
 fn networks() -> Fact {
+    if stave_sandbox::user_network_program().is_some() {
+        return Fact::plain("host none slirp4netns");
+    }
     Fact::plain("host none")
+        .because("a network of a step's own needs `slirp4netns` and /dev/net/tun")
+        .lifted_by("install `slirp4netns`, and let the user open /dev/net/tun: `chmod 666 /dev/net/tun`")
 }
 
 /// Bytes of memory, from `/proc/meminfo`.

@@ -58,6 +58,14 @@ pub(crate) fn resolv_conf(host: &str, shares_host_network: bool) -> String {
     text
 }
 
+/// The host's `resolv.conf` with one name server instead of the host's, whatever they are.
+pub(crate) fn with_server(host: &str, server: &str) -> String {
+    let kept = host.lines().filter(|line| line.split_whitespace().next() != Some("nameserver"));
+    std::iter::once(format!("nameserver {server}").as_str())
+        .chain(kept)
+        .fold(String::new(), |text, line| text + line + "\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +73,12 @@ mod tests {
     #[track_caller]
     fn check_resolv(host: &str, shared: bool, expected: &str) {
         assert_eq!(resolv_conf(host, shared), expected);
+    }
+
+    #[test]
+    fn one_server_takes_the_place_of_all() {
+        let host = "search lan\nnameserver 127.0.0.53\nnameserver 10.0.0.1\noptions edns0\n";
+        assert_eq!(with_server(host, "10.0.2.3"), "nameserver 10.0.2.3\nsearch lan\noptions edns0\n");
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub(crate) struct Arguments {
     /// Set a label of the image
     #[arg(long = "label", value_name = "NAME=VALUE")]
     pub(super) labels: Vec<String>,
-    /// Network of RUN steps: `default`, `none` or `host`
+    /// Network of RUN steps: `default`, `none`, `host` or `slirp4netns`
     #[arg(long, value_name = "MODE", default_value = "default")]
     pub(super) network: NetworkMode,
     /// Add a line to /etc/hosts of RUN steps (`name:address`)
@@ -129,6 +129,8 @@ pub(crate) enum NetworkMode {
     None,
     /// The host's
     Host,
+    /// One of its own for each step, connected by the program of that name; needs no privileges
+    Slirp4netns,
 }
 
 /// `--progress`

@@ -64,7 +64,10 @@ impl Flags {
     /// What they say together.
     pub(super) fn confinement(&self, network: NetworkMode) -> Result<Confinement, Failure> {
         let mut confinement = Confinement {
-            network: StepNetwork::default(),
+            network: match network {
+                NetworkMode::Slirp4netns => StepNetwork::User,
+                NetworkMode::Default | NetworkMode::Host | NetworkMode::None => StepNetwork::default(),
+            },
             step_limits: limits::resources(&self.resources)?,
             build_limits: self.limits.limits()?,
             cgroup_parent: self.limits.cgroup_parent.clone().filter(|parent| !parent.is_empty()),

@@ -142,7 +142,7 @@ fn plan(arguments: &Arguments) -> Result<PlanRequest, Failure> {
             (false, stages) => NoCache::Stages(stages.to_vec()),
         },
         network: match arguments.network {
-            NetworkMode::Default => BuildNetwork::Sandbox,
+            NetworkMode::Default | NetworkMode::Slirp4netns => BuildNetwork::Sandbox,
             NetworkMode::None => BuildNetwork::None,
             NetworkMode::Host => BuildNetwork::Host,
         },

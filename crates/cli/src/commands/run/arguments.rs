@@ -37,7 +37,7 @@ pub(crate) struct Arguments {
     /// Mount a file or directory of the host
     #[arg(short, long, value_name = "SOURCE:TARGET[:ro]")]
     volume: Vec<String>,
-    /// Network: `host` or `none`
+    /// Network: `host`, `none` or `slirp4netns`
     #[arg(long, alias = "net", value_name = "MODE", default_value = "host")]
     network: NetworkMode,
     /// Refuse writes to the root file system
@@ -63,11 +63,9 @@ pub(crate) struct Arguments {
     /// Platform of the image
     #[arg(long, value_name = "OS/ARCH")]
     pub(super) platform: Option<Platform>,
-    /// The image
-    pub(super) image: String,
-    /// The command and its arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(super) command: Vec<String>,
+    /// The image, then the command and its arguments: what follows the image is never taken for an option
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "IMAGE [COMMAND]")]
+    words: Vec<String>,
 }
 
 /// `--network`
@@ -77,6 +75,8 @@ pub(crate) enum NetworkMode {
     Host,
     /// Only a loopback device
     None,
+    /// One of its own, connected by the program of that name; needs no privileges
+    Slirp4netns,
 }
 
 /// `--pull`
@@ -104,6 +104,16 @@ pub(super) struct Wishes {
 }
 
 impl Arguments {
+    /// The image.
+    pub(super) fn image(&self) -> &str {
+        self.words.first().map_or("", String::as_str)
+    }
+
+    /// The command and its arguments.
+    pub(super) fn command(&self) -> &[String] {
+        self.words.get(1..).unwrap_or_default()
+    }
+
     /// Reads them.
     pub(super) fn wishes(&self) -> Result<Wishes, Failure> {
         let hosts = crate::commands::build::hosts(&self.add_host)
@@ -119,9 +129,14 @@ impl Arguments {
             network: match self.network {
                 NetworkMode::Host => StepNetwork::Host,
                 NetworkMode::None => StepNetwork::None,
+                NetworkMode::Slirp4netns => StepNetwork::User,
             },
             limits: self.limits.limits()?,
-            cgroup_parent: self.limits.cgroup_parent.clone().map_or(CgroupParent::Default, CgroupParent::Named),
+            cgroup_parent: self
+                .limits
+                .cgroup_parent
+                .clone()
+                .map_or(CgroupParent::Default, CgroupParent::Named),
             rlimits: rlimits(&self.ulimits)?,
             shm_size: self
                 .shm_size
