@@ -6,6 +6,7 @@
 //! Start with [`Engine::build`], which reads from top to bottom as a build goes.
 
 pub mod attest;
+mod ahead;
 mod build;
 mod clock;
 mod commands;
@@ -19,6 +20,7 @@ mod failed;
 mod images;
 mod input;
 mod inspect;
+mod names;
 mod parts;
 mod leaks;
 pub mod record;
@@ -51,6 +53,7 @@ pub use failed::{Failed, FailedError, KEEP_COUNT, KEEP_FOR, Means};
 pub use images::ImageError;
 pub use input::{DockerfileAt, RemoteError, RemoteInput, RemoteRequest};
 pub use inspect::Inspected;
+pub use names::without_credentials;
 pub use parts::{Lowering, Parts};
 pub use request::{BuildOutcome, BuildRequest, PullPolicy, StepCount};
 pub use resolve::{ResolveError, ResolveErrorKind};

@@ -9,7 +9,7 @@ use stave_oci::{Algorithm, Digest, Hasher};
 
 use crate::cap::Reservation;
 use crate::database::now;
-use crate::fault::reach;
+use crate::fault::{reach, refused};
 use crate::removal::remove_tree;
 use crate::{Store, StoreError};
 
@@ -59,7 +59,9 @@ impl BlobWriter {
             if tx.prepare_cached(seen)?.execute((digest.as_str(), now()))? == 1 {
                 return Ok(());
             }
-            fs::rename(&self.path, &target).map_err(|error| StoreError::io("rename", &self.path, error))?;
+            refused("blob-rename")
+                .and_then(|()| fs::rename(&self.path, &target))
+                .map_err(|error| StoreError::io("rename", &self.path, error))?;
             reach("blob-renamed");
             // A row in deletion is taken over: its file was moved aside or is replaced by ours, and
             // the deleter removes only rows that are still marked.
@@ -90,6 +92,7 @@ impl io::Write for BlobWriter {
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, TOO_LARGE));
         }
         self.room.grow(bytes.len() as u64).map_err(io::Error::other)?;
+        refused("blob-write")?;
         let count = self.file.write(bytes)?;
         self.hasher.update(&bytes[..count]);
         self.written += count as u64;
@@ -109,7 +112,9 @@ impl Store {
     /// A writer for a blob of at most `limit` bytes, with this digest if one is promised.
     pub fn blob_writer(&self, expected: Option<&Digest>, limit: u64) -> Result<BlobWriter, StoreError> {
         let path = self.inner.session.fresh_path("b");
-        let file = File::create_new(&path).map_err(|error| StoreError::io("create", &path, error))?;
+        let file = refused("blob-create")
+            .and_then(|()| File::create_new(&path))
+            .map_err(|error| StoreError::io("create", &path, error))?;
         let algorithm = expected.map_or(Algorithm::Sha256, Digest::algorithm);
         Ok(BlobWriter {
             store: self.clone(),

@@ -3,6 +3,9 @@
 //! Owns what is remembered of them, so that a layer is read once for each epoch: the digest of the tar
 //! and the blob it compresses to. Must not know images. Start with [`LayerTar`].
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use rusqlite::OptionalExtension as _;
 use stave_oci::{Compression, Descriptor, Digest};
 
@@ -37,6 +40,23 @@ impl Store {
         if let Some(digest) = self.known_tar_diff_id(tar)? {
             return Ok(digest);
         }
+        let turn = Arc::clone(self.digesting().entry(tar).or_default());
+        let one = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        // Somebody else may have made it while we waited for our turn.
+        let digest = match self.known_tar_diff_id(tar)? {
+            Some(digest) => Ok(digest),
+            None => self.digest_tar(tar),
+        };
+        self.digesting().remove(&tar);
+        drop(one);
+        digest
+    }
+
+    fn digesting(&self) -> MutexGuard<'_, BTreeMap<LayerTar, Arc<Mutex<()>>>> {
+        self.inner.digesting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn digest_tar(&self, tar: LayerTar) -> Result<Digest, StoreError> {
         let mut hash = ReadAheadHash::new();
         self.write_layer_tar(tar.layer, &mut hash, &tar.options())?;
         let digest = hash.finish();

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::StoreError;
 use crate::database::{Failure, now};
+use crate::fault::refused;
 use crate::session::names;
 
 /// Size from which the journal is written anew when it has doubled.
@@ -71,10 +72,11 @@ pub(crate) fn append(tx: &Transaction<'_>, lines: &[Line]) -> Result<(), Failure
         serde_json::to_writer(&mut text, line).map_err(|error| failed("write", &path, error.into()))?;
         text.push(b'\n');
     }
-    let open = || File::options().append(true).create(true).open(&path);
+    let open =
+        || refused("journal-open").and_then(|()| File::options().append(true).create(true).open(&path));
     let mut file = open().map_err(|error| failed("open", &path, error))?;
     let before = file.metadata().map_err(|error| failed("read", &path, error))?.size();
-    if let Err(error) = file.write_all(&text) {
+    if let Err(error) = refused("journal-write").and_then(|()| file.write_all(&text)) {
         // Half a line would swallow the next one.
         file.set_len(before).map_err(|error| failed("write", &path, error))?;
         return Err(failed("write", &path, error));

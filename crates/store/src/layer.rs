@@ -11,7 +11,7 @@ use stave_oci::{Compression, Descriptor, Digest};
 
 use crate::cap::Reservation;
 use crate::database::{Failure, now};
-use crate::fault::reach;
+use crate::fault::{reach, refused};
 use crate::journal::{self, Line};
 use crate::lease::Start;
 use crate::removal::remove_tree;
@@ -131,6 +131,7 @@ impl ActiveLayer {
         loop {
             let name = self.store.inner.session.fresh_name();
             let path = self.store.layer_path(&name);
+            refused("layer-rename").map_err(|error| StoreError::io("rename", &self.upper, error))?;
             match renameat_with(CWD, &self.upper, CWD, &path, RenameFlags::NOREPLACE) {
                 Ok(()) => return Ok((name, path)),
                 // An earlier session drew the same name.
@@ -242,7 +243,7 @@ impl Store {
         // Nothing begins in a store that is full.
         active.room.grow_exactly(LEAST)?;
         for path in [&active.directory, &active.upper, &active.work] {
-            let made = fs::DirBuilder::new().mode(0o700).create(path);
+            let made = refused("layer-prepare").and_then(|()| fs::DirBuilder::new().mode(0o700).create(path));
             made.map_err(|error| StoreError::io("create", path, error))?;
         }
         set_root(&active.upper, active.lowers.first().map(PathBuf::as_path))?;

@@ -14,7 +14,7 @@ use crate::reaper::Reaper;
 use crate::reconcile;
 use crate::removal::remove_tree;
 use crate::session::Session;
-use crate::{DiskPolicy, StoreError, lease};
+use crate::{DiskPolicy, LayerTar, StoreError, lease};
 
 /// Which extended attributes mark opaque directories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +82,8 @@ pub(crate) struct Inner {
     pub(crate) reserved: AtomicU64,
     /// What the store took when that was last reckoned; held while room is made.
     pub(crate) making_room: Mutex<Option<(Instant, u64)>>,
+    /// Tars that are being digested, so that nobody does it twice at once.
+    pub(crate) digesting: Mutex<BTreeMap<LayerTar, Arc<Mutex<()>>>>,
     pub(crate) session: Session,
 }
 
@@ -136,6 +138,7 @@ impl Store {
             policy: OnceLock::new(),
             reserved: AtomicU64::new(0),
             making_room: Mutex::new(None),
+            digesting: Mutex::new(BTreeMap::new()),
             session,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -215,6 +218,11 @@ impl Store {
     /// Where the worker keeps what content digests were made of. It may vanish; then misses are told with less.
     pub fn manifest_directory(&self) -> PathBuf {
         self.root().join("manifests")
+    }
+
+    /// Where the worker remembers which files its copies made. Content of no value: it may vanish.
+    pub fn copies_directory(&self) -> PathBuf {
+        self.root().join("copies")
     }
 
     /// Where the worker remembers how much memory steps needed. Content of no value: it may vanish.

@@ -4,6 +4,7 @@ mod cap;
 mod clamps;
 mod collection;
 mod doctor;
+mod faults;
 mod full_disk;
 mod images;
 mod kills;

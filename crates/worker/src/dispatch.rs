@@ -101,7 +101,11 @@ impl<E: Executor> Worker for LocalWorker<E> {
             Op::File(op) => {
                 let (shared, op, inputs) = (Arc::clone(&self.shared), op.clone(), inputs.to_vec());
                 let (name, cancel) = (vertex.name().unwrap_or_default().to_owned(), cx.cancel.clone());
-                blocking(move || crate::file::execute(&shared, &op, &inputs, &name, &cancel))
+                let vertex = vertex.digest.clone();
+                blocking(move || {
+                    let step = crate::file::Step { vertex: &vertex, name: &name };
+                    crate::file::execute(&shared, &op, &inputs, &step, &cancel)
+                })
                     .await
                     .map_err(file_error)
             }
@@ -109,6 +113,9 @@ impl<E: Executor> Worker for LocalWorker<E> {
             Op::Diff(op) => self.diff(op, inputs, cx).await.map(|result| vec![result]),
             Op::Build(_) => Err(OpError::new(OpErrorKind::Unsupported, LayersError::Build)),
         }?;
+        if let Some(Ref::Snapshot(snapshot)) = outputs.first() {
+            self.shared.wishes.made(&self.shared.store, &vertex.digest, snapshot);
+        }
         if let Some(travel) = &cx.session.travel {
             for (position, input) in inputs.iter().enumerate() {
                 travel.note_input(&vertex.digest, position, input);
@@ -247,8 +254,10 @@ impl<E: Executor> LocalWorker<E> {
             None => puller.pull(name, &platform).await?,
         };
         // Kept under its name, as docker and podman keep base images: the next build need not ask anybody.
-        let store = &self.shared.store;
-        store.put_image(name.tagged().as_slice(), &image)?;
+        match name.tagged() {
+            Some(name) => puller.keep(&name, &image)?,
+            None => self.shared.store.put_image(&[], &image)?,
+        }
         Ok(Ref::Snapshot(image.snapshot()))
     }
 

@@ -9,6 +9,7 @@
 mod admission;
 mod authorities;
 mod cdi;
+mod ahead;
 mod confinement;
 mod contenthash;
 mod context;
@@ -41,6 +42,7 @@ mod worker;
 mod xattr;
 
 pub use cdi::{DeviceError, SPEC_DIRECTORIES};
+pub use ahead::HashAhead;
 pub use confinement::{Confinement, DeviceGrant, EntitlementError, Entitlements};
 pub use context::{Context, ContextError};
 pub use dispatch::{LayersError, snapshots_of};

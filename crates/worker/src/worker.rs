@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, Peaks};
 use crate::cdi::SPEC_DIRECTORIES;
+use crate::ahead::{HashAhead, Wishes};
 use crate::context::Context;
 use crate::exec::{LocalExecutor, RuntimeExecutor};
 use crate::file::action::FileError;
@@ -94,6 +95,7 @@ pub(crate) struct Shared {
     scratch: ScratchDir,
     views: Mutex<HashMap<Snapshot, Weak<RootDir>>>,
     digests: DashMap<(Snapshot, Selector), ContentDigest>,
+    pub(crate) wishes: Arc<Wishes>,
     /// Digests in BuildKit's terms; `None` for what is not there.
     pub(crate) travelling: DashMap<(Snapshot, Vec<ContentPath>), Option<Digest>>,
     pub(crate) admission: Arc<Admission>,
@@ -153,6 +155,7 @@ impl<E> LocalWorker<E> {
             scratch,
             views: Mutex::default(),
             digests: DashMap::new(),
+            wishes: Arc::default(),
             travelling: DashMap::new(),
             admission: Arc::default(),
             peaks,
@@ -183,6 +186,11 @@ impl<E> LocalWorker<E> {
     ) -> Result<Option<Digest>, DigestError> {
         let (shared, result, paths) = (Arc::clone(&self.shared), result.clone(), paths.to_vec());
         crate::source::image::blocking(move || shared.travelling_digest(&result, &paths)).await
+    }
+
+    /// From now on the layers that these vertices make are digested as soon as they are there.
+    pub fn hash_ahead(&self, vertices: std::collections::BTreeSet<stave_oci::Digest>) -> HashAhead {
+        HashAhead::new(&self.shared.wishes, vertices)
     }
 
     /// The store the worker works in.

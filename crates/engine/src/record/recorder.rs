@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 use stave_exporter::ExportTarget;
+use stave_frontend_dockerfile::ContextSource;
 use stave_llb::{Definition, Vertex};
 use stave_oci::{Digest, Reference};
 use stave_solver::{LogStream, LogTap, Miss, SolveEvent};
@@ -25,6 +26,7 @@ use super::{
 };
 use crate::build::{BuildError, lines_of};
 use crate::event::{EngineEvent, Observer, one_line};
+use crate::names::without_credentials;
 use crate::request::{BuildOutcome, BuildRequest};
 
 /// Steps of one record. A larger graph's later steps are built but not recorded.
@@ -65,11 +67,26 @@ impl Beginning {
         Self {
             dockerfile: request.dockerfile.name.clone(),
             text: request.dockerfile.text.clone(),
-            context: request.context.display().to_string(),
+            context: context_name(request),
             target: request.plan.target.clone(),
             tags,
-            platforms: vec![request.plan.platform().to_string()],
+            platforms: request
+                .plan
+                .for_platforms(&request.platforms)
+                .iter()
+                .map(|plan| plan.platform().to_string())
+                .collect(),
         }
+    }
+}
+
+/// The context as its user named it, without credentials.
+fn context_name(request: &BuildRequest) -> String {
+    match &request.plan.context {
+        ContextSource::Git(text) | ContextSource::Archive(text) | ContextSource::File(text) => {
+            without_credentials(text).into_owned()
+        }
+        ContextSource::Local | ContextSource::Graph(_) => request.context.display().to_string(),
     }
 }
 
@@ -456,7 +473,10 @@ fn step_keys(miss: &Miss) -> Vec<StepKey> {
 }
 
 fn name_of(vertex: &Vertex) -> String {
-    vertex.name().map_or_else(|| vertex.digest.to_string(), |name| name.replace('\n', " "))
+    vertex.name().map_or_else(
+        || vertex.digest.to_string(),
+        |name| without_credentials(&name.replace('\n', " ")).into_owned(),
+    )
 }
 
 /// Makes the directory and the first, small record, locked for as long as the build runs.
@@ -465,7 +485,8 @@ fn open(store: &Store, record: &BuildRecord) -> io::Result<Files> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
     let mut file = File::create_new(record_path(&directory))?;
     file.lock()?;
-    serde_json::to_writer(&mut file, record)?;
+    // In one write: a build pays for each.
+    file.write_all(&serde_json::to_vec(record)?)?;
     Ok(Files::Open { directory, _lock: file })
 }
 
