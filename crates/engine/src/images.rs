@@ -107,7 +107,14 @@ impl Engine {
         if policy != PullPolicy::Always
             && let Some(image) = self.store.image(text)?
         {
-            return Ok(image);
+            if image.platform.matches(platform) {
+                return Ok(image);
+            }
+            // A name may stand for other platforms, too.
+            let name = text.parse::<Reference>().ok();
+            let named = name.map(|name| self.store.images_by_name(&name)).transpose()?.flatten();
+            let other = named.and_then(|named| named.of(platform).cloned());
+            return Ok(other.unwrap_or(image));
         }
         if policy == PullPolicy::Never {
             return Err(ImageError::NotFound(text.to_owned()));

@@ -7,8 +7,8 @@ mod manage;
 
 pub(crate) use history::{HistoryArguments, history};
 pub(crate) use inspect::{InspectArguments, inspect};
-pub(crate) use manage::{Arguments, run};
 use jiff::Timestamp;
+pub(crate) use manage::{Arguments, run};
 use serde_json::json;
 use stave_oci::{Platform, Reference};
 use stave_store::{ListedImage, LocalImage, Store};
@@ -120,7 +120,7 @@ fn print(lines: &[Line<'_>], arguments: &ListArguments) {
                 "Repository": line.repository(), "Tag": line.tag(), "ID": line.id(arguments.no_trunc),
                 "Digest": line.digest(), "CreatedAt": line.stored().to_string(),
                 "CreatedSince": format::age(line.stored(), now), "Size": format::size(line.listed.size),
-                "SizeBytes": line.listed.size,
+                "SizeBytes": line.listed.size, "Platform": line.listed.image.platform.to_string(),
             });
             say!("{object}");
         }
@@ -129,6 +129,13 @@ fn print(lines: &[Line<'_>], arguments: &ListArguments) {
     let mut header = vec!["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"];
     if arguments.digests {
         header.insert(2, "DIGEST");
+    }
+    // One line a platform: then they must be told apart.
+    let mut names: Vec<&Reference> = lines.iter().filter_map(|line| line.name).collect();
+    names.sort();
+    let has_several = names.windows(2).any(|pair| pair[0] == pair[1]);
+    if has_several {
+        header.push("PLATFORM");
     }
     let row = |line: &Line<'_>| {
         let mut row = vec![
@@ -140,6 +147,9 @@ fn print(lines: &[Line<'_>], arguments: &ListArguments) {
         ];
         if arguments.digests {
             row.insert(2, line.digest());
+        }
+        if has_several {
+            row.push(line.listed.image.platform.to_string());
         }
         row
     };
@@ -159,7 +169,18 @@ pub(crate) struct TagArguments {
 pub(crate) fn tag(arguments: &TagArguments, global: &GlobalOptions) -> Result<u8, Failure> {
     with_store(global, |store| {
         let image = find(store, &arguments.image)?;
-        store.tag(&image.id, &arguments.name).map_err(|error| Failure::new(&error))?;
+        // A name stands for all its platforms.
+        let named =
+            arguments.image.parse().ok().map(|name: Reference| store.images_by_name(&name)).transpose();
+        let named = named.map_err(|error| Failure::new(&error))?.flatten();
+        let tagged = match named.filter(|named| named.first.id == image.id && !named.others.is_empty()) {
+            Some(named) => {
+                let all: Vec<_> = named.all().cloned().collect();
+                store.put_images(std::slice::from_ref(&arguments.name), &all)
+            }
+            None => store.tag(&image.id, &arguments.name).map(drop),
+        };
+        tagged.map_err(|error| Failure::new(&error))?;
         Ok(0)
     })
 }
@@ -202,12 +223,22 @@ fn remove_one(store: &Store, text: &str, force: bool) -> Result<Vec<String>, Fai
     let names = store.image_names(&image.id).map_err(failed)?;
     let named = text.parse::<Reference>().ok().filter(|name| names.contains(name));
     let mut lines = Vec::new();
+    let mut others = Vec::new();
     match named {
         Some(name) => {
+            let all = store.images_by_name(&name).map_err(failed)?;
+            others.extend(all.into_iter().flat_map(|all| all.others).map(|other| other.id));
             store.untag(&name).map_err(failed)?;
             lines.push(format!("Untagged: {}", name.familiar()));
             if names.len() > 1 {
                 return Ok(lines);
+            }
+            // Its other platforms go with it unless another name holds them.
+            for other in others {
+                if store.image_names(&other).map_err(failed)?.is_empty() {
+                    store.remove_image(&other).map_err(failed)?;
+                    lines.push(format!("Deleted: {other}"));
+                }
             }
         }
         None if names.len() > 1 && !force => {
