@@ -130,3 +130,74 @@ fn two_pushes_of_one_build_are_the_same_bytes() {
     };
     assert_eq!(digest("one"), digest("two"));
 }
+
+/// Files alone, so that no step of another machine's has to run.
+fn for_two_platforms(name: &str, more: &str) -> Environment {
+    let world = Environment::new();
+    world.write("data", &"some data that compresses well\n".repeat(100_000));
+    world.dockerfile(
+        "FROM scratch\nARG TARGETARCH\nCOPY data /data\nLABEL for=$TARGETARCH\nCMD [\"/data\"]\n",
+    );
+    let spec = format!("type=image,name={name},push=true{more}");
+    world.stave(["build", "--platform", "linux/amd64,linux/arm64", "-o", &spec, "."]).success();
+    world
+}
+
+#[test]
+fn an_index_of_two_platforms_is_read_by_all() {
+    for (kind, more) in [("plain", ""), ("zstd", ",compression=zstd"), ("docker", ",oci-mediatypes=false")] {
+        let name = format!("{}/interop/two-{kind}:{}", registry(), std::process::id());
+        let world = for_two_platforms(&name, more);
+        let source = format!("docker://{name}");
+        for architecture in ["amd64", "arm64"] {
+            let words = ["--override-arch", architecture, "inspect", "--tls-verify=false", &source];
+            let found: serde_json::Value = serde_json::from_str(&tool("skopeo", &words)).expect("JSON");
+            assert_eq!(found["Labels"]["for"], architecture);
+        }
+        // Every blob of every platform, checked as it is copied.
+        let layout = format!("oci:{}:all", world.path("all").display());
+        tool("skopeo", &["copy", "--all", "--src-tls-verify=false", &source, &layout]);
+        let listed = tool("docker", &["manifest", "inspect", "--insecure", &name]);
+        let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+        assert_eq!(listed["manifests"].as_array().map(Vec::len), Some(2));
+        let pull = ["pull", "-q", "--tls-verify=false", "--arch", "arm64", &name];
+        podman(&world, &pull);
+        let inspect: serde_json::Value =
+            serde_json::from_str(&podman(&world, &["image", "inspect", &name])).expect("JSON");
+        assert_eq!(inspect[0]["Architecture"], "arm64");
+        // And back: theirs, with all its platforms, is one of ours.
+        let theirs = format!("{}/interop/two-{kind}-theirs:{}", registry(), std::process::id());
+        let to = format!("docker://{theirs}");
+        let flags = ["copy", "--all", "--src-tls-verify=false", "--dest-tls-verify=false"];
+        tool("skopeo", &[flags.as_slice(), &[&source, &to]].concat());
+        world.stave(["pull", "-q", "--platform", "linux/arm64", &theirs]).success();
+        assert!(world.stave(["inspect", &theirs]).success().stdout.contains("\"arm64\""));
+    }
+}
+
+#[test]
+fn buildah_builds_on_what_we_push() {
+    let name = format!("{}/interop/base:{}", registry(), std::process::id());
+    let world = built();
+    world.stave(["tag", "it", &name]).success();
+    world.stave(["push", "-q", &name]).success();
+    let root = world.path("buildah").display().to_string();
+    let run = world.path("buildah-run").display().to_string();
+    let storage = ["--root", &root, "--runroot", &run, "--storage-driver", "vfs"];
+    let buildah = |words: &[&str]| tool("buildah", &[storage.as_slice(), words].concat());
+    let container = buildah(&["from", "--tls-verify=false", &name]);
+    let container = container.trim();
+    let theirs = format!("{}/interop/buildah:{}", registry(), std::process::id());
+    for (format, compression) in [("oci", "gzip"), ("docker", "gzip"), ("oci", "zstd")] {
+        buildah(&["config", "--label", &format!("with={format}-{compression}"), container]);
+        let image = format!("local-{format}-{compression}");
+        buildah(&["commit", "--format", format, container, &image]);
+        let push = ["push", "--tls-verify=false", "--compression-format", compression, "--force-compression"];
+        buildah(&[push.as_slice(), &[&image, &format!("docker://{theirs}")]].concat());
+        let other = Environment::new();
+        assert_eq!(other.run(&theirs, &["cat", "/done"]), "done\n", "{format} {compression}");
+        let labels = other.stave(["inspect", &theirs]).success().stdout;
+        assert!(labels.contains(&format!("{format}-{compression}")), "{labels}");
+    }
+    buildah(&["rm", container]);
+}
