@@ -491,3 +491,115 @@ fn foreign_programs_are_named_with_their_cure() {
         .says("exec format error: programs for linux/s390x do not run on this machine")
         .says("binfmt_misc");
 }
+
+/// A program called `ssh` that runs the remote command here, and says how it was called.
+fn fake_ssh(world: &Environment) -> std::path::PathBuf {
+    let folder = world.path("bin");
+    fs::create_dir_all(&folder).expect("mkdir");
+    let script = format!(
+        "#!/bin/sh\necho \"$SSH_AUTH_SOCK $*\" >> {}\n\
+         if [ -S \"$SSH_AUTH_SOCK\" ]; then ssh-add -l >> {} 2>&1; fi\n\
+         for last; do :; done\nexec sh -c \"$last\"\n",
+        world.path("calls").display(),
+        world.path("keys").display()
+    );
+    fs::write(folder.join("ssh"), script).expect("write");
+    fs::set_permissions(folder.join("ssh"), fs::Permissions::from_mode(0o755)).expect("chmod");
+    folder
+}
+
+#[test]
+fn repositories_over_ssh_use_the_agent_that_is_lent() {
+    let (world, forge) = (Environment::new(), Forge::new());
+    let key = world.path("key");
+    let made = std::process::Command::new("ssh-keygen")
+        .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+        .arg(&key)
+        .status();
+    assert!(made.expect("ssh-keygen is needed by this test").success());
+    let bare = forge.repository.tree().with_extension("git");
+    let path = format!("{}:{}", fake_ssh(&world).display(), std::env::var("PATH").expect("PATH"));
+    world.dockerfile(&format!("FROM scratch\nADD git@forge.test:{}#main /src\n", bare.display()));
+    let output = format!("type=local,dest={}", world.path("out").display());
+    let build = |words: &[&str]| {
+        let mut command = world.command();
+        command
+            .args(["build", "-o", &output])
+            .args(words)
+            .arg(".")
+            .env("PATH", &path)
+            .env_remove("SSH_AUTH_SOCK");
+        command.output().expect("the program starts")
+    };
+    let failed = build(&[]);
+    let said = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert!(said.contains("no SSH key \"default\" forwarded from the client"), "{said}");
+    let ssh = format!("default={}", key.display());
+    let built = build(&["--ssh", &ssh]);
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    assert_eq!(text(&world, "src/file"), "two\n");
+    let keys = fs::read_to_string(world.path("keys")).expect("the agent answered");
+    assert!(keys.contains("(ED25519)"), "{keys}");
+    let calls = fs::read_to_string(world.path("calls")).expect("ssh was called");
+    assert!(calls.contains("-F /dev/null") && calls.contains("IdentityFile=none"), "{calls}");
+}
+
+#[test]
+fn commits_are_fetched_by_themselves_and_with_the_longer_hash() {
+    let (world, forge) = (Environment::new(), Forge::new());
+    let long = forge.server.repository_with("long", "sha256").expect("repository");
+    long.write("file", "long\n").expect("write");
+    let commit = long.commit("long").expect("commit");
+    assert_eq!(commit.len(), 64);
+    let url = forge.url();
+    world.dockerfile(&format!(
+        "FROM scratch\nADD {url}?checksum={first}&fetch-by-commit /first\nADD {long}#{commit} /long\n\
+         ADD --keep-git-dir {long} /kept\n",
+        first = forge.first,
+        long = forge.server.url("long"),
+    ));
+    build_out(&world, &["."]).success();
+    assert_eq!((text(&world, "first/file"), text(&world, "long/file")), ("one\n".into(), "long\n".into()));
+    assert_eq!(text(&world, "kept/.git/HEAD").trim(), commit);
+}
+
+#[test]
+fn a_name_of_several_platforms_is_copied_and_read_whole() {
+    let world = Environment::new();
+    world.write("file", "content\n");
+    world.dockerfile("FROM scratch\nARG TARGETARCH\nCOPY file /${TARGETARCH}\n");
+    world.stave(["build", "--platform", "linux/amd64,linux/arm64", "-t", "many:1", "."]).success();
+    world.stave(["tag", "many:1", "copy:1"]).success();
+    world.dockerfile("FROM copy:1\n");
+    build_out(&world, &["--platform", "linux/arm64", "."]).success();
+    assert_eq!(text(&world, "arm64"), "content\n");
+    build_out(&world, &["--platform", "linux/amd64", "."]).success();
+    assert_eq!(text(&world, "amd64"), "content\n");
+}
+
+#[test]
+fn what_cannot_be_reached_or_is_ignored_is_not_walked() {
+    let world = Environment::new();
+    world.write("wanted/file", "wanted\n").write("ignored/deep/file", "x").write("other/deep/file", "x");
+    world.write(".dockerignore", "ignored\n");
+    world.dockerfile("FROM scratch\nCOPY wanted /\n");
+    let trace = world.path("trace");
+    let out = format!("type=local,dest={}", world.path("out").display());
+    let traced = std::process::Command::new("strace")
+        .args(["-f", "-e", "trace=openat,openat2,getdents64", "-y", "-o"])
+        .arg(&trace)
+        .arg(crate::environment::program())
+        .args(["build", "-o", &out, "."])
+        .current_dir(world.context())
+        .env("STAVE_ROOT", world.root())
+        .status();
+    // Without strace there is nothing to see.
+    let Ok(status) = traced else { return };
+    assert!(status.success());
+    let calls = fs::read_to_string(&trace).expect("a trace");
+    assert!(calls.contains("wanted"), "the trace has the context's files");
+    for line in calls.lines() {
+        assert!(!line.contains("/context/ignored") && !line.contains("\"ignored\""), "{line}");
+        assert!(!line.contains("/context/other") && !line.contains("\"other\""), "{line}");
+    }
+}

@@ -23,7 +23,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use stave_engine::{BuildOutcome, EngineEvent, Observer};
+use stave_engine::{BuildOutcome, EngineEvent, Observer, without_credentials};
 use stave_frontend_dockerfile::{Diagnostic, Source};
 use stave_llb::Vertex;
 use stave_solver::SolveEvent;
@@ -230,7 +230,10 @@ impl Renderer {
         match event {
             EngineEvent::Graph(definition) => {
                 let name = |vertex: &Vertex| {
-                    let name = vertex.name().map_or_else(|| vertex.digest.to_string(), str::to_owned);
+                    let name = vertex.name().map_or_else(
+                        || vertex.digest.to_string(),
+                        |name| without_credentials(name).into_owned(),
+                    );
                     (vertex.digest.clone(), name)
                 };
                 self.tracker.name(definition.vertices().iter().map(name));

@@ -142,10 +142,10 @@ impl Resolver<'_> {
         let step = self.steps.start(format!("[internal] load metadata for {reference}"));
         let failed = |kind| ResolveError { request: request.clone(), kind: Box::new(kind) };
         let local =
-            if self.pull == PullPolicy::Always { Ok(None) } else { self.store.image_by_name(reference) };
+            if self.pull == PullPolicy::Always { Ok(None) } else { self.named(reference, platform) };
         let found = match local {
             Err(error) => Err(failed(error.into())),
-            Ok(Some(image)) if image.platform.matches(platform) => Ok((pin(&image), image.config)),
+            Ok(Some(image)) => Ok((pin(&image), image.config)),
             Ok(_) if self.pull == PullPolicy::Never => Err(failed(ResolveErrorKind::NotHere)),
             Ok(_) => match self.registry.resolve(reference, platform).await {
                 Ok(remote) => Ok((remote.manifest.descriptor.digest.clone(), remote.config.to_vec())),
@@ -153,6 +153,12 @@ impl Resolver<'_> {
             },
         };
         step.end(found)
+    }
+
+    /// The local image of a name for a platform.
+    fn named(&self, name: &Reference, platform: &Platform) -> Result<Option<LocalImage>, StoreError> {
+        let named = self.store.images_by_name(name)?;
+        Ok(named.and_then(|named| named.of(platform).cloned()))
     }
 
     async fn one(&self, request: &SourceRequest) -> Result<Found, ResolveError> {
@@ -172,10 +178,7 @@ impl Resolver<'_> {
     }
 
     fn local(&self, request: &SourceRequest) -> Result<Option<ResolvedImage>, ResolveErrorKind> {
-        let image = self.store.image_by_name(&request.reference)?;
-        let Some(image) = image.filter(|image| image.platform.matches(&request.platform)) else {
-            return Ok(None);
-        };
+        let Some(image) = self.named(&request.reference, &request.platform)? else { return Ok(None) };
         let config: ImageConfig = serde_json::from_slice(&image.config)?;
         Ok(Some(ResolvedImage { digest: pin(&image), config }))
     }

@@ -75,13 +75,22 @@ impl GitServer {
     /// # Errors
     /// When git fails.
     pub fn repository(&self, name: &str) -> io::Result<Repository> {
+        self.repository_with(name, "sha1")
+    }
+
+    /// The same with hashes of a kind: `sha1` or `sha256`.
+    ///
+    /// # Errors
+    /// When git fails.
+    pub fn repository_with(&self, name: &str, hash: &str) -> io::Result<Repository> {
+        let format = format!("--object-format={hash}");
         let bare = self.folder.path().join(format!("{name}.git"));
         let tree = self.folder.path().join(format!("{name}.tree"));
         let repository = Repository { tree, bare: bare.clone() };
         let bare = bare.display().to_string();
-        run(self.folder.path(), &["init", "--quiet", "--bare", "--initial-branch=main", &bare])?;
+        run(self.folder.path(), &["init", "--quiet", "--bare", "--initial-branch=main", &format, &bare])?;
         let tree = repository.tree.display().to_string();
-        run(self.folder.path(), &["init", "--quiet", "--initial-branch=main", &tree])?;
+        run(self.folder.path(), &["init", "--quiet", "--initial-branch=main", &format, &tree])?;
         repository.git(&["remote", "add", "origin", &bare])?;
         Ok(repository)
     }
@@ -235,7 +244,8 @@ impl Shared {
         let line = format!("{} {} {status}", request.method, request.path);
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(line);
         self.sent.fetch_add(body.len() as u64, Ordering::Relaxed);
-        let mut head = format!("HTTP/1.1 {status} x\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+        let mut head =
+            format!("HTTP/1.1 {status} x\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
         for (name, value) in headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -284,8 +294,7 @@ impl Shared {
         ] {
             command.envs(request.headers.get(header).map(|value| (variable, value)));
         }
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
         if let Some(mut input) = child.stdin.take() {
             let body = request.body.clone();
             std::thread::spawn(move || input.write_all(&body).ok());

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
-use stave_engine::EngineEvent;
+use stave_engine::{EngineEvent, without_credentials};
 use stave_frontend_dockerfile::{Diagnostic, Source};
 use stave_oci::Digest;
 use stave_solver::{LogStream, SolveEvent};
@@ -129,7 +129,7 @@ impl<W: Write> Raw<W> {
                     let vertex = Vertex {
                         digest: digest.clone(),
                         inputs: vertex.inputs.iter().map(|edge| edge.vertex.to_string()).collect(),
-                        name: vertex.name().map_or_else(|| digest.clone(), str::to_owned),
+                        name: vertex.name().map_or_else(|| digest.clone(), |name| without_credentials(name).into_owned()),
                         ..Vertex::default()
                     };
                     if self.vertexes.insert(digest, vertex.clone()).is_none() {

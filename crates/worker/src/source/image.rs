@@ -4,6 +4,7 @@
 //! Must not know the store's files or how registries speak. Read [`Puller`] first.
 
 use std::io::{self, Read};
+use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
@@ -67,7 +68,8 @@ impl Puller<'_> {
     /// When the store fails.
     pub fn local(&self, name: &Reference, platform: &Platform) -> Result<Option<LocalImage>, StoreError> {
         let Some(digest) = name.digest() else {
-            return Ok(self.store.image_by_name(name)?.filter(|image| image.platform.matches(platform)));
+            let named = self.store.images_by_name(name)?;
+            return Ok(named.and_then(|named| named.of(platform).cloned()));
         };
         if let Some(image) = self.store.image_by_id(digest)? {
             return Ok(Some(image));
@@ -78,6 +80,23 @@ impl Puller<'_> {
                 && image.platform.matches(platform)
         });
         Ok(pinned.next())
+    }
+
+    /// Gives an image its name. Images of that name for other platforms keep it; what runs here comes first.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn keep(&self, name: &Reference, image: &LocalImage) -> Result<(), StoreError> {
+        // The platforms of one build come at the same time.
+        static NAMING: Mutex<()> = Mutex::new(());
+        let _naming = NAMING.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut images = vec![image.clone()];
+        if let Some(named) = self.store.images_by_name(name)? {
+            images.extend(named.all().filter(|other| other.platform != image.platform).cloned());
+        }
+        let host = Platform::host();
+        images.sort_by_key(|image| !image.platform.matches(&host));
+        self.store.put_images(std::slice::from_ref(name), &images)
     }
 
     /// Resolves a name and pulls what it stands for.

@@ -214,14 +214,21 @@ enum RedirectError {
 }
 
 fn follow(attempt: Attempt<'_>, downgrade: Downgrade) -> reqwest::redirect::Action {
-    if attempt.previous().len() >= REDIRECT_LIMIT {
-        return attempt.error(RedirectError::TooMany);
+    match verdict(attempt.previous(), attempt.url(), downgrade) {
+        Ok(()) => attempt.follow(),
+        Err(error) => attempt.error(error),
     }
-    let was_encrypted = attempt.previous().iter().any(|url| url.scheme() == "https");
-    if downgrade == Downgrade::Refuse && was_encrypted && attempt.url().scheme() != "https" {
-        return attempt.error(RedirectError::Downgrade);
+}
+
+fn verdict(previous: &[url::Url], next: &url::Url, downgrade: Downgrade) -> Result<(), RedirectError> {
+    if previous.len() >= REDIRECT_LIMIT {
+        return Err(RedirectError::TooMany);
     }
-    attempt.follow()
+    let was_encrypted = previous.iter().any(|url| url.scheme() == "https");
+    if downgrade == Downgrade::Refuse && was_encrypted && next.scheme() != "https" {
+        return Err(RedirectError::Downgrade);
+    }
+    Ok(())
 }
 
 fn client(policy: Policy) -> Result<reqwest::Client, HttpError> {
@@ -241,4 +248,27 @@ fn client(policy: Policy) -> Result<reqwest::Client, HttpError> {
         .read_timeout(IDLE_TIMEOUT)
         .user_agent(concat!("stave/", env!("CARGO_PKG_VERSION")))
         .build()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(previous: &[&str], next: &str, downgrade: Downgrade, expected: bool) {
+        let parse = |text: &str| text.parse::<url::Url>().expect("an address");
+        let previous: Vec<url::Url> = previous.iter().map(|text| parse(text)).collect();
+        assert_eq!(verdict(&previous, &parse(next), downgrade).is_ok(), expected);
+    }
+
+    #[test]
+    fn encryption_is_not_given_up_on_the_way() {
+        check(&["https://a.test"], "https://b.test", Downgrade::Refuse, true);
+        check(&["http://a.test"], "http://b.test", Downgrade::Refuse, true);
+        check(&["http://a.test"], "https://b.test", Downgrade::Refuse, true);
+        check(&["https://a.test"], "http://b.test", Downgrade::Refuse, false);
+        check(&["https://a.test", "https://b.test"], "http://c.test", Downgrade::Refuse, false);
+        check(&["https://a.test"], "http://b.test", Downgrade::Allow, true);
+        check(&["https://a.test"; REDIRECT_LIMIT], "https://b.test", Downgrade::Allow, false);
+    }
 }
