@@ -53,6 +53,19 @@ fn ctrl_c_ends_a_build_within_a_second() {
 }
 
 #[test]
+fn ctrl_c_twice_ends_a_build_at_once() {
+    let world = Environment::new();
+    let mut child = slow_build(&world, "7013");
+    for _ in 0..2 {
+        // The first may have been enough.
+        drop(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status());
+    }
+    assert_eq!(child.wait().expect("ends").code(), Some(130));
+    nothing_is_left(&world, "7013");
+    the_next_build_works(&world);
+}
+
+#[test]
 fn a_killed_build_leaves_nothing() {
     let world = Environment::new();
     let mut child = slow_build(&world, "7012");

@@ -40,7 +40,7 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
         let request = RunRequest {
             image,
             entrypoint: wishes.entrypoint,
-            command: arguments.command.clone(),
+            command: arguments.command().to_vec(),
             env: wishes.env,
             cwd: arguments.workdir.clone(),
             user: arguments.user.clone(),
@@ -83,14 +83,14 @@ async fn obtain(
     };
     let display = Display::steps(ProgressForm::Auto);
     let obtained =
-        engine.obtain(&arguments.image, &platform, policy, display.observer(), interrupt.token()).await;
+        engine.obtain(arguments.image(), &platform, policy, display.observer(), interrupt.token()).await;
     display.abandon();
     let mut image = obtained.map_err(|error| Failure::new(&error))?;
     let missed = arguments.platform.as_ref().filter(|wanted| !image.platform.matches(wanted));
     if missed.is_some() && policy == PullPolicy::Missing {
         // The name is here, but for another machine: what was asked for is at the registry.
         let name =
-            arguments.image.parse().map_err(|_| Failure::message("the image is for another platform"))?;
+            arguments.image().parse().map_err(|_| Failure::message("the image is for another platform"))?;
         let pulled =
             engine.pull(&name, &platform, stave_engine::Observer::ignored(), interrupt.token()).await;
         image = pulled.map_err(|error| Failure::new(&error))?;

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use stave_sandbox::{
-    CgroupParent, ExitStatus, MountGuard, MountSpec, OverlayLayers, RootFs, SandboxSpec, mount_memory,
-    mount_overlay,
+    CgroupParent, ExitStatus, MountGuard, MountSpec, Network, OverlayLayers, RootFs, SandboxSpec,
+    mount_memory, mount_overlay,
 };
 use stave_solver::LogStream;
 use stave_store::{ScratchDir, Store, StoreError};
@@ -132,6 +132,9 @@ impl Executor for RuntimeExecutor {
                 "limits of a whole build: limit each step with `--resource`",
             )
             .into());
+        }
+        if !matches!(process.network, Network::Host | Network::None) {
+            return Err(RuntimeError::Unsupported("a network of the step's own").into());
         }
         let spec = sandbox_spec(process, mounts);
         let (this, of_bundle) = (self.clone(), spec.clone());

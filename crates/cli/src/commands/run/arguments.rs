@@ -64,7 +64,12 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "OS/ARCH")]
     pub(super) platform: Option<Platform>,
     /// The image, then the command and its arguments: what follows the image is never taken for an option
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "IMAGE [COMMAND]")]
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "IMAGE [COMMAND]"
+    )]
     words: Vec<String>,
 }
 
@@ -210,6 +215,25 @@ mod tests {
             readonly,
         });
         assert_eq!(found, expected.map_err(|problem| format!("invalid volume `{text}`: {problem}")));
+    }
+
+    #[test]
+    fn what_follows_the_image_is_the_commands() {
+        #[derive(clap::Parser)]
+        struct Only {
+            #[command(flatten)]
+            arguments: Arguments,
+        }
+        let words = ["run", "-m", "64m", "image", "-c", "echo", "--memory", "-t"];
+        let Only { arguments } =
+            clap::Parser::try_parse_from(words).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(
+            (arguments.image(), arguments.command()),
+            ("image", &words[4..].iter().map(ToString::to_string).collect::<Vec<_>>()[..])
+        );
+        assert!(
+            !arguments.tty && arguments.limits.limits().is_ok_and(|limits| limits.memory == Some(64 << 20))
+        );
     }
 
     #[test]
