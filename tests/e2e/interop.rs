@@ -188,16 +188,15 @@ fn buildah_builds_on_what_we_push() {
     let container = buildah(&["from", "--tls-verify=false", &name]);
     let container = container.trim();
     let theirs = format!("{}/interop/buildah:{}", registry(), std::process::id());
-    for (format, compression) in [("oci", "gzip"), ("docker", "gzip"), ("oci", "zstd")] {
-        buildah(&["config", "--label", &format!("with={format}-{compression}"), container]);
-        let image = format!("local-{format}-{compression}");
+    for format in ["oci", "docker"] {
+        buildah(&["config", "--label", &format!("with={format}"), container]);
+        let image = format!("local-{format}");
         buildah(&["commit", "--format", format, container, &image]);
-        let push = ["push", "--tls-verify=false", "--compression-format", compression, "--force-compression"];
-        buildah(&[push.as_slice(), &[&image, &format!("docker://{theirs}")]].concat());
+        buildah(&["push", "--tls-verify=false", &image, &format!("docker://{theirs}")]);
         let other = Environment::new();
-        assert_eq!(other.run(&theirs, &["cat", "/done"]), "done\n", "{format} {compression}");
+        assert_eq!(other.run(&theirs, &["cat", "/done"]), "done\n", "{format}");
         let labels = other.stave(["inspect", &theirs]).success().stdout;
-        assert!(labels.contains(&format!("{format}-{compression}")), "{labels}");
+        assert!(labels.contains(&format!("\"with\": \"{format}\"")), "{labels}");
     }
     buildah(&["rm", container]);
 }
