@@ -27,7 +27,7 @@
 //! | operation | in | out, and why |
 //! |---|---|---|
 //! | source | what pins it (manifest digest, commit, checksum); for images the platform, for git the remote and subdirectory, for http the address; attributes that select content | an image's name once a digest pins it; session ids, tokens' names, progress hints: they say who asks or how. What nothing pins is volatile and has no part at all |
-//! | exec | args, env, cwd, user, hostname, ulimits, names of extra hosts, valid exit codes, control group, mount-stub clean-up, network, security, secret variables' ids, devices, platform; per mount: kind, target, input, output, selector, read-only, cache id and sharing, tmpfs size, secret and ssh ids, owners and modes | secret values and ssh agents: the session's, and never to be hashed; proxy settings and the addresses of extra hosts: how the network is reached; `content_cache`: how to look up |
+//! | exec | args, env, cwd, user, hostname, ulimits, names of extra hosts, valid exit codes, control group, mount-stub clean-up, network, security, secret variables' ids, devices, platform; per mount: kind, target, input, output, selector, read-only, cache id and sharing, tmpfs size, secret and ssh ids, owners and modes | secret values and ssh agents: the session's (a fingerprint keyed by the store takes part where the Dockerfile says `cache=keyed`); proxy settings and the addresses of extra hosts: how the network is reached; `content_cache`: how to look up |
 //! | file | per action: its inputs, its output and every field of its kind | platform: the bytes are the same on all |
 //! | merge, diff | the inputs' roles and order | – |
 //! | build | attributes, inputs by name, the inline definition | – |

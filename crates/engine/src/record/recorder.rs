@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -23,9 +22,7 @@ use stave_store::Store;
 use self::state::{Files, Key, State};
 use super::history::{History, Retention, record_path};
 use super::log::LogWriter;
-use super::{
-    BuildId, BuildRecord, BuildState, DockerfileRecord, RECORD_FORMAT, StepKey, StepRecord, StepState,
-};
+use super::{BuildId, BuildRecord, BuildState, DockerfileRecord, RECORD_FORMAT, StepRecord, StepState};
 use crate::build::BuildError;
 use crate::event::{EngineEvent, Observer, one_line};
 use crate::names::without_credentials;
