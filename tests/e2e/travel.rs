@@ -131,7 +131,7 @@ fn options_are_checked_before_anything_runs() {
     let world = project();
     for (flag, option, said) in [
         ("--cache-to", "type=gha", "cache type \"gha\" is not supported"),
-        ("--cache-to", "mode=max", "type required form> \"mode=max\""),
+        ("--cache-to", "mode=max,ref=x", "type required form> \"mode=max,ref=x\""),
         ("--cache-to", "type=registry", "registry cache exporter requires ref"),
         ("--cache-from", "type=local,src=/x,mode=max", "unknown option `mode` for local cache importer"),
         ("--cache-from", "type=s3,region=r", "bucket ($AWS_BUCKET) not set for s3 cache"),

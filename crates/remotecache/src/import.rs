@@ -208,7 +208,9 @@ impl Imports {
         for (at, input) in known.keys.inputs.iter().enumerate() {
             let Some(paths) = &input.content else { continue };
             let key = (vertex.clone(), at);
-            if !self.state().contents.contains_key(&key) {
+            // Not under the lock: files are read meanwhile.
+            let is_known = self.state().contents.contains_key(&key);
+            if !is_known {
                 let digest = contents.digest(at, paths);
                 self.state().contents.insert(key, digest);
             }

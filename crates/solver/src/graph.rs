@@ -15,6 +15,7 @@ mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use stave_cache::{CacheKey, CacheRecord, ContentDigest, KeyEntry, NewRecord};
 use stave_llb::Vertex;
@@ -68,7 +69,8 @@ pub(crate) enum Event<R> {
 pub(crate) enum Answer<R> {
     Mapped(Result<CacheMap, OpError>),
     LookedUp(Option<CacheRecord>),
-    FoundElsewhere(Option<Elsewhere>),
+    /// With the time of finding.
+    FoundElsewhere(Option<(Elsewhere, SystemTime)>),
     /// `None`: it could not be had.
     Imported(Result<Option<Made<R>>, OpError>),
     /// `None`: the outputs are gone and the record has been removed.

@@ -308,9 +308,7 @@ impl Journey {
                 if let (ExportTarget::Local { reset: true, .. }, Place::Local(place)) =
                     (&out.spec.target, &uploads.place)
                 {
-                    let mut kept: HashSet<Digest> = written.blobs.into_iter().collect();
-                    kept.extend(place.manifests()?.into_iter().map(|entry| entry.digest));
-                    place.remove_others(&kept)?;
+                    place.remove_unnamed().await?;
                 }
             }
             None => step.part("skipping cache export for empty result"),

@@ -3,6 +3,7 @@
 //! Owns its files: `blobs/`, `index.json` with one entry per tag, and the lock other clients take for it.
 //! Blobs appear by rename, so a reader never sees half of one. Start with [`LocalPlace`].
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -146,30 +147,52 @@ impl LocalPlace {
         self.write_aside(&self.directory.join("index.json"), |out| out.write_all(&text))
     }
 
-    /// Removes blobs that no named manifest reaches. `reachable` are those of manifests this program wrote.
-    ///
-    /// # Errors
-    /// [`PlaceError::File`].
-    pub fn remove_others(&self, reachable: &std::collections::HashSet<Digest>) -> Result<(), PlaceError> {
-        let directory = self.directory.join("blobs").join("sha256");
-        let entries = fs::read_dir(&directory).map_err(|error| failed("list", &directory, error))?;
-        for entry in entries {
-            let entry = entry.map_err(|error| failed("list", &directory, error))?;
-            let digest = format!("sha256:{}", entry.file_name().to_string_lossy());
-            let is_kept = digest.parse::<Digest>().is_ok_and(|digest| reachable.contains(&digest));
-            if !is_kept {
-                fs::remove_file(entry.path()).map_err(|error| failed("remove", &entry.path(), error))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The manifests the layout's index names.
+    /// Removes blobs that no name in the layout leads to.
     ///
     /// # Errors
     /// [`PlaceError`].
-    pub fn manifests(&self) -> Result<Vec<Descriptor>, PlaceError> {
-        Ok(self.index()?.map(|index| index.manifests).unwrap_or_default())
+    pub async fn remove_unnamed(&self) -> Result<(), PlaceError> {
+        let place = self.clone();
+        blocking(move || {
+            let kept = place.reachable()?;
+            let directory = place.directory.join("blobs").join("sha256");
+            let entries = fs::read_dir(&directory).map_err(|error| failed("list", &directory, error))?;
+            for entry in entries {
+                let entry = entry.map_err(|error| failed("list", &directory, error))?;
+                // What is no digest is being written by somebody.
+                let name = format!("sha256:{}", entry.file_name().to_string_lossy());
+                if name.parse::<Digest>().is_ok_and(|digest| !kept.contains(&digest)) {
+                    fs::remove_file(entry.path()).map_err(|error| failed("remove", &entry.path(), error))?;
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Every digest that a document of the layout names, documents in documents included.
+    fn reachable(&self) -> Result<HashSet<Digest>, PlaceError> {
+        let mut kept = HashSet::new();
+        let mut open: Vec<Digest> = self
+            .index()?
+            .map(|index| index.manifests)
+            .unwrap_or_default()
+            .into_iter()
+            .map(|entry| entry.digest)
+            .collect();
+        while let Some(digest) = open.pop() {
+            if !kept.insert(digest.clone()) {
+                continue;
+            }
+            let path = self.path(&digest);
+            // Layers are no documents, and larger than any.
+            let is_small = fs::metadata(&path).is_ok_and(|meta| meta.len() <= MAX_MANIFEST_SIZE);
+            let Some(text) = is_small.then(|| fs::read(&path).ok()).flatten() else { continue };
+            if let Ok(document) = serde_json::from_slice(&text) {
+                named(&document, &mut open);
+            }
+        }
+        Ok(kept)
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
@@ -191,6 +214,19 @@ impl LocalPlace {
             fs::remove_file(&aside).ok();
         }
         written.map_err(|error| failed("write", path, error))
+    }
+}
+
+/// The digests that descriptors in a document name.
+fn named(document: &serde_json::Value, found: &mut Vec<Digest>) {
+    match document {
+        serde_json::Value::Object(fields) => {
+            let digest = fields.get("digest").and_then(serde_json::Value::as_str);
+            found.extend(digest.and_then(|text| text.parse().ok()));
+            fields.values().for_each(|value| named(value, found));
+        }
+        serde_json::Value::Array(items) => items.iter().for_each(|item| named(item, found)),
+        _ => {}
     }
 }
 

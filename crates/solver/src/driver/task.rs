@@ -137,7 +137,8 @@ pub(super) async fn look_elsewhere<W: Worker>(
         return Answer::FoundElsewhere(None);
     };
     let looking = work.worker().look_elsewhere(&work.node.vertex, &contents, &work.cx);
-    Answer::FoundElsewhere(caught(async { Ok(looking.await) }).await.unwrap_or(None))
+    let found = caught(async { Ok(looking.await) }).await.unwrap_or(None);
+    Answer::FoundElsewhere(found.map(|found| (found, SystemTime::now())))
 }
 
 pub(super) async fn import<W: Worker>(

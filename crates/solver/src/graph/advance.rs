@@ -78,7 +78,7 @@ impl<R: Clone> Graph<R> {
                 Phase::Gathering => self.leave_gathering(id),
                 Phase::Following { leader } => self.leave_following(id, leader),
                 Phase::Found { .. } if node.demand == Demand::Value => self.load(id),
-                Phase::KeysElsewhere { stage } if node.demand == Demand::Value => {
+                Phase::KeysElsewhere { stage, .. } if node.demand == Demand::Value => {
                     self.passed(id, stage);
                     true
                 }

@@ -3,15 +3,20 @@
 //! Owns hits, loads, and what a job is told of cached vertices. Start with `node_answer`.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use stave_cache::{CacheKey, CacheRecord, ContentDigest, KeyEntry, NewRecord};
+use stave_cache::{CacheKey, CacheRecord, ContentDigest, KeyEntry, NewRecord, ResultId};
 
 use super::node::{Demand, MapState, Node, Phase, Stage};
 use super::{Answer, Command, Graph, NodeId, Purpose, TaskId};
 use crate::error::{ContractError, OpError};
 use crate::event::Hit;
+use crate::key::label;
 use crate::solver::JobId;
-use crate::worker::{Elsewhere, ImportedRecord};
+use crate::worker::Elsewhere;
+
+/// In front of names of results that are not here.
+const ELSEWHERE: &str = "elsewhere:";
 
 impl<R: Clone> Graph<R> {
     pub(super) fn node_answer(&mut self, id: NodeId, task: TaskId, answer: Answer<R>) {
@@ -52,11 +57,7 @@ impl<R: Clone> Graph<R> {
             Answer::FoundElsewhere(record) => {
                 let Phase::LookingElsewhere { stage, .. } = node.phase else { return };
                 match record {
-                    Some(Elsewhere::Record(record)) => self.found_elsewhere(id, record, stage),
-                    Some(Elsewhere::KeysOnly) => {
-                        self.enter(id, Phase::KeysElsewhere { stage });
-                        self.wake_users(id);
-                    }
+                    Some((found, at)) => self.found_elsewhere(id, found, stage, at),
                     None => self.passed(id, stage),
                 }
             }
@@ -123,21 +124,42 @@ impl<R: Clone> Graph<R> {
         self.wake_users(id);
     }
 
-    fn found_elsewhere(&mut self, id: NodeId, record: ImportedRecord, stage: Stage) {
-        if self.nodes.get(&id).is_some_and(|node| node.demand < Demand::Value) {
-            self.report_cached(id, Hit::Imported, None);
+    /// What is found elsewhere is here by name alone, and the name is recorded: so a later build finds what
+    /// stands on it, also without that cache. Nothing can be loaded by it; whoever needs the value makes it.
+    fn found_elsewhere(&mut self, id: NodeId, found: Elsewhere, stage: Stage, at: SystemTime) {
+        let Some(node) = self.nodes.get(&id) else { return };
+        let is_lazy = node.demand < Demand::Value;
+        let entries = self.entries(node, None);
+        let name = entries.last().and_then(|entry| ResultId::new(&format!("{ELSEWHERE}{}", entry.key)).ok());
+        if let Some(result) = &name {
+            let record = NewRecord {
+                result: result.clone(),
+                vertex: node.vertex.digest.to_string(),
+                vertex_name: label(&node.vertex).to_owned(),
+                created_at: at,
+                duration: Duration::ZERO,
+            };
+            self.record(id, entries, Arc::new(record));
         }
-        self.enter(id, Phase::FoundElsewhere { record, stage });
+        match found {
+            Elsewhere::Record(record) => {
+                if is_lazy {
+                    self.report_cached(id, Hit::Imported, None);
+                }
+                self.enter(id, Phase::FoundElsewhere { record, stage, name });
+            }
+            Elsewhere::KeysOnly => self.enter(id, Phase::KeysElsewhere { stage, name }),
+        }
         self.wake_users(id);
     }
 
     pub(super) fn import(&mut self, id: NodeId) -> bool {
-        let Phase::FoundElsewhere { record, stage } = &self.nodes[&id].phase else { return false };
-        let (record, stage) = (record.clone(), *stage);
+        let Phase::FoundElsewhere { record, stage, name } = &self.nodes[&id].phase else { return false };
+        let (record, stage, name) = (record.clone(), *stage, name.clone());
         let entries = self.entries(&self.nodes[&id], None);
         let task = self.start(Purpose::Node(id));
         self.commands.push(Command::Import { task, node: id, record: record.clone(), entries });
-        self.enter(id, Phase::Importing { record, stage, task });
+        self.enter(id, Phase::Importing { record, stage, name, task });
         true
     }
 

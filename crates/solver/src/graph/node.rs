@@ -82,11 +82,11 @@ pub(super) enum Phase<R> {
     /// The worker loads a record's outputs.
     Loading { record: Arc<CacheRecord>, stage: Stage, task: TaskId },
     /// A cache made elsewhere has its keys and not its result; whoever needs the result makes it.
-    KeysElsewhere { stage: Stage },
+    KeysElsewhere { stage: Stage, name: Option<ResultId> },
     /// A record made elsewhere was found; nothing is fetched.
-    FoundElsewhere { record: ImportedRecord, stage: Stage },
+    FoundElsewhere { record: ImportedRecord, stage: Stage, name: Option<ResultId> },
     /// The worker brings its outputs.
-    Importing { record: ImportedRecord, stage: Stage, task: TaskId },
+    Importing { record: ImportedRecord, stage: Stage, name: Option<ResultId>, task: TaskId },
     /// The outputs are here.
     Done { outputs: Outputs<R>, record: Option<Arc<NewRecord>> },
     /// It, or something it stands on, failed.
@@ -178,9 +178,10 @@ impl<R> Node<R> {
         match &self.phase {
             Phase::Found { record, .. } | Phase::Loading { record, .. } => Some(Name::Known(&record.result)),
             Phase::Done { record: Some(record), .. } => Some(Name::Known(&record.result)),
-            Phase::Done { record: None, .. } | Phase::KeysElsewhere { .. } | Phase::FoundElsewhere { .. } | Phase::Importing { .. } => {
-                Some(Name::Nameless)
-            }
+            Phase::KeysElsewhere { name, .. }
+            | Phase::FoundElsewhere { name, .. }
+            | Phase::Importing { name, .. } => Some(name.as_ref().map_or(Name::Nameless, Name::Known)),
+            Phase::Done { record: None, .. } => Some(Name::Nameless),
             _ => None,
         }
     }

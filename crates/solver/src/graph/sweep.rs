@@ -134,8 +134,8 @@ fn rest<R>(phase: &mut Phase<R>) {
         Phase::Loading { record, stage, .. } => {
             *phase = Phase::Found { record: record.clone(), stage: *stage };
         }
-        Phase::Importing { record, stage, .. } => {
-            *phase = Phase::FoundElsewhere { record: record.clone(), stage: *stage };
+        Phase::Importing { record, stage, name, .. } => {
+            *phase = Phase::FoundElsewhere { record: record.clone(), stage: *stage, name: name.clone() };
         }
         _ => *phase = Phase::Waiting,
     }

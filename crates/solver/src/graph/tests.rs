@@ -226,10 +226,11 @@ impl<'w> Bench<'w> {
                     None => false,
                 };
                 let only = self.world.elsewhere.get(&self.name(node)) == Some(&Elsewhere::KeysOnly);
-                Answer::FoundElsewhere(found.then(|| match only {
+                let answer = match only {
                     true => worker::Elsewhere::KeysOnly,
                     false => worker::Elsewhere::Record(ImportedRecord(Arc::new(()))),
-                }))
+                };
+                Answer::FoundElsewhere(found.then_some((answer, UNIX_EPOCH)))
             }
             Command::Import { node, entries, .. } => {
                 let name = self.name(node);
@@ -274,7 +275,11 @@ impl<'w> Bench<'w> {
     }
 
     fn load(&mut self, record: &CacheRecord) -> Option<Outputs<Value>> {
-        let (name, content) = record.result.as_str().split_once('=').expect("names hold the content");
+        let Some((name, content)) = record.result.as_str().split_once('=') else {
+            // A result that is elsewhere.
+            self.world.index.retain(|_, kept| kept.result != record.result);
+            return None;
+        };
         if self.world.gone.contains(content) {
             self.world.index.retain(|_, kept| kept.result != record.result);
             return None;

@@ -84,3 +84,24 @@ fn keys_without_a_result_lead_on_and_run_only_when_they_must() {
     let runs: Vec<&String> = log.iter().filter(|line| line.starts_with("run ")).collect();
     assert_eq!(runs, ["run context", "run b", "run c"], "{log:?}");
 }
+
+#[test]
+fn what_was_brought_is_found_again_without_that_cache() {
+    let mut world = world(&[("a", KeysOnly), ("copy", ByContent), ("b", KeysOnly), ("c", ByGraph)]);
+    world.content.insert("context".into(), "files".into());
+    let graph = graph();
+    let all: Vec<&Vertex> = graph.iter().collect();
+    solve(&mut world, &all, &graph[5]);
+    world.elsewhere.clear();
+    let log = solve(&mut world, &all, &graph[5]);
+    assert!(log.contains(&"load c".to_owned()), "{log:?}");
+    let runs: Vec<&String> = log.iter().filter(|line| line.starts_with("run ")).collect();
+    assert_eq!(runs, ["run context"], "{log:?}");
+    // A name is no result: what needs the files makes them.
+    let other = run("other", &graph[4]);
+    let mut more = all.clone();
+    more.push(&other);
+    let log = solve(&mut world, &more, &other);
+    assert_eq!(log.last().map(String::as_str), Some("run other"), "{log:?}");
+    assert!(log.contains(&"run b".to_owned()), "{log:?}");
+}
