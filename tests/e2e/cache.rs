@@ -1,6 +1,7 @@
 //! What must come from the cache, and what must not.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, SystemTime};
 
 use crate::environment::Environment;
@@ -144,4 +145,42 @@ fn two_builds_at_once_share_the_store() {
         let expected = if number % 2 == 0 { "a\nx\n" } else { "b\nx\n" };
         assert_eq!(world.run(&format!("image{number}"), &["cat", "/f"]), expected);
     }
+}
+
+/// Unchanged files of a local context are shared with the layer that the same COPY made before; what is seen is
+/// what copying all of them would give.
+#[test]
+fn a_changed_file_is_copied_alone() {
+    let world = Environment::new();
+    for file in 0..80 {
+        world.write(&format!("src/d{}/f{file}", file / 20), &format!("{file}\n"));
+    }
+    world.dockerfile("FROM BUSYBOX\nCOPY src /src\n");
+    world.build("one").success();
+    let links = |image: &str, file: &str| world.run(image, &["stat", "-c", "%h %s", file]);
+    assert_eq!(links("one", "/src/d0/f0"), "1 2\n");
+    world.write("src/d0/f1", "changed\n").write("src/d3/new", "new\n");
+    fs::remove_file(world.context().join("src/d1/f20")).expect("removes");
+    world.build("two").success();
+    let expected: String =
+        (0..80).filter(|file| ![1, 20].contains(file)).map(|file| format!("{file}\n")).collect();
+    let read = |image: &str| {
+        world.run(image, &["sh", "-c", "cd /src; cat $(ls */f* | grep -v d0/f1$ | sort -t f -k 2 -n)"])
+    };
+    assert_eq!(read("two"), expected);
+    assert_eq!(world.run("two", &["cat", "/src/d0/f1", "/src/d3/new"]), "changed\nnew\n");
+    assert_eq!(
+        world.run("one", &["cat", "/src/d0/f1", "/src/d1/f20"]),
+        "1\n20\n",
+        "the first image is as it was"
+    );
+    // With recorded owners nothing is shared.
+    if fs::metadata(world.context()).expect("is there").uid() == 0 {
+        assert_eq!(links("two", "/src/d0/f0"), "2 2\n");
+        assert_eq!(links("two", "/src/d0/f1"), "1 8\n");
+    }
+    // The layers go one by one, and what they share stays while one is there.
+    world.stave(&["rmi", "one"]).success();
+    world.stave(&["prune", "--all", "--force"]).success();
+    assert_eq!(read("two"), expected);
 }

@@ -6,6 +6,7 @@ pub(crate) mod action;
 pub(crate) mod copy;
 pub(crate) mod decoder;
 pub(crate) mod place;
+pub(crate) mod reuse;
 pub(crate) mod unpack;
 pub(crate) mod wildcard;
 
@@ -15,12 +16,14 @@ use stave_llb::{
     Chown, CopyAction, CopyMode, FileAction, FileActionKind, FileInput, FileOp, MkdirAction, MkfileAction,
     SymlinkAction, UserOrGroup,
 };
+use stave_oci::Digest;
 use stave_store::{ActiveLayer, Snapshot};
 use tokio_util::sync::CancellationToken;
 
 use self::action::{CopyRequest, FileError};
 use self::copy::{Copier, CopyRules};
 use self::place::{Stamp, Time};
+use self::reuse::Reuse;
 use crate::input::Input;
 use crate::mode::ModeChange;
 use crate::root::RootDir;
@@ -41,15 +44,22 @@ pub(crate) fn execute(
     shared: &Shared,
     op: &FileOp,
     inputs: &[Ref],
-    description: &str,
+    step: &Step<'_>,
     cancel: &CancellationToken,
 ) -> Result<Vec<Ref>, FileError> {
-    let mut chain = Chain { shared, op, inputs, description, cancel, states: Vec::new() };
+    let mut chain = Chain { shared, op, inputs, step, cancel, states: Vec::new() };
     for (index, action) in op.actions.iter().enumerate() {
         let state = chain.act(index, action)?;
         chain.states.push(state);
     }
     chain.outputs()
+}
+
+/// Which vertex is carried out.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Step<'a> {
+    pub vertex: &'a Digest,
+    pub name: &'a str,
 }
 
 /// What an action made.
@@ -66,19 +76,23 @@ struct Layer {
     root: RootDir,
     active: ActiveLayer,
     settled: bool,
+    reuse: Option<Reuse>,
 }
 
 impl Layer {
     fn on(shared: &Shared, base: &Snapshot, settled: bool, description: &str) -> Result<Self, FileError> {
         let active = shared.prepare(base, description)?;
         let root = writable(&active)?;
-        Ok(Self { root, active, settled })
+        Ok(Self { root, active, settled, reuse: None })
     }
 
-    fn commit(self) -> Result<Ref, FileError> {
+    fn commit(self, shared: &Shared) -> Result<Ref, FileError> {
         // The view must be gone first: a mounted layer cannot be committed.
         drop(self.root);
         let snapshot = self.active.commit()?;
+        if let Some(reuse) = self.reuse.filter(|_| self.settled) {
+            reuse.keep(&shared.store, &snapshot);
+        }
         Ok(if self.settled { Ref::Snapshot(snapshot) } else { Ref::Unsettled(snapshot) })
     }
 }
@@ -87,7 +101,7 @@ struct Chain<'a> {
     shared: &'a Shared,
     op: &'a FileOp,
     inputs: &'a [Ref],
-    description: &'a str,
+    step: &'a Step<'a>,
     cancel: &'a CancellationToken,
     states: Vec<State>,
 }
@@ -100,7 +114,12 @@ impl Chain<'_> {
             FileActionKind::Copy(copy) => {
                 let source = self.source(action.secondary)?;
                 let request = request(root, copy)?;
-                if action::copy(root, &source, &request, self.cancel)? {
+                let is_local = matches!(source, Input::Context(_));
+                if layer.reuse.is_none() && is_local && self.only_copies() {
+                    layer.reuse = Reuse::open(&self.shared.store, self.step.vertex, index, &layer.active);
+                }
+                let reuse = layer.reuse.as_ref().filter(|_| is_local);
+                if action::copy(root, &source, &request, (reuse, self.cancel))? {
                     layer.settled = false;
                 }
             }
@@ -123,6 +142,11 @@ impl Chain<'_> {
         Ok(State::Open(layer))
     }
 
+    /// Whether nothing else touches what a copy made: other actions do not say what they replace.
+    fn only_copies(&self) -> bool {
+        self.op.actions.iter().all(|action| matches!(action.kind, FileActionKind::Copy(_)))
+    }
+
     /// The layer an action writes: the one before, if nobody else needs it as it is now.
     fn base(&mut self, index: usize, action: &FileAction) -> Result<Layer, FileError> {
         if let FileInput::Action(earlier) = action.input {
@@ -142,7 +166,7 @@ impl Chain<'_> {
             None => Snapshot::scratch(),
             Some(base) => snapshot_of(self.shared, base, self.cancel)?,
         };
-        Layer::on(self.shared, &snapshot, settled, self.description)
+        Layer::on(self.shared, &snapshot, settled, self.step.name)
     }
 
     /// How often the result of an action is used by this and later actions.
@@ -171,7 +195,7 @@ impl Chain<'_> {
             FileInput::Action(index) => {
                 let state =
                     self.states.get_mut(index as usize).ok_or(FileError::Reference("an earlier action"))?;
-                Ok(Some(finish(state)?))
+                Ok(Some(finish(self.shared, state)?))
             }
         }
     }
@@ -187,17 +211,17 @@ impl Chain<'_> {
             if output as usize != position {
                 return Err(FileError::Reference("an output"));
             }
-            results.push(finish(&mut self.states[index])?);
+            results.push(finish(self.shared, &mut self.states[index])?);
         }
         Ok(results)
     }
 }
 
 /// Commits a state that is still open.
-fn finish(state: &mut State) -> Result<Ref, FileError> {
+fn finish(shared: &Shared, state: &mut State) -> Result<Ref, FileError> {
     match std::mem::replace(state, State::Consumed) {
         State::Open(layer) => {
-            let result = layer.commit()?;
+            let result = layer.commit(shared)?;
             *state = State::Done(result.clone());
             Ok(result)
         }
@@ -236,7 +260,7 @@ pub(crate) fn snapshot_of(
     if copier.source_changed() {
         context.mark_changed();
     }
-    let made = layer.commit()?;
+    let made = layer.commit(shared)?;
     let snapshot = made.snapshot().cloned().unwrap_or_default();
     Ok(context.materialised().get_or_init(|| snapshot).clone())
 }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::copy::{Copier, CopyError, CopyRules};
 use super::place::{PARENT_MODE, Stamp, create_directories, create_directory, remove_all};
+use super::reuse::Reuse;
 use super::unpack::{UnpackError, Unpacking, unpack};
 use crate::filter::Filter;
 use crate::input::Input;
@@ -97,7 +98,7 @@ pub(crate) fn copy(
     root: &RootDir,
     input: &Input,
     request: &CopyRequest,
-    cancel: &CancellationToken,
+    (reuse, cancel): (Option<&Reuse>, &CancellationToken),
 ) -> Result<bool, FileError> {
     let destination = Destination::new(&request.destination);
     if !request.create_destination {
@@ -126,7 +127,7 @@ pub(crate) fn copy(
     } else {
         Some(Filter::new(&request.include, &request.exclude)?)
     };
-    let mut copying = Copying { root, input, request, destination, filter, cancel, changed: false };
+    let mut copying = Copying { root, input, request, destination, filter, reuse, cancel, changed: false };
     for path in &matches {
         if !(request.attempt_unpack && copying.unpack(path)?) {
             copying.one(path)?;
@@ -157,6 +158,7 @@ struct Copying<'a> {
     request: &'a CopyRequest,
     destination: Destination,
     filter: Option<Filter>,
+    reuse: Option<&'a Reuse>,
     cancel: &'a CancellationToken,
     changed: bool,
 }
@@ -206,6 +208,7 @@ impl Copying<'_> {
         let rules = &self.request.rules;
         let owners = self.input.owners();
         let copier = Copier::new(self.input.root(), self.root, owners, rules, self.cancel);
+        let copier = copier.with_reuse(self.reuse);
         copier.copy(node, &real, &to)?;
         self.changed |= copier.source_changed() && matches!(self.input, Input::Context(_));
         Ok(())

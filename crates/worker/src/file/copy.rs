@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
 use super::place::{Stamp, Time, remove_all};
+use super::reuse::{Making, Places, Reuse};
 use crate::digest::Owners;
 use crate::mode::ModeChange;
 use crate::root::{At as _, IoAt, RootDir, stat_at};
@@ -70,6 +71,7 @@ pub(crate) struct Copier<'a> {
     owners: Owners,
     rules: &'a CopyRules,
     cancel: &'a CancellationToken,
+    reuse: Option<&'a Reuse>,
     /// The first place of every file with several names; locked until the file is there.
     links: Mutex<HashMap<(u64, u64), PathBuf>>,
     changed: AtomicBool,
@@ -82,6 +84,8 @@ struct Slot<'s> {
     path: &'s Path,
     /// The parent was made by this copy, so nothing can be in the way.
     is_free: bool,
+    /// The parent in the layer that is made and in an earlier one, if there files can be linked.
+    places: Option<&'s Places>,
 }
 
 /// A directory being written: open, its canonical path, and whether this copy made it.
@@ -89,6 +93,7 @@ struct Into<'s> {
     fd: &'s OwnedFd,
     path: &'s Path,
     created: bool,
+    places: Option<Places>,
 }
 
 impl<'a> Copier<'a> {
@@ -106,9 +111,15 @@ impl<'a> Copier<'a> {
             owners,
             rules,
             cancel,
+            reuse: None,
             links: Mutex::default(),
             changed: AtomicBool::new(false),
         }
+    }
+
+    /// The same, with files of an earlier copy at hand.
+    pub(crate) fn with_reuse(self, reuse: Option<&'a Reuse>) -> Self {
+        Self { reuse, ..self }
     }
 
     /// Whether some source file was no longer what the scan saw: the result must not be cached.
@@ -123,7 +134,7 @@ impl<'a> Copier<'a> {
             return self.contents_of_root(node, from);
         }
         let (parent, name) = self.destination.entry(to).at("opening the parent of", to)?;
-        let slot = Slot { parent: parent.as_fd(), name, path: to, is_free: false };
+        let slot = Slot { parent: parent.as_fd(), name, path: to, is_free: false, places: None };
         if node.is_dir() {
             let directory = self.source.open_at(from, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty());
             return self.directory(node, directory.at("opening", from)?, &slot, true);
@@ -140,7 +151,7 @@ impl<'a> Copier<'a> {
         let source = source.at("opening", from)?;
         let into = self.destination.open_at(Path::new(""), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty());
         let into = into.at("opening", Path::new("/"))?;
-        self.children(node, &source, &Into { fd: &into, path: Path::new(""), created: false })
+        self.children(node, &source, &Into { fd: &into, path: Path::new(""), created: false, places: None })
     }
 
     fn directory(&self, node: &Node, from: OwnedFd, slot: &Slot<'_>, top: bool) -> Result<(), CopyError> {
@@ -152,6 +163,7 @@ impl<'a> Copier<'a> {
             Some(_) if !self.rules.replace => return Err(CopyError::ToNonDirectory(slot.path.to_owned())),
             other => {
                 if other.is_some() {
+                    self.reuse.inspect(|reuse| reuse.spoil());
                     remove_all(slot.parent, slot.name).at("removing", slot.path)?;
                 }
                 let mode = Mode::from_raw_mode(0o700);
@@ -160,7 +172,8 @@ impl<'a> Copier<'a> {
             }
         }
         let into = open_directory(slot.parent, slot.name).at("opening", slot.path)?;
-        self.children(node, &from, &Into { fd: &into, path: slot.path, created })?;
+        let places = self.reuse.filter(|_| created).and_then(|reuse| reuse.places(slot.path));
+        self.children(node, &from, &Into { fd: &into, path: slot.path, created, places })?;
         if created || (node.selected && !top && !self.rules.keep_directories) {
             self.finish(node, &from, &into).at("setting metadata of", slot.path)?;
         }
@@ -189,7 +202,8 @@ impl<'a> Copier<'a> {
             return Err(CopyError::Cancelled);
         }
         let path = into.path.join(&child.name);
-        let slot = Slot { parent: into.fd.as_fd(), name: &child.name, path: &path, is_free: into.created };
+        let (parent, places) = (into.fd.as_fd(), into.places.as_ref());
+        let slot = Slot { parent, name: &child.name, path: &path, is_free: into.created, places };
         if child.is_dir() {
             let directory = open_directory(from.as_fd(), &child.name).at("opening", &path)?;
             self.directory(child, directory, &slot, false)
@@ -226,6 +240,7 @@ impl<'a> Copier<'a> {
     /// Removes what is in the way of a file.
     fn make_room(&self, slot: &Slot<'_>) -> Result<(), CopyError> {
         let Some(stat) = stat_at(slot.parent, slot.name).at("looking at", slot.path)? else { return Ok(()) };
+        self.reuse.inspect(|reuse| reuse.spoil());
         if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
             rustix::fs::unlinkat(slot.parent, slot.name, AtFlags::empty()).at("replacing", slot.path)?;
         } else if self.rules.replace {
@@ -244,7 +259,14 @@ impl<'a> Copier<'a> {
         slot: &Slot<'_>,
     ) -> Result<(), CopyError> {
         if node.meta.nlink < 2 {
-            return Ok(self.transfer(node, from, name, slot).at("copying", slot.path)?);
+            let making = self.making(node, slot);
+            let (Some(reuse), Some(places)) = (self.reuse, slot.places) else {
+                return Ok(self.transfer(node, from, name, slot).at("copying", slot.path)?);
+            };
+            if !reuse.link(&making, places, slot.name) {
+                self.transfer(node, from, name, slot).at("copying", slot.path)?;
+            }
+            return Ok(());
         }
         let identity = (node.meta.dev, node.meta.ino);
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
@@ -275,8 +297,21 @@ impl<'a> Copier<'a> {
         self.finish(node, &source, &target)?;
         if !Meta::from(&rustix::fs::fstat(&source)?).is_same_version(&node.meta) {
             self.changed.store(true, Ordering::Relaxed);
+        } else if let Some(reuse) = self.reuse.filter(|_| slot.is_free && node.meta.nlink < 2) {
+            reuse.note(&self.making(node, slot));
         }
         Ok(())
+    }
+
+    fn making<'n>(&self, node: &'n Node, slot: &Slot<'n>) -> Making<'n> {
+        let stamp = self.stamp(&node.meta);
+        Making {
+            place: slot.path,
+            source: &node.meta,
+            mode: self.rules.mode.apply(node.meta.mode, false),
+            owner: stamp.owner,
+            time: stamp.time,
+        }
     }
 
     fn special(&self, node: &Node, slot: &Slot<'_>) -> Result<(), CopyError> {

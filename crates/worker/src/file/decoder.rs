@@ -26,7 +26,10 @@ pub fn decompressed<'a>(head: &[u8], stream: impl BufRead + 'a) -> io::Result<Bo
 pub fn is_compressed(head: &[u8]) -> bool {
     matches!(
         head,
-        [0x1f, 0x8b, ..] | [b'B', b'Z', b'h', ..] | [0xfd, b'7', b'z', b'X', b'Z', 0, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..]
+        [0x1f, 0x8b, ..]
+            | [b'B', b'Z', b'h', ..]
+            | [0xfd, b'7', b'z', b'X', b'Z', 0, ..]
+            | [0x28, 0xb5, 0x2f, 0xfd, ..]
     )
 }
 

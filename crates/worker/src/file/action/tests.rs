@@ -59,7 +59,7 @@ impl Fixture {
     }
 
     fn copy(&self, request: &CopyRequest) -> Result<bool, FileError> {
-        copy(&self.root(), &self.input(), request, &CancellationToken::new())
+        copy(&self.root(), &self.input(), request, (None, &CancellationToken::new()))
     }
 
     fn files(&self) -> Vec<String> {
