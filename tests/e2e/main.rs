@@ -10,6 +10,7 @@ mod cache;
 mod checks;
 mod crash;
 mod confinement;
+mod daemon;
 mod environment;
 mod explain;
 mod exports;

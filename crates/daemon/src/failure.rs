@@ -44,8 +44,8 @@ pub(crate) enum Failure {
         vertex: Option<Digest>,
     },
     /// An image.
-    #[error("{}", one_line(.0))]
-    Resolve(#[from] ResolveError),
+    #[error("{}", one_line(.0.as_ref()))]
+    Resolve(Box<ResolveError>),
     /// The client's session.
     #[error(transparent)]
     Session(#[from] SessionError),
@@ -208,6 +208,12 @@ impl Failure {
     }
 }
 
+impl From<ResolveError> for Failure {
+    fn from(error: ResolveError) -> Self {
+        Self::Resolve(Box::new(error))
+    }
+}
+
 /// The words of a build's error: a step's own, since clients know which step it was.
 fn words(error: &BuildError) -> String {
     match error {
@@ -227,7 +233,9 @@ fn words(error: &BuildError) -> String {
 /// BuildKit names the result that lacks a file; ours is known by its vertex.
 fn checksum(text: String, vertex: &Digest) -> String {
     match text.strip_prefix("failed to compute cache key: \"") {
-        Some(rest) => format!("failed to compute cache key: failed to calculate checksum of ref {vertex}: \"{rest}"),
+        Some(rest) => {
+            format!("failed to compute cache key: failed to calculate checksum of ref {vertex}: \"{rest}")
+        }
         None => text,
     }
 }

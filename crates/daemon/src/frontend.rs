@@ -36,6 +36,11 @@ pub(crate) async fn dockerfile(
     }
     let about = WarningSource { source: loaded.source.clone(), vertex: loaded.vertex };
     let named = definition::named(build, &attributes).await?;
+    for name in &attributes.imports {
+        // A cache that cannot be read stops no build; that it was not read is shown.
+        let step = build.journal.begin(format!("importing cache manifest from {name}"));
+        step.end(Err::<(), _>("not supported yet: importing a cache")).ok();
+    }
     let mut outcome = Outcome::default();
     for (at, request) in attributes.requests.iter().enumerate() {
         // One platform's warnings are the others', too.

@@ -145,7 +145,7 @@ impl Journal {
             EngineEvent::Warning(found) => {
                 if let Some(about) = about {
                     let warning = warning(&found, about);
-                                state.push(StatusResponse { warnings: vec![warning], ..StatusResponse::default() });
+                    state.push(StatusResponse { warnings: vec![warning], ..StatusResponse::default() });
                 }
             }
             EngineEvent::Miss { .. } | EngineEvent::Note { .. } => {}

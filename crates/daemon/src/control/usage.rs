@@ -19,7 +19,7 @@ pub(super) async fn disk_usage(
     request: DiskUsageRequest,
 ) -> Result<DiskUsageResponse, Failure> {
     let filters = filters(&request.filter)?;
-    let usage = blocking(shared, |store| store.disk_usage()).await?;
+    let usage = blocking(shared, Store::disk_usage).await?;
     let oldest = cutoff(request.age_limit);
     let wanted = usage.records.iter().filter(|record| {
         oldest.is_none_or(|oldest| record.last_used <= oldest)

@@ -37,6 +37,8 @@ pub(crate) struct Attributes {
     pub(crate) inputs: HashMap<String, pb::Definition>,
     /// What is said about the graphs, as JSON.
     pub(crate) input_metadata: BTreeMap<String, String>,
+    /// Caches that are to be read, by name.
+    pub(crate) imports: Vec<String>,
     /// What is wanted instead of a build.
     pub(crate) subrequest: Option<String>,
 }
@@ -52,6 +54,11 @@ impl Attributes {
         }
         let options: BTreeMap<String, String> =
             options.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        if let Some(name) =
+            options.iter().find(|(name, value)| changes_result(name, value)).map(|(name, _)| name)
+        {
+            return Err(Failure::Unsupported(format!("the option `{name}`")));
+        }
         let requests = PlanRequest::of_attributes(&options, Platform::host());
         let requests = requests.map_err(|error| Failure::Value(error.to_string()))?;
         if requests.len() > MAX_PLATFORMS {
@@ -76,9 +83,41 @@ impl Attributes {
             graphs: below(&options, "context:").into_iter().filter_map(graph).collect(),
             inputs: inputs.clone(),
             input_metadata: below(&options, "input-metadata:"),
+            imports: imports(&options)?,
             subrequest: some("requestid"),
         })
     }
+}
+
+/// What would make another result and is not honoured must not be passed over.
+fn changes_result(name: &str, value: &str) -> bool {
+    let is_limit = matches!(
+        name,
+        "memory" | "memswap" | "cpushares" | "cpuperiod" | "cpuquota" | "cpusetcpus" | "cpusetmems"
+    );
+    let is_attestation = name.starts_with("attest:") && !value.contains("disabled=true");
+    !value.is_empty() && (is_limit || name.starts_with("local-sessionid:")) || is_attestation
+}
+
+/// Caches that a client wants to be read, by name: JSON of type and attributes.
+fn imports(options: &BTreeMap<String, String>) -> Result<Vec<String>, Failure> {
+    let mut names: Vec<String> = Vec::new();
+    if let Some(text) = options.get("cache-imports").filter(|text| !text.is_empty()) {
+        let failed = |error| Failure::Value(format!("failed to unmarshal cache-imports: {error}"));
+        let list: Vec<serde_json::Value> = serde_json::from_str(text).map_err(failed)?;
+        // Go writes the fields of its messages with a capital or without.
+        let field = |one: &serde_json::Value, name: &str| {
+            let field = one.get(name).or_else(|| one.get(name.to_lowercase()));
+            field.cloned().unwrap_or_default()
+        };
+        names.extend(list.iter().map(|one| {
+            let place = field(one, "Attrs").get("ref").and_then(|place| place.as_str().map(str::to_owned));
+            place.unwrap_or_else(|| field(one, "Type").as_str().unwrap_or_default().to_owned())
+        }));
+    }
+    let old = options.get("cache-from").filter(|text| !text.is_empty());
+    names.extend(old.into_iter().flat_map(|text| text.split(',').map(str::to_owned)));
+    Ok(names)
 }
 
 /// Options below a prefix, by what follows it.
@@ -106,11 +145,14 @@ mod tests {
             ("context:base", "docker-image://alpine"),
             ("context:other", "input:0"),
             ("dockerfilekey", "elsewhere"),
+            ("cache-imports", r#"[{"Type":"registry","Attrs":{"ref":"a.b/c"}},{"type":"gha"}]"#),
+            ("cache-from", "d,e"),
         ])
         .expect("is read");
         assert_eq!(read.requests.len(), 2);
         assert!(read.requests[0].named_contexts.contains_key("base"));
         assert_eq!(read.graphs["other"], "0");
+        assert_eq!(read.imports, ["a.b/c", "gha", "d", "e"]);
         assert_eq!((read.filename.as_str(), read.pull), ("x/D", PullPolicy::Always));
         assert!(read.is_dockerfile_local && read.dockerfile_name == "elsewhere");
     }
@@ -119,5 +161,8 @@ mod tests {
     fn options_that_make_no_sense() {
         let error = read(&[("force-network-mode", "x")]).expect_err("is refused");
         assert_eq!(error, "invalid netmode x");
+        let error = read(&[("attest:sbom", "")]).expect_err("is refused");
+        assert_eq!(error, "not supported yet: the option `attest:sbom`");
+        assert!(read(&[("attest:provenance", "disabled=true")]).is_ok());
     }
 }

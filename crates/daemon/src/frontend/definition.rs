@@ -40,7 +40,8 @@ pub(crate) async fn load(build: &Build, attributes: &Attributes) -> Result<Loade
     let vertex = step.digest().to_owned();
     let input = attributes.inputs.get(attributes.dockerfile_name.as_str());
     // A context that is a graph holds no Dockerfile of its own.
-    let is_local = matches!(context, ContextSource::Local | ContextSource::Graph(_)) || attributes.is_dockerfile_local;
+    let is_local =
+        matches!(context, ContextSource::Local | ContextSource::Graph(_)) || attributes.is_dockerfile_local;
     let found = match input {
         Some(graph) => {
             let graph = ContextSource::Graph(Box::new(graph_of(graph)?));

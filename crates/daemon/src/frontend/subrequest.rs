@@ -11,8 +11,8 @@ use stave_frontend_dockerfile::check::Rule;
 use stave_frontend_dockerfile::outline::{Needed, Outline, OutlineArgument};
 use stave_frontend_dockerfile::source::Lines;
 use stave_frontend_dockerfile::{
-    CheckReport, Diagnostic, Dockerfile, PlanError, PlanRequest, ResolvedSources, Source, Span, Target, outline,
-    parse, plan, targets,
+    CheckReport, Diagnostic, Dockerfile, PlanError, PlanRequest, ResolvedSources, Source, Span, Target,
+    outline, parse, plan, targets,
 };
 
 use crate::build::{Build, Outcome};
@@ -176,7 +176,8 @@ fn target(target: &Target) -> Value {
 
 fn target_line(target: &Target) -> String {
     let name = target.name.as_deref().unwrap_or("(default)");
-    let name = if target.default && target.name.is_some() { format!("{name} (default)") } else { name.to_owned() };
+    let name =
+        if target.default && target.name.is_some() { format!("{name} (default)") } else { name.to_owned() };
     format!("{name}\t{}\n", target.description.as_deref().unwrap_or_default())
 }
 
@@ -243,7 +244,8 @@ fn findings(report: &CheckReport, source: &Source) -> Value {
         "sources": [{ "filename": source.name, "data": encoded(source), "language": "Dockerfile" }],
     });
     if let Some(error) = &report.error {
-        value["buildError"] = json!({ "message": error.to_string(), "location": of_span(source, error.span) });
+        value["buildError"] =
+            json!({ "message": error.to_string(), "location": of_span(source, error.span) });
     }
     value
 }

@@ -204,7 +204,11 @@ impl Client {
         }
     }
 
-    pub(crate) async fn read_file(&self, build: &str, request: ReadFileRequest) -> Result<ReadFileResponse, Status> {
+    pub(crate) async fn read_file(
+        &self,
+        build: &str,
+        request: ReadFileRequest,
+    ) -> Result<ReadFileResponse, Status> {
         let mut request = Request::new(request);
         request.metadata_mut().insert("buildkit-controlapi-buildid", build.parse().expect("a header"));
         Ok(LlbBridgeClient::new(self.channel.clone()).read_file(request).await?.into_inner())

@@ -18,7 +18,8 @@ use tonic::{Request, Response, Status, Streaming};
 use super::Shared;
 
 /// What the client says that it serves.
-pub(crate) const METHODS: [&str; 2] = ["/moby.filesync.v1.FileSync/DiffCopy", "/moby.filesync.v1.FileSend/DiffCopy"];
+pub(crate) const METHODS: [&str; 2] =
+    ["/moby.filesync.v1.FileSync/DiffCopy", "/moby.filesync.v1.FileSend/DiffCopy"];
 
 /// How a client keeps to the protocol.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -169,7 +170,8 @@ impl FileSync for Files {
                 sender.send(Ok(packet(PacketType::PacketData, asked.id, b"", None))).await.ok();
             }
         });
-        let packets = stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?, receiver)) });
+        let packets =
+            stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?, receiver)) });
         Ok(Response::new(packets.boxed()))
     }
 
