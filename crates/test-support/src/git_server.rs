@@ -228,6 +228,9 @@ fn run(directory: &Path, arguments: &[&str]) -> io::Result<String> {
     Err(io::Error::other(format!("git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr))))
 }
 
+/// Status, headers and body.
+type Answer = (u16, Vec<(String, String)>, Vec<u8>);
+
 /// A request as read.
 struct Request {
     method: String,
@@ -254,7 +257,7 @@ impl Shared {
         stream.write_all(&body)
     }
 
-    fn response(&self, request: &Request) -> io::Result<(u16, Vec<(String, String)>, Vec<u8>)> {
+    fn response(&self, request: &Request) -> io::Result<Answer> {
         let required = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if required.is_some() && request.headers.get("authorization") != required.as_ref() {
             let challenge = ("WWW-Authenticate".to_owned(), "Basic realm=\"test\"".to_owned());
@@ -276,7 +279,7 @@ impl Shared {
     }
 
     /// Hands a request to git.
-    fn backend(&self, request: &Request) -> io::Result<(u16, Vec<(String, String)>, Vec<u8>)> {
+    fn backend(&self, request: &Request) -> io::Result<Answer> {
         let mut command = Command::new("git");
         command
             .arg("http-backend")

@@ -1,3 +1,5 @@
+//! What agents answer, and what they are not asked.
+
 use std::process::Command;
 
 use super::protocol::{FAILURE, SIGN_REQUEST};

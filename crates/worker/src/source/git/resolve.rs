@@ -32,12 +32,10 @@ fn default_branch(output: &str, remote: &str) -> Result<GitPin, GitError> {
     let mut branch = None;
     let mut object = None;
     for line in output.lines() {
-        match line.split_once('\t') {
-            Some((target, "HEAD")) => match target.strip_prefix("ref: ") {
-                Some(name) => branch = Some(name.to_owned()),
-                None => object = Some(target.to_owned()),
-            },
-            _ => {}
+        let Some((target, "HEAD")) = line.split_once('\t') else { continue };
+        match target.strip_prefix("ref: ") {
+            Some(name) => branch = Some(name.to_owned()),
+            None => object = Some(target.to_owned()),
         }
     }
     let reference = branch.filter(|name| name.starts_with("refs/heads/")).ok_or_else(none)?;
@@ -58,7 +56,7 @@ fn find(output: &str, revision: &str) -> Result<GitPin, GitError> {
     let peeled_tag = format!("{tag}^{{}}");
     let hash = |name: &str| {
         let lines = output.lines().filter_map(|line| line.split_once('\t'));
-        lines.filter(|(_, found)| *found == name).map(|(hash, _)| hash.to_owned()).last()
+        lines.rev().find(|(_, found)| *found == name).map(|(hash, _)| hash.to_owned())
     };
     // A full name of a tag is both: then its commit counts as well.
     let full = if partial == tag { None } else { hash(&partial).map(|hash| (partial, hash)) };

@@ -1,3 +1,5 @@
+//! What is read of requests, and what is refused.
+
 use super::*;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";

@@ -1,3 +1,5 @@
+//! What is read of requests, and what is refused.
+
 use super::*;
 
 fn attribute(name: &str, value: &str) -> BTreeMap<String, String> {
