@@ -108,7 +108,7 @@ fn forget(store: &Store, index: &CacheIndex, remove: bool) -> Result<Vec<String>
     for record in index.list(MAX_RECORDS)? {
         let whole = snapshots(record.result.as_str())
             .is_some_and(|all| all.iter().flat_map(Snapshot::layers).all(|layer| present.contains(layer)));
-        if whole {
+        if whole || stave_solver::is_elsewhere(&record.result) {
             continue;
         }
         if remove {

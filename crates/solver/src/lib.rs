@@ -24,4 +24,7 @@ pub use event::{
     Miss, PROGRESS_LIMIT, SolveEvent, StepPhase, StepUsage, event_channel, event_channel_with,
 };
 pub use solver::{Job, JobId, Limits, Solver};
-pub use worker::{CacheMap, Elsewhere, ImportedRecord, InputKey, JobContext, OpKey, Selector, SelectorPath, Worker};
+pub use worker::{
+    CacheMap, Elsewhere, ImportedRecord, InputKey, JobContext, OpKey, Selector, SelectorPath, Worker,
+    is_elsewhere,
+};

@@ -107,6 +107,15 @@ pub enum Elsewhere {
     KeysOnly,
 }
 
+/// In front of names of results that are not here.
+pub(crate) const ELSEWHERE: &str = "elsewhere:";
+
+/// Whether a record names a result that a cache elsewhere had and nobody needed here: it leads on to what stands on
+/// it, and there is nothing to load by it.
+pub fn is_elsewhere(result: &ResultId) -> bool {
+    result.as_str().starts_with(ELSEWHERE)
+}
+
 /// A result found in a cache made elsewhere, in terms of the worker.
 #[derive(Clone)]
 pub struct ImportedRecord(pub Arc<dyn Any + Send + Sync>);

@@ -13,10 +13,7 @@ use crate::error::{ContractError, OpError};
 use crate::event::Hit;
 use crate::key::label;
 use crate::solver::JobId;
-use crate::worker::Elsewhere;
-
-/// In front of names of results that are not here.
-const ELSEWHERE: &str = "elsewhere:";
+use crate::worker::{ELSEWHERE, Elsewhere};
 
 impl<R: Clone> Graph<R> {
     pub(super) fn node_answer(&mut self, id: NodeId, task: TaskId, answer: Answer<R>) {
