@@ -34,8 +34,8 @@ pub use document::{CONTAINERD_NAME, CREATED, REF_NAME};
 pub use error::{ExportError, ExportErrorKind, LoadError, LoadErrorKind};
 pub use event::{ExportEvent, ExportEvents, ExportStep};
 pub use exporter::{ArchiveLayout, Exporter, SavedImage};
-pub use layer::LayerBlob;
 pub use image::{Attestation, ConfigDocument, Exported, Image, ImageLayerRef, file_name};
+pub use layer::LayerBlob;
 pub use spec::{
     Annotation, AnnotationError, AnnotationLevel, Annotations, ArchiveDestination, ArchiveTarget,
     CompressionChoice, DanglingName, Destination, ExportSpecError, ExportSpecErrorKind, ExportTarget,

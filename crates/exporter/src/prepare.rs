@@ -114,7 +114,8 @@ pub(crate) fn needs_index(images: &[Image], annotations: &Annotations) -> Result
         }
     }
     let needed = images.len() > 1 || images.iter().any(|image| !image.attestations.is_empty());
-    if !needed && !(annotations.index.is_empty() && annotations.index_descriptor.is_empty()) {
+    let is_annotated = !annotations.index.is_empty() || !annotations.index_descriptor.is_empty();
+    if is_annotated && !needed {
         return Err(ExportErrorKind::IndexAnnotations);
     }
     Ok(needed)

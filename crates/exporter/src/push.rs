@@ -146,10 +146,8 @@ async fn push_blobs(
     for (layer, sealed) in layers {
         pushes.push(push_layer(context, job, repositories, layer, sealed));
     }
-    let descriptors: Vec<Descriptor> = futures::stream::iter(pushes)
-        .buffered(LAYERS_AT_ONCE)
-        .try_collect()
-        .await?;
+    let descriptors: Vec<Descriptor> =
+        futures::stream::iter(pushes).buffered(LAYERS_AT_ONCE).try_collect().await?;
     let documents = prepare::documents(image, &descriptors, &job.layers_as);
     let target = &documents.manifest.descriptor;
     let attestation = attestation::manifest(&image.image, target, names, job.format)?;

@@ -98,7 +98,7 @@ fn difference(
         Ok(())
     })?;
     let mut gone: Option<&PathBuf> = None;
-    for (path, _) in &old {
+    for path in old.keys() {
         let is_below = |directory: &&PathBuf| path.starts_with(directory);
         if kept.contains_key(path) || gone.as_ref().is_some_and(is_below) {
             continue;

@@ -204,8 +204,11 @@ async fn a_pulled_layer_without_its_blob_is_not_passed_off_as_another() {
     let bench = Bench::new();
     let (image, _) = bench.on_pulled_base(None);
     let target = ExportTarget::Docker(tar_target(&bench.path("x.tar"), &["app"]));
-    let error =
-        bench.exporter.export(&[image.clone()], &target).await.expect_err("its tar cannot be made again");
+    let error = bench
+        .exporter
+        .export(std::slice::from_ref(&image), &target)
+        .await
+        .expect_err("its tar cannot be made again");
     assert!(matches!(*error.kind, stave_exporter::ExportErrorKind::LayerChanged { .. }), "{error:?}");
     assert!(!bench.path("x.tar").exists());
 }

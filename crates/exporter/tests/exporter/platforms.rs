@@ -126,7 +126,11 @@ async fn docker_archives_take_one_platform() {
     assert_eq!(text.as_deref(), Some("docker exporter does not currently support exporting manifest lists"));
     let saved = SavedImage { images: both(&bench).to_vec(), names: names(&["app"]) };
     let dest = ArchiveDestination::Tar(Destination::File(bench.path("y.tar")));
-    bench.exporter.save(&[saved.clone()], ArchiveLayout::Docker, &dest).await.expect_err("two platforms");
+    bench
+        .exporter
+        .save(std::slice::from_ref(&saved), ArchiveLayout::Docker, &dest)
+        .await
+        .expect_err("two platforms");
     bench.exporter.save(&[saved], ArchiveLayout::Oci, &dest).await.expect("saves");
 }
 

@@ -27,7 +27,8 @@ async fn an_image_is_pushed_once() {
     let exporter = bench.exporter.clone().with_events(ExportEvents::new(move |event| {
         events.lock().expect("no panic").push(event);
     }));
-    let exported = exporter.export(&[image.clone()], &target(names.clone(), true)).await.expect("pushes");
+    let exported =
+        exporter.export(std::slice::from_ref(&image), &target(names.clone(), true)).await.expect("pushes");
     let (media_type, bytes) = registry.manifest("app", "1").expect("is there");
     let descriptor = exported.manifest.expect("a manifest");
     assert_eq!((descriptor.media_type, descriptor.digest), (media_type, Digest::sha256(&bytes)));
@@ -49,7 +50,7 @@ async fn an_image_is_pushed_once() {
 
     // A second push sends nothing but the manifest.
     let uploads = registry.count("POST", "/blobs/uploads/");
-    bench.exporter.export(&[image.clone()], &target(names, false)).await.expect("pushes");
+    bench.exporter.export(std::slice::from_ref(&image), &target(names, false)).await.expect("pushes");
     assert_eq!(registry.count("POST", "/blobs/uploads/"), uploads);
 }
 
@@ -62,7 +63,7 @@ async fn base_layers_are_mounted_not_sent() {
     // The blob itself is no longer here, and need not be.
     bench
         .exporter
-        .export(&[image.clone()], &target(vec![registry.reference("app:1")], false))
+        .export(std::slice::from_ref(&image), &target(vec![registry.reference("app:1")], false))
         .await
         .expect("pushes");
     assert_eq!(registry.blob("app", &Digest::sha256(&blob)), Some(blob.clone()));
@@ -77,7 +78,7 @@ async fn a_blob_that_is_gone_is_fetched_back_for_another_registry() {
     from.put_blob("base", &blob);
     bench
         .exporter
-        .export(&[image.clone()], &target(vec![to.reference("app:1")], false))
+        .export(std::slice::from_ref(&image), &target(vec![to.reference("app:1")], false))
         .await
         .expect("pushes");
     assert_eq!(to.blob("app", &Digest::sha256(&blob)), Some(blob));

@@ -47,8 +47,11 @@ async fn oci_archives_of_every_compression() {
         let path = bench.path(&format!("{}.tar", algorithm.name()));
         let mut target = tar_target(&path, &["app:1.0"]);
         target.format.compression.algorithm = Some(algorithm);
-        let exported =
-            bench.exporter.export(&[image.clone()], &ExportTarget::Oci(target)).await.expect("exports");
+        let exported = bench
+            .exporter
+            .export(std::slice::from_ref(&image), &ExportTarget::Oci(target))
+            .await
+            .expect("exports");
         let source = format!("oci-archive:{}:1.0", path.display());
         verify(bench.directory.path(), &source);
         let seen = skopeo(bench.directory.path(), &["inspect", "--format", "{{.Digest}}", &source]);
@@ -127,7 +130,7 @@ async fn podman_loads_both_kinds_of_archive() {
         ExportTarget::Docker(tar_target(&docker, &["app:1.0"])),
         ExportTarget::Oci(tar_target(&oci, &["app:1.0"])),
     ] {
-        bench.exporter.export(&[image.clone()], &target).await.expect("exports");
+        bench.exporter.export(std::slice::from_ref(&image), &target).await.expect("exports");
     }
     let home = bench.directory.path();
     assert!(podman_load(home, &docker).contains("docker.io/library/app:1.0"));
@@ -191,13 +194,13 @@ async fn a_real_registry_takes_pushes_and_mounts() {
         })
     };
     let image = bench.built();
-    bench.exporter.export(&[image.clone()], &push("team/base")).await.expect("pushes");
+    bench.exporter.export(std::slice::from_ref(&image), &push("team/base")).await.expect("pushes");
     // A layer that came from the first repository is mounted into the second.
     let (mut based, blob) = bench.on_pulled_base(None);
     bench.put_blob(&blob);
-    bench.exporter.export(&[based.clone()], &push("team/base")).await.expect("pushes");
+    bench.exporter.export(std::slice::from_ref(&based), &push("team/base")).await.expect("pushes");
     based.layers[0].origin = names(&[&format!("{}/team/base:1.0", registry.host)]).pop();
-    bench.exporter.export(&[based.clone()], &push("team/app")).await.expect("pushes");
+    bench.exporter.export(std::slice::from_ref(&based), &push("team/app")).await.expect("pushes");
     let (home, host) = (bench.directory.path().to_owned(), registry.host.clone());
     let check = move || verify(&home, &format!("docker://{host}/team/app:1.0"));
     tokio::task::spawn_blocking(check).await.expect("no panic");
