@@ -59,6 +59,10 @@ pub(crate) async fn dockerfile(
             }
         }
         let lowered = lowered.map_err(|error| Failure::of_dockerfile(error, &loaded.source))?;
+        if lowered.is_epoch_elsewhere {
+            let what = "SOURCE_DATE_EPOCH that names a context or a stage, in a client's build";
+            return Err(Failure::Unsupported(what.to_owned()));
+        }
         let target = build.add(lowered.definition, lowered.resolved, lowered.epoch)?;
         let id = request.multi_platform.then(|| request.platform().to_string());
         let key = match &id {

@@ -41,6 +41,8 @@ pub struct Lowering {
     pub config: ImageConfig,
     /// The time everything made here is to carry, in seconds since the epoch.
     pub epoch: Option<i64>,
+    /// Whether the time is that of a context or stage, which nobody has looked up.
+    pub is_epoch_elsewhere: bool,
     /// What registries answered, by the pinned digest.
     pub resolved: BTreeMap<Digest, ResolvedImage>,
 }
@@ -75,7 +77,8 @@ impl Parts<'_> {
             .map_err(|error| BuildError::Dockerfile(error.into_diagnostics()))?;
         warn(&plan, &lowered, &self.steps);
         let (definition, config) = (lowered.definition, lowered.image);
-        Ok(Lowering { definition, config, epoch: plan.epoch, resolved: resolved.remote })
+        let is_epoch_elsewhere = plan.epoch_source.is_some();
+        Ok(Lowering { definition, config, epoch: plan.epoch, is_epoch_elsewhere, resolved: resolved.remote })
     }
 
     /// A Dockerfile's plan with all its images looked up; nothing is built of it.
@@ -121,7 +124,8 @@ impl Parts<'_> {
         platform: &Platform,
         epoch: Option<i64>,
     ) -> Result<Image, BuildError> {
-        self.engine.assemble(config, snapshot, &bases(definition), platform, epoch)
+        let image = self.engine.assemble(config, snapshot, &bases(definition), platform, epoch)?;
+        Ok(image.dated(epoch))
     }
 
     /// Looks an image up: its pin and its config.
