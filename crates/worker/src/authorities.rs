@@ -55,7 +55,7 @@ pub(crate) fn bundles(root: &RootDir, additional: &[u8]) -> Vec<Bundle> {
         if bundles.iter().any(|known| known.target == target) {
             continue;
         }
-        if let Some(own) = root.read_file(&real, MAX_BUNDLE).ok() {
+        if let Ok(own) = root.read_file(&real, MAX_BUNDLE) {
             bundles.push(Bundle { target, contents: joined(own, additional) });
         }
     }

@@ -137,6 +137,9 @@ impl Redacting {
 fn forms(value: &[u8]) -> Vec<Vec<u8>> {
     let bare = value.trim_ascii_end();
     let mut forms = Vec::new();
+    if bare.len() < MIN_SECRET {
+        return forms;
+    }
     for text in [value, bare] {
         forms.push(text.to_vec());
     }
@@ -146,10 +149,8 @@ fn forms(value: &[u8]) -> Vec<Vec<u8>> {
         let telling = lines.filter(|line| line.len() >= MIN_LINE && !line.starts_with(b"-----"));
         forms.extend(telling.map(<[u8]>::to_vec));
     }
-    if bare.len() >= MIN_SECRET {
-        forms.extend((0..3).flat_map(|shift| encoded(bare, shift)));
-        forms.extend([true, false].map(|upper| percent(bare, upper)));
-    }
+    forms.extend((0..3).flat_map(|shift| encoded(bare, shift)));
+    forms.extend([true, false].map(|upper| percent(bare, upper)));
     forms.retain(|form| form.len() >= MIN_SECRET);
     for form in &mut forms {
         form.truncate(MAX_FORM);
