@@ -73,13 +73,14 @@ struct Facts {
 impl Facts {
     fn gather(store: &Store, global: &GlobalOptions) -> Result<Self, Failure> {
         let uname = rustix::system::uname();
-        let facts = vec![
-            ("Privileges", "Privileges", privileges(global.tier.as_ref())),
-            ("Snapshots", "Snapshots", snapshots(store)?),
-            ("Process sandbox", "ProcessSandbox", processes()),
-            ("Cgroup version", "Cgroups", control_groups()),
-            ("Networks", "Networks", networks()),
-        ];
+        let mut facts = vec![("Privileges", "Privileges", privileges(global.tier.as_ref()))];
+        // Without namespaces there is nothing the rest could be about.
+        if global.tier.is_some() {
+            facts.push(("Snapshots", "Snapshots", snapshots(store)?));
+            facts.push(("Process sandbox", "ProcessSandbox", processes()));
+            facts.push(("Cgroup version", "Cgroups", control_groups()));
+            facts.push(("Networks", "Networks", networks()));
+        }
         Ok(Self {
             root: store.root().to_owned(),
             kernel: uname.release().to_string_lossy().into_owned(),
