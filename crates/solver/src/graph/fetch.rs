@@ -127,7 +127,7 @@ impl<R: Clone> Graph<R> {
         let Some(node) = self.nodes.get(&id) else { return };
         let is_lazy = node.demand < Demand::Value;
         let entries = self.entries(node, None);
-        let name = entries.last().and_then(|entry| ResultId::new(&format!("{ELSEWHERE}{}", entry.key)).ok());
+        let name = entries.last().and_then(|entry| ResultId::new(format!("{ELSEWHERE}{}", entry.key)).ok());
         if let Some(result) = &name {
             let record = NewRecord {
                 result: result.clone(),
