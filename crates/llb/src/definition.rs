@@ -230,3 +230,33 @@ impl VertexMetadata {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SourceOp;
+    use crate::builder::{About, GraphBuilder};
+
+    fn graph(names: &[&str]) -> Definition {
+        let mut graph = GraphBuilder::default();
+        let mut last = None;
+        for name in names {
+            let op = SourceOp::new(format!("local://{name}"), BTreeMap::new());
+            last = Some(graph.source(op, &Platform::new("linux", "amd64", None), About::named(*name)));
+        }
+        graph.finish(last)
+    }
+
+    #[test]
+    fn a_union_has_what_is_shared_once_and_all_outputs_in_turn() {
+        let (a, b, nothing) = (graph(&["a"]), graph(&["b"]), Definition::empty());
+        let union = Definition::union([&a, &nothing, &b, &a]);
+        assert_eq!(union.vertices().len(), 2);
+        let outputs = [&a.outputs()[0], &b.outputs()[0], &a.outputs()[0]];
+        assert_eq!(union.outputs().iter().collect::<Vec<_>>(), outputs);
+        assert_eq!(Definition::union([&a]), a);
+        assert_eq!(Definition::union([&a]).digest(), a.digest());
+        assert!(Definition::union([&nothing]).outputs().is_empty());
+        assert_eq!(Definition::from_wire(&union.to_wire()).expect("is sound").outputs().len(), 3);
+    }
+}
