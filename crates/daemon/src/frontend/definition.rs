@@ -71,6 +71,10 @@ async fn context(build: &Build, attributes: &Attributes) -> Result<ContextSource
     let Some(text) = attributes.context.as_deref().filter(|text| !text.is_empty()) else {
         return Ok(ContextSource::Local);
     };
+    // The place where clients offer what was piped into them.
+    if text.starts_with("http://buildkit-session/") {
+        return Err(Failure::Unsupported("a build context that the client uploads".to_owned()));
+    }
     match ContextForm::of(text)? {
         ContextForm::Path => Ok(ContextSource::Local),
         ContextForm::Git => Ok(ContextSource::Git(text.to_owned())),
