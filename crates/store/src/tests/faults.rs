@@ -56,9 +56,11 @@ fn each_write_may_be_refused_by_the_disk() {
             fault::fail_nowhere();
             match error {
                 Errno::NOSPC => {
-                    assert!(matches!(refused, StoreError::StorageFull { .. }), "{point}: {refused:?}")
+                    assert!(matches!(refused, StoreError::StorageFull { .. }), "{point}: {refused:?}");
                 }
-                _ => assert!(matches!(refused, StoreError::Io { .. }), "{point}: {refused:?}"),
+                _ => {
+                    assert!(matches!(refused, StoreError::Io { .. }), "{point}: {refused:?}");
+                }
             }
             let session = test.root().join("tmp").join(test.store.inner.session.slot());
             assert!(test.store.exists(&kept).expect("an answer"), "{point}");

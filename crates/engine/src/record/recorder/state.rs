@@ -77,7 +77,7 @@ impl State {
             SolveEvent::Missed { miss, .. } => step.keys = step_keys(miss),
             SolveEvent::Joined { .. } => step.state = StepState::Shared,
             SolveEvent::Used { usage, .. } => {
-                step.peak_memory = step.peak_memory.max(Some(usage.peak_memory))
+                step.peak_memory = step.peak_memory.max(Some(usage.peak_memory));
             }
             SolveEvent::Completed { .. } => self.end(&key, StepState::Ran, now),
             SolveEvent::Cancelled { .. } => self.end(&key, StepState::Cancelled, now),
