@@ -59,7 +59,7 @@ pub struct Lowered {
 #[error("{diagnostic}")]
 pub struct LowerError {
     /// What is wrong, and where.
-    pub diagnostic: Diagnostic,
+    pub diagnostic: Box<Diagnostic>,
     /// What else is wrong in stages that do not need the one of `diagnostic`.
     pub more: Vec<Diagnostic>,
 }
@@ -67,13 +67,13 @@ pub struct LowerError {
 impl LowerError {
     /// All that is wrong, in order.
     pub fn into_diagnostics(self) -> Vec<Diagnostic> {
-        std::iter::once(self.diagnostic).chain(self.more).collect()
+        std::iter::once(*self.diagnostic).chain(self.more).collect()
     }
 }
 
 impl From<Diagnostic> for LowerError {
     fn from(diagnostic: Diagnostic) -> Self {
-        Self { diagnostic, more: Vec::new() }
+        Self { diagnostic: Box::new(diagnostic), more: Vec::new() }
     }
 }
 
@@ -144,7 +144,7 @@ impl Lowering<'_> {
         }
         let mut errors = errors.into_iter();
         match errors.next() {
-            Some(diagnostic) => Err(LowerError { diagnostic, more: errors.collect() }),
+            Some(diagnostic) => Err(LowerError { diagnostic: Box::new(diagnostic), more: errors.collect() }),
             None => Ok(()),
         }
     }

@@ -64,7 +64,10 @@ fn conformance(stave: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     machine::install(&["python3"])?;
-    machine::run(Command::new("python3").arg(check).arg("--").arg(stave).args(["debug", "lower"]))
+    machine::run(Command::new("python3").arg(check).arg("--").arg(stave).args(["debug", "lower"]))?;
+    let vectors = crate::root().join("../shared/conformance/vectors");
+    let example = ["run", "-q", "--locked", "-p", "stave-frontend-dockerfile", "--example", "vectors", "--"];
+    machine::run(cargo().args(example).arg(vectors))
 }
 
 fn cargo() -> Command {

@@ -29,7 +29,7 @@ impl CheckReport {
         warnings.extend(scopes::of_plan(plan, resolved));
         let error = match plan.checks.verdict(&warnings) {
             Some(message) => Some(Diagnostic::error(Code::Lower, Span::default(), message)),
-            None => lower(plan, resolved).err().map(|failure| failure.diagnostic),
+            None => lower(plan, resolved).err().map(|failure| *failure.diagnostic),
         };
         Self { warnings, error }
     }

@@ -56,6 +56,13 @@ pub(super) async fn answer(
             });
             Ok(0)
         }
+        Inquiry::Describe(form) => {
+            print_text(match form {
+                Form::Text => tables::DESCRIPTION,
+                Form::Json => tables::DESCRIPTION_JSON,
+            });
+            Ok(0)
+        }
         Inquiry::Print(what) => {
             let value = match what {
                 Print::Ast => sound(&request).map_err(explain)?.to_json(),

@@ -7,7 +7,8 @@ use std::str::FromStr;
 #[derive(Debug, clap::Args)]
 #[group(skip)]
 pub(crate) struct Flags {
-    /// What to do with the Dockerfile: `build`, `check`, `outline` or `targets`, with `,format=json` if wanted
+    /// What to do with the Dockerfile: `build`, `check`, `outline`, `targets` or `subrequests.describe`, with
+    /// `,format=json` if wanted
     #[arg(long, value_name = "METHOD", default_value = "build")]
     call: Call,
     /// Check the Dockerfile and build nothing (`--call=check`); exits with 1 if there are warnings
@@ -32,6 +33,8 @@ pub(super) enum Inquiry {
     Outline(Form),
     /// The targets.
     Targets(Form),
+    /// What can be asked.
+    Describe(Form),
     /// What the front end made of the file.
     Print(Print),
 }
@@ -70,13 +73,16 @@ enum Method {
     Check,
     Outline,
     Targets,
+    Describe,
 }
 
 /// A `--call` that is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum CallError {
     /// A method that does not exist.
-    #[error("unknown method `{0}`: there are `build`, `check`, `outline` and `targets`")]
+    #[error(
+        "unknown method `{0}`: there are `build`, `check`, `outline`, `targets` and `subrequests.describe`"
+    )]
     Method(String),
     /// Two methods.
     #[error("there can be only one method, and `{0}` is the second")]
@@ -101,11 +107,13 @@ impl FromStr for Call {
                 Some(_) => return Err(CallError::Option(field.to_owned())),
                 None if method.is_some() => return Err(CallError::SecondMethod(field.to_owned())),
                 None => {
-                    method = Some(match field {
+                    // The front end's own names count, too.
+                    method = Some(match field.strip_prefix("frontend.").unwrap_or(field) {
                         "" | "build" => Method::Build,
                         "check" | "lint" => Method::Check,
                         "outline" => Method::Outline,
                         "targets" => Method::Targets,
+                        "subrequests.describe" => Method::Describe,
                         other => return Err(CallError::Method(other.to_owned())),
                     });
                 }
@@ -129,6 +137,7 @@ impl Flags {
             Method::Check => Some(Inquiry::Check { form, ignore_status }),
             Method::Outline => Some(Inquiry::Outline(form)),
             Method::Targets => Some(Inquiry::Targets(form)),
+            Method::Describe => Some(Inquiry::Describe(form)),
         }
     }
 }
@@ -158,6 +167,8 @@ mod tests {
         check("lint,ignorestatus=true", false, Ok(Some(ignoring)));
         check("build", true, Ok(Some(Inquiry::Check { form: Form::Text, ignore_status: false })));
         check("chekc", false, Err(CallError::Method("chekc".to_owned())));
+        check("frontend.targets", false, Ok(Some(Inquiry::Targets(Form::Text))));
+        check("subrequests.describe,format=json", false, Ok(Some(Inquiry::Describe(Form::Json))));
         check("check,build", false, Err(CallError::SecondMethod("build".to_owned())));
         check("check,format=xml", false, Err(CallError::Option("format=xml".to_owned())));
     }

@@ -8,6 +8,17 @@ use stave_frontend_dockerfile::{Outline, Source, Target};
 use super::findings::{Location, encoded};
 use crate::report::Failure;
 
+/// What the front end can be asked, in the words of its reference: `lint` is not among them there either.
+pub(super) const DESCRIPTION: &str = "\
+NAME                 VERSION DESCRIPTION
+outline              1.0.0   List all parameters current build target supports
+targets              1.0.0   List all targets current build supports
+subrequests.describe 1.0.0   List available subrequest types
+";
+
+/// The same for programs.
+pub(super) const DESCRIPTION_JSON: &str = include_str!("describe.json");
+
 /// Text without anything that steers a terminal.
 pub(super) fn visible(text: &str) -> String {
     text.chars().filter(|letter| !letter.is_control()).collect()
