@@ -103,7 +103,10 @@ fn a_failing_step_shows_itself() {
 fn values_of_flags() {
     let world = Environment::new();
     world.dockerfile("FROM scratch\n");
-    world.stave(["build", "-t", "UPPER", "."]).exits(2).says("repository name (library/UPPER) must be lowercase");
+    world
+        .stave(["build", "-t", "UPPER", "."])
+        .exits(2)
+        .says("repository name (library/UPPER) must be lowercase");
     world.stave(["build", "-o", "type=nothing", "."]).exits(2).says("type");
     world.stave(["build", "--platform", "a/b/c/d", "."]).exits(2).says("platform");
     world.stave(["build", "--secret", "id=x,src=/no/such/file", "."]).exits(1).says("/no/such/file");

@@ -180,7 +180,7 @@ fn a_changed_file_is_copied_alone() {
         assert_eq!(links("two", "/src/d0/f1"), "1 8\n");
     }
     // The layers go one by one, and what they share stays while one is there.
-    world.stave(&["rmi", "one"]).success();
-    world.stave(&["prune", "--all", "--force"]).success();
+    world.stave(["rmi", "one"]).success();
+    world.stave(["prune", "--all", "--force"]).success();
     assert_eq!(read("two"), expected);
 }

@@ -74,7 +74,10 @@ fn du_tells_kinds_and_filters() {
     }
     let mounts = world.stave(["du", "--filter", "type=exec.cachemount", "--format", "json"]).success().stdout;
     assert_eq!(mounts.lines().count(), 1, "{mounts}");
-    let shared = world.stave(["du", "--filter", "shared=true", "--filter", "description=stage-0", "--format", "json"]).success().stdout;
+    let shared = world
+        .stave(["du", "--filter", "shared=true", "--filter", "description=stage-0", "--format", "json"])
+        .success()
+        .stdout;
     assert_eq!(shared.lines().count(), 1, "{shared}");
     world.stave(["du", "--filter", "colour=red"]).exits(2).says("invalid filter");
 }

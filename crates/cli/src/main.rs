@@ -93,9 +93,7 @@ fn prepare(command: &Command, global: GlobalOptions) -> Result<GlobalOptions, Fa
         Err(error) => {
             let code = if matches!(command, Command::Run(_)) { 125 } else { 1 };
             let failure = Failure::new(&error).with_code(code);
-            Err(stave_sandbox::restrictions()
-                .into_iter()
-                .fold(failure, |failure, hint| failure.with_hint(hint)))
+            Err(stave_sandbox::restrictions().into_iter().fold(failure, report::Failure::with_hint))
         }
     }
 }

@@ -28,8 +28,8 @@ use stave_frontend_dockerfile::{Diagnostic, Source};
 use stave_llb::Vertex;
 use stave_solver::SolveEvent;
 
-pub(crate) use self::grouped::Sections;
 use self::grouped::Grouped;
+pub(crate) use self::grouped::Sections;
 use self::plain::Plain;
 use self::raw::Raw;
 use self::tracker::Tracker;
@@ -90,7 +90,9 @@ impl Display {
                 io::stderr().is_terminal() && std::env::var_os("TERM").is_some_and(|term| term != "dumb")
             }
             ProgressForm::Tty => true,
-            ProgressForm::Plain | ProgressForm::Grouped(_) | ProgressForm::Rawjson | ProgressForm::Quiet => false,
+            ProgressForm::Plain | ProgressForm::Grouped(_) | ProgressForm::Rawjson | ProgressForm::Quiet => {
+                false
+            }
         };
         let look = match form {
             ProgressForm::Quiet => Look::Quiet,

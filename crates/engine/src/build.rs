@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use stave_exporter::{ExportError, ExportTarget, Exported, Image, ImageLayerRef};
 use stave_frontend_dockerfile::ast::DirectiveKind;
 use stave_frontend_dockerfile::{
-    BuildPlan, Code, Diagnostic, Dialect, Dockerfile, Lowered, PlanRequest, Severity, Source, lower, parse, plan,
+    BuildPlan, Code, Diagnostic, Dialect, Dockerfile, Lowered, PlanRequest, Severity, Source, lower, parse,
+    plan,
 };
 use stave_llb::{Definition, Op, Vertex};
 use stave_oci::{Digest, ImageConfig, Platform, Reference};
@@ -125,7 +126,8 @@ impl Engine {
     ) -> Result<BuildOutcome, BuildError> {
         let (lease, started) = (self.store.lease()?, Timestamp::now());
         let dockerfile = read(request, steps)?;
-        let resolver = Resolver::new(self, &self.registry, request.pull, steps).with_layouts(&request.layouts);
+        let resolver =
+            Resolver::new(self, &self.registry, request.pull, steps).with_layouts(&request.layouts);
         let wanted = request.plan.for_platforms(&request.platforms);
         let planning = wanted.iter().map(|plan| plan_all(&dockerfile, plan, &resolver));
         let mut targets = Vec::with_capacity(wanted.len());
@@ -266,8 +268,7 @@ impl Engine {
         let explainer = steps.explainer(self, &definition);
         let secrets = steps.secret_watch(self, &definition, &session);
         let observer = steps.observer().clone();
-        let listening =
-            tokio::spawn(listen(receiver, Arc::clone(&definition), observer, explainer, secrets));
+        let listening = tokio::spawn(listen(receiver, Arc::clone(&definition), observer, explainer, secrets));
         let definition = definition.as_ref();
         let job = Job::new(session).with_events(sender).with_cancel(cancel.clone());
         let result = self.solver.solve(definition, &job).await;

@@ -48,7 +48,9 @@ pub enum ContextError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A compression nobody here can read.
-    #[error("not supported: a {0} archive as the build context; use a tar, compressed with gzip, bzip2, xz, zstd or not at all")]
+    #[error(
+        "not supported: a {0} archive as the build context; use a tar, compressed with gzip, bzip2, xz, zstd or not at all"
+    )]
     Compression(&'static str),
     /// An entry that would leave the directory.
     #[error("entry `{0}` leads out of the archive")]

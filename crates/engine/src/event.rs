@@ -13,8 +13,8 @@ use stave_exporter::{ExportEvent, ExportEvents};
 use stave_frontend_dockerfile::Diagnostic;
 use stave_llb::Definition;
 use stave_oci::Digest;
-use stave_worker::Session;
 use stave_solver::{EventReceiver, EventSender, SolveEvent, event_channel, event_channel_with};
+use stave_worker::Session;
 
 use crate::Engine;
 use crate::explain::{Explainer, Reason, SecretWatch};

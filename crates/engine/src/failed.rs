@@ -228,7 +228,7 @@ pub(crate) fn forget_old(store: &Store) {
             drop(std::fs::remove_file(directory.join(file)));
         }
         let layers: Option<Snapshot> = step.own.and_then(|own| own.parse().ok());
-        let layers: Vec<LayerId> = layers.iter().flat_map(|snapshot| snapshot.layers()).copied().collect();
+        let layers: Vec<LayerId> = layers.iter().flat_map(Snapshot::layers).copied().collect();
         if let Err(error) = store.discard(&layers) {
             tracing::warn!(error = &error as &dyn std::error::Error, "a failed step's layer stays");
         }

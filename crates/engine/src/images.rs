@@ -194,7 +194,7 @@ impl Engine {
             let name = text.parse::<Reference>().ok().filter(|name| {
                 self.store.image_by_name(name).is_ok_and(|found| found.as_ref().map(|image| &image.id) == id)
             });
-                        let all = match name.as_ref().filter(|_| layout == ArchiveLayout::Oci) {
+            let all = match name.as_ref().filter(|_| layout == ArchiveLayout::Oci) {
                 Some(name) => self.store.images_by_name(name)?.map(|named| named.all().cloned().collect()),
                 // docker's own layout holds one platform: the one the name alone means.
                 None => None,

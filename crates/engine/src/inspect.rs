@@ -35,7 +35,8 @@ impl Engine {
     ) -> Result<Inspected, BuildError> {
         let steps = Steps::new(observer);
         let dockerfile = read(request, &steps)?;
-        let resolver = Resolver::new(self, &self.registry, request.pull, &steps).with_layouts(&request.layouts);
+        let resolver =
+            Resolver::new(self, &self.registry, request.pull, &steps).with_layouts(&request.layouts);
         let planned = tokio::select! {
             planned = plan_all(&dockerfile, &request.plan, &resolver) => planned,
             () = cancel.cancelled() => Err(BuildError::Solve { error: SolveError::Cancelled, lines: None }),

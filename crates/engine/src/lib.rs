@@ -5,32 +5,32 @@
 //!
 //! Start with [`Engine::build`], which reads from top to bottom as a build goes.
 
-pub mod attest;
 mod ahead;
+pub mod attest;
 mod build;
 mod clock;
 mod commands;
 mod complete;
 mod context;
-mod epoch;
 pub mod disk;
+mod epoch;
 mod event;
 pub mod explain;
 mod failed;
 mod images;
 mod input;
 mod inspect;
+mod leaks;
 mod names;
 mod parts;
-mod leaks;
 pub mod record;
 mod request;
 mod resolve;
 mod run;
 mod stages;
 mod timeline;
-mod verify;
 mod travel;
+mod verify;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -57,13 +57,13 @@ pub use names::without_credentials;
 pub use parts::{Lowering, Parts};
 pub use request::{BuildOutcome, BuildRequest, PullPolicy, StepCount};
 pub use resolve::{ResolveError, ResolveErrorKind};
-pub use stages::StageTag;
-pub use verify::{Deviation, Verified};
-pub use stave_remotecache::spec as cache_spec;
-pub use stave_remotecache::mounts::{MountEntry, Saved as SavedMounts};
-pub use travel::{CacheExportError, Caches, LocalMount, MountCopyError};
 pub use run::{RunError, RunRequest};
+pub use stages::StageTag;
+pub use stave_remotecache::mounts::{MountEntry, Saved as SavedMounts};
+pub use stave_remotecache::spec as cache_spec;
 pub use timeline::{CriticalPath, PathEntry, Span, Subject, Timeline};
+pub use travel::{CacheExportError, Caches, LocalMount, MountCopyError};
+pub use verify::{Deviation, Verified};
 
 /// Processes of RUN steps at once. They mostly wait (for a network, for each other), and a build's own
 /// graph bounds them; too few would make independent stages queue behind each other.

@@ -11,8 +11,8 @@ use stave_worker::{Confinement, Pins, Secret, SshAgent};
 use crate::attest::Attest;
 use crate::complete::Squash;
 use crate::epoch::Timestamps;
-use crate::travel::Caches;
 use crate::stages::StageTag;
+use crate::travel::Caches;
 
 /// One build.
 #[derive(Debug, Clone)]

@@ -115,7 +115,8 @@ impl Resolver<'_> {
         resolved: &mut Resolved,
     ) -> Result<(), ResolveError> {
         let lookups = requests.into_iter().map(|request| async move {
-            let step = self.steps.start(format!("{} load metadata for {}", label(&request), request.reference));
+            let step =
+                self.steps.start(format!("{} load metadata for {}", label(&request), request.reference));
             let found = step.end(self.one(&request).await)?;
             Ok::<_, ResolveError>((request, found))
         });
@@ -141,8 +142,7 @@ impl Resolver<'_> {
         let request = SourceRequest::plain(reference.clone(), platform.clone());
         let step = self.steps.start(format!("[internal] load metadata for {reference}"));
         let failed = |kind| ResolveError { request: request.clone(), kind: Box::new(kind) };
-        let local =
-            if self.pull == PullPolicy::Always { Ok(None) } else { self.named(reference, platform) };
+        let local = if self.pull == PullPolicy::Always { Ok(None) } else { self.named(reference, platform) };
         let found = match local {
             Err(error) => Err(failed(error.into())),
             Ok(Some(image)) => Ok((pin(&image), image.config)),

@@ -142,10 +142,9 @@ impl Timeline {
 impl State {
     fn learn(&mut self, definition: &Definition) {
         for vertex in definition.vertices() {
-            let name = vertex.name().map_or_else(
-                        || vertex.digest.to_string(),
-                        |name| without_credentials(name).into_owned(),
-                    );
+            let name = vertex
+                .name()
+                .map_or_else(|| vertex.digest.to_string(), |name| without_credentials(name).into_owned());
             self.names.insert(vertex.digest.clone(), name);
             let inputs = vertex.inputs.iter().map(|edge| edge.vertex.clone()).collect();
             self.inputs.insert(vertex.digest.clone(), inputs);

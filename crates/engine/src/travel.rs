@@ -25,8 +25,8 @@ use crate::resolve::Resolved;
 
 use bases::Bases;
 pub use export::CacheExportError;
-pub use mounts::{LocalMount, MountCopyError};
 use export::Outgoing;
+pub use mounts::{LocalMount, MountCopyError};
 
 /// Which caches a build asks and makes.
 #[derive(Debug, Clone, Default)]

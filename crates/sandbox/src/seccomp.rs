@@ -6,13 +6,13 @@
 //! covers the native ABI and the 32-bit ones beside it. Limit: 32-bit ARM programs on aarch64 get `ENOSYS`
 //! for every call. Read [`Filter`] first.
 
-mod pretence;
 mod oci;
+mod pretence;
 mod table;
 
 use crate::capability::{Capability, CapabilitySet};
-pub(crate) use pretence::Pretence;
 pub use oci::oci_seccomp;
+pub(crate) use pretence::Pretence;
 use table::TABLE;
 
 /// When a call is let through.

@@ -141,9 +141,8 @@ impl Store {
         let wanted = |record: &UsageRecord| matches!(&record.id, UsageId::Layer(id) if layers.contains(id));
         database.write(|tx| {
             let records = rows(tx)?.into_iter();
-            let chosen: Vec<UsageRecord> = records
-                .filter(|record| wanted(record) && !record.in_use && !record.in_image)
-                .collect();
+            let chosen: Vec<UsageRecord> =
+                records.filter(|record| wanted(record) && !record.in_use && !record.in_image).collect();
             mark(tx, &chosen)
         })?;
         let rubbish = database.write(|tx| self.move_marked(tx))?;

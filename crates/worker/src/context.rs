@@ -19,8 +19,8 @@ use stave_store::Snapshot;
 use self::fingerprint::Fingerprints;
 use crate::contenthash::FileDigests;
 use crate::filter::Filter;
-use crate::session::ContextModes;
 use crate::root::{At as _, IoAt, RootDir};
+use crate::session::ContextModes;
 use crate::tree::{Kind, Node, scan};
 
 /// File systems whose timestamps come from another clock, or may not change when content does.

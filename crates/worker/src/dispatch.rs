@@ -7,7 +7,9 @@ use std::time::SystemTime;
 use stave_cache::{CacheRecord, ContentDigest, ResultId};
 use stave_llb::{DiffOp, MergeOp, Op, SourceIdentifier, SourceOp, Vertex};
 use stave_oci::{Digest, Platform, Reference};
-use stave_solver::{CacheMap, Elsewhere, ImportedRecord, JobContext, OpError, OpErrorKind, OpKey, Selector, Worker, key};
+use stave_solver::{
+    CacheMap, Elsewhere, ImportedRecord, JobContext, OpError, OpErrorKind, OpKey, Selector, Worker, key,
+};
 use stave_store::{LayerId, Snapshot};
 
 use crate::context::{Context, ContextFilter};
@@ -15,8 +17,8 @@ use crate::exec::{ExecError, Executor};
 use crate::file::action::FileError;
 use crate::file::copy::CopyError;
 use crate::file::snapshot_of;
-use crate::keyed::with_keyed_secrets;
 use crate::file::unpack::UnpackError;
+use crate::keyed::with_keyed_secrets;
 use crate::remote::{ContextProvider, ContextRequest, FetchedContext};
 use crate::session::Session;
 use crate::source::SourceError;
@@ -106,8 +108,8 @@ impl<E: Executor> Worker for LocalWorker<E> {
                     let step = crate::file::Step { vertex: &vertex, name: &name };
                     crate::file::execute(&shared, &op, &inputs, &step, &cancel)
                 })
-                    .await
-                    .map_err(file_error)
+                .await
+                .map_err(file_error)
             }
             Op::Merge(op) => self.merge(op, inputs, cx).await.map(|result| vec![result]),
             Op::Diff(op) => self.diff(op, inputs, cx).await.map(|result| vec![result]),
@@ -152,8 +154,7 @@ impl<E: Executor> Worker for LocalWorker<E> {
         cx: &JobContext<Session>,
     ) -> Option<Elsewhere> {
         let travel = cx.session.travel.clone()?;
-        let (shared, vertex, contents) =
-            (Arc::clone(&self.shared), vertex.digest.clone(), contents.to_vec());
+        let (shared, vertex, contents) = (Arc::clone(&self.shared), vertex.digest.clone(), contents.to_vec());
         blocking(move || travel::look_up(&travel, &shared, &vertex, &contents)).await
     }
 
@@ -222,8 +223,9 @@ impl<E: Executor> LocalWorker<E> {
             SourceIdentifier::OciLayout { reference } => {
                 self.layout(reference, op, vertex.platform.as_ref(), cx).await
             }
-            SourceIdentifier::Blob { .. }
-            | SourceIdentifier::Unknown { .. } => Err(SourceError::Unsupported(op.raw.clone())),
+            SourceIdentifier::Blob { .. } | SourceIdentifier::Unknown { .. } => {
+                Err(SourceError::Unsupported(op.raw.clone()))
+            }
         }
     }
 
@@ -504,7 +506,9 @@ fn step_error(error: StepError) -> OpError {
         StepError::Exit { code, signal, .. } => OpErrorKind::ExitCode { code: *code, signal: *signal },
         StepError::OutOfMemory { code, .. } => OpErrorKind::ExitCode { code: *code, signal: None },
         StepError::TimedOut { .. } => OpErrorKind::ExitCode { code: TIMED_OUT, signal: None },
-        StepError::NotEntitled(_) | StepError::Unsupported(_) | StepError::Foreign { .. } => OpErrorKind::Unsupported,
+        StepError::NotEntitled(_) | StepError::Unsupported(_) | StepError::Foreign { .. } => {
+            OpErrorKind::Unsupported
+        }
         StepError::NoRoot
         | StepError::NoInput
         | StepError::MissingSecret(_)

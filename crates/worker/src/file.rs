@@ -65,7 +65,7 @@ pub(crate) struct Step<'a> {
 /// What an action made.
 enum State {
     /// Still being written; nobody else may see it.
-    Open(Layer),
+    Open(Box<Layer>),
     Done(Ref),
     /// Taken over by a later action.
     Consumed,
@@ -139,7 +139,7 @@ impl Chain<'_> {
                 action::remove(root, &remove.path, remove.allow_wildcard, remove.allow_not_found)?;
             }
         }
-        Ok(State::Open(layer))
+        Ok(State::Open(Box::new(layer)))
     }
 
     /// Whether nothing else touches what a copy made: other actions do not say what they replace.
@@ -156,7 +156,7 @@ impl Chain<'_> {
             if exclusive && matches!(self.states.get(earlier), Some(State::Open(_))) {
                 let taken = std::mem::replace(&mut self.states[earlier], State::Consumed);
                 if let State::Open(layer) = taken {
-                    return Ok(layer);
+                    return Ok(*layer);
                 }
             }
         }

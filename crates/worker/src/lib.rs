@@ -7,9 +7,9 @@
 //! Start with [`LocalWorker`], then [`Ref`] (what ops consume and produce) and [`Executor`].
 
 mod admission;
+mod ahead;
 mod authorities;
 mod cdi;
-mod ahead;
 mod confinement;
 mod contenthash;
 mod context;
@@ -19,12 +19,12 @@ mod exec;
 mod file;
 mod filter;
 mod input;
-mod layer_place;
 pub mod keyed;
+mod layer_place;
 pub mod manifest;
 mod mode;
-mod redact;
 mod reading;
+mod redact;
 mod remote;
 mod root;
 mod rootfs;
@@ -41,14 +41,14 @@ mod view;
 mod worker;
 mod xattr;
 
-pub use cdi::{DeviceError, SPEC_DIRECTORIES};
 pub use ahead::HashAhead;
+pub use cdi::{DeviceError, SPEC_DIRECTORIES};
 pub use confinement::{Confinement, DeviceGrant, EntitlementError, Entitlements};
 pub use context::{Context, ContextError};
 pub use dispatch::{LayersError, snapshots_of};
 pub use exec::{
-    ExecError, Executor, Finished, LocalExecutor, MountSet, ProcessIo, ProcessSpec, ProcessUsage, RuntimeError,
-    RuntimeExecutor, SandboxExecutor, StepLog,
+    ExecError, Executor, Finished, LocalExecutor, MountSet, ProcessIo, ProcessSpec, ProcessUsage,
+    RuntimeError, RuntimeExecutor, SandboxExecutor, StepLog,
 };
 pub use file::action::FileError;
 pub use file::copy::CopyError;

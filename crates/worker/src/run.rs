@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 
 use stave_oci::Platform;
 use stave_sandbox::{
-    CgroupLimits, CgroupParent, DEFAULT_PATH, ExitStatus, MountSpec, Process, Rlimit, Sandbox, Security, Stdio, TerminalSize,
+    CgroupLimits, CgroupParent, DEFAULT_PATH, ExitStatus, MountSpec, Process, Rlimit, Sandbox, Security,
+    Stdio, TerminalSize,
 };
 use stave_store::{ActiveLayer, Snapshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::exec::network_files::HostEntry;
-use crate::exec::{ExecError, MountSet, ProcessSpec, LocalExecutor, sandbox_spec, wait};
+use crate::exec::{ExecError, LocalExecutor, MountSet, ProcessSpec, sandbox_spec, wait};
 use crate::rootfs::{Names, RootError, network, network_mounts, overlay_root};
 use crate::session::StepNetwork;
 use crate::source::image::blocking;

@@ -2,9 +2,9 @@
 //! Owns the order prepare → run → commit, and what an exit code means. Mounts are built in [`mounts`].
 //! Must not know how processes are isolated. Read [`tries::run`] first.
 
+pub(crate) mod failed;
 pub(crate) mod foreign;
 pub(crate) mod mounts;
-pub(crate) mod failed;
 mod new_files;
 pub(crate) mod repeated;
 mod surroundings;
@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 use stave_llb::{ExecOp, HostIp, Mount, NetMode, ProxyEnv, SecurityMode, Sharing, Ulimit};
 use stave_sandbox::{
-    CgroupParent, DEFAULT_PATH, ExitStatus, MountSpec, OverlayRoot, Process, Rlimit, RlimitResource, RootFs, Security,
-    remove_mount_points,
+    CgroupParent, DEFAULT_PATH, ExitStatus, MountSpec, OverlayRoot, Process, Rlimit, RlimitResource, RootFs,
+    Security, remove_mount_points,
 };
 use stave_solver::Selector;
 use stave_store::{MutableDir, StoreError};
@@ -35,8 +35,8 @@ use crate::root::IoAt;
 use crate::rootfs::{Names, network, network_mounts};
 use crate::session::{Secret, Session, StepNetwork};
 use crate::source::image::blocking;
-use crate::users::{Identity, UserError, UserTable};
 use crate::travel::Travel;
+use crate::users::{Identity, UserError, UserTable};
 use crate::worker::{DigestError, MountError, Ref, Shared};
 
 /// Host name of steps that name none: BuildKit's.

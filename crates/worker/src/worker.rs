@@ -17,15 +17,15 @@ use stave_store::{ActiveLayer, Lease, ScratchDir, Snapshot, Store, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, Peaks};
-use crate::cdi::SPEC_DIRECTORIES;
 use crate::ahead::{HashAhead, Wishes};
+use crate::cdi::SPEC_DIRECTORIES;
 use crate::context::Context;
+use crate::digest::Digested;
 use crate::exec::{LocalExecutor, RuntimeExecutor};
 use crate::file::action::FileError;
-use crate::digest::Digested;
 use crate::input::Input;
-use crate::manifest::Manifest;
 use crate::layer_place::LayerPlace;
+use crate::manifest::Manifest;
 use crate::root::RootDir;
 use crate::step::failed::FailedStep;
 use crate::step::tries::BuildGroups;

@@ -100,7 +100,7 @@ fn compare(recorded: &BTreeMap<String, u64>, counts: &BTreeMap<String, u64>) -> 
     for (name, count) in counts {
         match recorded.get(name) {
             None => {
-                problems.push(format!("{name} has no recorded count: `cargo xtask instructions --bless`"))
+                problems.push(format!("{name} has no recorded count: `cargo xtask instructions --bless`"));
             }
             Some(before) => {
                 let ratio = *count as f64 / *before as f64;

@@ -3,8 +3,8 @@
 mod answer;
 mod arguments;
 mod attest;
-mod confine;
 mod caches;
+mod confine;
 mod contexts;
 mod failure;
 mod findings;
@@ -24,9 +24,9 @@ use std::io::IsTerminal as _;
 use std::path::Path;
 
 pub(crate) use arguments::{Arguments, ProgressForm};
+pub(crate) use request::secrets;
 use stave_engine::{BuildError, BuildOutcome, BuildRequest, Engine, Timeline};
 use stave_solver::{OpErrorKind, SolveError};
-pub(crate) use request::secrets;
 pub(crate) use values::{hosts, limits as ulimits, size};
 
 use verify::VerifyError;
@@ -151,7 +151,8 @@ fn solve_failure(error: &BuildError) -> Failure {
         BuildError::Solve { error: SolveError::Cancelled, .. } => Failure::message("the build was cancelled"),
         BuildError::Solve { error: failed, .. } => {
             let text = cause(failed);
-            Failure::message(format!("failed to build: failed to solve: {text}")).with_hint(report::advice(failed))
+            Failure::message(format!("failed to build: failed to solve: {text}"))
+                .with_hint(report::advice(failed))
         }
         other => Failure::message(format!("failed to build: {}", report::chain(other)))
             .with_hint(report::advice(other)),
@@ -167,9 +168,9 @@ fn hint(error: &SolveError, request: &BuildRequest, ignore_file: Option<&str>) -
     let op = error.op()?;
     let text = report::chain(op);
     match op.kind() {
-        OpErrorKind::ExitCode { .. } if text.contains("was killed: out of memory (limit") => {
-            Some("raise the limit: `--memory` is the whole build's, `--resource memory=` each step's".to_owned())
-        }
+        OpErrorKind::ExitCode { .. } if text.contains("was killed: out of memory (limit") => Some(
+            "raise the limit: `--memory` is the whole build's, `--resource memory=` each step's".to_owned(),
+        ),
         OpErrorKind::ExitCode { code: 127, .. } => Some(
             "exit code 127 means that a command was not found: is it installed in this stage?".to_owned(),
         ),
@@ -179,9 +180,7 @@ fn hint(error: &SolveError, request: &BuildRequest, ignore_file: Option<&str>) -
         OpErrorKind::ExitCode { signal: Some(9), .. } => {
             Some("the process was killed: the machine may have run out of memory".to_owned())
         }
-        OpErrorKind::ExitCode { .. } => {
-            Some("`stave debug` opens a shell in what the step left".to_owned())
-        }
+        OpErrorKind::ExitCode { .. } => Some("`stave debug` opens a shell in what the step left".to_owned()),
         OpErrorKind::Input if text.contains("failed to compute cache key") => {
             Some(missing(&text, request, ignore_file))
         }

@@ -157,7 +157,7 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
         registries,
         keychain: Keychain::anonymous(),
         oci_runtime: None,
-        device_directories: None,
+        device_directories: directories,
     };
     with_shared_engine(engine, async |engine, interrupt| {
         let daemon = Daemon::bind(engine, config).await.map_err(|error| Failure::new(&error))?;

@@ -129,7 +129,9 @@ impl<W: Write> Raw<W> {
                     let vertex = Vertex {
                         digest: digest.clone(),
                         inputs: vertex.inputs.iter().map(|edge| edge.vertex.to_string()).collect(),
-                        name: vertex.name().map_or_else(|| digest.clone(), |name| without_credentials(name).into_owned()),
+                        name: vertex
+                            .name()
+                            .map_or_else(|| digest.clone(), |name| without_credentials(name).into_owned()),
                         ..Vertex::default()
                     };
                     if self.vertexes.insert(digest, vertex.clone()).is_none() {
@@ -194,7 +196,7 @@ impl<W: Write> Raw<W> {
                 self.log(digest, 2, format!("[output clipped: {bytes} bytes]\n").as_bytes(), time);
             }
             SolveEvent::Progress { id, current, total, .. } => {
-                self.part(&digest, id, (*current, *total), time)
+                self.part(&digest, id, (*current, *total), time);
             }
             SolveEvent::Completed { .. } => self.end(&digest, time, ""),
             SolveEvent::Failed { message, .. } => self.end(&digest, time, message),

@@ -152,7 +152,8 @@ impl Tracker {
     /// A line about a vertex that it did not write itself.
     pub(super) fn note(&mut self, vertex: &Digest, text: &str, now: Duration) {
         let name = self.names.get(vertex).cloned();
-        let place = self.place(Key::Vertex(vertex.clone()), now, || name.unwrap_or_else(|| vertex.to_string()));
+        let place =
+            self.place(Key::Vertex(vertex.clone()), now, || name.unwrap_or_else(|| vertex.to_string()));
         self.print(place, clean(text), now);
     }
 

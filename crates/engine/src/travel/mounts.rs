@@ -83,7 +83,7 @@ pub(super) async fn export(
             Ok(Some(directory)) => held.push((id, directory)),
             Ok(None) => {}
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, id, "a mount stays behind")
+                tracing::warn!(error = &error as &dyn std::error::Error, id, "a mount stays behind");
             }
         }
     }

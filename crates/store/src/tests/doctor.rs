@@ -47,7 +47,8 @@ fn a_lost_database_comes_back_with_layers_images_names_and_numbers() {
     let mut test = TestStore::new();
     let base = test.layer(&Snapshot::scratch(), "a", "1");
     let built = test.layer(&base, "b", "2");
-    let (kept, gone) = (image(&test.store, &built, "{\"kept\":1}"), image(&test.store, &base, "{\"gone\":1}"));
+    let (kept, gone) =
+        (image(&test.store, &built, "{\"kept\":1}"), image(&test.store, &base, "{\"gone\":1}"));
     test.store.put_image(&[name("kept"), name("moved")], &kept).expect("stores");
     test.store.put_image(&[name("gone"), name("moved")], &gone).expect("stores");
     test.store.untag(&name("moved")).expect("untags");
@@ -122,7 +123,10 @@ fn rows_files_and_contents_are_compared() {
         ],
     );
     assert!(test.store.exists(&whole).expect("an answer"));
-    assert!(test.store.image_by_id(&lost.id).expect("an answer").is_none(), "an image without its layer goes");
+    assert!(
+        test.store.image_by_id(&lost.id).expect("an answer").is_none(),
+        "an image without its layer goes"
+    );
 }
 
 #[test]

@@ -55,7 +55,8 @@ fn files_directories_and_patterns_are_what_the_reference_found() {
 #[test]
 fn what_does_not_count_changes_nothing_and_the_rest_does() {
     let root = tempfile::tempdir().expect("a directory");
-    let of = |input: &Input, path: ContentPath| digest(input, &[path], &FileDigests::none()).expect("readable");
+    let of =
+        |input: &Input, path: ContentPath| digest(input, &[path], &FileDigests::none()).expect("readable");
     let (a, b) = (root.path().join("a"), root.path().join("b"));
     for directory in [&a, &b] {
         fs::create_dir(directory).expect("a directory");
@@ -65,7 +66,8 @@ fn what_does_not_count_changes_nothing_and_the_rest_does() {
     let excluded = || ContentPath { exclude_patterns: vec!["**/*.md".into()], ..path("/src") };
     let before = of(&other, excluded());
     write(&b, "src/skip.md", "changed\n", 0o644);
-    let other = Input::Context(Arc::new(Context::scan(&b, &ContextFilter::default(), None).expect("scanned")));
+    let other =
+        Input::Context(Arc::new(Context::scan(&b, &ContextFilter::default(), None).expect("scanned")));
     assert_eq!(of(&other, excluded()), before);
     assert_ne!(of(&other, path("/src")), of(&one, path("/src")));
     let followed = of(&one, path("/src/link"));

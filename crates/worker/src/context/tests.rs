@@ -9,7 +9,12 @@ use stave_solver::Selector;
 
 fn filter(include: &[&str], exclude: &[&str], follow: &[&str]) -> ContextFilter {
     let own = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
-    ContextFilter { include: own(include), exclude: own(exclude), follow: own(follow), modes: ContextModes::Kept }
+    ContextFilter {
+        include: own(include),
+        exclude: own(exclude),
+        follow: own(follow),
+        modes: ContextModes::Kept,
+    }
 }
 
 fn sample() -> tempfile::TempDir {
@@ -141,7 +146,8 @@ fn gits_model_of_modes_makes_machines_agree() {
         for (name, mode) in [("text", mode), ("program", mode | 0o111)] {
             let path = directory.path().join(name);
             std::fs::write(&path, "x").expect("writes");
-            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("changes");
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode))
+                .expect("changes");
         }
         directory
     };

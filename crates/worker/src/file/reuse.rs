@@ -129,7 +129,14 @@ impl Reuse {
             Some(Earlier { root, known })
         });
         let upper = RootDir::open(layer.upper()).ok()?;
-        Some(Self { table, earlier, upper, made: Mutex::default(), is_spoilt: AtomicBool::new(false), begun: now() })
+        Some(Self {
+            table,
+            earlier,
+            upper,
+            made: Mutex::default(),
+            is_spoilt: AtomicBool::new(false),
+            begun: now(),
+        })
     }
 
     /// Opens a directory that this copy made in both layers; `None` when the earlier one lacks it.

@@ -34,7 +34,8 @@ const VERIFY_LIMIT: u64 = 256 << 20;
 const PIECE_QUEUE: usize = 64;
 
 /// Bounds on one layer of an image nobody vouches for.
-pub(crate) const LAYER_LIMITS: LayerLimits = LayerLimits { entries: 10_000_000, path_bytes: 4096, total_bytes: 1 << 40 };
+pub(crate) const LAYER_LIMITS: LayerLimits =
+    LayerLimits { entries: 10_000_000, path_bytes: 4096, total_bytes: 1 << 40 };
 
 /// Hears about the progress of a pull: layer, bytes so far, bytes in all.
 pub trait PullProgress: Send + Sync {

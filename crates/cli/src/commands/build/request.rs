@@ -13,8 +13,8 @@ use stave_worker::{Confinement, ContextModes, Secret, SshAgent};
 use super::arguments::{Arguments, NetworkMode};
 use super::input::Input;
 use super::outputs;
-use super::{contexts, ssh};
 use super::values::{self, SecretSource};
+use super::{contexts, ssh};
 use crate::config::{Config, ModesName};
 use crate::report::Failure;
 
