@@ -111,7 +111,8 @@ fn values_of_flags() {
     world.stave(["build", "--platform", "a/b/c/d", "."]).exits(2).says("platform");
     world.stave(["build", "--secret", "id=x,src=/no/such/file", "."]).exits(1).says("/no/such/file");
     world.stave(["build", "--add-host", "x", "."]).exits(2).says("name:address");
-    world.stave(["build", "https://example.test/repository.git"]).exits(1).says("not supported yet");
+    let repository = "http://127.0.0.1:1/repository.git";
+    world.stave(["build", repository]).exits(1).says("error fetching default branch").says(repository);
 }
 
 #[test]

@@ -66,7 +66,7 @@ fn archives_that_are_none() {
     noise.extend((0..4096_u32).map(|number| (number.wrapping_mul(0x9E37_79B9) >> 24) as u8));
     refuse_bytes(&noise, &["context"]);
     refuse_bytes(&tar::gzip(b"no tar"), &["context"]);
-    refuse_bytes(b"BZh91AY&SY", &["bzip2", "not supported yet"]);
+    refuse_bytes(b"BZh91AY&SY", &["context", "decompression not finished"]);
     refuse_bytes(&Tar::default().file("file", "x").end(), &["open Dockerfile: no such file"]);
 }
 

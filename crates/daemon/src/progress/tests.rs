@@ -1,3 +1,5 @@
+//! What clients are told of a build, event by event.
+
 use std::time::{Duration, UNIX_EPOCH};
 
 use stave_engine::StepId;

@@ -1,3 +1,5 @@
+//! Trees that arrive as packets: honest ones, and those that would lead out.
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
