@@ -245,8 +245,8 @@ mod tests {
             let file = fs::File::options().write(true).open(path_of(place.path(), &digest)).expect("opens");
             file.set_modified(past).expect("sets");
         }
-        let size = fs::metadata(path_of(place.path(), &ContentDigest::of(&[0]))).expect("is there").len();
-        assert_eq!(prune(place.path(), size * 2 + 1), 2);
+        let size = |n| fs::metadata(path_of(place.path(), &ContentDigest::of(&[n]))).expect("is there").len();
+        assert_eq!(prune(place.path(), size(0) + size(1)), 2);
         assert!(Manifest::exists(place.path(), &ContentDigest::of(&[0])));
         assert!(!Manifest::exists(place.path(), &ContentDigest::of(&[3])));
         manifest(&[("a", b'f', 0, 9)]).write(place.path(), &ContentDigest::of(&[9])).expect("writes");
