@@ -120,7 +120,7 @@ fn a_chain_of_sixty_steps() {
 fn a_layer_of_half_a_gigabyte() {
     let world = Environment::new();
     build(&world, Workload::BigLayer, "big").success();
-    let sizes = world.run("big", &["sh", "-c", "cd /big; stat -c '%n %s' *"]);
+    let sizes = world.run("big", &["sh", "-c", "cd /big/1; stat -c '%n %s' *"]);
     assert_eq!(sizes, "hex 125000000\nlines-1 125000000\nlines-2 125000000\nlog 65000000\nrandom 60000000\n");
     let name = format!("{}/workloads/big:{}", registry(), std::process::id());
     world.stave(["tag", "big", &name]).success();

@@ -186,7 +186,8 @@ fn many_starts_leave_nothing() {
         }
     });
     let after = held();
-    assert_eq!((after.1, &after.2, after.3), (mounts, &groups, descriptors));
+    assert_eq!((after.1, &after.2), (mounts, &groups));
+    assert!(after.3 <= descriptors, "{} descriptors, {descriptors} before", after.3);
     let children = fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
     assert!(children.split_whitespace().count() <= 1, "{children}");
 }

@@ -69,6 +69,18 @@ fn waiting_without_blocking() {
 /// A handle of the one process on this machine whose arguments hold `marker`.
 #[track_caller]
 pub(crate) fn find(marker: &str) -> OwnedFd {
+    // A shell says that it is ready just before it becomes the process that is looked for.
+    let begin = std::time::Instant::now();
+    let mut found = processes(marker);
+    while found.is_empty() && begin.elapsed().as_secs() < 20 {
+        std::thread::yield_now();
+        found = processes(marker);
+    }
+    assert_eq!(found.len(), 1, "{found:?}");
+    pidfd_open(found[0], PidfdFlags::empty()).expect("a handle")
+}
+
+fn processes(marker: &str) -> Vec<Pid> {
     let found = fs::read_dir("/proc").expect("processes").filter_map(|entry| {
         let entry = entry.ok()?;
         let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
@@ -76,9 +88,7 @@ pub(crate) fn find(marker: &str) -> OwnedFd {
         let named = arguments.split(|byte| *byte == 0).any(|argument| argument == marker.as_bytes());
         (named && arguments.starts_with(b"busybox\0sleep")).then_some(pid)
     });
-    let found: Vec<Pid> = found.collect();
-    assert_eq!(found.len(), 1, "{found:?}");
-    pidfd_open(found[0], PidfdFlags::empty()).expect("a handle")
+    found.collect()
 }
 
 #[track_caller]
