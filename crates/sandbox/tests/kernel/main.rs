@@ -1,7 +1,7 @@
 //! The sandbox on the real kernel: every default checked from inside, every way of dying from outside.
 //!
 //! The program is several things by its first argument: the tests, a probe run inside sandboxes, a caller that
-//! exists to be killed, and one whose file is gone. Needs root; without, it fails in CI and elsewhere says why it does nothing.
+//! exists to be killed, one that counts what it holds, and one whose file is gone. Needs root; without, it fails in CI and elsewhere says why it does nothing.
 
 mod escape;
 mod fixture;
@@ -24,6 +24,10 @@ fn main() -> ExitCode {
         (Some("grouped"), Some(_)) => escape::be_grouped(),
         (Some("sweep"), Some(_)) => {
             escape::sweep();
+            return ExitCode::SUCCESS;
+        }
+        (Some("counted"), Some(_)) => {
+            escape::start_many();
             return ExitCode::SUCCESS;
         }
         (Some("caller"), Some(marker)) => return life::be_a_caller(&marker),
