@@ -18,7 +18,7 @@ const ROUNDS: u64 = 10;
 const TOLERANCE: f64 = 1.05;
 
 /// What to do with the counts.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(crate) struct Options {
     /// Record the counts in place of comparing them.
     #[arg(long)]

@@ -6,7 +6,7 @@ use std::process::Command;
 use clap::Args;
 
 use crate::registry::Registry;
-use crate::{Failure, images, machine, rootless};
+use crate::{Failure, images, instructions, machine, rootless};
 
 /// Real clients and tools that the integration tests call.
 const PACKAGES: &[&str] = &["skopeo", "podman", "runc", "iproute2", "procps", "curl"];
@@ -42,6 +42,9 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     }
     let stave = machine::release_binary()?;
     conformance(&stave)?;
+    if options.filter.is_none() && !options.no_lint {
+        instructions::run(&instructions::Options::default())?;
+    }
     let registry = Registry::start(&images::storage())?;
     images::make(&stave, &registry, images::ALL)?;
     let mut tests = cargo();
