@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use stave_exporter::{ExportError, ExportTarget, Exported, Image, ImageLayerRef};
 use stave_frontend_dockerfile::ast::DirectiveKind;
 use stave_frontend_dockerfile::{
-    BuildPlan, Code, Diagnostic, Dialect, Dockerfile, Lowered, PlanRequest, Severity, Source, lower, parse,
-    plan,
+    BuildPlan, Code, Diagnostic, Dialect, Dockerfile, Lowered, PlanRequest, Severity, Source, Span, lower,
+    parse, plan,
 };
 use stave_llb::{Definition, Op, Vertex};
 use stave_oci::{Digest, ImageConfig, Platform, Reference};
@@ -134,6 +134,7 @@ impl Engine {
         let mut resolved = Resolved::default();
         for (wished, planned) in wanted.iter().zip(futures::future::try_join_all(planning).await?) {
             let (plan, mut found) = planned;
+            refuse_epoch_of_source(&plan)?;
             self.evaluate(&plan, &mut found, request, (steps, cancel)).await?;
             let lowered = lower(&plan, &found.sources)
                 .map_err(|error| BuildError::Dockerfile(error.into_diagnostics()))?;
@@ -395,6 +396,17 @@ pub(crate) async fn plan_all(
         }
         plan = plan.with_triggers(&resolved.sources).map_err(invalid)?;
     }
+}
+
+/// A time that is a source's own would have to be asked of it before anything is lowered.
+fn refuse_epoch_of_source(plan: &BuildPlan) -> Result<(), BuildError> {
+    if plan.epoch_source.is_none() {
+        return Ok(());
+    }
+    let what = "not supported yet: a `SOURCE_DATE_EPOCH` that names a context or a stage";
+    let error = Diagnostic::error(Code::Unsupported, Span::default(), what)
+        .with_help("give it as seconds since 1970, such as `git log -1 --format=%ct` prints");
+    Err(BuildError::Dockerfile(vec![error]))
 }
 
 /// Passes on what the build checks found.
