@@ -13,6 +13,9 @@ use rustix::io::Errno;
 
 use crate::stubs::PointKind;
 
+/// Tries of one resolution that others disturb.
+const OPEN_RETRY_LIMIT: usize = 64;
+
 /// The kernel's own limit on symbolic links in one path.
 const MAX_LINKS: usize = 40;
 
@@ -41,7 +44,15 @@ impl Root {
     /// What is at `path`, symbolic links followed.
     pub(super) fn find(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        rustix::fs::openat2(&self.directory, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        // Whatever is renamed or mounted anywhere on the machine while `..` is resolved makes the kernel unsure.
+        for _ in 0..OPEN_RETRY_LIMIT {
+            match rustix::fs::openat2(&self.directory, path, flags, Mode::empty(), resolve) {
+                Err(Errno::AGAIN) => {}
+                found => return found,
+            }
+        }
+        Err(Errno::AGAIN)
     }
 
     /// What is at `path`, made when missing and remembered in [`created`](Self::created).
