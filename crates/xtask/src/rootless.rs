@@ -208,14 +208,15 @@ fn free_range(granted: &str) -> u64 {
 /// The compiled integration tests.
 fn test_program() -> Result<PathBuf, Failure> {
     let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build.args(["test", "--no-run", "--locked", "-p", "stave-cli", "--test", "e2e"]);
+    build.args(["test", "--no-run", "--locked", "--workspace", "--test", "e2e"]);
     build.arg("--message-format=json-render-diagnostics").current_dir(crate::root()).stderr(Stdio::inherit());
     let output = build.output()?;
     let found = String::from_utf8_lossy(&output.stdout)
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .next_back();
+        // The program that is tested is built as well, and named in any order.
+        .filter(|message| message["target"]["kind"][0] == "test")
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from));
     found.ok_or_else(|| "cargo named no test program".into())
 }
 
