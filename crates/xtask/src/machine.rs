@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use crate::Failure;
 
@@ -55,6 +56,34 @@ fn show(command: &Command) -> String {
     words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
 }
 
+/// cargo, in the workspace.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(crate::root());
+    command
+}
+
+/// Does one part of a long command and says how long it took, and how much of that the processors worked.
+pub(crate) fn timed<T>(name: &str, part: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    let (start, worked) = (Instant::now(), processor_seconds());
+    let result = part();
+    println!(
+        "xtask: {name}: {:.0} s, {:.0} s of processor time",
+        start.elapsed().as_secs_f64(),
+        processor_seconds() - worked
+    );
+    result
+}
+
+/// What the children that ended have used; proc_pid_stat(5), fields 16 and 17, in hundredths of a second.
+fn processor_seconds() -> f64 {
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name in the second field may hold blanks.
+    let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
+    fields.split_whitespace().skip(13).take(2).filter_map(|field| field.parse::<f64>().ok()).sum::<f64>()
+        / 100.0
+}
+
 /// Builds the release binary and returns its path.
 pub(crate) fn release_binary() -> Result<PathBuf, Failure> {
     release_program("stave-cli", "stave")
@@ -62,8 +91,7 @@ pub(crate) fn release_binary() -> Result<PathBuf, Failure> {
 
 /// Builds a program of a package for release and returns its path.
 pub(crate) fn release_program(package: &str, program: &str) -> Result<PathBuf, Failure> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = Command::new(cargo);
+    let mut build = cargo();
     build.args([
         "build",
         "--release",
@@ -73,7 +101,7 @@ pub(crate) fn release_program(package: &str, program: &str) -> Result<PathBuf, F
         program,
         "--message-format=json-render-diagnostics",
     ]);
-    let output = build.current_dir(crate::root()).stderr(Stdio::inherit()).output()?;
+    let output = build.stderr(Stdio::inherit()).output()?;
     if !output.status.success() {
         return Err(format!("{program} does not compile").into());
     }

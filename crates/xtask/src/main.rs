@@ -11,6 +11,7 @@ mod instructions;
 mod machine;
 mod registry;
 mod rootless;
+mod suite;
 mod test;
 
 use std::path::PathBuf;

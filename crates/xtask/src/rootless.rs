@@ -7,9 +7,10 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use crate::suite::Suite;
 use crate::{Failure, machine};
 
 /// Debian packages with what an ordinary user needs for more than one id.
@@ -65,14 +66,14 @@ struct User {
 }
 
 /// Runs a choice of the tests, for a check that takes minutes.
-pub(crate) fn run_chosen(stave: &Path, registry: &str) -> Result<(), Failure> {
-    run(stave, registry, CHOSEN)
+pub(crate) fn run_chosen(suite: &Suite, registry: &str) -> Result<(), Failure> {
+    run(suite, registry, CHOSEN)
 }
 
 /// Runs the tests whose names contain one of `filters` (all, if there is none) in every way an ordinary user has.
-pub(crate) fn run(stave: &Path, registry: &str, filters: &[&str]) -> Result<(), Failure> {
+pub(crate) fn run(suite: &Suite, registry: &str, filters: &[&str]) -> Result<(), Failure> {
     machine::install(PACKAGES)?;
-    let place = Place::make(stave)?;
+    let place = Place::make(suite)?;
     for (name, subordinate) in [("stave-test-ids", true), ("stave-test-one", false)] {
         let user = User::make(name, subordinate)?;
         println!(
@@ -125,13 +126,13 @@ fn in_container(place: &Place, registry: &str, filters: &[&str]) -> Result<(), F
 struct Place(PathBuf);
 
 impl Place {
-    fn make(stave: &Path) -> Result<Self, Failure> {
+    fn make(suite: &Suite) -> Result<Self, Failure> {
         let place = Self(PLACE.into());
         place.clear();
         fs::create_dir_all(&place.0)?;
         fs::set_permissions(&place.0, fs::Permissions::from_mode(0o755))?;
-        for (from, name) in [(stave.to_owned(), "stave"), (test_program()?, "e2e")] {
-            fs::copy(&from, place.path(name))?;
+        for (from, name) in [(&suite.stave, "stave"), (&suite.e2e, "e2e")] {
+            fs::copy(from, place.path(name))?;
             fs::set_permissions(place.path(name), fs::Permissions::from_mode(0o755))?;
         }
         Ok(place)
@@ -203,21 +204,6 @@ fn free_range(granted: &str) -> u64 {
         Some(numbers.next()?.ok()? + numbers.next()?.ok()?)
     };
     granted.lines().filter_map(end).max().unwrap_or(0).max(100_000)
-}
-
-/// The compiled integration tests.
-fn test_program() -> Result<PathBuf, Failure> {
-    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build.args(["test", "--no-run", "--locked", "--workspace", "--test", "e2e"]);
-    build.arg("--message-format=json-render-diagnostics").current_dir(crate::root()).stderr(Stdio::inherit());
-    let output = build.output()?;
-    let found = String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        // The program that is tested is built as well, and named in any order.
-        .filter(|message| message["target"]["kind"][0] == "test")
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from));
-    found.ok_or_else(|| "cargo named no test program".into())
 }
 
 #[cfg(test)]
