@@ -27,10 +27,22 @@ const VALUE_LIMIT: usize = 128;
 
 /// Overlay's attribute of an empty file that means "removed here", and of the directory such a file is in.
 fn marks() -> (&'static str, &'static str) {
-    match may_be_recorded() {
-        true => ("user.overlay.whiteout", "user.overlay.opaque"),
-        false => ("trusted.overlay.whiteout", "trusted.overlay.opaque"),
+    match may_set_trusted() {
+        false => ("user.overlay.whiteout", "user.overlay.opaque"),
+        true => ("trusted.overlay.whiteout", "trusted.overlay.opaque"),
     }
+}
+
+/// Whether `trusted.*` attributes can be set: with `CAP_SYS_ADMIN` outside of all user namespaces.
+pub(crate) fn may_set_trusted() -> bool {
+    const SYS_ADMIN: u64 = 1 << 21;
+    static HELD: LazyLock<bool> = LazyLock::new(|| {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        let bits = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+        bits.is_none_or(|bits| bits & SYS_ADMIN != 0)
+    });
+    !may_be_recorded() && *HELD
 }
 
 /// Ids of this process's user namespace.

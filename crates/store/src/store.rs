@@ -51,12 +51,9 @@ pub struct StoreConfig {
 }
 
 impl StoreConfig {
-    /// The configuration this process can use: trusted marks for root, user marks for others.
+    /// The configuration this process can use: trusted marks for root of the machine, user marks for others.
     pub fn for_this_process() -> Self {
-        // Root of a user namespace maps fewer ids, and may not set trusted attributes.
-        let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-        let maps_all = map.split_whitespace().eq(["0", "0", "4294967295"]);
-        let trusted = maps_all && rustix::process::geteuid().is_root();
+        let trusted = crate::owner::may_set_trusted();
         Self { xattrs: if trusted { OverlayXattrs::Trusted } else { OverlayXattrs::User } }
     }
 }

@@ -100,43 +100,48 @@ impl Level {
             }
             links.insert((stat.st_dev, stat.st_ino), path.to_owned());
         }
-        match kind {
-            FileType::RegularFile => self.file(name, &stat)?,
-            FileType::Symlink => symlinkat(readlinkat(&self.from, name, Vec::new())?, &self.to, name)?,
-            FileType::CharacterDevice if stat.st_rdev == 0 => {
-                return Ok(owner::make_whiteout(&self.to, name).map(|()| None)?);
-            }
-            kind => owner::make_node(&self.to, name, kind, Mode::from_raw_mode(0o600), stat.st_rdev)?,
+        if kind == FileType::CharacterDevice && stat.st_rdev == 0 {
+            return Ok(owner::make_whiteout(&self.to, name).map(|()| None)?);
         }
-        settle(&self.from, &self.to, name, &stat)?;
+        copy_entry(&self.from, &self.to, name, &stat)?;
         Ok(None)
-    }
-
-    fn file(&self, name: &OsStr, stat: &Stat) -> io::Result<()> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let from = openat(&self.from, name, flags, Mode::empty())?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let to = openat(&self.to, name, flags, Mode::from_raw_mode(0o600))?;
-        let size = u64::try_from(stat.st_size).unwrap_or(0);
-        let mut offset = 0;
-        ftruncate(&to, size)?;
-        // From one stretch of data to the next: what is between them is a hole in both.
-        while offset < size {
-            let start = match rustix::fs::seek(&from, rustix::fs::SeekFrom::Data(offset)) {
-                Err(Errno::NXIO) => break,
-                other => other?,
-            };
-            let end = rustix::fs::seek(&from, rustix::fs::SeekFrom::Hole(start))?;
-            copy(&from, &to, start, end - start)?;
-            offset = end;
-        }
-        Ok(())
     }
 
     /// The directory's own properties, once nothing in it changes any more.
     fn finish(&self) -> io::Result<()> {
         settle(&self.from, &self.to, OsStr::new("."), &self.stat)
     }
+}
+
+/// Copies one entry of a directory that is no directory itself, with everything it has.
+pub(crate) fn copy_entry(from: &OwnedFd, to: &OwnedFd, name: &OsStr, stat: &Stat) -> io::Result<()> {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => copy_file(from, to, name, stat)?,
+        FileType::Symlink => symlinkat(readlinkat(from, name, Vec::new())?, to, name)?,
+        kind => owner::make_node(to, name, kind, Mode::from_raw_mode(0o600), stat.st_rdev)?,
+    }
+    settle(from, to, name, stat)
+}
+
+fn copy_file(from: &OwnedFd, to: &OwnedFd, name: &OsStr, stat: &Stat) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let from = openat(from, name, flags, Mode::empty())?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let to = openat(to, name, flags, Mode::from_raw_mode(0o600))?;
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    let mut offset = 0;
+    ftruncate(&to, size)?;
+    // From one stretch of data to the next: what is between them is a hole in both.
+    while offset < size {
+        let start = match rustix::fs::seek(&from, rustix::fs::SeekFrom::Data(offset)) {
+            Err(Errno::NXIO) => break,
+            other => other?,
+        };
+        let end = rustix::fs::seek(&from, rustix::fs::SeekFrom::Hole(start))?;
+        copy(&from, &to, start, end - start)?;
+        offset = end;
+    }
+    Ok(())
 }
 
 /// Copies a stretch, in the kernel.
@@ -166,7 +171,7 @@ fn dup(fd: &OwnedFd) -> io::Result<std::fs::File> {
 }
 
 /// Owner, mode, attributes and times, in the order in which none undoes another.
-fn settle(from: &OwnedFd, to: &OwnedFd, name: &OsStr, stat: &Stat) -> io::Result<()> {
+pub(crate) fn settle(from: &OwnedFd, to: &OwnedFd, name: &OsStr, stat: &Stat) -> io::Result<()> {
     let flags = AtFlags::SYMLINK_NOFOLLOW;
     chownat(to, name, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)), flags)?;
     let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);

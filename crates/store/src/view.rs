@@ -60,6 +60,11 @@ impl MergedEntry {
         &self.path
     }
 
+    /// The directory that holds it, and its name there.
+    pub(crate) fn place(&self) -> (&OwnedFd, &OsStr) {
+        (&self.parent, &self.name)
+    }
+
     /// `lstat` of the topmost version.
     pub fn stat(&self) -> &Stat {
         &self.stat
@@ -369,7 +374,11 @@ impl Iterator for Walk<'_> {
 impl Store {
     /// A merged view of a snapshot. Counts as a use; keep a lease while reading.
     pub fn view(&self, snapshot: &Snapshot) -> Result<MergedView, StoreError> {
-        let paths = self.layer_paths(snapshot)?;
+        self.view_of(&self.layer_paths(snapshot)?)
+    }
+
+    /// A merged view of layer directories, top first.
+    pub(crate) fn view_of(&self, paths: &[PathBuf]) -> Result<MergedView, StoreError> {
         let open = |path: &PathBuf| {
             let opened = open(path, directory_flags(), Mode::empty());
             opened.map(Arc::new).map_err(|error| StoreError::io("open", path, error))

@@ -1,0 +1,158 @@
+use std::collections::BTreeMap;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+
+use super::*;
+use crate::{Snapshot, Store};
+
+fn store() -> (tempfile::TempDir, Store) {
+    let place = tempfile::tempdir_in("/var/tmp").expect("a directory");
+    let store = Store::open(&place.path().join("state")).expect("a store");
+    (place, store)
+}
+
+/// A layer on `base`, written by `write`.
+fn layer(store: &Store, base: &Snapshot, write: impl FnOnce(&Path)) -> Snapshot {
+    let active = store.prepare(base).expect("a layer");
+    write(active.upper());
+    active.commit().expect("a snapshot")
+}
+
+/// A step on `base`, done to a flat tree.
+fn step(store: &Store, base: &Snapshot, taking: Taking, left: &Left, run: impl FnOnce(&Path)) -> Snapshot {
+    let active = store.prepare(base).expect("a layer");
+    let tree = store.flatten(active.lowers(), active.work().join("flat"), taking).expect("a tree");
+    run(tree.root());
+    tree.collect(active.upper(), left).expect("a layer");
+    drop(tree);
+    active.commit().expect("a snapshot")
+}
+
+/// Paths and contents of a snapshot; directories end in a slash.
+fn content(store: &Store, snapshot: &Snapshot) -> BTreeMap<String, String> {
+    let view = store.view(snapshot).expect("a view");
+    let shown = |entry: crate::MergedEntry| {
+        let path = entry.path().display().to_string();
+        match entry.file_type() {
+            FileType::Directory => (path + "/", String::new()),
+            FileType::Symlink => (path, entry.read_link().expect("a link").display().to_string()),
+            _ => (path, io::read_to_string(entry.open().expect("a file")).expect("text")),
+        }
+    };
+    view.walk().map(|entry| shown(entry.expect("an entry"))).filter(|(path, _)| path != "/").collect()
+}
+
+/// The names in the layer itself.
+fn names(store: &Store, snapshot: &Snapshot) -> Vec<String> {
+    let top = Snapshot::new(vec![snapshot.top().expect("a layer")]);
+    let place = store.layer_paths(&top).expect("paths").remove(0);
+    let mut found = Vec::new();
+    let mut left = vec![place.clone()];
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(directory).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            let stat = fs::symlink_metadata(&path).expect("a status");
+            let gone = stat.rdev() == 0 && stat.mode() & 0o170_000 == 0o020_000;
+            found.push(format!(
+                "{}{}",
+                if gone { "-" } else { "" },
+                path.strip_prefix(&place).expect("below").display()
+            ));
+            if stat.is_dir() {
+                left.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn base(store: &Store) -> Snapshot {
+    let first = layer(store, &Snapshot::scratch(), |upper| {
+        fs::create_dir_all(upper.join("etc/deep")).expect("directories");
+        fs::write(upper.join("etc/passwd"), "root").expect("a file");
+        fs::write(upper.join("etc/deep/gone"), "x").expect("a file");
+        fs::write(upper.join("hidden"), "x").expect("a file");
+        fs::create_dir(upper.join("one")).expect("a directory");
+        fs::create_dir(upper.join("two")).expect("a directory");
+        fs::write(upper.join("one/name"), "1").expect("a file");
+        fs::write(upper.join("two/name"), "2").expect("a file");
+    });
+    layer(store, &first, |upper| {
+        owner::make_whiteout(opened(upper).expect("open"), "hidden").expect("a whiteout");
+        symlink("etc/passwd", upper.join("link")).expect("a link");
+    })
+}
+
+#[test]
+fn a_step_changes_what_it_changed() {
+    for taking in [Taking::Copies, Taking::Links] {
+        let (_place, store) = store();
+        let base = base(&store);
+        let snapshot = step(&store, &base, taking, &Left::default(), |root| {
+            assert!(!root.join("hidden").exists());
+            fs::remove_file(root.join("etc/passwd")).expect("gone");
+            fs::write(root.join("etc/passwd"), "ROOT").expect("a file");
+            fs::remove_dir_all(root.join("etc/deep")).expect("gone");
+            fs::create_dir(root.join("new")).expect("a directory");
+            fs::write(root.join("new/file"), "n").expect("a file");
+        });
+        let found = content(&store, &snapshot);
+        let shown: Vec<_> = found.iter().map(|(path, text)| format!("{path}={text}")).collect();
+        let expected = [
+            "etc/=",
+            "etc/passwd=ROOT",
+            "link=etc/passwd",
+            "new/=",
+            "new/file=n",
+            "one/=",
+            "one/name=1",
+            "two/=",
+            "two/name=2",
+        ];
+        assert_eq!(shown, expected, "{taking:?}");
+        assert_eq!(
+            names(&store, &snapshot),
+            ["-etc/deep", "etc", "etc/passwd", "new", "new/file"],
+            "{taking:?}"
+        );
+        // The layers below are as they were.
+        assert_eq!(content(&store, &base)["etc/passwd"], "root");
+    }
+}
+
+#[test]
+fn what_is_written_in_place_or_renamed_is_found() {
+    let (_place, store) = store();
+    let base = base(&store);
+    let snapshot = step(&store, &base, Taking::Copies, &Left::default(), |root| {
+        // The same length and time as before.
+        let file = root.join("etc/passwd");
+        let before = fs::metadata(&file).expect("a status").modified().expect("a time");
+        let written = File::options().write(true).open(&file).expect("a file");
+        std::os::unix::fs::FileExt::write_all_at(&written, b"evil", 0).expect("a write");
+        written.set_modified(before).expect("a time");
+        // A directory in the place of another, its files untouched.
+        fs::remove_dir_all(root.join("two")).expect("gone");
+        fs::rename(root.join("one"), root.join("two")).expect("a rename");
+        fs::set_permissions(root.join("link"), fs::Permissions::from_mode(0o600)).expect("a mode");
+    });
+    let found = content(&store, &snapshot);
+    assert_eq!((found["etc/passwd"].as_str(), found["two/name"].as_str()), ("evil", "1"));
+    assert!(!found.contains_key("one/"));
+}
+
+#[test]
+fn nothing_changed_is_an_empty_layer() {
+    let (_place, store) = store();
+    let base = base(&store);
+    let left = Left { out: ["etc/hosts".into(), "run/secret".into()].into(), holders: ["run".into()].into() };
+    let snapshot = step(&store, &base, Taking::Copies, &left, |root| {
+        let before = status(&root.join("etc")).expect("a status").expect("there");
+        fs::write(root.join("etc/hosts"), "127.0.0.1").expect("a file");
+        fs::create_dir(root.join("run")).expect("a directory");
+        fs::write(root.join("run/secret"), "s").expect("a file");
+        times(&root.join("etc"), &before).expect("a time");
+    });
+    assert!(!content(&store, &snapshot).contains_key("run/"));
+    assert!(names(&store, &snapshot).iter().all(|name| name == "etc"), "{:?}", names(&store, &snapshot));
+}
