@@ -52,8 +52,8 @@ enum Form {
     Prefix(String),
     /// `**/x` and `**x`: ends with this; without its leading slash it may also be the whole path.
     Suffix(String),
-    /// All else.
-    Wild(Tokens),
+    /// All else. What a match begins and ends with is looked at before any state: most paths end there.
+    Wild { tokens: Tokens, start: String, end: String },
 }
 
 /// What [`PatternMatcher::matches_within`] learnt about a directory, for the paths right below it.
@@ -165,7 +165,9 @@ impl Pattern {
             Form::Exact => path == self.text,
             Form::Prefix(prefix) => path.starts_with(prefix),
             Form::Suffix(suffix) => path.ends_with(suffix) || suffix.strip_prefix('/') == Some(path),
-            Form::Wild(tokens) => tokens.matches(path),
+            Form::Wild { tokens, start, end } => {
+                path.starts_with(start) && path.ends_with(end) && tokens.matches(path)
+            }
         }
     }
 
@@ -182,7 +184,10 @@ impl Pattern {
                 below(prefix, directory) || directory.starts_with(prefix) || prefix.starts_with(directory)
             }
             Form::Suffix(_) => true,
-            Form::Wild(tokens) => tokens.may_match_after(directory),
+            Form::Wild { tokens, start, .. } => {
+                (directory.starts_with(start) || start.starts_with(directory))
+                    && tokens.may_match_after(directory)
+            }
         }
     }
 }
@@ -205,7 +210,9 @@ fn form(text: &str, tokens: Tokens) -> Form {
         tokens if tokens.iter().all(Token::is_plain) => return Form::Exact,
         _ => {}
     }
-    Form::Wild(tokens)
+    let start = tokens.as_slice().iter().map_while(Token::letter).collect();
+    let end: Vec<char> = tokens.as_slice().iter().rev().map_while(Token::letter).collect();
+    Form::Wild { tokens, start, end: end.into_iter().rev().collect() }
 }
 
 /// The shortest path that says the same, as Go's `filepath.Clean` gives it; nothing becomes `.`.

@@ -33,6 +33,14 @@ impl Token {
         matches!(self, Self::Letter(_))
     }
 
+    /// The only character that the step takes, where there is just one.
+    pub(super) fn letter(&self) -> Option<char> {
+        match self {
+            Self::Letter(letter) | Self::Escaped(letter) => Some(*letter),
+            _ => None,
+        }
+    }
+
     /// Whether the step takes exactly one character, and takes this one.
     fn takes(&self, letter: char) -> bool {
         match self {

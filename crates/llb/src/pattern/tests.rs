@@ -144,3 +144,35 @@ proptest::proptest! {
         proptest::prop_assert!(!matcher.matches(&short));
     }
 }
+
+#[test]
+fn ends_of_wild_patterns_may_overlap_in_the_pattern_only() {
+    check(&["ab*ba"], "aba", false);
+    check(&["ab*ba"], "abba", true);
+    check(&["a/**/*a"], "a/a", true);
+    check(&["a/**/*a"], "a", false);
+    check(&["\\[x*"], "[xy", true);
+    check(&["x*\\]"], "xy]", true);
+    let matcher = PatternMatcher::new(["src/**/gen/*.rs"]).expect("is a pattern");
+    for (directory, expected) in [("src", true), ("src/a", true), ("sr", false), ("lib", false)] {
+        assert_eq!(matcher.match_below(directory), expected, "{directory}");
+    }
+}
+
+#[test]
+fn all_short_paths_agree_with_the_states_alone() {
+    let patterns = ["a*b", "**/a*", "a/**/b*", "?/a", "[ab]*a", "a**b", "*", "**a?"];
+    let letters = ["a", "b", "/"];
+    let mut paths = vec![String::new()];
+    for _ in 0..4 {
+        let longer = paths.iter().flat_map(|path| letters.map(|letter| format!("{path}{letter}")));
+        paths = paths.iter().cloned().chain(longer).collect();
+    }
+    for pattern in patterns {
+        let compiled = Pattern::new(pattern).expect("is a pattern");
+        let Form::Wild { tokens, .. } = &compiled.form else { continue };
+        for path in &paths {
+            assert_eq!(compiled.matches(path), tokens.matches(path), "{pattern} {path}");
+        }
+    }
+}
