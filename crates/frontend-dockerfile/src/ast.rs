@@ -3,6 +3,8 @@
 //! Owns plain values only. Nothing here knows variables' values, other stages or images; that is
 //! [`crate::BuildPlan`]. Start with [`Dockerfile`], [`Instruction`] and [`InstructionKind`].
 
+use std::sync::Arc;
+
 use crate::{
     diagnostic::Diagnostic,
     source::{Lines, Source, Span},
@@ -56,8 +58,8 @@ pub struct Stage {
     pub from: From,
     /// The `FROM` instruction's place and text; its `kind` is [`InstructionKind::From`].
     pub instruction: Instruction,
-    /// The instructions after it, in order.
-    pub instructions: Vec<Instruction>,
+    /// The instructions after it, in order; a plan shares them.
+    pub instructions: Vec<Arc<Instruction>>,
 }
 
 /// One instruction.

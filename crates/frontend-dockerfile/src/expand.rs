@@ -112,18 +112,15 @@ impl Expander {
     /// # Errors
     /// Where the word is malformed, nests deeper than [`MAX_DEPTH`] or demands a variable that is not set.
     pub fn expand(&self, word: &str, variables: &dyn Lookup) -> Result<Expansion, ExpandError> {
-        // Most words have nothing to expand.
-        if !word.contains(['$', '\'', '"', '<', self.escape]) {
-            let words = word.split_whitespace().map(str::to_owned).collect();
-            return Ok(Expansion { text: word.to_owned(), words, ..Expansion::default() });
-        }
-        let mut lexer = Lexer::new(*self, word, variables);
-        match lexer.until(None, self.raw_escapes) {
-            Ok((text, words)) => {
-                Ok(Expansion { text, words, matched: lexer.matched, unmatched: lexer.unmatched })
-            }
-            Err(kind) => Err(ExpandError { word: word.to_owned(), kind, unmatched: lexer.unmatched }),
-        }
+        self.read(word, variables, true)
+    }
+
+    /// As [`Expander::expand`], for whom the result is one word: its `words` stay empty.
+    ///
+    /// # Errors
+    /// As [`Expander::expand`].
+    pub fn unsplit(&self, word: &str, variables: &dyn Lookup) -> Result<Expansion, ExpandError> {
+        self.read(word, variables, false)
     }
 
     /// The expanded text alone.
@@ -131,7 +128,23 @@ impl Expander {
     /// # Errors
     /// As [`Expander::expand`].
     pub fn text(&self, word: &str, variables: &dyn Lookup) -> Result<String, ExpandError> {
-        self.expand(word, variables).map(|expansion| expansion.text)
+        self.unsplit(word, variables).map(|expansion| expansion.text)
+    }
+
+    fn read(&self, word: &str, variables: &dyn Lookup, split: bool) -> Result<Expansion, ExpandError> {
+        // Most words have nothing to expand.
+        if !word.contains(['$', '\'', '"', '<', self.escape]) {
+            let words = split.then(|| word.split_whitespace().map(str::to_owned).collect());
+            let words = words.unwrap_or_default();
+            return Ok(Expansion { text: word.to_owned(), words, ..Expansion::default() });
+        }
+        let mut lexer = Lexer::new(*self, word, variables, split);
+        match lexer.until(None, self.raw_escapes) {
+            Ok((text, words)) => {
+                Ok(Expansion { text, words, matched: lexer.matched, unmatched: lexer.unmatched })
+            }
+            Err(kind) => Err(ExpandError { word: word.to_owned(), kind, unmatched: lexer.unmatched }),
+        }
     }
 }
 

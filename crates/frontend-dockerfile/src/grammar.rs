@@ -18,6 +18,10 @@ use derived::{DockerfileGrammar, Rule};
 const SHADOW_ESCAPE: char = '\u{1b}';
 /// Stands for a character that happens to be [`SHADOW_ESCAPE`] in the file.
 const SHADOW_OTHER: char = '\u{1a}';
+/// Stands for all white space of two bytes, which separates words and is no blank to the reference.
+const SHADOW_SPACE_2: char = '\u{85}';
+/// As [`SHADOW_SPACE_2`], for that of three bytes.
+const SHADOW_SPACE_3: char = '\u{3000}';
 
 /// A line and the shadow of it the grammar reads; both are of equal length.
 #[derive(Clone, Debug)]
@@ -55,9 +59,18 @@ pub(crate) enum FieldsError {
 
 impl LineText {
     pub(crate) fn new(text: String, escape: char) -> Self {
+        if let Some(shadow) = shadow_of_ascii(&text, escape) {
+            return Self { text, shadow };
+        }
         let shadow = text.chars().map(|letter| match letter {
             _ if letter == escape => SHADOW_ESCAPE,
+            '\t' | '\n' | '\u{b}' | '\u{c}' | '\r' => ' ',
             SHADOW_ESCAPE => SHADOW_OTHER,
+            ..'\u{80}' => letter,
+            white if white.is_whitespace() => match white.len_utf8() {
+                2 => SHADOW_SPACE_2,
+                _ => SHADOW_SPACE_3,
+            },
             other => other,
         });
         Self { shadow: shadow.collect(), text }
@@ -88,7 +101,7 @@ impl LineText {
             let piece = self.piece(&pair, range.start);
             match pair.as_rule() {
                 Rule::keyword => keyword = Some(piece),
-                Rule::flag => flags.push(self.flag(pair, range.start)),
+                Rule::flag => flags.push(self.flag(piece)),
                 Rule::arguments => arguments = self.trim(piece.range.start..range.end),
                 _ => {}
             }
@@ -96,10 +109,16 @@ impl LineText {
         Some(LineParts { keyword: keyword?, flags, arguments })
     }
 
-    fn flag(&self, pair: Pair<'_, Rule>, offset: usize) -> Piece {
-        let range = self.piece(&pair, offset).range;
-        let text = pair.into_inner().map(|part| self.piece(&part, offset).text).collect();
-        Piece { text, range }
+    /// A flag as it was meant, without quotes and escapes.
+    fn flag(&self, piece: Piece) -> Piece {
+        let shadow = &self.shadow[piece.range.clone()];
+        if !shadow.contains(['\'', '"', SHADOW_ESCAPE]) {
+            return piece;
+        }
+        let Ok(pairs) = DockerfileGrammar::parse(Rule::flag_text, shadow) else { return piece };
+        let parts = pairs.flat_map(Pair::into_inner).filter(|part| part.as_rule() != Rule::EOI);
+        let text = parts.map(|part| self.piece(&part, piece.range.start).text).collect();
+        Piece { text, range: piece.range }
     }
 
     /// Words, their quotes and escapes kept.
@@ -139,6 +158,21 @@ impl LineText {
         let start = range.start + (text.len() - text.trim_start().len());
         start..(range.end - (text.len() - text.trim_end().len())).max(start)
     }
+}
+
+/// The shadow of a line that is ASCII, as nearly all are.
+fn shadow_of_ascii(text: &str, escape: char) -> Option<String> {
+    let escape = u8::try_from(escape).ok().filter(u8::is_ascii)?;
+    if !text.is_ascii() {
+        return None;
+    }
+    let shadow = text.bytes().map(|letter| match letter {
+        _ if letter == escape => 0x1b,
+        b'\t'..=b'\r' => b' ',
+        0x1b => 0x1a,
+        other => other,
+    });
+    String::from_utf8(shadow.collect()).ok()
 }
 
 /// Splits comma-separated options, taking quotes away.
@@ -229,6 +263,8 @@ mod tests {
         check_words('\\', "a \"\" b", &["a", "\"\"", "b"]);
         check_words('`', r"a\ b` c", &[r"a\", "b` c"]);
         check_words('\\', "a\u{1b} b", &["a\u{1b}", "b"]);
+        check_words('\\', "é\u{1b} a\u{a0}b\u{2003}\u{3000}c\t\u{b}d", &["é\u{1b}", "a", "b", "c", "d"]);
+        check_words('\\', "a\\\u{a0}b\\\u{2003}c \"\u{a0}\"", &["a\\\u{a0}b\\\u{2003}c", "\"\u{a0}\""]);
         check_words('\\', "\\", &[]);
     }
 

@@ -4,6 +4,8 @@
 //! which stage, and the order in which errors count. It always gives a tree; what could not be read
 //! is missing from it and named in the diagnostics. Start with [`parse`].
 
+use std::sync::Arc;
+
 use crate::{
     ast::{DirectiveKind, Dockerfile, Heredoc, Instruction, InstructionKind, Stage, Word},
     check::{self, Checks},
@@ -172,7 +174,7 @@ impl Tree {
             return;
         }
         match (self.dockerfile.stages.last_mut(), &instruction.kind) {
-            (Some(stage), _) => stage.instructions.push(instruction),
+            (Some(stage), _) => stage.instructions.push(Arc::new(instruction)),
             (None, InstructionKind::Arg(_)) => self.dockerfile.globals.push(instruction),
             (None, _) => {
                 let error =

@@ -6,6 +6,10 @@
 /// The shortest equal path: no `.`, no `..` that can be resolved, no doubled slashes; `.` for nothing.
 pub(crate) fn clean(path: &str) -> String {
     let rooted = path.starts_with('/');
+    // Most paths are clean.
+    if path.split('/').skip(usize::from(rooted)).all(|part| !matches!(part, "" | "." | "..")) {
+        return path.to_owned();
+    }
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
         match part {
@@ -21,7 +25,7 @@ pub(crate) fn clean(path: &str) -> String {
         }
     }
     match (rooted, parts.is_empty()) {
-        (true, _) => format!("/{}", parts.join("/")),
+        (true, _) => ["/", &parts.join("/")].concat(),
         (false, true) => ".".to_owned(),
         (false, false) => parts.join("/"),
     }
@@ -33,7 +37,7 @@ pub(crate) fn join(parent: &str, path: &str) -> String {
         (true, true) => String::new(),
         (true, false) => clean(path),
         (false, true) => clean(parent),
-        (false, false) => clean(&format!("{parent}/{path}")),
+        (false, false) => clean(&[parent, "/", path].concat()),
     }
 }
 

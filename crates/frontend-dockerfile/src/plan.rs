@@ -4,6 +4,8 @@
 //! because a base image's environment takes part in expansion; [`crate::lower()`] expands them. Must
 //! not know operations. Start with [`BuildPlan`] and [`PlannedStage`].
 
+use std::sync::Arc;
+
 use stave_llb::Definition;
 use stave_oci::{Platform, Reference};
 
@@ -123,8 +125,8 @@ pub struct ContextBase {
 /// An instruction of a stage, with what it takes files from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlannedInstruction {
-    /// The instruction, unexpanded.
-    pub instruction: Instruction,
+    /// The instruction, unexpanded; shared with the file where it stands in it.
+    pub instruction: Arc<Instruction>,
     /// Whether it is a trigger of the base.
     pub on_build: bool,
     /// For `COPY --from` one stage; for `RUN` one per mount, `None` for a mount without `from`.

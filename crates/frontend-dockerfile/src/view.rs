@@ -76,7 +76,7 @@ fn stage(stage: &Stage) -> Value {
     let mut object = Object::default();
     object.some("name", stage.from.name.as_ref().map(|name| name.name.as_str()));
     object.put("from", instruction(&stage.instruction));
-    object.put("instructions", stage.instructions.iter().map(instruction).collect::<Vec<_>>());
+    object.put("instructions", stage.instructions.iter().map(|one| instruction(one)).collect::<Vec<_>>());
     object.done()
 }
 

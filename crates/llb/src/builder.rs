@@ -4,7 +4,7 @@
 //! operation at its end, so that equal steps have BuildKit's digests. Must not know Dockerfiles. Start
 //! with [`GraphBuilder`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use stave_oci::{Digest, Platform};
 
@@ -181,7 +181,7 @@ impl GraphBuilder {
     pub fn finish(self, output: Option<Output>) -> Definition {
         let mut definition = Definition::empty();
         let Some(output) = output else { return definition };
-        let mut digests: HashMap<usize, Digest> = HashMap::new();
+        let mut digests = Digests { places: vec![usize::MAX; self.nodes.len()], all: Vec::new() };
         let mut locations: BTreeMap<Digest, Vec<SourceLocation>> = BTreeMap::new();
         let order = self.order(output.node);
         let mut nodes: Vec<Option<Node>> = self.nodes.into_iter().map(Some).collect();
@@ -190,7 +190,8 @@ impl GraphBuilder {
             let Some(mut node) = nodes[at].take() else { continue };
             let here = std::mem::take(&mut node.about.locations);
             let (vertex, bytes) = node.vertex(&digests);
-            digests.insert(at, vertex.digest.clone());
+            digests.places[at] = digests.all.len();
+            digests.all.push(vertex.digest.clone());
             locations.entry(vertex.digest.clone()).or_default().extend(here);
             definition.push(vertex, bytes);
         }
@@ -269,7 +270,7 @@ impl Node {
         }
     }
 
-    fn vertex(self, digests: &HashMap<usize, Digest>) -> (Vertex, Vec<u8>) {
+    fn vertex(self, digests: &Digests) -> (Vertex, Vec<u8>) {
         let Self { kind, platform, about } = self;
         let mut inputs = Inputs { edges: Vec::new(), digests };
         let mut metadata = about.metadata;
@@ -315,7 +316,7 @@ impl Node {
 /// The inputs of a vertex as they come up.
 struct Inputs<'a> {
     edges: Vec<Edge>,
-    digests: &'a HashMap<usize, Digest>,
+    digests: &'a Digests,
 }
 
 impl Inputs<'_> {
@@ -334,9 +335,16 @@ impl Inputs<'_> {
     }
 }
 
-fn edge(output: Output, digests: &HashMap<usize, Digest>) -> Edge {
+/// The digests of the nodes walked so far.
+struct Digests {
+    /// By node, where its digest stands in `all`.
+    places: Vec<usize>,
+    all: Vec<Digest>,
+}
+
+fn edge(output: Output, digests: &Digests) -> Edge {
     // Inputs are walked before their users, so that each has its digest by now.
-    Edge { vertex: digests[&output.node].clone(), output: output.index }
+    Edge { vertex: digests.all[digests.places[output.node]].clone(), output: output.index }
 }
 
 fn index(at: usize) -> u32 {

@@ -185,7 +185,7 @@ impl Walk<'_> {
         instruction: &Instruction,
         text: &str,
     ) -> Result<String, Stopped> {
-        let expansion = expander.expand(text, &scope.variables);
+        let expansion = expander.unsplit(text, &scope.variables);
         let unmatched = match &expansion {
             Ok(expansion) => &expansion.unmatched,
             Err(failure) => &failure.unmatched,

@@ -60,8 +60,7 @@ fn of_from(checks: &Checks, stage: &Stage, findings: &mut Vec<Diagnostic>) {
     }
     let keyword = name.keyword.text.as_str();
     let fits = match Case::of(&instruction.keyword) {
-        Some(Case::Lower) => keyword == keyword.to_lowercase(),
-        Some(Case::Upper) => keyword == keyword.to_uppercase(),
+        Some(case) => Case::of(keyword) == Some(case),
         None => true,
     };
     if !fits {
@@ -115,11 +114,11 @@ enum Case {
 impl Case {
     /// The case of a word that is all of one case.
     fn of(word: &str) -> Option<Self> {
-        match word {
-            _ if word == word.to_lowercase() => Some(Self::Lower),
-            _ if word == word.to_uppercase() => Some(Self::Upper),
-            _ => None,
+        // Keywords are ASCII.
+        if !word.bytes().any(|letter| letter.is_ascii_uppercase()) {
+            return Some(Self::Lower);
         }
+        (!word.bytes().any(|letter| letter.is_ascii_lowercase())).then_some(Self::Upper)
     }
 }
 
@@ -127,7 +126,9 @@ impl Case {
 fn casing(checks: &Checks, dockerfile: &Dockerfile, findings: &mut Vec<Diagnostic>) {
     let all = || {
         let stages = dockerfile.stages.iter();
-        stages.flat_map(|stage| std::iter::once(&stage.instruction).chain(&stage.instructions))
+        stages.flat_map(|stage| {
+            std::iter::once(&stage.instruction).chain(stage.instructions.iter().map(AsRef::as_ref))
+        })
     };
     let count = |case| all().filter(|instruction| Case::of(&instruction.keyword) == Some(case)).count();
     let (majority, name) = match count(Case::Lower) > count(Case::Upper) {

@@ -54,7 +54,7 @@ impl BuildPlan {
 
     fn declared(&self) -> BTreeSet<&str> {
         let planned = self.stages.iter().flat_map(|stage| &stage.instructions);
-        let instructions = self.dockerfile.globals.iter().chain(planned.map(|planned| &planned.instruction));
+        let instructions = self.dockerfile.globals.iter().chain(planned.map(|planned| &*planned.instruction));
         let arguments = instructions.filter_map(|instruction| match &instruction.kind {
             InstructionKind::Arg(arguments) => Some(arguments),
             _ => None,

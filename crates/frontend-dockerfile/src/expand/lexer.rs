@@ -3,25 +3,41 @@
 //! Owns quotes, escapes, `$` and `${…}` with their modifiers. Matching of `#`, `%` and `/` is
 //! `shell_pattern`'s.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use crate::scope::Lookup;
 
 use super::{ExpandErrorKind, Expander, MAX_DEPTH, MAX_VALUES, shell_pattern};
 
-/// Collects words while a text is expanded.
-#[derive(Default)]
+/// Collects words while a text is expanded, where somebody wants them.
 struct WordList {
+    wanted: bool,
     words: Vec<String>,
     current: String,
 }
 
 impl WordList {
-    /// Takes a letter that separates words if it is white space.
-    fn letter(&mut self, letter: char) {
-        match letter.is_whitespace() {
-            true => self.finish(),
-            false => self.current.push(letter),
+    fn new(wanted: bool) -> Self {
+        Self { wanted, words: Vec::new(), current: String::new() }
+    }
+
+    /// Takes text whose white space separates words.
+    fn split(&mut self, text: &str) {
+        if !self.wanted {
+            return;
+        }
+        let mut pieces = text.split(char::is_whitespace);
+        self.current.push_str(pieces.next().unwrap_or_default());
+        for piece in pieces {
+            self.finish();
+            self.current.push_str(piece);
+        }
+    }
+
+    /// Takes text that is part of one word.
+    fn keep(&mut self, text: &str) {
+        if self.wanted {
+            self.current.push_str(text);
         }
     }
 
@@ -32,10 +48,13 @@ impl WordList {
     }
 }
 
-/// Reads a word letter by letter and expands what it meets.
+/// Reads a word and expands what it meets.
 pub(super) struct Lexer<'a> {
     rules: Expander,
-    letters: Vec<char>,
+    word: &'a str,
+    /// Whether the words of the result are wanted.
+    split: bool,
+    /// The offset of the next letter.
     at: usize,
     depth: usize,
     /// How many bytes of values may still be put in.
@@ -48,10 +67,11 @@ pub(super) struct Lexer<'a> {
 }
 
 impl<'a> Lexer<'a> {
-    pub(super) fn new(rules: Expander, word: &str, variables: &'a dyn Lookup) -> Self {
+    pub(super) fn new(rules: Expander, word: &'a str, variables: &'a dyn Lookup, split: bool) -> Self {
         Self {
             rules,
-            letters: word.chars().collect(),
+            word,
+            split,
             at: 0,
             depth: 0,
             budget: MAX_VALUES,
@@ -61,24 +81,37 @@ impl<'a> Lexer<'a> {
         }
     }
 
+    fn rest(&self) -> &'a str {
+        &self.word[self.at..]
+    }
+
     fn peek(&self) -> Option<char> {
-        self.letters.get(self.at).copied()
+        self.rest().chars().next()
     }
 
     fn next(&mut self) -> Option<char> {
         let letter = self.peek();
-        self.at += usize::from(letter.is_some());
+        self.at += letter.map_or(0, char::len_utf8);
         letter
     }
 
-    fn lookup(&mut self, name: &str) -> Result<Option<String>, ExpandErrorKind> {
+    /// Passes over all up to a letter that `ends` it, or to the end.
+    fn run(&mut self, ends: impl Fn(char) -> bool) -> &'a str {
+        let rest = self.rest();
+        let run = &rest[..rest.find(ends).unwrap_or(rest.len())];
+        self.at += run.len();
+        run
+    }
+
+    fn lookup(&mut self, name: &str) -> Result<Option<&'a str>, ExpandErrorKind> {
         let value = self.variables.value(name);
         // Without a limit a few lines of `ENV x=$x$x` fill any memory.
         let length = value.map_or(0, str::len);
         self.budget = self.budget.checked_sub(length).ok_or(ExpandErrorKind::TooLong)?;
-        let value = value.map(str::to_owned);
         let seen = if value.is_some() { &mut self.matched } else { &mut self.unmatched };
-        seen.insert(name.to_owned());
+        if !seen.contains(name) {
+            seen.insert(name.to_owned());
+        }
         Ok(value)
     }
 
@@ -101,42 +134,52 @@ impl<'a> Lexer<'a> {
 
     fn until_inner(&mut self, stop: Option<char>) -> Result<(String, Vec<String>), ExpandErrorKind> {
         let mut text = String::new();
-        let mut words = WordList::default();
-        while let Some(letter) = self.peek() {
+        let mut words = WordList::new(self.split);
+        let escape = self.rules.escape;
+        loop {
+            let plain = self.run(|letter| {
+                matches!(letter, '$' | '<' | '\'' | '"') || letter == escape || stop == Some(letter)
+            });
+            words.split(plain);
+            text.push_str(plain);
+            let Some(letter) = self.peek() else { break };
             if stop == Some(letter) {
-                self.at += 1;
+                self.at += letter.len_utf8();
                 words.finish();
                 return Ok((text, words.words));
             }
             match letter {
                 '$' => {
                     let value = self.dollar()?;
-                    value.chars().for_each(|letter| words.letter(letter));
+                    words.split(&value);
                     text.push_str(&value);
                 }
                 '<' | '\'' | '"' if letter == '<' || !self.rules.skip_quotes => {
                     let raw = match letter {
-                        '<' => self.possible_heredoc(),
-                        '\'' => self.single_quote()?,
-                        _ => self.double_quote()?,
+                        '<' => Cow::Borrowed(self.possible_heredoc()),
+                        '\'' => Cow::Borrowed(self.single_quote()?),
+                        _ => Cow::Owned(self.double_quote()?),
                     };
-                    words.current.push_str(&raw);
+                    words.keep(&raw);
                     text.push_str(&raw);
                 }
                 _ => {
-                    self.at += 1;
-                    if letter != self.rules.escape {
-                        words.letter(letter);
-                        text.push(letter);
+                    let start = self.at;
+                    self.at += letter.len_utf8();
+                    if letter != escape {
+                        let quote = &self.word[start..self.at];
+                        words.keep(quote);
+                        text.push_str(quote);
                         continue;
                     }
-                    if self.rules.raw_escapes {
-                        words.current.push(letter);
-                        text.push(letter);
+                    let start = if self.rules.raw_escapes { start } else { self.at };
+                    let more = self.next().is_some();
+                    let kept = &self.word[start..self.at];
+                    words.keep(kept);
+                    text.push_str(kept);
+                    if !more {
+                        break;
                     }
-                    let Some(escaped) = self.next() else { break };
-                    words.current.push(escaped);
-                    text.push(escaped);
                 }
             }
         }
@@ -151,26 +194,26 @@ impl<'a> Lexer<'a> {
     }
 
     /// Everything up to the next `'` as it stands.
-    fn single_quote(&mut self) -> Result<String, ExpandErrorKind> {
+    fn single_quote(&mut self) -> Result<&'a str, ExpandErrorKind> {
         let start = self.at;
         self.at += 1;
-        while let Some(letter) = self.next() {
-            if letter == '\'' {
-                let kept = if self.rules.raw_quotes { start..self.at } else { start + 1..self.at - 1 };
-                return Ok(self.letters[kept].iter().collect());
-            }
+        let content = self.run(|letter| letter == '\'');
+        if self.next().is_none() {
+            return Err(ExpandErrorKind::Unterminated("single-quote"));
         }
-        Err(ExpandErrorKind::Unterminated("single-quote"))
+        Ok(if self.rules.raw_quotes { &self.word[start..self.at] } else { content })
     }
 
     /// Everything up to the next `"`, with variables; the escape character acts on `"`, `$` and itself.
     fn double_quote(&mut self) -> Result<String, ExpandErrorKind> {
         let mut text = String::new();
+        let escape = self.rules.escape;
         self.at += 1;
         if self.rules.raw_quotes {
             text.push('"');
         }
         loop {
+            text.push_str(self.run(|letter| matches!(letter, '"' | '$') || letter == escape));
             match self.peek() {
                 None => return Err(ExpandErrorKind::Unterminated("double-quote")),
                 Some('"') => {
@@ -181,55 +224,48 @@ impl<'a> Lexer<'a> {
                     return Ok(text);
                 }
                 Some('$') => text.push_str(&self.dollar()?),
-                Some(letter) if letter == self.rules.escape => {
-                    self.at += 1;
+                Some(letter) => {
+                    self.at += letter.len_utf8();
                     if self.rules.raw_escapes {
                         text.push(letter);
                     }
                     match self.peek() {
                         None => {}
-                        Some(escaped) if escaped == '"' || escaped == '$' || escaped == self.rules.escape => {
-                            self.at += 1;
+                        Some(escaped) if escaped == '"' || escaped == '$' || escaped == escape => {
+                            self.at += escaped.len_utf8();
                             text.push(escaped);
                         }
                         Some(_) => text.push(letter),
                     }
-                }
-                Some(letter) => {
-                    self.at += 1;
-                    text.push(letter);
                 }
             }
         }
     }
 
     /// `<<` takes the blanks behind it into the word, so that `<< EOF` is one.
-    fn possible_heredoc(&mut self) -> String {
+    fn possible_heredoc(&mut self) -> &'a str {
+        let start = self.at;
         self.at += 1;
-        if self.peek() != Some('<') {
-            return "<".to_owned();
-        }
-        self.at += 1;
-        let mut text = "<<".to_owned();
-        while let Some(blank @ ('\t' | '\r' | ' ')) = self.peek() {
-            text.push(blank);
+        if self.peek() == Some('<') {
             self.at += 1;
+            self.run(|letter| !matches!(letter, '\t' | '\r' | ' '));
         }
-        text
+        &self.word[start..self.at]
     }
 
-    fn dollar(&mut self) -> Result<String, ExpandErrorKind> {
+    fn dollar(&mut self) -> Result<Cow<'a, str>, ExpandErrorKind> {
+        let start = self.at;
         self.at += 1;
         if self.peek() != Some('{') {
             let name = self.name();
             if name.is_empty() {
-                return Ok("$".to_owned());
+                return Ok(Cow::Borrowed("$"));
             }
-            return Ok(match self.lookup(&name)? {
+            return Ok(Cow::Borrowed(match self.lookup(name)? {
                 Some(value) => value,
-                None if self.rules.skip_unset => format!("${name}"),
-                None => String::new(),
-            });
+                None if self.rules.skip_unset => &self.word[start..self.at],
+                None => "",
+            }));
         }
         self.at += 1;
         match self.peek() {
@@ -239,17 +275,17 @@ impl<'a> Lexer<'a> {
         }
         let name = self.name();
         match self.next() {
-            Some('}') => Ok(match self.lookup(&name)? {
+            Some('}') => Ok(Cow::Borrowed(match self.lookup(name)? {
                 Some(value) => value,
-                None if self.rules.skip_unset => format!("${{{name}}}"),
-                None => String::new(),
-            }),
+                None if self.rules.skip_unset => &self.word[start..self.at],
+                None => "",
+            })),
             Some(':') => {
                 let modifier = self.next();
-                self.modified(&name, modifier, true)
+                self.modified(name, modifier, true).map(Cow::Owned)
             }
-            Some('/') => self.replaced(&name),
-            modifier => self.modified(&name, modifier, false),
+            Some('/') => self.replaced(name).map(Cow::Owned),
+            modifier => self.modified(name, modifier, false).map(Cow::Owned),
         }
     }
 
@@ -276,11 +312,11 @@ impl<'a> Lexer<'a> {
         if value.is_none() && self.rules.skip_unset {
             return Ok(format!("${{{name}{written}{word}}}"));
         }
-        let present = value.clone().filter(|value| !(colon && value.is_empty()));
+        let present = value.filter(|value| !(colon && value.is_empty()));
         match modifier {
-            Some('-') => Ok(present.unwrap_or(word)),
+            Some('-') => Ok(present.map_or(word, str::to_owned)),
             Some('+') => Ok(present.map_or_else(String::new, |_| word)),
-            Some('?') => present.ok_or_else(|| {
+            Some('?') => present.map(str::to_owned).ok_or_else(|| {
                 let missing = if value.is_none() { "unset" } else { "empty" };
                 let message = if word.is_empty() { format!("is not allowed to be {missing}") } else { word };
                 ExpandErrorKind::Required { name: name.to_owned(), message }
@@ -290,8 +326,8 @@ impl<'a> Lexer<'a> {
                     word.strip_prefix(end).map_or((word.as_str(), false), |rest| (rest, true));
                 let value = value.unwrap_or_default();
                 match end {
-                    '#' => shell_pattern::trim_prefix(pattern, &value, greedy),
-                    _ => shell_pattern::trim_suffix(pattern, &value, greedy),
+                    '#' => shell_pattern::trim_prefix(pattern, value, greedy),
+                    _ => shell_pattern::trim_suffix(pattern, value, greedy),
                 }
             }
             _ => Err(unsupported()),
@@ -320,25 +356,19 @@ impl<'a> Lexer<'a> {
         if value.len().saturating_mul(replacement.len()) > MAX_VALUES {
             return Err(ExpandErrorKind::TooLong);
         }
-        shell_pattern::replace(&pattern, &value, &replacement, all)
+        shell_pattern::replace(&pattern, value, &replacement, all)
     }
 
     /// A name, a number or one of the shell's special parameters; empty where there is none.
-    fn name(&mut self) -> String {
+    fn name(&mut self) -> &'a str {
         let start = self.at;
         match self.peek() {
-            Some(digit) if digit.is_numeric() => {
-                while self.peek().is_some_and(char::is_numeric) {
-                    self.at += 1;
-                }
+            Some(digit) if digit.is_numeric() => self.run(|letter| !letter.is_numeric()),
+            Some('@' | '*' | '#' | '?' | '-' | '$' | '!') => {
+                self.at += 1;
+                &self.word[start..self.at]
             }
-            Some('@' | '*' | '#' | '?' | '-' | '$' | '!') => self.at += 1,
-            _ => {
-                while self.peek().is_some_and(|letter| letter.is_alphanumeric() || letter == '_') {
-                    self.at += 1;
-                }
-            }
+            _ => self.run(|letter| !(letter.is_alphanumeric() || letter == '_')),
         }
-        self.letters[start..self.at].iter().collect()
     }
 }

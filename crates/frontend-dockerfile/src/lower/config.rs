@@ -106,7 +106,7 @@ impl Lowering<'_> {
             values.push((name, self.env_value(state, instruction, pair)?));
         }
         for (name, value) in values {
-            let entry = format!("{name}={value}");
+            let entry = [name.as_str(), "=", &value].concat();
             message.push(' ');
             message.push_str(&entry);
             let known = |old: &&mut String| {
@@ -124,7 +124,7 @@ impl Lowering<'_> {
     fn label(&self, state: &mut StageState, pairs: &[Pair]) -> Result<String, Diagnostic> {
         let mut message = "LABEL".to_owned();
         for (name, value) in self.pairs(state, pairs)? {
-            message.push_str(&format!(" {name}={value}"));
+            message.extend([" ", &name, "=", &value]);
             state.image.config.labels.insert(name, value);
         }
         Ok(message)
@@ -141,9 +141,9 @@ impl Lowering<'_> {
                 _ => None,
             };
             let value = self.plan.argument_value(name, default);
-            message.push_str(&format!(" {name}"));
+            message.extend([" ", name.as_str()]);
             if let Some(value) = &value {
-                message.push_str(&format!("={value}"));
+                message.extend(["=", value.as_str()]);
                 if !BUILDER_ARGS.contains(&name.as_str()) {
                     state.env.set(name, value);
                 }
@@ -276,7 +276,7 @@ pub(super) fn run_message(state: &StageState, args: &[String]) -> String {
     let mut entries: Vec<(&str, String)> = Vec::new();
     for (name, value) in &state.args {
         let value = state.env.value(name).or(value.as_deref()).unwrap_or_default();
-        let entry = format!("{name}={value}");
+        let entry = [name, "=", value].concat();
         match entries.iter_mut().find(|(known, _)| known == name) {
             Some(old) => old.1 = entry,
             None => entries.push((name, entry)),

@@ -117,7 +117,7 @@ impl Lowering<'_> {
             |(name, soft, hard): &(String, i64, i64)| Ulimit { name: name.clone(), soft: *soft, hard: *hard };
         let hosts = request.extra_hosts.iter();
         ExecOp {
-            env: state.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
+            env: state.env.iter().map(|(name, value)| [name, "=", value].concat()).collect(),
             cwd: state.directory().to_owned(),
             user: state.user.clone(),
             hostname: request.hostname.clone().unwrap_or_default(),

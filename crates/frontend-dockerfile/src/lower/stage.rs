@@ -128,7 +128,7 @@ impl StageState {
     pub(super) fn shown(&self, expander: Expander, code: &str, variables: &dyn Lookup) -> String {
         let text = expander.text(code, variables).unwrap_or_else(|_| code.to_owned());
         match text.split_once(' ') {
-            Some((keyword, rest)) => format!("{} {rest}", keyword.to_uppercase()),
+            Some((keyword, rest)) => [&keyword.to_uppercase(), " ", rest].concat(),
             None => text.to_uppercase(),
         }
     }

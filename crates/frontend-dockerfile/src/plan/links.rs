@@ -4,6 +4,7 @@
 //! in which stages must stand. Must not know variables, but for refusing them in `--from`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use stave_oci::{Platform, Reference};
 
@@ -202,6 +203,7 @@ impl Links {
         let mut planned = Vec::with_capacity(triggers.len());
         for instruction in triggers {
             let sources = self.sources(&instruction)?;
+            let instruction = Arc::new(instruction);
             planned.push(PlannedInstruction { instruction, on_build: true, sources });
         }
         let stage = &mut self.stages[stage.0];

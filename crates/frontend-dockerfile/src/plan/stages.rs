@@ -3,7 +3,7 @@
 //! Owns `FROM`: the expansion of its base and platform, what they may be, and the checks on them.
 //! Must not know who uses a stage; that is `links`.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use stave_oci::Platform;
 
@@ -160,7 +160,7 @@ impl StageReader<'_> {
     }
 }
 
-fn unlinked(instructions: &[Instruction]) -> Vec<PlannedInstruction> {
+fn unlinked(instructions: &[Arc<Instruction>]) -> Vec<PlannedInstruction> {
     let planned = instructions.iter().cloned();
     planned
         .map(|instruction| PlannedInstruction { instruction, on_build: false, sources: Vec::new() })
@@ -168,8 +168,8 @@ fn unlinked(instructions: &[Instruction]) -> Vec<PlannedInstruction> {
 }
 
 /// How many of the instructions show as numbered steps.
-fn steps(instructions: &[Instruction]) -> usize {
-    let shows = |instruction: &&Instruction| {
+fn steps(instructions: &[Arc<Instruction>]) -> usize {
+    let shows = |instruction: &&Arc<Instruction>| {
         matches!(
             instruction.kind,
             InstructionKind::Add(_)
