@@ -10,6 +10,7 @@
 mod claim;
 mod explain;
 mod schema;
+mod scope;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +24,7 @@ use crate::record::{CacheRecord, KeyEntry, NewRecord, RecordId, ResultId};
 
 pub use claim::Claim;
 pub use schema::{INDEX_FORMAT, Recreated};
+pub use scope::Scope;
 
 /// How long a writer waits for another process's transaction.
 pub const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -77,6 +79,7 @@ pub struct PrunePolicy {
 #[derive(Debug, Clone)]
 pub struct CacheIndex {
     shared: Arc<Shared>,
+    scope: Scope,
 }
 
 #[derive(Debug)]
@@ -98,7 +101,7 @@ impl CacheIndex {
             kind,
         })?;
         let shared = Shared { path: path.to_owned(), recreated, idle: Mutex::new(vec![connection]) };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self { shared: Arc::new(shared), scope: Scope::Shared })
     }
 
     /// Why opening had to start from an empty file, if it had to.
@@ -106,14 +109,20 @@ impl CacheIndex {
         self.shared.recreated.as_ref()
     }
 
-    /// The record `key` leads to.
+    /// The record `key` leads to: that of the scope, else the shared one.
     pub fn lookup(&self, key: &CacheKey) -> Result<Option<CacheRecord>, IndexError> {
         self.with("read", |connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT r.id, r.result, r.vertex, r.vertex_name, r.created_at, r.duration, r.used_at \
                  FROM keys k JOIN records r ON r.id = k.record WHERE k.key = ?1",
             )?;
-            Ok(statement.query_row([key.as_bytes()], |row| read_record(row, *key)).optional()?.flatten())
+            for place in self.scope.places(key) {
+                let found = statement.query_row([place.as_bytes()], |row| read_record(row, *key)).optional()?;
+                if let Some(found) = found.flatten() {
+                    return Ok(Some(found));
+                }
+            }
+            Ok(None)
         })
     }
 
@@ -124,7 +133,7 @@ impl CacheIndex {
         self.with("write", |connection| {
             let transaction =
                 connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-            let id = insert_record(&transaction, record)?;
+            let id = insert_record(&transaction, record, &self.scope)?;
             {
                 let mut key = transaction.prepare_cached(
                     "INSERT INTO keys (key, record) VALUES (?1, ?2) \
@@ -133,9 +142,10 @@ impl CacheIndex {
                 let mut preimage = transaction
                     .prepare_cached("INSERT OR REPLACE INTO preimages (key, preimage) VALUES (?1, ?2)")?;
                 for entry in entries {
-                    key.execute(params![entry.key.as_bytes(), id.0])?;
+                    let place = self.scope.place(&entry.key);
+                    key.execute(params![place.as_bytes(), id.0])?;
                     let text = serde_json::to_string(&entry.preimage)?;
-                    preimage.execute(params![entry.key.as_bytes(), text])?;
+                    preimage.execute(params![place.as_bytes(), text])?;
                 }
             }
             transaction.commit()?;
@@ -188,7 +198,13 @@ impl CacheIndex {
     pub fn preimage(&self, key: &CacheKey) -> Result<Option<KeyPreimage>, IndexError> {
         self.with("read", |connection| {
             let mut statement = connection.prepare_cached("SELECT preimage FROM preimages WHERE key = ?1")?;
-            let text: Option<String> = statement.query_row([key.as_bytes()], |row| row.get(0)).optional()?;
+            let mut text: Option<String> = None;
+            for place in self.scope.places(key) {
+                text = statement.query_row([place.as_bytes()], |row| row.get(0)).optional()?;
+                if text.is_some() {
+                    break;
+                }
+            }
             Ok(text.map(|text| serde_json::from_str(&text)).transpose()?)
         })
     }
@@ -242,7 +258,7 @@ impl CacheIndex {
 
     /// Claims the right to run the step of `key`; `None` while somebody else, in whatever process, has it.
     pub fn claim(&self, key: &CacheKey) -> Result<Option<Claim>, IndexError> {
-        Claim::take(&schema::claims(&self.shared.path), key)
+        Claim::take(&schema::claims(&self.shared.path), &self.scope.place(key))
             .map_err(|error| self.failed("claim a key of", error))
     }
 
@@ -304,6 +320,7 @@ impl CacheIndex {
 fn insert_record(
     transaction: &rusqlite::Transaction<'_>,
     record: &NewRecord,
+    scope: &Scope,
 ) -> Result<RecordId, IndexErrorKind> {
     let created_at = to_millis(record.created_at);
     let duration = i64::try_from(record.duration.as_micros()).unwrap_or(i64::MAX);
@@ -313,7 +330,13 @@ fn insert_record(
          ON CONFLICT (result, vertex) DO UPDATE SET used_at = max(used_at, excluded.used_at) RETURNING id",
     )?;
     let id = statement.query_row(
-        params![record.result.as_str(), record.vertex, record.vertex_name, created_at, duration],
+        params![
+            record.result.as_str(),
+            scope.vertex(&record.vertex),
+            record.vertex_name,
+            created_at,
+            duration
+        ],
         |row| row.get(0),
     )?;
     Ok(RecordId(id))
@@ -330,7 +353,7 @@ fn read_record(row: &rusqlite::Row<'_>, key: CacheKey) -> rusqlite::Result<Optio
         id: RecordId(row.get(0)?),
         key,
         result,
-        vertex: row.get(2)?,
+        vertex: scope::plain_vertex(row.get(2)?),
         vertex_name: row.get(3)?,
         created_at: from_millis(created_at),
         used_at: from_millis(used_at),

@@ -45,7 +45,9 @@ pub mod key;
 pub mod preimage;
 pub mod record;
 
-pub use index::{CacheIndex, Claim, IndexError, IndexErrorKind, PrunePolicy, Recreated, TOUCH_GRANULARITY};
+pub use index::{
+    CacheIndex, Claim, IndexError, IndexErrorKind, PrunePolicy, Recreated, Scope, TOUCH_GRANULARITY,
+};
 pub use key::{CACHE_FORMAT, CacheKey, ContentDigest, IdError, KeyBuilder, KeyPart};
 pub use preimage::{Field, FieldChange, FieldValue, KeyKind, KeyPreimage};
 pub use record::{CacheRecord, KeyEntry, NewRecord, RecordId, ResultId, ResultIdError};

@@ -20,7 +20,8 @@ use crate::error::SolveError;
 use crate::event::{Broadcast, EventSender, Miss, SolveEvent};
 use crate::graph::plan::Plan;
 use crate::graph::{Answer, Command, Event, Graph, NodeId, TaskId};
-use crate::solver::{JobId, Limits};
+use crate::permits::{Lane, Permits};
+use crate::solver::JobId;
 use crate::worker::Worker;
 use task::{Environment, NodeContext};
 
@@ -58,12 +59,12 @@ struct Driver<W: Worker> {
 pub(crate) async fn run<W: Worker>(
     worker: Arc<W>,
     index: CacheIndex,
-    limits: Limits,
+    permits: (Arc<Permits>, Lane),
     mut inbox: mpsc::UnboundedReceiver<Request<W>>,
 ) {
     let mut driver = Driver {
         graph: Graph::new(),
-        environment: Arc::new(Environment::new(worker, index, limits)),
+        environment: Arc::new(Environment::new(worker, index, permits)),
         jobs: HashMap::new(),
         nodes: HashMap::new(),
         tokens: HashMap::new(),

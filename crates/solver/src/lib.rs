@@ -15,6 +15,7 @@ mod error;
 mod event;
 mod graph;
 pub mod key;
+mod permits;
 mod solver;
 mod worker;
 
@@ -23,6 +24,7 @@ pub use event::{
     EventReceiver, EventSender, EventSubscription, Hit, LOG_BUFFER_LIMIT, LOG_PATIENCE, LogStream, LogTap,
     Miss, PROGRESS_LIMIT, SolveEvent, StepPhase, StepUsage, event_channel, event_channel_with,
 };
+pub use permits::{Lane, Permits};
 pub use solver::{Job, JobId, Limits, Solver};
 pub use worker::{
     CacheMap, Elsewhere, ImportedRecord, InputKey, JobContext, OpKey, Selector, SelectorPath, Worker,

@@ -16,6 +16,7 @@ use crate::driver::{self, Request, Submission};
 use crate::error::SolveError;
 use crate::event::EventSender;
 use crate::graph::plan::{self, Plan};
+use crate::permits::{Lane, Permits};
 use crate::worker::Worker;
 
 /// One call of [`Solver::solve`].
@@ -102,8 +103,14 @@ impl<W: Worker> Solver<W> {
     ///
     /// Dropping the solver cancels what runs; [`Self::shutdown`] also waits for it.
     pub fn new(worker: Arc<W>, index: CacheIndex, limits: Limits) -> Self {
+        Self::sharing(worker, index, Permits::new(limits), Lane::default())
+    }
+
+    /// A solver that runs no more operations than `permits` has for all that share them, and takes turns with those in
+    /// other lanes. It shares no work with them. As [`Self::new`] otherwise.
+    pub fn sharing(worker: Arc<W>, index: CacheIndex, permits: Arc<Permits>, lane: Lane) -> Self {
         let (requests, inbox) = mpsc::unbounded_channel();
-        let owner = tokio::spawn(driver::run(worker, index, limits, inbox));
+        let owner = tokio::spawn(driver::run(worker, index, (permits, lane), inbox));
         Self { requests, next_job: AtomicU64::new(1), owner }
     }
 

@@ -18,7 +18,7 @@ impl CacheIndex {
             "SELECT p.key, p.preimage FROM records r JOIN keys k ON k.record = r.id \
              JOIN preimages p ON p.key = k.key WHERE r.vertex = ?1 \
              ORDER BY r.created_at DESC, r.id DESC, k.key LIMIT ?2",
-            vertex,
+            self.scope.vertex(vertex),
         )
     }
 
@@ -27,7 +27,7 @@ impl CacheIndex {
         self.entries(
             "SELECT p.key, p.preimage FROM keys this JOIN keys k ON k.record = this.record \
              JOIN preimages p ON p.key = k.key WHERE this.key = ?1 ORDER BY p.rowid DESC LIMIT ?2",
-            key.as_bytes(),
+            self.scope.place(key).as_bytes(),
         )
     }
 

@@ -13,24 +13,22 @@ use std::time::{Duration, Instant, SystemTime};
 use futures::FutureExt as _;
 use stave_cache::{CacheIndex, CacheKey, CacheRecord, KeyEntry, NewRecord, TOUCH_GRANULARITY};
 use stave_llb::{Op, Vertex};
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{OpError, OpErrorKind, Panicked};
 use crate::event::{Broadcast, EventSubscription, Hit, Miss, SolveEvent};
 use crate::graph::{Answer, Made};
 use crate::key::label;
-use crate::solver::{JobId, Limits};
+use crate::permits::{Lane, Permit, Permits, Turns};
+use crate::solver::JobId;
 use crate::worker::{ImportedRecord, JobContext, Selector, Worker};
 
 /// What all tasks share.
 pub(super) struct Environment<W: Worker> {
     worker: Arc<W>,
     index: CacheIndex,
-    execs: Semaphore,
-    sources: Semaphore,
-    files: Semaphore,
-    digests: Semaphore,
+    permits: Arc<Permits>,
+    lane: Lane,
 }
 
 /// What all tasks of one node share.
@@ -49,27 +47,19 @@ pub(super) struct Work<W: Worker> {
 }
 
 impl<W: Worker> Environment<W> {
-    pub(super) fn new(worker: Arc<W>, index: CacheIndex, limits: Limits) -> Self {
-        let permits = |count: usize| Semaphore::new(count.clamp(1, Semaphore::MAX_PERMITS));
-        Self {
-            worker,
-            index,
-            execs: permits(limits.execs),
-            sources: permits(limits.sources),
-            files: permits(limits.files),
-            digests: permits(limits.digests),
-        }
+    pub(super) fn new(worker: Arc<W>, index: CacheIndex, (permits, lane): (Arc<Permits>, Lane)) -> Self {
+        Self { worker, index, permits, lane }
     }
 
     pub(super) fn has_imports(&self, session: &W::Session) -> bool {
         self.worker.has_imports(session)
     }
 
-    fn permits_for(&self, op: &Op) -> &Semaphore {
+    fn permits_for(&self, op: &Op) -> &Turns {
         match op {
-            Op::Exec(_) => &self.execs,
-            Op::Source(_) => &self.sources,
-            Op::File(_) | Op::Merge(_) | Op::Diff(_) | Op::Build(_) => &self.files,
+            Op::Exec(_) => &self.permits.execs,
+            Op::Source(_) => &self.permits.sources,
+            Op::File(_) | Op::Merge(_) | Op::Diff(_) | Op::Build(_) => &self.permits.files,
         }
     }
 }
@@ -133,7 +123,7 @@ pub(super) async fn look_elsewhere<W: Worker>(
     work: Work<W>,
     contents: Vec<Option<W::Result>>,
 ) -> Answer<W::Result> {
-    let Some(_permit) = permit(&work.environment.digests, &work.cx.cancel).await else {
+    let Some(_permit) = permit(&work, &work.environment.permits.digests).await else {
         return Answer::FoundElsewhere(None);
     };
     let looking = work.worker().look_elsewhere(&work.node.vertex, &contents, &work.cx);
@@ -146,7 +136,7 @@ pub(super) async fn import<W: Worker>(
     imported: ImportedRecord,
     entries: Vec<KeyEntry>,
 ) -> Answer<W::Result> {
-    let Some(_permit) = permit(&work.environment.sources, &work.cx.cancel).await else {
+    let Some(_permit) = permit(&work, &work.environment.permits.sources).await else {
         return Answer::Imported(Err(OpError::cancelled()));
     };
     let bringing = work.worker().import(&imported, &work.cx);
@@ -174,7 +164,7 @@ pub(super) async fn digest<W: Worker>(
     selector: Selector,
 ) -> Answer<W::Result> {
     work.worker().reads(&work.node.vertex, position, &input, &work.node.session);
-    let Some(_permit) = permit(&work.environment.digests, &work.cx.cancel).await else {
+    let Some(_permit) = permit(&work, &work.environment.permits.digests).await else {
         return Answer::Digested(Err(OpError::cancelled()));
     };
     Answer::Digested(caught(work.worker().content_digest(&input, &selector, &work.cx)).await)
@@ -186,7 +176,7 @@ pub(super) async fn execute<W: Worker>(
     miss: Miss,
 ) -> Answer<W::Result> {
     let permits = work.environment.permits_for(&work.node.vertex.op);
-    let Some(_permit) = permit(permits, &work.cx.cancel).await else {
+    let Some(_permit) = permit(&work, permits).await else {
         return Answer::Executed(Err(OpError::cancelled()));
     };
     let Some(turn) = turn::take(&work.environment.index, &miss, &work.cx).await else {
@@ -298,11 +288,11 @@ async fn in_index<T: Send + 'static>(
     }
 }
 
-async fn permit<'a>(permits: &'a Semaphore, cancel: &CancellationToken) -> Option<SemaphorePermit<'a>> {
+async fn permit<W: Worker>(work: &Work<W>, permits: &Turns) -> Option<Permit> {
     tokio::select! {
         biased;
-        () = cancel.cancelled() => None,
-        permit = permits.acquire() => permit.ok(),
+        () = work.cx.cancel.cancelled() => None,
+        permit = permits.acquire(work.environment.lane) => Some(permit),
     }
 }
 
