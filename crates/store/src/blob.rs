@@ -92,7 +92,7 @@ impl io::Write for BlobWriter {
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, TOO_LARGE));
         }
         self.room.grow(bytes.len() as u64).map_err(io::Error::other)?;
-        refused("blob-write")?;
+        refused::<io::Error>("blob-write")?;
         let count = self.file.write(bytes)?;
         self.hasher.update(&bytes[..count]);
         self.written += count as u64;

@@ -3,13 +3,11 @@
 //! Every writer (a layer being unpacked, a blob being received) reserves what it is about to write, in steps of
 //! [`STEP`]; a session says in its slot's file how much it has reserved, so that all processes of a store count
 //! together. When the sum would pass the cap, what is least worth keeping goes first; when that is not enough the
-//! writer gets [`StoreError::CapReached`] and nothing is written. What a RUN step writes is not announced: no layer
-//! is begun in a full store, and what was written is measured before it becomes a layer, so that a step that wrote
-//! too much fails and leaves nothing. While it runs, [`Store::is_over_cap`] tells.
-//! Start with [`Reservation`].
+//! writer gets [`StoreError::CapReached`] and nothing is written. What a RUN step writes is not announced: `growth`
+//! looks at it while it runs. Start with [`Reservation`]; [`LayerRoom`] is how others hold one.
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::{PruneRequest, Store, StoreError};
@@ -45,6 +43,21 @@ impl Reservation {
         self.grow_in(0, bytes)
     }
 
+    /// Room for so much in all, if it is not there yet.
+    pub(crate) fn cover(&mut self, bytes: u64) -> Result<(), StoreError> {
+        self.grow_exactly(bytes.saturating_sub(self.used))
+    }
+
+    /// Gives back what is beyond this.
+    pub(crate) fn shrink_to(&mut self, bytes: u64) {
+        self.used = self.used.min(bytes);
+        let surplus = self.bytes.saturating_sub(bytes);
+        if surplus > 0 {
+            self.bytes -= surplus;
+            self.store.release(surplus);
+        }
+    }
+
     fn grow_in(&mut self, step: u64, bytes: u64) -> Result<(), StoreError> {
         self.used += bytes;
         if self.used <= self.bytes || self.store.cap().is_none() {
@@ -55,9 +68,9 @@ impl Reservation {
         let got = match self.store.make_room(wanted) {
             Err(StoreError::CapReached { .. }) if wanted > self.used - self.bytes => {
                 let exact = self.used - self.bytes;
-                self.store.make_room(exact).map(|()| exact)?
+                self.store.make_room(exact).map(|_| exact)?
             }
-            other => other.map(|()| wanted)?,
+            other => other.map(|_| wanted)?,
         };
         self.bytes += got;
         Ok(())
@@ -68,25 +81,60 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         if self.bytes > 0 {
             // What was written is in the rows now: it is reckoned anew before the reservation ends.
-            *self.store.inner.making_room.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            self.store.inner.reserved.fetch_sub(self.bytes, Ordering::Relaxed);
-            self.store.announce();
+            self.store.reckon_anew();
+            self.store.release(self.bytes);
         }
     }
 }
 
+/// The room of one layer, shared by all who write it.
+#[derive(Debug, Clone)]
+pub struct LayerRoom(Arc<Mutex<Reservation>>);
+
+impl LayerRoom {
+    pub(crate) fn new(store: &Store) -> Self {
+        Self(Arc::new(Mutex::new(Reservation::new(store))))
+    }
+
+    /// Room for so many more bytes, which are about to be written. Free of cost in a store without a cap.
+    ///
+    /// # Errors
+    /// [`StoreError::CapReached`] when nothing more may go.
+    pub fn take(&self, bytes: u64) -> Result<(), StoreError> {
+        self.with(|room| room.grow(bytes))
+    }
+
+    pub(crate) fn with<T>(&self, act: impl FnOnce(&mut Reservation) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 impl Store {
-    /// The cap, if the store has one.
-    pub(crate) fn cap(&self) -> Option<u64> {
+    /// The cap in bytes, if the store has one.
+    pub fn cap(&self) -> Option<u64> {
         self.inner.policy.get()?.cap
     }
 
-    /// Reserves, collecting when needed. One at a time in a process: two that see the same room take it once.
-    fn make_room(&self, bytes: u64) -> Result<(), StoreError> {
-        let Some(cap) = self.cap() else { return Ok(()) };
+    /// Makes sure that so much could be written now, collecting when needed, and reserves nothing: for who knows
+    /// beforehand that much more will come, so that it fails before the first byte.
+    ///
+    /// # Errors
+    /// [`StoreError::CapReached`] when it cannot.
+    pub fn expect_bytes(&self, bytes: u64) -> Result<(), StoreError> {
+        if self.cap().is_some() && bytes > 0 {
+            self.make_room(bytes)?;
+            self.release(bytes);
+        }
+        Ok(())
+    }
+
+    /// Reserves, collecting when needed, and tells how much could still be written. One at a time in a process: two
+    /// that see the same room take it once.
+    pub(crate) fn make_room(&self, bytes: u64) -> Result<u64, StoreError> {
+        let Some(cap) = self.cap() else { return Ok(u64::MAX) };
         let mut known = self.inner.making_room.lock().unwrap_or_else(PoisonError::into_inner);
         let reserved = self.reserved_by_all()?;
-        let used = match *known {
+        let mut used = match *known {
             Some((at, used)) if at.elapsed() < RECKONING => used,
             _ => self.used_bytes()?,
         };
@@ -98,7 +146,7 @@ impl Store {
                 ..PruneRequest::unused()
             };
             self.prune(&request)?;
-            let used = self.used_bytes()?;
+            used = self.used_bytes()?;
             *known = Some((Instant::now(), used));
             if used + reserved + bytes > cap {
                 return Err(StoreError::CapReached { cap, used: used + reserved, wanted: bytes });
@@ -106,25 +154,18 @@ impl Store {
         }
         self.inner.reserved.fetch_add(bytes, Ordering::Relaxed);
         self.announce();
-        Ok(())
+        Ok(cap - used - reserved - bytes)
     }
 
-    /// Whether the store takes more than its cap now, after what may go is gone. Asked while a step runs, whose
-    /// writes nobody announced: `written` is what it has written so far.
-    pub fn is_over_cap(&self, written: u64) -> Result<bool, StoreError> {
-        let Some(cap) = self.cap() else { return Ok(false) };
-        if self.used_bytes()? + self.reserved_by_all()? + written <= cap {
-            return Ok(false);
-        }
-        match self.make_room(written) {
-            Ok(()) => {
-                self.inner.reserved.fetch_sub(written, Ordering::Relaxed);
-                self.announce();
-                Ok(false)
-            }
-            Err(StoreError::CapReached { .. }) => Ok(true),
-            Err(error) => Err(error),
-        }
+    /// Gives reserved bytes back.
+    pub(crate) fn release(&self, bytes: u64) {
+        self.inner.reserved.fetch_sub(bytes, Ordering::Relaxed);
+        self.announce();
+    }
+
+    /// What the store takes is not known any more.
+    pub(crate) fn reckon_anew(&self) {
+        *self.inner.making_room.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Bytes of everything that is whole.

@@ -12,7 +12,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
+use crate::fault::refused;
 use crate::{DatabaseError, StoreError, journal, session};
 
 /// The version of everything under the state directory. Changing it is a format break: the layout
@@ -97,6 +99,7 @@ impl Database {
         let run = || {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let value = body(&transaction)?;
+            refused("database-commit").map_err(|error: Errno| StoreError::io("write", &self.path, error))?;
             transaction.commit()?;
             Ok(value)
         };

@@ -317,6 +317,7 @@ pub(crate) fn sorted_names(fd: &OwnedFd) -> Result<Vec<OsString>, Errno> {
 const MEASURED_DEPTH: usize = 512;
 
 /// Allocated bytes of a directory tree, hard links counted once; what lies deeper than [`MEASURED_DEPTH`] is not.
+/// The tree may be written to meanwhile.
 pub(crate) fn allocated(path: &Path) -> Result<u64, StoreError> {
     let root =
         open(path, directory_flags(), Mode::empty()).map_err(|error| StoreError::io("open", path, error))?;
@@ -341,7 +342,14 @@ pub(crate) fn allocated(path: &Path) -> Result<u64, StoreError> {
                 pending.push((depth + 1, entry));
             }
         }
-        let Some((level, entry)) = pending.pop() else { return Ok(total) };
-        (fd, below, depth) = (Arc::new(entry.open_directory()?), entry.path().to_owned(), level);
+        (fd, below, depth) = loop {
+            let Some((level, entry)) = pending.pop() else { return Ok(total) };
+            match entry.open_directory() {
+                Ok(directory) => break (Arc::new(directory), entry.path().to_owned(), level),
+                // Removed since it was listed.
+                Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        };
     }
 }

@@ -1,7 +1,8 @@
-//! Named instants between two steps of an operation, at which tests kill the process, and named writes, which
-//! tests have the disk refuse.
+//! Named instants between two steps of an operation, at which tests kill the process, and named changes of the disk,
+//! each of which tests have the disk refuse.
 
-use std::io;
+#[cfg(test)]
+pub(crate) use injected::{fired, refuse_nth, refused};
 
 /// Marks an instant. Does nothing outside tests.
 #[cfg(not(test))]
@@ -20,49 +21,47 @@ pub(crate) fn reach(point: &str) {
     }
 }
 
-/// The writes that can be refused.
-#[cfg(test)]
-pub(crate) const POINTS: [&str; 7] = [
-    "layer-prepare",
-    "layer-rename",
-    "journal-open",
-    "journal-write",
-    "blob-create",
-    "blob-write",
-    "blob-rename",
-];
-
-/// A write is about to happen. Never refused outside tests.
+/// Something on the disk is about to change. Never refused outside tests.
 #[cfg(not(test))]
-pub(crate) fn refused(_point: &str) -> io::Result<()> {
+#[expect(clippy::unnecessary_wraps, reason = "what tests put in its place can fail")]
+pub(crate) fn refused<E: From<rustix::io::Errno>>(_point: &'static str) -> Result<(), E> {
     Ok(())
 }
 
+/// A disk that refuses.
 #[cfg(test)]
-thread_local! {
-    static REFUSE: std::cell::Cell<Option<(&'static str, rustix::io::Errno)>> = const { std::cell::Cell::new(None) };
-}
+mod injected {
+    use std::cell::Cell;
 
-/// A write is about to happen: does a test want it refused? Once, and by this thread alone.
-#[cfg(test)]
-pub(crate) fn refused(point: &str) -> io::Result<()> {
-    match REFUSE.get() {
-        Some((wanted, error)) if wanted == point => {
-            REFUSE.set(None);
-            Err(error.into())
-        }
-        _ => Ok(()),
+    use rustix::io::Errno;
+
+    thread_local! {
+        /// How many changes of this thread are still allowed, and how the next one fails.
+        static PLAN: Cell<Option<(usize, Errno)>> = const { Cell::new(None) };
+        static FIRED: Cell<Option<&'static str>> = const { Cell::new(None) };
     }
-}
 
-/// Has the next write of this name on this thread refused.
-#[cfg(test)]
-pub(crate) fn fail_at(point: &'static str, error: rustix::io::Errno) {
-    REFUSE.set(Some((point, error)));
-}
+    /// Something on the disk is about to change: does a test want it refused? Once, and by this thread alone.
+    pub(crate) fn refused<E: From<Errno>>(point: &'static str) -> Result<(), E> {
+        let Some((allowed, error)) = PLAN.get() else { return Ok(()) };
+        if let Some(left) = allowed.checked_sub(1) {
+            PLAN.set(Some((left, error)));
+            return Ok(());
+        }
+        PLAN.set(None);
+        FIRED.set(Some(point));
+        Err(error.into())
+    }
 
-/// Calls that off. It must have happened: a write that never comes tests nothing.
-#[cfg(test)]
-pub(crate) fn fail_nowhere() {
-    assert!(REFUSE.get().is_none(), "nothing was refused");
+    /// Allows so many changes on this thread and has the next one refused.
+    pub(crate) fn refuse_nth(allowed: usize, error: Errno) {
+        FIRED.set(None);
+        PLAN.set(Some((allowed, error)));
+    }
+
+    /// Calls that off, and tells what was refused.
+    pub(crate) fn fired() -> Option<&'static str> {
+        PLAN.set(None);
+        FIRED.take()
+    }
 }

@@ -102,12 +102,18 @@ fn compacted_size(tx: &Transaction<'_>) -> Result<u64, Failure> {
 /// Writes the journal anew from the rows.
 fn compact(tx: &Transaction<'_>, path: &Path) -> Result<(), Failure> {
     let aside = path.with_extension("new");
-    let mut file = File::create(&aside).map_err(|error| failed("create", &aside, error))?;
+    let mut file = refused("journal-compact-create")
+        .and_then(|()| File::create(&aside))
+        .map_err(|error| failed("create", &aside, error))?;
     for line in dump(tx)? {
         serde_json::to_writer(&mut file, &line).map_err(|error| failed("write", &aside, error.into()))?;
-        file.write_all(b"\n").map_err(|error| failed("write", &aside, error))?;
+        refused("journal-compact-write")
+            .and_then(|()| file.write_all(b"\n"))
+            .map_err(|error| failed("write", &aside, error))?;
     }
-    fs::rename(&aside, path).map_err(|error| failed("rename", &aside, error))
+    refused("journal-compact-rename")
+        .and_then(|()| fs::rename(&aside, path))
+        .map_err(|error| failed("rename", &aside, error))
 }
 
 /// Everything the rows say, as lines.

@@ -9,7 +9,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use stave_oci::{Compression, Descriptor, Digest};
 
-use crate::cap::Reservation;
+use crate::cap::LayerRoom;
 use crate::database::{Failure, now};
 use crate::fault::{reach, refused};
 use crate::journal::{self, Line};
@@ -36,7 +36,7 @@ pub struct ActiveLayer {
     lowers: Vec<PathBuf>,
     description: String,
     is_committed: bool,
-    room: Reservation,
+    room: LayerRoom,
 }
 
 impl ActiveLayer {
@@ -55,6 +55,20 @@ impl ActiveLayer {
         &self.lowers
     }
 
+    /// The room it has, to ask for more before more is written.
+    pub fn room(&self) -> &LayerRoom {
+        &self.room
+    }
+
+    /// The layer's base as a tree in the work directory, where no overlay can be mounted. What changes there is
+    /// the layer once it is [collected](crate::FlatTree::collect) into [`upper`](Self::upper).
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn flatten(&self, taking: crate::Taking) -> Result<crate::FlatTree, StoreError> {
+        self.store.flatten(&self.lowers, self.work.join("tree"), taking)
+    }
+
     /// Sets what disk usage shows for the layer.
     #[must_use]
     pub fn described(mut self, description: &str) -> Self {
@@ -70,12 +84,12 @@ impl ActiveLayer {
 
     /// Commits, with what is already known of the layer. A layer with that diff id is used instead.
     pub(crate) fn commit_layer(&mut self, diff_id: Option<&Digest>) -> Result<LayerId, StoreError> {
-        self.bring_home()?;
-        // An archive's room was asked for while it was read; what a step wrote is measured now.
+        // An archive's room was asked for while it was read; what a step wrote is measured now, at the latest.
         if diff_id.is_none() && self.store.cap().is_some() {
             let size = crate::diff::allocated(&self.upper)?;
-            self.room.grow_exactly(size.saturating_sub(LEAST))?;
+            self.room.with(|room| room.cover(size))?;
         }
+        self.bring_home()?;
         let database = &self.store.inner.database;
         let mut placed = None;
         let committed = database.write(|tx| {
@@ -131,7 +145,8 @@ impl ActiveLayer {
         loop {
             let name = self.store.inner.session.fresh_name();
             let path = self.store.layer_path(&name);
-            refused("layer-rename").map_err(|error| StoreError::io("rename", &self.upper, error))?;
+            refused("layer-rename")
+                .map_err(|error: std::io::Error| StoreError::io("rename", &self.upper, error))?;
             match renameat_with(CWD, &self.upper, CWD, &path, RenameFlags::NOREPLACE) {
                 Ok(()) => return Ok((name, path)),
                 // An earlier session drew the same name.
@@ -229,7 +244,7 @@ impl Store {
         directory: PathBuf,
     ) -> Result<ActiveLayer, StoreError> {
         let (upper, work) = (directory.join("u"), directory.join("w"));
-        let mut active = ActiveLayer {
+        let active = ActiveLayer {
             store: self.clone(),
             base: base.clone(),
             directory,
@@ -238,10 +253,10 @@ impl Store {
             lowers,
             description: String::new(),
             is_committed: false,
-            room: Reservation::new(self),
+            room: LayerRoom::new(self),
         };
         // Nothing begins in a store that is full.
-        active.room.grow_exactly(LEAST)?;
+        active.room.with(|room| room.grow_exactly(LEAST))?;
         for path in [&active.directory, &active.upper, &active.work] {
             let made = refused("layer-prepare").and_then(|()| fs::DirBuilder::new().mode(0o700).create(path));
             made.map_err(|error| StoreError::io("create", path, error))?;
@@ -377,10 +392,12 @@ fn set_root(upper: &Path, base: Option<&Path>) -> Result<(), StoreError> {
     let base = base.map(|base| fs::metadata(base).map_err(|error| StoreError::io("read", base, error)));
     let base = base.transpose()?;
     if let Some(base) = base.as_ref().filter(|base| (base.uid(), base.gid()) != (0, 0)) {
-        chown(upper, Some(base.uid()), Some(base.gid()))
+        refused("layer-owner")
+            .and_then(|()| chown(upper, Some(base.uid()), Some(base.gid())))
             .map_err(|error| StoreError::io("change the owner of", upper, error))?;
     }
     let mode = base.map_or(ROOT_MODE, |base| base.mode() & 0o7777);
-    fs::set_permissions(upper, fs::Permissions::from_mode(mode))
+    refused("layer-mode")
+        .and_then(|()| fs::set_permissions(upper, fs::Permissions::from_mode(mode)))
         .map_err(|error| StoreError::io("change the mode of", upper, error))
 }

@@ -76,5 +76,6 @@ pub use mutable::{MutableDir, Sharing};
 pub use prune::{ImagePrune, PruneRequest, Pruned};
 pub use snapshot::{LayerId, Snapshot, SnapshotError};
 pub use store::{OverlayXattrs, ScratchDir, Store, StoreConfig};
+pub use transplant::copy_tree;
 pub use usage::{DiskUsage, UsageId, UsageKind, UsageRecord};
 pub use view::{MergedEntry, MergedView, Walk};

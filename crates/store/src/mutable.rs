@@ -15,6 +15,7 @@ use stave_oci::Digest;
 
 use crate::database::{now, time};
 use crate::diff::allocated;
+use crate::fault::refused;
 use crate::removal::remove_tree;
 use crate::session::is_same_file;
 use crate::store::make_dir;
@@ -67,7 +68,9 @@ impl MutableDir {
     pub fn initialised(mut self) -> Result<Self, StoreError> {
         if self.fresh {
             let ready = self.directory.join("ready");
-            File::create(&ready).map_err(|error| StoreError::io("create", ready, error))?;
+            refused("mount-ready")
+                .and_then(|()| File::create(&ready))
+                .map_err(|error| StoreError::io("create", ready, error))?;
             self.fresh = false;
             if self.sharing == Sharing::Shared {
                 flock(&self.lock, FlockOperation::LockShared)
@@ -161,7 +164,8 @@ impl Store {
             (Wait::No, _) => FlockOperation::NonBlockingLockExclusive,
         };
         loop {
-            let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+            let open = || File::options().read(true).write(true).create(true).truncate(false).open(&path);
+            let file = refused("mount-lock").and_then(|()| open());
             let file = file.map_err(|error| StoreError::io("open", &path, error))?;
             match flock(&file, operation) {
                 // Otherwise collected between the two calls.
@@ -187,8 +191,9 @@ impl Store {
         if fresh {
             remove_tree(&data).map_err(|error| StoreError::io("remove", &data, error))?;
             make_dir(&directory)?;
-            let made = fs::DirBuilder::new().mode(0o755).create(&data);
-            made.and_then(|()| fs::set_permissions(&data, fs::Permissions::from_mode(0o755)))
+            let made = refused("mount-data").and_then(|()| fs::DirBuilder::new().mode(0o755).create(&data));
+            made.and_then(|()| refused("mount-mode"))
+                .and_then(|()| fs::set_permissions(&data, fs::Permissions::from_mode(0o755)))
                 .map_err(|error| StoreError::io("create", &data, error))?;
         }
         Ok(MutableDir { directory, data, lock, sharing, fresh })
@@ -239,7 +244,9 @@ impl Store {
             Ok(())
         })?;
         let lock_path = self.mutable_path(&format!("{name}.lock"));
-        fs::remove_file(&lock_path).map_err(|error| StoreError::io("remove", &lock_path, error))?;
+        refused("mount-unlock")
+            .and_then(|()| fs::remove_file(&lock_path))
+            .map_err(|error| StoreError::io("remove", &lock_path, error))?;
         drop(lock);
         if moved {
             remove_tree(&aside).map_err(|error| StoreError::io("remove", &aside, error))?;

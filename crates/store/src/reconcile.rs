@@ -12,6 +12,7 @@ use rusqlite::Transaction;
 
 use crate::StoreError;
 use crate::database::{Database, Failure};
+use crate::fault::refused;
 use crate::removal::remove_tree;
 use crate::session::{Session, dead_sessions, names};
 
@@ -87,7 +88,7 @@ pub(crate) fn forget_rows_without_files(root: &Path, tx: &Transaction<'_>) -> Re
 
 /// Renames; `false` if there was nothing.
 pub(crate) fn move_aside(from: &Path, to: &Path) -> Result<bool, StoreError> {
-    match fs::rename(from, to) {
+    match refused("aside").and_then(|()| fs::rename(from, to)) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(StoreError::io("rename", from, error)),

@@ -16,12 +16,14 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use crate::fault::refused;
+
 /// Directories open at the same time.
 const MAX_DEPTH: usize = 64;
 
 /// Removes a file or a whole directory; what is not there is fine.
 pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
-    match unlink(path) {
+    match refused("remove").and_then(|()| unlink(path)) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         // What the kernel says of a directory; POSIX has the other.
         Err(Errno::ISDIR | Errno::PERM) => {}
@@ -34,7 +36,7 @@ pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
         let top = open_directory(removal.top.as_fd(), c".")?;
         removal.empty(top, 0)?;
     }
-    match unlinkat(CWD, path, AtFlags::REMOVEDIR) {
+    match refused("remove-top").and_then(|()| unlinkat(CWD, path, AtFlags::REMOVEDIR)) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(error.into()),
     }
@@ -59,8 +61,9 @@ impl Removal {
                 continue;
             }
             if entry.file_type() != FileType::Directory {
-                let unlinked =
-                    writable(entries.fd()?, |directory| unlinkat(directory, name, AtFlags::empty()));
+                let unlinked = writable(entries.fd()?, |directory| {
+                    refused("remove-file").and_then(|()| unlinkat(directory, name, AtFlags::empty()))
+                });
                 match unlinked {
                     Ok(()) | Err(Errno::NOENT) => continue,
                     // Some file systems do not say what is a directory.
@@ -78,7 +81,10 @@ impl Removal {
 
     fn directory(&mut self, parent: BorrowedFd<'_>, name: &CStr, depth: usize) -> Result<(), Errno> {
         // Most are empty, or nearly.
-        match writable(parent, |parent| unlinkat(parent, name, AtFlags::REMOVEDIR)) {
+        let remove = |parent: BorrowedFd<'_>| {
+            refused("remove-directory").and_then(|()| unlinkat(parent, name, AtFlags::REMOVEDIR))
+        };
+        match writable(parent, remove) {
             Err(Errno::NOTEMPTY | Errno::EXIST) => {}
             other => return other,
         }

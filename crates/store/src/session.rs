@@ -17,6 +17,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::StoreError;
+use crate::fault::refused;
 
 /// What the file of a live session holds.
 const OPEN: &[u8] = b"open\n";
@@ -51,9 +52,9 @@ impl Session {
             }
             let failed = |error| StoreError::io("write", &path, error);
             let inherited = lock.metadata().map_err(failed)?.len() > 0;
-            lock.write_all(OPEN).map_err(failed)?;
+            refused("session-open").and_then(|()| lock.write_all(OPEN)).map_err(failed)?;
             let directory = root.join("tmp").join(&slot);
-            match fs::create_dir(&directory) {
+            match refused("session-directory").and_then(|()| fs::create_dir(&directory)) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                     return Err(StoreError::io("create", &directory, error));
                 }
@@ -124,7 +125,9 @@ impl DeadSession {
         let mut moved = Vec::new();
         for name in names(&directory)? {
             let (from, aside) = (directory.join(name), session.fresh_path("d"));
-            fs::rename(&from, &aside).map_err(|error| StoreError::io("rename", &from, error))?;
+            refused("inherit")
+                .and_then(|()| fs::rename(&from, &aside))
+                .map_err(|error| StoreError::io("rename", &from, error))?;
             moved.push(aside);
         }
         if let Some(lock) = self.lock {

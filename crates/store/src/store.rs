@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use crate::database::Database;
 use crate::durability::{self, Flusher};
+use crate::fault::refused;
 use crate::reaper::Reaper;
 use crate::reconcile;
 use crate::removal::remove_tree;
@@ -196,9 +197,11 @@ impl Store {
                 .map_err(|error| failed(error.into()))?;
             let aside = self.inner.session.fresh_path("k");
             let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside);
-            written.and_then(|mut file| file.write_all(&key)).map_err(failed)?;
+            written
+                .and_then(|mut file| refused("key-write").and_then(|()| file.write_all(&key)))
+                .map_err(failed)?;
             // The first of two wins: a link does not replace.
-            let linked = fs::hard_link(&aside, &path);
+            let linked = refused("key-link").and_then(|()| fs::hard_link(&aside, &path));
             fs::remove_file(&aside).map_err(failed)?;
             match linked {
                 Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(error)),
@@ -269,9 +272,7 @@ fn make_layout(root: &Path) -> Result<(PathBuf, File), StoreError> {
 
 /// Makes a directory and its missing parents, for the owner only.
 pub(crate) fn make_dir(path: &Path) -> Result<(), StoreError> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
+    refused("directory")
+        .and_then(|()| fs::DirBuilder::new().recursive(true).mode(0o700).create(path))
         .map_err(|error| StoreError::io("create", path, error))
 }

@@ -32,6 +32,13 @@ impl TestStore {
         Self { directory, store }
     }
 
+    /// In memory where that is possible: for those who open many stores, and each would wait for the disk.
+    pub(crate) fn in_memory() -> Self {
+        let Ok(directory) = tempfile::tempdir_in("/dev/shm") else { return Self::new() };
+        let store = Store::open(directory.path()).expect("a new store");
+        Self { directory, store }
+    }
+
     pub(crate) fn root(&self) -> &Path {
         self.directory.path()
     }

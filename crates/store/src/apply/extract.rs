@@ -21,6 +21,7 @@ use rustix::io::{Errno, write};
 
 use super::archive::{Archive, Entry, Kind};
 use super::{ApplyOptions, BUFFER, LayerLimits};
+use crate::fault::refused;
 use crate::removal::remove_tree;
 use crate::{AbsoluteNames, LayerErrorKind, OverlayXattrs, StoreError, owner};
 
@@ -114,7 +115,9 @@ impl Extractor {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
             match openat2(&*self.root, path, flags, Mode::empty(), resolve) {
-                Ok(directory) => futimens(&directory, &times(mtime)).map_err(io_error("set the times"))?,
+                Ok(directory) => refused("unpack-directory-times")
+                    .and_then(|()| futimens(&directory, &times(mtime)))
+                    .map_err(io_error("set the times"))?,
                 // Replaced or removed by a later entry.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
                 Err(error) => return Err(io_error("open the directory")(error)),
@@ -173,7 +176,7 @@ impl Extractor {
     /// Makes a directory, or keeps the one that is there. One in place of a whiteout hides what the
     /// layers below have there.
     fn make_directory(&mut self, parent: &OwnedFd, name: &[u8]) -> Step<()> {
-        match mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
+        match refused("unpack-directory").and_then(|()| mkdirat(parent, name, Mode::from_raw_mode(0o755))) {
             // The umask may have taken bits.
             Ok(()) => chmodat(parent, name, Mode::from_raw_mode(0o755), AtFlags::empty())
                 .map_err(io_error("change the mode")),
@@ -205,9 +208,10 @@ impl Extractor {
     /// Owner, mode and xattrs through an open file. In this order: chown clears setuid bits and
     /// file capabilities.
     fn set_attributes(&self, fd: &OwnedFd, entry: &Entry) -> Step<()> {
-        owner::give(fd, entry.uid, entry.gid)
+        refused("unpack-owner")
+            .and_then(|()| owner::give(fd, entry.uid, entry.gid))
             .map_err(|source| LayerErrorKind::Io { action: "change the owner", source })?;
-        fchmod(fd, Mode::from_raw_mode(entry.mode)).map_err(io_error("change the mode"))?;
+        refused("unpack-mode").and_then(|()| fchmod(fd, Mode::from_raw_mode(entry.mode))).map_err(io_error("change the mode"))?;
         self.each_xattr(entry, |name, value| fsetxattr(fd, name, value, XattrFlags::empty()))
     }
 
@@ -219,7 +223,7 @@ impl Extractor {
             if is_overlays || owner::is_record(name) {
                 continue;
             }
-            match set(OsStr::from_bytes(name), value) {
+            match refused("unpack-attribute").and_then(|()| set(OsStr::from_bytes(name), value)) {
                 // No such xattrs on this file system or kind of file: as docker, go without.
                 Ok(()) | Err(Errno::NOTSUP) => {}
                 Err(Errno::PERM) if name.starts_with(b"user.") && entry.kind != Kind::File => {}
@@ -243,7 +247,9 @@ impl Extractor {
             return Err(LayerErrorKind::TooLarge(self.limits.total_bytes));
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let create = || openat(parent, name, flags, Mode::from_raw_mode(0o600));
+        let create = || {
+            refused("unpack-create").and_then(|()| openat(parent, name, flags, Mode::from_raw_mode(0o600)))
+        };
         let file = match create() {
             Err(Errno::EXIST) => {
                 self.remove(parent, name)?;
@@ -259,11 +265,11 @@ impl Extractor {
                     seek(&file, rustix::fs::SeekFrom::Start(*offset)).map_err(io_error("seek"))?;
                     self.copy(&file, *length, archive)?;
                 }
-                ftruncate(&file, entry.size).map_err(io_error("set the size"))?;
+                refused("unpack-size").and_then(|()| ftruncate(&file, entry.size)).map_err(io_error("set the size"))?;
             }
         }
         self.set_attributes(&file, entry)?;
-        futimens(&file, &times(entry.mtime)).map_err(io_error("set the times"))
+        refused("unpack-times").and_then(|()| futimens(&file, &times(entry.mtime))).map_err(io_error("set the times"))
     }
 
     fn copy<R: Read>(&mut self, file: &OwnedFd, mut length: u64, archive: &mut Archive<R>) -> Step<()> {
@@ -275,7 +281,7 @@ impl Extractor {
             }
             let mut rest = &self.buffer[..count];
             while !rest.is_empty() {
-                match write(file, rest) {
+                match refused("unpack-write").and_then(|()| write(file, rest)) {
                     Ok(written) => rest = &rest[written..],
                     Err(Errno::INTR) => {}
                     Err(error) => return Err(io_error("write the file")(error)),
@@ -298,7 +304,10 @@ impl Extractor {
             Some(Existing::Other { .. }) => {}
             _ => return Err(missing()),
         }
-        let link = || linkat(&target_parent, target_name, parent, name, AtFlags::empty());
+        let link = || {
+            refused("unpack-link")
+                .and_then(|()| linkat(&target_parent, target_name, parent, name, AtFlags::empty()))
+        };
         match link() {
             Err(Errno::EXIST) if lookup(parent, name)? == lookup(&target_parent, target_name)? => Ok(()),
             Err(Errno::EXIST) => {
@@ -332,7 +341,7 @@ impl Extractor {
                 )
             }
         };
-        let made = match make() {
+        let made = match refused("unpack-node").and_then(|()| make()) {
             Err(Errno::EXIST) => {
                 self.remove(parent, name)?;
                 make()
@@ -340,15 +349,19 @@ impl Extractor {
             result => result,
         };
         made.map_err(io_error("make the node"))?;
-        owner::give_at(parent, OsStr::from_bytes(name), entry.uid, entry.gid)
+        refused("unpack-node-owner")
+            .and_then(|()| owner::give_at(parent, OsStr::from_bytes(name), entry.uid, entry.gid))
             .map_err(|source| LayerErrorKind::Io { action: "change the owner", source })?;
         if entry.kind != Kind::Symlink {
             let mode = Mode::from_raw_mode(entry.mode);
-            chmodat(parent, name, mode, AtFlags::empty()).map_err(io_error("change the mode"))?;
+            refused("unpack-node-mode")
+                .and_then(|()| chmodat(parent, name, mode, AtFlags::empty()))
+                .map_err(io_error("change the mode"))?;
         }
         let path = through(parent, name);
         self.each_xattr(entry, |name, value| lsetxattr(&path, name, value, XattrFlags::empty()))?;
-        utimensat(parent, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
+        refused("unpack-node-times")
+            .and_then(|()| utimensat(parent, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW))
             .map_err(io_error("set the times"))
     }
 
@@ -366,7 +379,9 @@ impl Extractor {
         if matches!(hidden, b"" | b"." | b"..") {
             return Err(LayerErrorKind::Whiteout);
         }
-        match owner::make_whiteout(parent, OsStr::from_bytes(hidden)) {
+        let make =
+            || refused("unpack-whiteout").and_then(|()| owner::make_whiteout(parent, OsStr::from_bytes(hidden)));
+        match make() {
             Ok(()) => Ok(()),
             Err(Errno::EXIST) => match lookup(parent, hidden)? {
                 Some(Existing::Directory) => self.set_opaque(parent, hidden),
@@ -379,7 +394,8 @@ impl Extractor {
     fn set_opaque(&self, parent: &OwnedFd, name: &[u8]) -> Step<()> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = openat(parent, name, flags, Mode::empty()).map_err(io_error("open the directory"))?;
-        fsetxattr(&directory, self.xattrs.opaque(), b"y", XattrFlags::empty())
+        refused("unpack-opaque")
+            .and_then(|()| fsetxattr(&directory, self.xattrs.opaque(), b"y", XattrFlags::empty()))
             .map_err(io_error("mark the directory opaque"))
     }
 

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use super::{TestStore, layer};
-use crate::{ApplyOptions, DiskPolicy, Snapshot, StoreError};
+use crate::{ApplyOptions, DiskPolicy, Growth, Snapshot, Store, StoreError};
 
 const MIB: u64 = 1 << 20;
 
@@ -74,11 +74,53 @@ fn processes_count_together() {
 }
 
 #[test]
-fn a_step_that_writes_too_much_is_noticed() {
-    let test = capped(5 * MIB);
-    assert!(!test.store.is_over_cap(MIB).expect("an answer"));
-    assert!(test.store.is_over_cap(6 * MIB).expect("an answer"));
-    assert!(!TestStore::new().store.is_over_cap(u64::MAX / 2).expect("an answer"), "no cap");
+fn what_is_known_to_come_is_refused_at_once() {
+    let test = capped(10 * MIB);
+    let _lease = test.store.lease().expect("a lease");
+    test.store.expect_bytes(9 * MIB).expect("room");
+    test.store.expect_bytes(9 * MIB).expect("nothing was taken");
+    assert!(matches!(test.store.expect_bytes(11 * MIB), Err(StoreError::CapReached { .. })));
+    TestStore::new().store.expect_bytes(u64::MAX / 2).expect("no cap");
+}
+
+/// A layer into which somebody writes, as a process does.
+fn written(store: &Store, bytes: u64) -> crate::ActiveLayer {
+    let active = store.prepare(&Snapshot::scratch()).expect("a layer");
+    std::fs::write(active.upper().join("f"), vec![1; bytes as usize]).expect("a file");
+    active
+}
+
+#[test]
+fn a_running_step_that_writes_too_much_is_stopped() {
+    let test = capped(12 * MIB);
+    let active = written(&test.store, 6 * MIB);
+    let mut growth = Growth::of(&test.store, [&active]).expect("a cap");
+    growth.look().expect("it fits");
+    assert!(test.store.blob_writer(None, 100 * MIB).expect("a writer").write_all(&vec![1; 7 << 20]).is_err());
+    std::fs::write(active.upper().join("g"), vec![1; 7 << 20]).expect("a file");
+    growth.look_closely();
+    let refused = growth.look().expect_err("too much");
+    assert!(words(&refused).contains("the store is full"), "{refused}");
+    assert!(Growth::of(&TestStore::new().store, [&active]).is_none(), "nothing to look for");
+}
+
+#[test]
+fn unused_cache_goes_while_a_step_grows_and_its_room_is_not_counted_twice() {
+    let test = capped(20 * MIB);
+    drop(written(&test.store, 9 * MIB).commit().expect("cache"));
+    let active = written(&test.store, 6 * MIB);
+    let mut growth = Growth::of(&test.store, [&active]).expect("a cap");
+    growth.look().expect("it fits");
+    std::fs::write(active.upper().join("g"), vec![1; 7 << 20]).expect("a file");
+    growth.look_closely();
+    growth.look().expect("the cache has gone");
+    std::fs::remove_file(active.upper().join("g")).expect("a removal");
+    growth.look_closely();
+    growth.look().expect("it shrank");
+    test.store.expect_bytes(12 * MIB).expect("what it gave back");
+    std::fs::write(active.upper().join("g"), vec![1; 7 << 20]).expect("a file");
+    drop(growth);
+    active.commit().expect("it is as large as what was seen");
 }
 
 fn words(error: &StoreError) -> String {
