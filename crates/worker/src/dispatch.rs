@@ -245,7 +245,10 @@ impl<E: Executor> LocalWorker<E> {
             progress: &progress,
             cancel: &cx.cancel,
         };
-        if let Some(image) = puller.local(name, &platform)?
+        // What another pulled is no leave to have it: a tenant's own credentials must reach the manifest.
+        let finds = cx.session.namespace.finds_local_images();
+        if finds
+            && let Some(image) = puller.local(name, &platform)?
             && self.shared.store.exists(&image.snapshot())?
         {
             return Ok(Ref::Snapshot(image.snapshot()));
@@ -257,8 +260,8 @@ impl<E: Executor> LocalWorker<E> {
         };
         // Kept under its name, as docker and podman keep base images: the next build need not ask anybody.
         match name.tagged() {
-            Some(name) => puller.keep(&name, &image)?,
-            None => self.shared.store.put_image(&[], &image)?,
+            Some(name) if finds => puller.keep(&name, &image)?,
+            _ => self.shared.store.put_image(&[], &image)?,
         }
         Ok(Ref::Snapshot(image.snapshot()))
     }
@@ -475,7 +478,10 @@ fn source_error(error: SourceError) -> OpError {
         | SourceError::Http { .. }
         | SourceError::Layout { .. }
         | SourceError::Git(_) => OpErrorKind::Source,
-        SourceError::Layer { .. } | SourceError::Store(_) | SourceError::Io(_) => OpErrorKind::System,
+        SourceError::Layer { .. }
+        | SourceError::Room { .. }
+        | SourceError::Store(_)
+        | SourceError::Io(_) => OpErrorKind::System,
     };
     OpError::new(kind, error)
 }

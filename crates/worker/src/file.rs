@@ -20,7 +20,7 @@ use stave_oci::Digest;
 use stave_store::{ActiveLayer, Snapshot};
 use tokio_util::sync::CancellationToken;
 
-use self::action::{CopyRequest, FileError};
+use self::action::{CopyRequest, FileError, Means};
 use self::copy::{Copier, CopyRules};
 use self::place::{Stamp, Time};
 use self::reuse::Reuse;
@@ -87,6 +87,7 @@ impl Layer {
     }
 
     fn commit(self, shared: &Shared) -> Result<Ref, FileError> {
+        self.root.collect(self.active.upper())?;
         // The view must be gone first: a mounted layer cannot be committed.
         drop(self.root);
         let snapshot = self.active.commit()?;
@@ -115,11 +116,12 @@ impl Chain<'_> {
                 let source = self.source(action.secondary)?;
                 let request = request(root, copy)?;
                 let is_local = matches!(source, Input::Context(_));
-                if layer.reuse.is_none() && is_local && self.only_copies() {
+                if layer.reuse.is_none() && is_local && self.only_copies() && stave_sandbox::has_namespaces() {
                     layer.reuse = Reuse::open(&self.shared.store, self.step.vertex, index, &layer.active);
                 }
                 let reuse = layer.reuse.as_ref().filter(|_| is_local);
-                if action::copy(root, &source, &request, (reuse, self.cancel))? {
+                let room = Some(layer.active.room());
+                if action::copy(root, &source, &request, Means { reuse, room, cancel: self.cancel })? {
                     layer.settled = false;
                 }
             }
@@ -129,6 +131,7 @@ impl Chain<'_> {
             }
             FileActionKind::Mkfile(MkfileAction { path, mode, data, owner, timestamp }) => {
                 let stamp = stamp(root, owner.as_ref(), *timestamp);
+                layer.active.room().take(data.len() as u64)?;
                 action::mkfile(root, path, *mode, data, &stamp)?;
             }
             FileActionKind::Symlink(SymlinkAction { target, path, owner, timestamp }) => {
@@ -256,6 +259,7 @@ pub(crate) fn snapshot_of(
     };
     let input = Input::Context(std::sync::Arc::clone(context));
     let copier = Copier::new(context.root(), &layer.root, input.owners(), &rules, cancel);
+    let copier = copier.with_room(Some(layer.active.room()));
     copier.copy(context.tree(), Path::new(""), Path::new(""))?;
     if copier.source_changed() {
         context.mark_changed();

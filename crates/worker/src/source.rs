@@ -56,6 +56,15 @@ pub enum SourceError {
         #[source]
         source: Box<StoreError>,
     },
+    /// An image that does not fit into the store.
+    #[error("no room for `{}`", image.familiar())]
+    Room {
+        /// The image.
+        image: Reference,
+        /// Why.
+        #[source]
+        source: Box<StoreError>,
+    },
     /// The image's configuration makes no sense.
     #[error("image `{}`: {fault}", image.familiar())]
     Image {

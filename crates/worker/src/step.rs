@@ -2,11 +2,13 @@
 //! Owns the order prepare → run → commit, and what an exit code means. Mounts are built in [`mounts`].
 //! Must not know how processes are isolated. Read [`tries::run`] first.
 
+pub(crate) mod container;
 pub(crate) mod failed;
 pub(crate) mod foreign;
 pub(crate) mod mounts;
 mod new_files;
 pub(crate) mod repeated;
+mod room;
 mod surroundings;
 pub(crate) mod traces;
 pub(crate) mod tries;
@@ -35,7 +37,6 @@ use crate::root::IoAt;
 use crate::rootfs::{Names, network, network_mounts};
 use crate::session::{Secret, Session, StepNetwork};
 use crate::source::image::blocking;
-use crate::travel::Travel;
 use crate::users::{Identity, UserError, UserTable};
 use crate::worker::{DigestError, MountError, Ref, Shared};
 
@@ -220,10 +221,7 @@ fn begin(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
     (process.uid, process.gid, process.groups) = (identity.uid, identity.gid, identity.groups);
     process.groups.extend(devices.groups);
     process.rlimits = op.ulimits.iter().map(rlimit).collect::<Result<_, _>>()?;
-    let security = match op.security {
-        SecurityMode::Sandbox => Security::Default,
-        SecurityMode::Insecure => Security::Insecure,
-    };
+    let security = security(op.security);
     let process = ProcessSpec {
         process,
         hostname: hostname.to_owned(),
@@ -251,6 +249,7 @@ fn begin(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
 fn commit(ready: Ready, created: &[PathBuf]) -> Result<Vec<Ref>, StepError> {
     let Ready { process, prepared, touched, .. } = ready;
     let Prepared { root, root_output, written, contexts, guards, root_view, caches, .. } = prepared;
+    guards.iter().try_for_each(|guard| guard.collect())?;
     // Everything that has the layers mounted goes first; the view is of those below.
     drop((guards, caches));
     if !created.is_empty() {
@@ -299,7 +298,7 @@ async fn lock_caches(
     shared: &Arc<Shared>,
     op: &ExecOp,
     inputs: &[Ref],
-    travel: Option<&Travel>,
+    session: &Session,
     cancel: &CancellationToken,
 ) -> Result<Caches, StepError> {
     let mut wanted = Vec::new();
@@ -314,7 +313,7 @@ async fn lock_caches(
             let digest = blocking(move || shared.digest(&seed, &selector)).await?;
             key = format!("{id}:{digest}");
         }
-        wanted.push((key, *sharing, index));
+        wanted.push((session.namespace.key(&key), *sharing, index));
     }
     wanted.sort_unstable_by(|a, b| (&a.0, a.2).cmp(&(&b.0, b.2)));
     let mut caches = Caches::new();
@@ -327,6 +326,8 @@ async fn lock_caches(
         }
         last = Some((key.clone(), index));
         let sharing = match sharing {
+            // Without mounts a directory is in one place at a time.
+            Sharing::Shared if !stave_sandbox::has_namespaces() => stave_store::Sharing::Locked,
             Sharing::Shared => stave_store::Sharing::Shared,
             Sharing::Private => stave_store::Sharing::Private,
             Sharing::Locked => stave_store::Sharing::Locked,
@@ -341,7 +342,7 @@ async fn lock_caches(
                 },
             }
         };
-        if let Some(travel) = travel {
+        if let Some(travel) = &session.travel {
             let fresh = directory.is_fresh().then(|| directory.path().to_owned());
             if travel.enter_mount(&key, fresh.as_deref()).await {
                 directory = directory.initialised()?;
@@ -357,6 +358,13 @@ fn step_network(op: &ExecOp, session: &Session) -> StepNetwork {
         NetMode::Default => session.confinement.network,
         NetMode::Host => StepNetwork::Host,
         NetMode::None => StepNetwork::None,
+    }
+}
+
+fn security(mode: SecurityMode) -> Security {
+    match mode {
+        SecurityMode::Sandbox => Security::Default,
+        SecurityMode::Insecure => Security::Insecure,
     }
 }
 

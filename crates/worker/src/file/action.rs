@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags};
 use stave_llb::pattern::PatternError;
+use stave_store::LayerRoom;
 use tokio_util::sync::CancellationToken;
 
 use super::copy::{Copier, CopyError, CopyRules};
@@ -93,12 +94,23 @@ impl Destination {
     }
 }
 
+/// What a copy may use beside its source.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Means<'a> {
+    /// Files of an earlier copy.
+    pub reuse: Option<&'a Reuse>,
+    /// Room for what is written.
+    pub room: Option<&'a LayerRoom>,
+    /// Stops it.
+    pub cancel: &'a CancellationToken,
+}
+
 /// Copies; true when a source file changed while it was read.
 pub(crate) fn copy(
     root: &RootDir,
     input: &Input,
     request: &CopyRequest,
-    (reuse, cancel): (Option<&Reuse>, &CancellationToken),
+    means: Means<'_>,
 ) -> Result<bool, FileError> {
     let destination = Destination::new(&request.destination);
     if !request.create_destination {
@@ -127,7 +139,7 @@ pub(crate) fn copy(
     } else {
         Some(Filter::new(&request.include, &request.exclude)?)
     };
-    let mut copying = Copying { root, input, request, destination, filter, reuse, cancel, changed: false };
+    let mut copying = Copying { root, input, request, destination, filter, means, changed: false };
     for path in &matches {
         if !(request.attempt_unpack && copying.unpack(path)?) {
             copying.one(path)?;
@@ -158,8 +170,7 @@ struct Copying<'a> {
     request: &'a CopyRequest,
     destination: Destination,
     filter: Option<Filter>,
-    reuse: Option<&'a Reuse>,
-    cancel: &'a CancellationToken,
+    means: Means<'a>,
     changed: bool,
 }
 
@@ -182,7 +193,8 @@ impl Copying<'_> {
             directory: &directory,
             owner: self.request.rules.owner,
             time: self.request.rules.time,
-            cancel: self.cancel,
+            room: self.means.room,
+            cancel: self.means.cancel,
         };
         Ok(unpack(file, source, &to)?)
     }
@@ -207,8 +219,8 @@ impl Copying<'_> {
         };
         let rules = &self.request.rules;
         let owners = self.input.owners();
-        let copier = Copier::new(self.input.root(), self.root, owners, rules, self.cancel);
-        let copier = copier.with_reuse(self.reuse);
+        let copier = Copier::new(self.input.root(), self.root, owners, rules, self.means.cancel);
+        let copier = copier.with_reuse(self.means.reuse).with_room(self.means.room);
         copier.copy(node, &real, &to)?;
         self.changed |= copier.source_changed() && matches!(self.input, Input::Context(_));
         Ok(())

@@ -16,6 +16,7 @@ use std::sync::{Mutex, PoisonError};
 use rayon::prelude::*;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
+use stave_store::LayerRoom;
 use tokio_util::sync::CancellationToken;
 
 use super::place::{Stamp, Time, remove_all};
@@ -72,6 +73,7 @@ pub(crate) struct Copier<'a> {
     rules: &'a CopyRules,
     cancel: &'a CancellationToken,
     reuse: Option<&'a Reuse>,
+    room: Option<&'a LayerRoom>,
     /// The first place of every file with several names; locked until the file is there.
     links: Mutex<HashMap<(u64, u64), PathBuf>>,
     changed: AtomicBool,
@@ -112,6 +114,7 @@ impl<'a> Copier<'a> {
             rules,
             cancel,
             reuse: None,
+            room: None,
             links: Mutex::default(),
             changed: AtomicBool::new(false),
         }
@@ -120,6 +123,11 @@ impl<'a> Copier<'a> {
     /// The same, with files of an earlier copy at hand.
     pub(crate) fn with_reuse(self, reuse: Option<&'a Reuse>) -> Self {
         Self { reuse, ..self }
+    }
+
+    /// The same, asking for room before each file.
+    pub(crate) fn with_room(self, room: Option<&'a LayerRoom>) -> Self {
+        Self { room, ..self }
     }
 
     /// Whether some source file was no longer what the scan saw: the result must not be cached.
@@ -293,6 +301,9 @@ impl<'a> Copier<'a> {
         let target = rustix::fs::openat(slot.parent, slot.name, flags, mode)?;
         let size = u64::try_from(before.st_size).unwrap_or(0);
         let allocated = u64::try_from(before.st_blocks).unwrap_or(0).saturating_mul(512);
+        if let Some(room) = self.room {
+            room.take(allocated.min(size)).map_err(io::Error::other)?;
+        }
         content::copy(&source, &target, size, allocated)?;
         self.finish(node, &source, &target)?;
         if !Meta::from(&rustix::fs::fstat(&source)?).is_same_version(&node.meta) {

@@ -13,6 +13,7 @@ use std::rc::Rc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
+use stave_store::LayerRoom;
 use tokio_util::sync::CancellationToken;
 
 use super::decoder::{COMPRESSION_HEAD, decompressed};
@@ -92,6 +93,8 @@ pub(crate) struct Unpacking<'a> {
     pub owner: Option<(u32, u32)>,
     /// Time instead of the archive's.
     pub time: Option<Time>,
+    /// Room for what is unpacked.
+    pub room: Option<&'a LayerRoom>,
     /// Stops between entries.
     pub cancel: &'a CancellationToken,
 }
@@ -121,6 +124,9 @@ pub(crate) fn unpack(file: OwnedFd, name: &Path, to: &Unpacking<'_>) -> Result<b
         bytes = bytes.saturating_add(entry.size());
         if bytes > BYTE_LIMIT {
             return Err(UnpackError::TooLarge(name.to_owned()));
+        }
+        if let Some(room) = to.room {
+            room.take(entry.size()).map_err(|error| damaged(io::Error::other(error)))?;
         }
         left.set(u64::MAX);
         Extraction { archive: name, to }.entry(&mut entry, &mut directories)?;

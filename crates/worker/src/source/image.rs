@@ -131,6 +131,7 @@ impl Puller<'_> {
         if layers.len() != diff_ids.len() {
             return Err(fault(ImageFault::LayerCount { layers: layers.len(), diff_ids: diff_ids.len() }));
         }
+        self.expect(name, layers, diff_ids).await?;
         let mut fetches = Vec::with_capacity(layers.len());
         for (blob, diff_id) in layers.iter().zip(diff_ids) {
             fetches.push(self.layer(name, blob, diff_id).boxed());
@@ -157,6 +158,30 @@ impl Puller<'_> {
             }),
             platform: config.platform(),
         })
+    }
+
+    /// Room for all that will be downloaded, before the first byte: an image that cannot fit is not begun.
+    async fn expect(
+        &self,
+        name: &Reference,
+        layers: &[Descriptor],
+        diff_ids: &[Digest],
+    ) -> Result<(), SourceError> {
+        if self.store.cap().is_none() {
+            return Ok(());
+        }
+        let store = self.store.clone();
+        let wanted: Vec<_> = layers.iter().cloned().zip(diff_ids.iter().cloned()).collect();
+        let expected = blocking(move || {
+            let mut bytes = 0_u64;
+            for (blob, diff_id) in &wanted {
+                if store.layer_by_diff_id(diff_id)?.is_none() && !store.has_blob(&blob.digest)? {
+                    bytes = bytes.saturating_add(blob.size);
+                }
+            }
+            store.expect_bytes(bytes)
+        });
+        expected.await.map_err(|source| SourceError::Room { image: name.clone(), source: Box::new(source) })
     }
 
     async fn layer(

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustix::fs::FileType;
 use stave_llb::{ExecOp, Mount, MountOwner};
 use stave_sandbox::{MountGuard, MountSpec, OverlayLayers, mount_overlay};
-use stave_store::{ActiveLayer, MutableDir, ScratchDir, Snapshot};
+use stave_store::{ActiveLayer, FlatTree, Left, MutableDir, ScratchDir, Snapshot, StoreError, Taking};
 use tokio_util::sync::CancellationToken;
 
 use super::{StepError, secret_value};
@@ -75,11 +75,34 @@ pub(crate) struct Prepared {
     pub scratch: Vec<ScratchDir>,
 }
 
+impl Prepared {
+    /// The layers that the step writes.
+    pub(crate) fn layers(&self) -> impl Iterator<Item = &ActiveLayer> {
+        let written = self.written.iter().filter_map(|(_, written)| match written {
+            Written::Layer(layer) => Some(layer),
+            Written::Unchanged(_) => None,
+        });
+        std::iter::once(&self.root).chain(written).chain(&self.discarded)
+    }
+}
+
 /// A mount of this process and the directory it is on.
 #[derive(Debug)]
-pub(crate) struct Mounted {
-    _mount: MountGuard,
-    _place: ScratchDir,
+pub(crate) enum Mounted {
+    /// Unmounted before its directory is removed.
+    Mount { _mount: MountGuard, _place: ScratchDir },
+    /// Where nothing can be mounted, a tree, and the layer that its changes become.
+    Tree { tree: FlatTree, upper: Option<PathBuf>, _place: ScratchDir },
+}
+
+impl Mounted {
+    /// Makes what was written a layer, where writing it did not.
+    pub(crate) fn collect(&self) -> Result<(), StoreError> {
+        match self {
+            Self::Tree { tree, upper: Some(upper), .. } => tree.collect(upper, &Left::default()),
+            Self::Tree { .. } | Self::Mount { .. } => Ok(()),
+        }
+    }
 }
 
 /// Prepares all mounts of a step. Blocks.
@@ -259,9 +282,18 @@ impl<'a> Building<'a> {
 
     fn mount(&mut self, layers: OverlayLayers) -> Result<PathBuf, StepError> {
         let place = self.plan.shared.store.scratch_dir()?;
+        if !stave_sandbox::has_namespaces() {
+            let taking = if layers.upper.is_some() { Taking::Copies } else { Taking::Links };
+            // A layer's changes are moved to it, which only works on its own file system.
+            let tree = self.plan.shared.store.flatten(&layers.lower, place.path().join("tree"), taking)?;
+            let at = tree.root().to_owned();
+            let upper = layers.upper.map(|(upper, _)| upper);
+            self.prepared.guards.push(Mounted::Tree { tree, upper, _place: place });
+            return Ok(at);
+        }
         let at = place.path().to_owned();
         let mount = mount_overlay(&layers, &at)?;
-        self.prepared.guards.push(Mounted { _mount: mount, _place: place });
+        self.prepared.guards.push(Mounted::Mount { _mount: mount, _place: place });
         Ok(at)
     }
 

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 use stave_llb::ExecOp;
 use stave_sandbox::{CgroupGuard, CgroupParent};
 use stave_solver::{JobContext, LogStream, StepPhase, StepUsage};
+use stave_store::Growth;
+use tokio_util::sync::CancellationToken;
 
 use super::failed::{self, FailedStep};
-use super::{Plan, StepError, begin, check_supported, lock_caches};
+use super::{Plan, StepError, begin, check_supported, lock_caches, room};
 use crate::admission::{Admitted, Wish, machine};
 use crate::confinement::Confinement;
 use crate::exec::{ExecError, Executor, Finished, ProcessIo, ProcessUsage, StepLog};
@@ -117,7 +119,7 @@ impl Attempt<'_> {
     async fn run<E: Executor>(&self, executor: &E) -> Result<Vec<Ref>, Failure> {
         let Self { shared, op, cx, .. } = self;
         let start = Instant::now();
-        let caches = lock_caches(shared, op, self.inputs, cx.session.travel.as_deref(), &cx.cancel).await?;
+        let caches = lock_caches(shared, op, self.inputs, &cx.session, &cx.cancel).await?;
         // Last of all that is waited for: who runs waits for nothing, so this ends.
         let admitted = self.admit().await.ok_or(ExecError::Cancelled)?;
         cx.events.phase(StepPhase::Waiting, start);
@@ -147,9 +149,11 @@ impl Attempt<'_> {
         cx.events.phase(StepPhase::Preparing, start);
         let start = Instant::now();
         let (process, mounts) = (ready.process.clone(), ready.mounts.clone());
-        let run =
-            self.in_time(async |cancel| executor.run(process, mounts, ProcessIo::Logged(log), cancel).await);
-        let finished = match run.await {
+        let growth = Growth::of(&shared.store, ready.prepared.layers());
+        let run = async |cancel: &CancellationToken| {
+            executor.run(process, mounts, ProcessIo::Logged(log), cancel).await
+        };
+        let finished = match self.within_bounds(growth, run).await {
             Ok(finished) => finished,
             Err(StepError::Exec(error)) => {
                 let error = super::start_failure(op, error);
@@ -177,7 +181,7 @@ impl Attempt<'_> {
         let cx = self.cx;
         let limit = cx.session.confinement.build_limits.memory;
         let expected = self.shared.peaks.of(&cx.vertex);
-        let group = Arc::as_ptr(&cx.session).addr();
+        let group = cx.session.namespace.group(Arc::as_ptr(&cx.session).addr());
         let wish = Wish { group, limit, expected, alone: self.alone };
         let waiting = async || {
             let needs =
@@ -195,7 +199,8 @@ impl Attempt<'_> {
         }
         let mut groups = self.shared.groups.lock().unwrap_or_else(PoisonError::into_inner);
         groups.retain(|_, group| group.strong_count() > 0);
-        let session = Arc::as_ptr(&self.cx.session).addr();
+        let session = &self.cx.session;
+        let session = session.namespace.group(Arc::as_ptr(session).addr());
         if let Some(group) = groups.get(&session).and_then(Weak::upgrade) {
             return Some(group);
         }
@@ -205,29 +210,37 @@ impl Attempt<'_> {
         Some(group)
     }
 
-    /// The outcome of `run` within the time a step has.
-    async fn in_time(
+    /// The outcome of `run` within the time and the room that a step has.
+    async fn within_bounds(
         &self,
-        run: impl AsyncFnOnce(&tokio_util::sync::CancellationToken) -> Result<Finished, ExecError>,
+        growth: Option<Growth>,
+        run: impl AsyncFnOnce(&CancellationToken) -> Result<Finished, ExecError>,
     ) -> Result<Finished, StepError> {
-        let Some(timeout) = self.cx.session.confinement.timeout else {
+        let timeout = self.cx.session.confinement.timeout;
+        if growth.is_none() && timeout.is_none() {
             return Ok(run(&self.cx.cancel).await?);
-        };
+        }
         let cancel = self.cx.cancel.child_token();
-        let expiry = async {
-            tokio::time::sleep(timeout).await;
-            cancel.cancel();
-            std::future::pending().await
-        };
-        let outcome = tokio::select! {
-            outcome = run(&cancel) => outcome,
-            never = expiry => never,
-        };
-        match outcome {
-            Err(ExecError::Cancelled) if !self.cx.cancel.is_cancelled() => {
-                Err(StepError::TimedOut { command: self.op.args.join(" "), after: timeout })
+        let mut passed = None;
+        let outcome = {
+            let expiry = async {
+                let Some(timeout) = timeout else { return std::future::pending().await };
+                tokio::time::sleep(timeout).await;
+                StepError::TimedOut { command: self.op.args.join(" "), after: timeout }
+            };
+            let mut run = std::pin::pin!(run(&cancel));
+            tokio::select! {
+                outcome = run.as_mut() => outcome,
+                error = async { tokio::select! { error = expiry => error, error = room::passed(growth) => error.into() } } => {
+                    cancel.cancel();
+                    passed = Some(error);
+                    run.await
+                }
             }
-            outcome => Ok(outcome?),
+        };
+        match (outcome, passed) {
+            (Err(ExecError::Cancelled), Some(error)) if !self.cx.cancel.is_cancelled() => Err(error),
+            (outcome, _) => Ok(outcome?),
         }
     }
 

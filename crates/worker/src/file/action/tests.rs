@@ -59,7 +59,12 @@ impl Fixture {
     }
 
     fn copy(&self, request: &CopyRequest) -> Result<bool, FileError> {
-        copy(&self.root(), &self.input(), request, (None, &CancellationToken::new()))
+        copy(
+            &self.root(),
+            &self.input(),
+            request,
+            Means { reuse: None, room: None, cancel: &CancellationToken::new() },
+        )
     }
 
     fn files(&self) -> Vec<String> {
