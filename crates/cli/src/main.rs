@@ -7,6 +7,7 @@
 
 mod commands;
 mod config;
+mod engines;
 mod format;
 mod output;
 mod progress;

@@ -210,7 +210,8 @@ impl Engine {
     /// Digests the image's layers while later steps run, if the image's digests will be asked for.
     fn hash_ahead(&self, request: &BuildRequest, definition: &Definition) -> Option<HashAhead> {
         let named = |target: &ExportTarget| {
-            matches!(target, ExportTarget::Image(_) | ExportTarget::Oci(_) | ExportTarget::Docker(_))
+            use ExportTarget::{Docker, Engine, Image, Oci};
+            matches!(target, Image(_) | Oci(_) | Docker(_) | Engine(_))
         };
         let wanted = request.exports.iter().any(named);
         wanted.then(|| self.worker.hash_ahead(ahead::layers_of(definition)))
@@ -544,6 +545,7 @@ pub(crate) fn title(target: &ExportTarget) -> &'static str {
         ExportTarget::Image(_) => "exporting to image",
         ExportTarget::Oci(_) => "exporting to oci image format",
         ExportTarget::Docker(_) => "exporting to docker image format",
+        ExportTarget::Engine(_) => "importing to docker",
         ExportTarget::Local { .. } => "exporting to client directory",
         ExportTarget::Tar { .. } => "exporting to client tarball",
         ExportTarget::CacheOnly => "keeping the cache",

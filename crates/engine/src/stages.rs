@@ -3,7 +3,7 @@
 //! Owns what a further stage takes over from the request. Each is a build of its own on the same
 //! cache, so that what stages share is made once. Start with [`StageTag`].
 
-use stave_exporter::{ExportTarget, ImageTarget};
+use stave_exporter::{EngineTarget, ExportTarget, ImageTarget};
 use stave_frontend_dockerfile::PlanRequest;
 use stave_oci::Reference;
 
@@ -29,6 +29,9 @@ impl BuildRequest {
         let images = self.exports.iter().filter_map(|target| match target {
             ExportTarget::Image(target) => {
                 Some(ExportTarget::Image(ImageTarget { names: tag.names.clone(), ..target.clone() }))
+            }
+            ExportTarget::Engine(target) => {
+                Some(ExportTarget::Engine(EngineTarget { names: tag.names.clone(), ..target.clone() }))
             }
             _ => None,
         });

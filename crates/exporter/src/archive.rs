@@ -7,4 +7,4 @@ mod write;
 pub(crate) use load::load;
 pub use load::{LoadSource, LoadedImage, MAX_IMAGES, MAX_LAYERS, MAX_SPOOL};
 pub use source::{MAX_ENTRIES, MAX_EXTENSION};
-pub(crate) use write::write;
+pub(crate) use write::{stream, write};

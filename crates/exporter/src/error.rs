@@ -7,6 +7,8 @@ use stave_oci::{Digest, ManifestError, Platform};
 use stave_registry::RegistryError;
 use stave_store::StoreError;
 
+use crate::docker_api::{EngineAddress, EngineFault};
+
 /// A failed export: what was being written, and why it could not be.
 #[derive(Debug, thiserror::Error)]
 #[error("failed to export {target}")]
@@ -88,6 +90,18 @@ pub enum ExportErrorKind {
     /// Two platforms write the same file of one directory.
     #[error("cannot overwrite `{0}` of another platform: leave `platform-split` on")]
     PlatformConflict(PathBuf),
+    /// Another engine failed.
+    #[error("the engine at `{address}` failed")]
+    Engine {
+        /// Where it listens.
+        address: EngineAddress,
+        /// What happened.
+        #[source]
+        fault: EngineFault,
+    },
+    /// The name of an engine that nobody turned into its address.
+    #[error("docker context `{0}` is not known here")]
+    EngineContext(String),
     /// Nothing to export.
     #[error("there is no image to export")]
     NoImage,

@@ -24,7 +24,8 @@ use crate::prepare::{self, LayerFormat, PreparedSet, Sealed};
 use crate::push;
 use crate::sink;
 use crate::spec::{
-    ArchiveDestination, ArchiveTarget, Destination, ExportTarget, FilesOptions, ImageFormat, ImageTarget,
+    ArchiveDestination, ArchiveTarget, Destination, EngineName, EngineTarget, ExportTarget, FilesOptions,
+    ImageFormat, ImageTarget,
 };
 
 /// A stream for results that go to standard output.
@@ -100,6 +101,7 @@ impl Exporter {
             ExportTarget::Image(target) => self.export_image(images, target).await,
             ExportTarget::Oci(target) => self.export_archive(images, target, ArchiveLayout::Oci).await,
             ExportTarget::Docker(target) => self.export_archive(images, target, ArchiveLayout::Docker).await,
+            ExportTarget::Engine(target) => self.export_to_engine(images, target).await,
             ExportTarget::Local { dest, options } => self.export_directory(images, dest, options).await,
             ExportTarget::Tar { dest, options } => self.export_tar(images, dest, options).await,
         };
@@ -233,6 +235,24 @@ impl Exporter {
         Ok(exported)
     }
 
+    async fn export_to_engine(
+        &self,
+        images: &[Image],
+        target: &EngineTarget,
+    ) -> Result<Exported, ExportErrorKind> {
+        let address = match &target.engine {
+            EngineName::At(address) => address,
+            EngineName::Context(name) => return Err(ExportErrorKind::EngineContext(name.clone())),
+        };
+        check_layout(ArchiveLayout::Docker, images)?;
+        let layers_as = LayerFormat::archive(ArchiveLayout::Docker, &target.format);
+        let prepared = self.prepare(images, &target.names, &target.format, layers_as).await?;
+        let config_digest =
+            prepared.images.first().map(|image| image.documents.config.descriptor.digest.clone());
+        let size = sink::engine::send(self, address, prepared).await?;
+        Ok(Exported { config_digest, names: target.names.clone(), size, ..Exported::nothing() })
+    }
+
     async fn export_directory(
         &self,
         images: &[Image],
@@ -337,6 +357,12 @@ fn describe(target: &ExportTarget) -> String {
         },
         ExportTarget::Oci(target) => archive_target(ArchiveLayout::Oci, &target.dest),
         ExportTarget::Docker(target) => archive_target(ArchiveLayout::Docker, &target.dest),
+        ExportTarget::Engine(EngineTarget { engine: EngineName::At(address), .. }) => {
+            format!("image to the engine at `{address}`")
+        }
+        ExportTarget::Engine(EngineTarget { engine: EngineName::Context(name), .. }) => {
+            format!("image to the engine of docker context `{name}`")
+        }
         ExportTarget::Local { dest, .. } => format!("files to `{}`", dest.display()),
         ExportTarget::Tar { dest, .. } => format!("file system tar {}", place(dest)),
         ExportTarget::CacheOnly => "cache".to_owned(),

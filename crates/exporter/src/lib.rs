@@ -2,7 +2,7 @@
 //!
 //! Owns what an image is on its way out ([`Image`]: an immutable view), where it can go
 //! ([`ExportTarget`]), how its layers become blobs and its description becomes documents, and each
-//! destination: the local store, registries, OCI layouts, docker archives, directories and tars.
+//! destination: the local store, registries, other engines, OCI layouts, docker archives, directories and tars.
 //! Must not know the solver, the worker, Dockerfiles or terminals.
 //!
 //! Start with [`Exporter`], then [`Image`] and [`ExportTarget`].
@@ -11,6 +11,7 @@ mod archive;
 mod attestation;
 mod compress;
 pub mod contents;
+mod docker_api;
 mod document;
 mod error;
 mod event;
@@ -30,6 +31,7 @@ mod tar_writer;
 pub use archive::{LoadSource, LoadedImage, MAX_ENTRIES, MAX_EXTENSION, MAX_IMAGES, MAX_LAYERS, MAX_SPOOL};
 pub use attestation::package_url;
 pub use compress::{DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL, GZIP_MEMBER, ZSTD_FRAME};
+pub use docker_api::{EngineAddress, EngineAddressError, EngineFault};
 pub use document::{CONTAINERD_NAME, CREATED, REF_NAME};
 pub use error::{ExportError, ExportErrorKind, LoadError, LoadErrorKind};
 pub use event::{ExportEvent, ExportEvents, ExportStep};
@@ -38,7 +40,7 @@ pub use image::{Attestation, ConfigDocument, Exported, Image, ImageLayerRef, fil
 pub use layer::LayerBlob;
 pub use spec::{
     Annotation, AnnotationError, AnnotationLevel, Annotations, ArchiveDestination, ArchiveTarget,
-    CompressionChoice, DanglingName, Destination, ExportSpecError, ExportSpecErrorKind, ExportTarget,
-    FilesOptions, ImageFormat, ImageTarget, LocalMode, MAX_NAMES, MAX_SPEC_LENGTH, MediaTypes,
-    PlatformAnnotations, PushOptions,
+    CompressionChoice, DanglingName, Destination, EngineName, EngineTarget, ExportSpecError,
+    ExportSpecErrorKind, ExportTarget, FilesOptions, ImageFormat, ImageTarget, LocalMode, MAX_NAMES,
+    MAX_SPEC_LENGTH, MediaTypes, PlatformAnnotations, PushOptions,
 };

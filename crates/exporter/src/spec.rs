@@ -13,6 +13,8 @@ use std::str::FromStr;
 
 use stave_oci::{Compression, Platform, Reference, ReferenceError};
 
+use crate::docker_api::EngineAddress;
+
 mod annotation;
 mod csv;
 mod parse;
@@ -36,6 +38,8 @@ pub enum ExportTarget {
     Oci(ArchiveTarget),
     /// An archive for `docker load` (`type=docker,dest=…`).
     Docker(ArchiveTarget),
+    /// Another engine's image store (`type=docker,context=…`).
+    Engine(EngineTarget),
     /// The root file system as a directory tree (`type=local`).
     Local {
         /// The directory, created when missing.
@@ -110,6 +114,26 @@ pub struct PushOptions {
     pub by_digest: bool,
     /// The registry may speak plain http, or show any certificate.
     pub insecure: bool,
+}
+
+/// An image for another engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineTarget {
+    /// Which one.
+    pub engine: EngineName,
+    /// Names to give.
+    pub names: Vec<Reference>,
+    /// How its layers and documents are written.
+    pub format: ImageFormat,
+}
+
+/// Which engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EngineName {
+    /// As docker's clients know it, still to be looked up: see [`ExportTarget::at_engine`]. Empty: the one in use.
+    Context(String),
+    /// By its address.
+    At(EngineAddress),
 }
 
 /// An image in a file or directory.
@@ -333,12 +357,26 @@ impl ExportTarget {
         let slot = match &mut self {
             Self::Image(target) => &mut target.names,
             Self::Oci(target) | Self::Docker(target) => &mut target.names,
+            Self::Engine(target) => &mut target.names,
             Self::Local { .. } | Self::Tar { .. } | Self::CacheOnly => return self,
         };
         if slot.is_empty() {
             *slot = names.to_vec();
         }
         self
+    }
+
+    /// This target with the address of its engine, which `look_up` finds by the name of a docker context.
+    ///
+    /// # Errors
+    /// Those of `look_up`.
+    pub fn at_engine<E>(mut self, look_up: impl FnOnce(&str) -> Result<EngineAddress, E>) -> Result<Self, E> {
+        if let Self::Engine(EngineTarget { engine, .. }) = &mut self
+            && let EngineName::Context(name) = engine
+        {
+            *engine = EngineName::At(look_up(name)?);
+        }
+        Ok(self)
     }
 
     /// This target with pushing on (`--push`); targets that are not images are unchanged.
@@ -363,6 +401,7 @@ impl ExportTarget {
         match self {
             Self::Image(target) => Some(&mut target.format),
             Self::Oci(target) | Self::Docker(target) => Some(&mut target.format),
+            Self::Engine(target) => Some(&mut target.format),
             Self::Local { .. } | Self::Tar { .. } | Self::CacheOnly => None,
         }
     }
@@ -391,13 +430,13 @@ impl ExportTarget {
                 target.dest == ArchiveDestination::Tar(Destination::Stdout)
             }
             Self::Tar { dest, .. } => *dest == Destination::Stdout,
-            Self::Image(_) | Self::Local { .. } | Self::CacheOnly => false,
+            Self::Image(_) | Self::Engine(_) | Self::Local { .. } | Self::CacheOnly => false,
         }
     }
 
     /// Whether the result must be an image (config and layers), not only a file system.
     pub fn needs_image(&self) -> bool {
-        matches!(self, Self::Image(_) | Self::Oci(_) | Self::Docker(_))
+        matches!(self, Self::Image(_) | Self::Oci(_) | Self::Docker(_) | Self::Engine(_))
     }
 }
 

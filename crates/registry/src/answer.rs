@@ -1,9 +1,9 @@
 //! An answer: its bounded body, its headers, and what its status means.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use reqwest::header::{HeaderValue, RETRY_AFTER};
+use reqwest::header::{DATE, HeaderMap, HeaderName, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode};
 use serde::Deserialize;
 use stave_oci::Digest;
@@ -63,7 +63,7 @@ impl Answer {
     pub(crate) async fn fault(self) -> Failure {
         let status = self.response.status();
         let (method, url, authenticated) = (self.method.to_string(), shown(&self.url), self.authenticated);
-        let retry_after = self.response.headers().get(RETRY_AFTER).and_then(seconds);
+        let retry_after = wait_asked_for(self.response.headers(), SystemTime::now());
         let refused = challenges(self.response.headers()).into_iter().find_map(|challenge| match challenge {
             Challenge::Bearer(bearer) => bearer.error,
             Challenge::Basic => None,
@@ -113,9 +113,17 @@ impl Answer {
     }
 }
 
-/// `Retry-After` in its form of seconds; the form of a date needs a clock that agrees with the server's.
-fn seconds(value: &HeaderValue) -> Option<Duration> {
-    value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+/// `Retry-After`, in seconds or as a date (RFC 9110, 10.2.3). A date counts from the server's own `Date`, so that its
+/// clock and ours need not agree; from `now` if it does not say. What lies in the past is no wait.
+fn wait_asked_for(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = |name: &HeaderName| headers.get(name)?.to_str().ok().map(str::trim);
+    let asked = text(&RETRY_AFTER)?;
+    if let Ok(seconds) = asked.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = httpdate::parse_http_date(asked).ok()?;
+    let from = text(&DATE).and_then(|date| httpdate::parse_http_date(date).ok()).unwrap_or(now);
+    Some(until.duration_since(from).unwrap_or_default())
 }
 
 #[derive(Deserialize)]
@@ -161,6 +169,27 @@ mod tests {
     #[track_caller]
     fn check_message(body: &str, expected: &str) {
         assert_eq!(server_message(body.as_bytes()), expected);
+    }
+
+    #[test]
+    fn waits_are_seconds_or_dates() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        let check = |asked: &str, date: Option<&str>, expected: Option<u64>| {
+            let value = |text: &str| text.parse().expect("a header");
+            let mut headers = HeaderMap::from_iter([(RETRY_AFTER, value(asked))]);
+            headers.extend(date.map(|date| (DATE, value(date))));
+            assert_eq!(wait_asked_for(&headers, now), expected.map(Duration::from_secs), "{asked} {date:?}");
+        };
+        check("7", None, Some(7));
+        check(" 0 ", None, Some(0));
+        check("Sun, 06 Nov 1994 08:49:39 GMT", None, Some(2));
+        // The server's clock is an hour ahead.
+        check("Sun, 06 Nov 1994 09:49:47 GMT", Some("Sun, 06 Nov 1994 09:49:37 GMT"), Some(10));
+        check("Sunday, 06-Nov-94 08:49:38 GMT", None, Some(1));
+        check("Sun, 06 Nov 1994 08:00:00 GMT", None, Some(0));
+        for nonsense in ["", "soon", "-1", "1.5", "99999999999999999999999", "Sun, 06 Nov 1994"] {
+            check(nonsense, None, None);
+        }
     }
 
     #[test]

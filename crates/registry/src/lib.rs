@@ -19,6 +19,7 @@ mod limits;
 mod login;
 mod manifest;
 mod push;
+mod referrers;
 mod request;
 mod transport;
 mod upload;

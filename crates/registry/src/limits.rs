@@ -26,6 +26,8 @@ pub(crate) const MAX_REDIRECTS: usize = 10;
 pub(crate) const MAX_INDEX_DEPTH: usize = 3;
 /// Most addresses outside of its registry that a layer is looked for at.
 pub(crate) const MAX_FOREIGN_URLS: usize = 8;
+/// Most pages read of a list of referrers.
+pub(crate) const MAX_REFERRER_PAGES: u64 = 64;
 /// Most challenges read from one answer.
 pub(crate) const MAX_CHALLENGES: usize = 8;
 /// Most tokens, host states or bad-content notes kept per client.

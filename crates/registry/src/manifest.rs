@@ -184,7 +184,10 @@ fn accept_header() -> &'static str {
     TEXT.get_or_init(|| format!("{}, */*;q=0.1", ACCEPTED.join(", ")))
 }
 
-async fn download(exchange: &Exchange, reference: &Reference) -> Result<FetchedManifest, ErrorKind> {
+pub(crate) async fn download(
+    exchange: &Exchange,
+    reference: &Reference,
+) -> Result<FetchedManifest, ErrorKind> {
     let mut attempt = 1;
     loop {
         let answer = request_manifest(exchange, reference, Method::GET).await?;

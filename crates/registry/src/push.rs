@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode};
-use stave_oci::{Descriptor, Digest, ManifestError, Reference};
+use stave_oci::{Descriptor, Digest, ManifestError, Reference, media_type};
 use url::Url;
 
 use crate::auth::ScopeSet;
@@ -17,6 +17,7 @@ use crate::config::Capability;
 use crate::endpoint::endpoints;
 use crate::error::{Action, ErrorKind};
 use crate::limits::MAX_MANIFEST_BYTES;
+use crate::referrers::{SUBJECT_HEADER, referrer, with_referrer};
 use crate::request::{Call, Exchange, Payload};
 use crate::upload::{Upload, holds, next_location};
 use crate::{Client, RegistryError};
@@ -145,7 +146,7 @@ impl Client {
     }
 
     /// Writes a manifest or index under the name's tag, or by its digest if the name has no tag. Its digest is
-    /// returned.
+    /// returned. One with a subject is also listed among what refers to that, where the registry does not do it.
     ///
     /// # Errors
     /// [`RegistryError`]; a registry refuses manifests whose blobs it does not hold.
@@ -156,7 +157,13 @@ impl Client {
         bytes: Bytes,
     ) -> Result<Digest, RegistryError> {
         let session = Session::open(self, name, None).await?;
-        session.put_manifest(name, media_type, bytes).await.map_err(|kind| session.error(kind))
+        let referrer = referrer(&bytes, media_type);
+        let put = session.put_manifest(name, media_type, bytes).await;
+        let put = put.map_err(|kind| session.error(kind))?;
+        if let Some((subject, referrer)) = referrer.filter(|_| !put.is_listed) {
+            session.list(&subject, referrer).await.map_err(|kind| session.error(kind))?;
+        }
+        Ok(put.digest)
     }
 }
 
@@ -164,6 +171,13 @@ impl Client {
 struct Session<'a> {
     exchange: Exchange,
     name: &'a Reference,
+}
+
+/// A manifest that was taken.
+struct Put {
+    digest: Digest,
+    /// The registry lists it among what refers to its subject.
+    is_listed: bool,
 }
 
 /// What became of a mount.
@@ -216,12 +230,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    async fn put_manifest(
-        &self,
-        name: &Reference,
-        media_type: &str,
-        bytes: Bytes,
-    ) -> Result<Digest, ErrorKind> {
+    async fn put_manifest(&self, name: &Reference, media_type: &str, bytes: Bytes) -> Result<Put, ErrorKind> {
         let digest = Digest::sha256(&bytes);
         if bytes.len() as u64 > MAX_MANIFEST_BYTES {
             return Err(ErrorKind::TooLarge { what: "manifest", limit: MAX_MANIFEST_BYTES });
@@ -242,7 +251,16 @@ impl<'a> Session<'a> {
             Some(stored) if stored.algorithm() == digest.algorithm() && stored != digest => {
                 Err(ErrorKind::DigestMismatch { expected: digest, actual: stored })
             }
-            _ => Ok(digest),
+            _ => Ok(Put { digest, is_listed: answer.header(SUBJECT_HEADER).is_some() }),
         }
+    }
+
+    /// Adds to the list of what refers to `subject`, which registries without one keep under a tag.
+    async fn list(&self, subject: &Digest, referrer: Descriptor) -> Result<(), ErrorKind> {
+        let listed = with_referrer(&self.exchange, self.name, subject, referrer).await?;
+        if let Some((tag, bytes)) = listed {
+            self.put_manifest(&tag, media_type::OCI_INDEX, bytes).await?;
+        }
+        Ok(())
     }
 }

@@ -216,10 +216,10 @@ async fn resume(exchange: &Exchange, session: &Session) -> Option<Session> {
     if !answer.response.status().is_success() {
         return None;
     }
-    // `0-0` is what registries say of one byte, and also of none: taking it for none is always right.
     let last: u64 =
         answer.header(RANGE.as_str())?.trim_start_matches("bytes=").split('-').nth(1)?.parse().ok()?;
-    let received = if last == 0 { 0 } else { last.checked_add(1)? };
+    // `0-0` is what registries say of one byte, and also of none: only a new session is sure to be empty.
+    let received = last.checked_add(1).filter(|received| *received > 1)?;
     let location = next_location(&answer).unwrap_or_else(|_| session.location.clone());
     Some(Session { location, received })
 }

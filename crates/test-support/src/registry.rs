@@ -69,6 +69,8 @@ pub struct Fault {
 pub enum Misbehaviour {
     /// Another status, with a `Retry-After` in seconds and a body.
     Status(u16, Option<u64>, String),
+    /// Another status, with these headers and no body.
+    StatusWith(u16, Vec<(&'static str, String)>),
     /// The connection breaks after this many bytes of the answer's body, or of the request's if it has one.
     CutAfter(usize),
     /// The connection breaks before any answer.
@@ -243,6 +245,11 @@ impl TestRegistry {
         self.shared.state().challenge = Some(challenge.to_owned());
     }
 
+    /// Lists from now on what refers to a manifest, as registries of version 1.1 do.
+    pub fn list_referrers(&self) {
+        self.shared.state().lists_referrers = true;
+    }
+
     /// Makes every token given out so far worthless.
     pub fn revoke_tokens(&self) {
         self.shared.state().tokens.clear();
@@ -292,6 +299,8 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 }
 
 fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
+    // Else the second half of an answer waits for the first to be acknowledged.
+    stream.set_nodelay(true)?;
     let stream = match &shared.tls {
         None => Stream::Plain(stream),
         Some(config) => {
@@ -312,7 +321,10 @@ fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
             shared.state().tokens.clear();
         }
         // A request that fails or is sent elsewhere has not done its work.
-        let is_replaced = matches!(misbehaviour, Some(Misbehaviour::Status(..) | Misbehaviour::Redirect(_)));
+        let is_replaced = matches!(
+            misbehaviour,
+            Some(Misbehaviour::Status(..) | Misbehaviour::StatusWith(..) | Misbehaviour::Redirect(_))
+        );
         let response = match is_replaced {
             true => Response::new(500),
             false => routes::respond(&mut shared.state(), &head, &body),
@@ -341,6 +353,9 @@ fn send(
                 Some(seconds) => other.header("Retry-After", &seconds.to_string()),
                 None => other,
             }
+        }
+        Some(Misbehaviour::StatusWith(code, headers)) => {
+            headers.iter().fold(Response::new(code), |response, (name, value)| response.header(name, value))
         }
         Some(Misbehaviour::Redirect(to)) => Response::new(307).header("Location", &to),
         Some(Misbehaviour::ContentType(kind)) => response.header("Content-Type", &kind),

@@ -93,6 +93,7 @@ fn names(target: &ExportTarget) -> &[Reference] {
     match target {
         ExportTarget::Image(target) => &target.names,
         ExportTarget::Oci(target) | ExportTarget::Docker(target) => &target.names,
+        ExportTarget::Engine(target) => &target.names,
         ExportTarget::Local { .. } | ExportTarget::Tar { .. } | ExportTarget::CacheOnly => &[],
     }
 }

@@ -3,7 +3,7 @@
 //! Owns the order of entries (sorted, as containerd's writer has it), so that equal images give equal
 //! archives. Must not know how blobs are made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
@@ -53,6 +53,18 @@ pub(crate) fn write(
         }
         ArchiveDestination::Directory(path) => directory(context, content, path),
     }
+}
+
+/// Writes docker's archive of one image to a reader that has the layers of the `omitted` digests.
+pub(crate) fn stream(
+    context: &Context,
+    set: &PreparedSet,
+    omitted: &HashSet<Digest>,
+    out: &mut dyn Write,
+) -> Result<(), ExportErrorKind> {
+    let mut content = content(std::slice::from_ref(set), ArchiveLayout::Docker, &BTreeMap::new());
+    content.blobs.retain(|digest, _| !omitted.contains(digest));
+    tar(&context.store, &content, &mut output::Counted::new(out, &context.cancel))
 }
 
 fn content<'a>(

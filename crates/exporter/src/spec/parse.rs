@@ -10,9 +10,9 @@ use stave_oci::Compression;
 
 use super::ExportSpecErrorKind as Kind;
 use super::{
-    Annotations, ArchiveDestination, ArchiveTarget, CompressionChoice, DanglingName, Destination,
-    ExportTarget, FilesOptions, ImageFormat, ImageTarget, LocalMode, MAX_NAMES, MAX_SPEC_LENGTH, MediaTypes,
-    PushOptions, annotation, csv,
+    Annotations, ArchiveDestination, ArchiveTarget, CompressionChoice, DanglingName, Destination, EngineName,
+    EngineTarget, ExportTarget, FilesOptions, ImageFormat, ImageTarget, LocalMode, MAX_NAMES,
+    MAX_SPEC_LENGTH, MediaTypes, PushOptions, annotation, csv,
 };
 
 const TYPES: &[&str] = &["image", "registry", "oci", "docker", "local", "tar", "cacheonly"];
@@ -41,6 +41,7 @@ const IMAGE_KEYS: &[&str] = &[
     "danging-name-empty-only",
 ];
 const ARCHIVE_KEYS: &[&str] = &["dest", "tar"];
+const ENGINE_KEYS: &[&str] = &["context"];
 const FILES_KEYS: &[&str] = &["dest", "platform-split", "attestation-prefix", "source-date-epoch"];
 const LOCAL_KEYS: &[&str] = &["mode"];
 
@@ -102,6 +103,7 @@ impl Pairs {
         let target = match self.target {
             "image" => ExportTarget::Image(self.image(false)?),
             "registry" => ExportTarget::Image(self.image(true)?),
+            "docker" if self.values.contains_key("context") => ExportTarget::Engine(self.engine()?),
             "docker" if !self.values.contains_key("dest") => {
                 self.values.remove("tar");
                 let (names, format) = (self.names()?, self.format()?);
@@ -126,7 +128,8 @@ impl Pairs {
         }
         let known: &[&[&'static str]] = match self.target {
             "image" | "registry" => &[FORMAT_KEYS, IMAGE_KEYS],
-            "oci" | "docker" => &[FORMAT_KEYS, ARCHIVE_KEYS],
+            "oci" => &[FORMAT_KEYS, ARCHIVE_KEYS],
+            "docker" => &[FORMAT_KEYS, ARCHIVE_KEYS, ENGINE_KEYS],
             "local" => &[FILES_KEYS, LOCAL_KEYS],
             "tar" => &[FILES_KEYS],
             _ => &[],
@@ -195,6 +198,15 @@ impl Pairs {
             ArchiveDestination::Directory(self.directory()?)
         };
         Ok(ArchiveTarget { dest, names: self.names()?, format: self.format()? })
+    }
+
+    fn engine(&mut self) -> Result<EngineTarget, Kind> {
+        if self.values.contains_key("dest") {
+            return Err(Kind::Conflict("context", "dest"));
+        }
+        self.values.remove("tar");
+        let engine = EngineName::Context(self.values.remove("context").unwrap_or_default());
+        Ok(EngineTarget { engine, names: self.names()?, format: self.format()? })
     }
 
     fn directory(&mut self) -> Result<PathBuf, Kind> {

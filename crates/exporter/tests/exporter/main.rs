@@ -2,6 +2,7 @@
 //! the hands of other programs.
 
 mod archives;
+mod engine;
 mod hostile;
 mod platforms;
 mod push;

@@ -3,6 +3,7 @@
 mod auth;
 mod pull;
 mod push;
+mod referrers;
 mod resolve;
 mod tls;
 

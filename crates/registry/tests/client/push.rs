@@ -84,6 +84,22 @@ async fn a_cut_upload_is_resumed() {
 }
 
 #[tokio::test]
+async fn an_upload_cut_anywhere_is_made_whole() {
+    let registry = TestRegistry::start();
+    let client = client();
+    let (blob, bytes) = blob(4_099);
+    let edges = [1, 2, 511, 512, 513, 4_095, 4_096, 4_097, 4_098, 4_099];
+    for cut in edges.into_iter().chain((0..4_099).step_by(97)) {
+        let name = registry.reference(&format!("app{cut}:1"));
+        registry.script("PUT", "/uploads/", Misbehaviour::CutAfter(cut));
+        let pushed = client.push_blob(&name, &blob, BlobContent::new(bytes.clone()), None).await;
+        assert_eq!(pushed.expect("the cut is mended"), BlobPush::Uploaded, "cut after {cut}");
+        assert_eq!(registry.blob(&format!("app{cut}"), &blob.digest).as_deref(), Some(&bytes[..]), "{cut}");
+        assert_eq!(registry.faults_left(), 0, "cut after {cut}");
+    }
+}
+
+#[tokio::test]
 async fn an_upload_whose_session_is_gone_starts_over() {
     let registry = TestRegistry::start();
     let name = registry.reference("app:1");

@@ -158,6 +158,22 @@ async fn attempts_are_bounded() {
 }
 
 #[tokio::test]
+async fn a_retry_after_may_be_a_date() {
+    let registry = TestRegistry::start();
+    registry.put_image("app", "1", CONFIG, &[]);
+    let name = registry.reference("app:1");
+    let at = |until: &str| {
+        let date = ("Date", "Sun, 06 Nov 1994 08:49:37 GMT".to_owned());
+        Misbehaviour::StatusWith(429, vec![("Retry-After", until.to_owned()), date])
+    };
+    registry.script("GET", "/manifests/", at("Sun, 06 Nov 1994 08:49:37 GMT"));
+    client().fetch_manifest(&name).await.expect("the date has come");
+    registry.script("GET", "/manifests/", at("Sun, 06 Nov 1994 09:49:37 GMT"));
+    let error = client().fetch_manifest(&name).await.expect_err("an hour is too long");
+    assert!(error.to_string().contains("asks to wait 3600 s"), "{error}");
+}
+
+#[tokio::test]
 async fn a_long_retry_after_is_an_error_at_once() {
     let registry = TestRegistry::start();
     let body =

@@ -24,6 +24,7 @@ pub(super) fn respond(state: &mut State, head: &Head, body: &[u8]) -> Response {
         Route::Ping => Response::new(200),
         Route::Manifest(name) => manifest(state, head, body, (repository, name)),
         Route::Blob(digest) => blob(state, head, repository, digest),
+        Route::Referrers(digest) => referrers(state, head, repository, digest),
         Route::Uploads => start_upload(state, head, repository),
         Route::Upload(id) => upload(state, head, body, (repository, id)),
         Route::Unknown => error(404, "UNSUPPORTED", "no such page"),
@@ -34,6 +35,7 @@ enum Route<'a> {
     Ping,
     Manifest(&'a str),
     Blob(&'a str),
+    Referrers(&'a str),
     Uploads,
     Upload(u64),
     Unknown,
@@ -54,6 +56,9 @@ impl<'a> Route<'a> {
         }
         if let Some((repository, digest)) = path.split_once("/blobs/") {
             return (repository, Self::Blob(digest));
+        }
+        if let Some((repository, digest)) = path.split_once("/referrers/") {
+            return (repository, Self::Referrers(digest));
         }
         path.split_once("/manifests/")
             .map_or(("", Self::Unknown), |(repository, name)| (repository, Self::Manifest(name)))
@@ -142,7 +147,11 @@ fn manifest(state: &mut State, head: &Head, body: &[u8], (repository, name): (&s
             return error(400, "MANIFEST_BLOB_UNKNOWN", &format!("blob unknown to registry: {missing}"));
         }
         let digest = state.put_manifest(repository, name, &kind, body.to_vec());
-        return Response::new(201).header("Docker-Content-Digest", digest.as_str());
+        let response = Response::new(201).header("Docker-Content-Digest", digest.as_str());
+        return match subject(body).filter(|_| state.lists_referrers) {
+            Some(subject) => response.header("OCI-Subject", &subject),
+            None => response,
+        };
     }
     let Some((kind, bytes)) = state.manifest(repository, name) else {
         return error(404, "MANIFEST_UNKNOWN", "manifest unknown");
@@ -151,6 +160,40 @@ fn manifest(state: &mut State, head: &Head, body: &[u8], (repository, name): (&s
         .header("Content-Type", kind)
         .header("Docker-Content-Digest", Digest::sha256(bytes).as_str());
     response.with_body(bytes.clone())
+}
+
+/// What a manifest refers to.
+fn subject(manifest: &[u8]) -> Option<String> {
+    let manifest: serde_json::Value = serde_json::from_slice(manifest).ok()?;
+    manifest["subject"]["digest"].as_str().map(str::to_owned)
+}
+
+/// One page holds one entry, so that whoever reads only the first does not find all.
+fn referrers(state: &State, head: &Head, repository: &str, digest: &str) -> Response {
+    if !state.lists_referrers {
+        return error(404, "UNSUPPORTED", "no such page");
+    }
+    let refers = |(_, bytes): &(&str, &[u8])| subject(bytes).as_deref() == Some(digest);
+    let all: Vec<_> = state.manifests(repository).into_iter().filter(refers).collect();
+    let page: usize = head.query("page").and_then(|page| page.parse().ok()).unwrap_or(0);
+    let entries = all.iter().skip(page).take(1).map(|(kind, bytes)| {
+        let manifest: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
+        serde_json::json!({
+            "mediaType": kind, "digest": Digest::sha256(bytes), "size": bytes.len(),
+            "artifactType": manifest["artifactType"],
+        })
+    });
+    let entries: Vec<_> = entries.collect();
+    let index = serde_json::json!({
+        "schemaVersion": 2, "mediaType": stave_oci::media_type::OCI_INDEX, "manifests": entries,
+    });
+    let response = Response::new(200).header("Content-Type", stave_oci::media_type::OCI_INDEX);
+    let response = response.with_body(index.to_string().into_bytes());
+    if page + 1 >= all.len() {
+        return response;
+    }
+    let next = format!("</v2/{repository}/referrers/{digest}?page={}>; rel=\"next\"", page + 1);
+    response.header("Link", &next)
 }
 
 /// The first blob or manifest that a document needs and the repository lacks.

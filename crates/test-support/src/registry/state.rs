@@ -21,6 +21,8 @@ pub(super) struct State {
     pub(super) uploads: BTreeMap<u64, Vec<u8>>,
     pub(super) counter: u64,
     pub(super) is_closing: bool,
+    /// Whether it has the referrers end point.
+    pub(super) lists_referrers: bool,
     blobs: HashMap<(String, Digest), Vec<u8>>,
     manifests: HashMap<(String, String), (String, Vec<u8>)>,
 }
@@ -37,6 +39,7 @@ impl Default for State {
             uploads: BTreeMap::new(),
             counter: 0,
             is_closing: false,
+            lists_referrers: false,
             blobs: HashMap::new(),
             manifests: HashMap::new(),
         }
@@ -92,6 +95,14 @@ impl State {
 
     pub(super) fn manifest(&self, repository: &str, name: &str) -> Option<&(String, Vec<u8>)> {
         self.manifests.get(&(repository.to_owned(), name.to_owned()))
+    }
+
+    /// Media type and bytes of the manifests of a repository, each once, in the order of their digests.
+    pub(super) fn manifests(&self, repository: &str) -> Vec<(&str, &[u8])> {
+        let own = self.manifests.iter().filter(|((at, name), _)| at == repository && name.contains(':'));
+        let mut found: Vec<_> = own.collect();
+        found.sort_by_key(|((_, name), _)| name);
+        found.into_iter().map(|(_, (kind, bytes))| (kind.as_str(), bytes.as_slice())).collect()
     }
 
     pub(super) fn next_number(&mut self) -> u64 {

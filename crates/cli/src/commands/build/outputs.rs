@@ -12,6 +12,7 @@ use stave_oci::Reference;
 
 use super::arguments::Arguments;
 use super::attest;
+use crate::engines;
 use crate::report::Failure;
 
 /// The flags of this module.
@@ -142,7 +143,8 @@ fn exports(flags: &Flags) -> Result<Vec<ExportTarget>, Failure> {
         flags.tags.iter().filter(|tag| tag.stage.is_none()).map(|tag| tag.name.clone()).collect();
     let mut targets = Vec::new();
     for spec in &flags.outputs {
-        targets.push(spec.parse::<ExportTarget>().map_err(usage)?.named(&tags));
+        let target = spec.parse::<ExportTarget>().map_err(usage)?;
+        targets.push(target.at_engine(engines::address)?.named(&tags));
     }
     if flags.push {
         if targets.iter().any(|target| matches!(target, ExportTarget::Image(_))) {
@@ -155,8 +157,10 @@ fn exports(flags: &Flags) -> Result<Vec<ExportTarget>, Failure> {
         }
     }
     let has_image = targets.iter().any(|target| matches!(target, ExportTarget::Image(_)));
-    let has_archive =
-        targets.iter().any(|target| matches!(target, ExportTarget::Oci(_) | ExportTarget::Docker(_)));
+    let is_archive = |target: &ExportTarget| {
+        matches!(target, ExportTarget::Oci(_) | ExportTarget::Docker(_) | ExportTarget::Engine(_))
+    };
+    let has_archive = targets.iter().any(is_archive);
     let named_archive = has_archive && !tags.is_empty();
     if targets.is_empty() || ((flags.load || named_archive) && !has_image) {
         targets.push(ExportTarget::store(tags));
