@@ -167,6 +167,15 @@ impl Build {
         }))
     }
 
+    /// What a part of the build came to: whatever failed because its client went away was cancelled, whoever noticed
+    /// it first.
+    pub(crate) async fn settle<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
+        match result {
+            Err(_) if self.cancel.is_cancelled() || self.session.is_gone().await => Err(Failure::Cancelled),
+            result => result,
+        }
+    }
+
     /// Hands over what the client's front end came to; only the first one counts.
     pub(crate) fn finish(&self, outcome: Result<Outcome, Failure>) -> Result<(), Failure> {
         let mut returned = self.returned.lock().unwrap_or_else(PoisonError::into_inner);

@@ -75,9 +75,10 @@ impl Gateway {
             Ok::<_, Failure>(outcome)
         };
         let outcome = tokio::select! {
-            outcome = work => outcome?,
-            () = build.cancel.cancelled() => return Err(Failure::Cancelled),
+            outcome = work => outcome,
+            () = build.cancel.cancelled() => Err(Failure::Cancelled),
         };
+        let outcome = build.settle(outcome).await?;
         Ok(answer(outcome, request.allow_result_return, request.allow_result_array_ref))
     }
 
@@ -236,7 +237,8 @@ impl LlbBridge for Gateway {
     ) -> Result<Response<EvaluateResponse>, Status> {
         let evaluated = async {
             let (build, target) = self.target(request.metadata(), &request.get_ref().r#ref).await?;
-            build.solve(&target).await?;
+            let solved = build.solve(&target).await;
+            build.settle(solved).await?;
             Ok(EvaluateResponse {})
         };
         reply(evaluated.await)

@@ -37,6 +37,8 @@ const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(15);
 /// Health checks that may fail in a row.
 const HEALTH_FAILURES: u32 = 2;
+/// How long a client is waited for that is asked whether it is still there.
+const PROBE: Duration = Duration::from_secs(2);
 /// The longest message taken from a client.
 pub(crate) const MAX_MESSAGE: usize = 16 << 20;
 
@@ -104,6 +106,20 @@ impl ClientSession {
     /// Fires when the session is over.
     pub(crate) fn ended(&self) -> &CancellationToken {
         &self.ended
+    }
+
+    /// Whether the client went away. Its calls may fail before the end of its stream of bytes is seen, so it is asked.
+    pub(crate) async fn is_gone(&self) -> bool {
+        let mut client = HealthClient::new(self.channel.clone());
+        tokio::select! {
+            biased;
+            () = self.ended.cancelled() => true,
+            answer = tokio::time::timeout(PROBE, client.check(HealthCheckRequest::default())) => match answer {
+                // What a client answered has no cause on our side; a broken connection has.
+                Ok(Err(status)) => std::error::Error::source(&status).is_some(),
+                Ok(Ok(_)) | Err(_) => false,
+            },
+        }
     }
 
     /// The connection, if the client serves `method` (`/package.Service/Method`).
@@ -239,6 +255,26 @@ mod tests {
         check(&[(ID, "a")], Some(("a", "", 0)));
         check(&[], None);
         check(&[(ID, &"x".repeat(MAX_ID + 1))], None);
+    }
+
+    #[tokio::test]
+    async fn a_client_is_gone_when_its_connection_is_even_before_its_stream_ends() {
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let connections = futures::StreamExt::chain(
+            futures::stream::iter([Ok::<_, std::io::Error>(theirs)]),
+            futures::stream::pending(),
+        );
+        let mut server = tonic::transport::Server::builder();
+        let services = server.add_routes(tonic::service::Routes::default());
+        let serving = tokio::spawn(services.serve_with_incoming(connections));
+        let about = Introduction { id: "a".into(), shared_key: String::new(), methods: BTreeSet::new() };
+        let session =
+            ClientSession { about, channel: connection::over(ours), ended: CancellationToken::new() };
+        assert!(!session.is_gone().await, "it answers, if only that it serves no such thing");
+        serving.abort();
+        assert!(serving.await.expect_err("was stopped").is_cancelled());
+        assert!(session.is_gone().await);
+        assert!(!session.ended().is_cancelled());
     }
 
     #[tokio::test]

@@ -24,6 +24,7 @@ pub(super) async fn solve(shared: &Shared, request: SolveRequest) -> Result<Solv
         solved = build(&mut running, &request) => solved,
         () = cancel.cancelled() => Err(Failure::Cancelled),
     };
+    let solved = running.build.settle(solved).await;
     drop(running);
     shared.collect();
     solved

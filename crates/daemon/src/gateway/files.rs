@@ -26,7 +26,8 @@ async fn view(
     id: &str,
 ) -> Result<MergedView, Failure> {
     let (build, target) = gateway.target(headers, id).await?;
-    let snapshot = build.solve(&target).await?;
+    let solved = build.solve(&target).await;
+    let snapshot = build.settle(solved).await?;
     Ok(build.engine().store().view(&snapshot)?)
 }
 
