@@ -57,6 +57,14 @@ pub fn prune(store: &Store, mut request: PruneRequest) -> Result<Pruned, DiskErr
 /// # Errors
 /// [`DiskError`].
 pub fn collect(store: &Store, policy: &DiskPolicy) -> Result<u64, DiskError> {
+    collect_with(store, policy, ImagePrune::Keep)
+}
+
+/// The same, where some images may go as well.
+///
+/// # Errors
+/// [`DiskError`].
+pub fn collect_with(store: &Store, policy: &DiskPolicy, images: ImagePrune) -> Result<u64, DiskError> {
     let mut freed = 0;
     if policy.cap.is_some() {
         // Room was made without asking the cache's index, which the store does not know.
@@ -72,7 +80,7 @@ pub fn collect(store: &Store, policy: &DiskPolicy) -> Result<u64, DiskError> {
             continue;
         }
         let request = PruneRequest {
-            images: ImagePrune::Keep,
+            images,
             unused_for: rule.keep_duration,
             filters: rule.filters.clone(),
             limits: rule.limits,
@@ -172,4 +180,56 @@ fn half_made(store: &Store, repair: bool, findings: &mut Vec<Finding>) -> Result
         findings.push(Finding::new(FindingKind::Leftover, path.display().to_string(), repair));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use stave_store::{GcRule, KeepLimits, Sharing};
+
+    use super::*;
+
+    fn rule(filter: Option<&str>, keep: Option<u64>, limits: KeepLimits) -> GcRule {
+        GcRule {
+            filters: filter.map(|text| text.parse().expect("a filter")).into_iter().collect(),
+            keep_duration: keep.map(Duration::from_secs),
+            limits,
+        }
+    }
+
+    /// A store with two layers and a cache mount; what is left of them after a collection.
+    #[track_caller]
+    fn check(rules: Vec<GcRule>, layers: usize, mounts: usize) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(directory.path()).expect("a store");
+        for name in ["a", "b"] {
+            let layer = store.prepare(&Snapshot::scratch()).expect("a layer").described(name);
+            std::fs::write(layer.upper().join(name), vec![1; 100_000]).expect("a file");
+            layer.commit().expect("a commit");
+        }
+        drop(store.mutable_dir("c", Sharing::Shared).and_then(|mount| mount.initialised()));
+        collect(&store, &DiskPolicy { cap: None, rules }).expect("a collection");
+        let usage = store.disk_usage().expect("a listing");
+        let kinds = |wanted| usage.records.iter().filter(|record| record.id.kind() == wanted).count();
+        let left = (kinds(stave_store::UsageKind::Layer), kinds(stave_store::UsageKind::CacheMount));
+        assert_eq!(left, (layers, mounts));
+    }
+
+    #[test]
+    fn rules_of_the_collection_are_buildkits() {
+        let nothing = KeepLimits { max_used: Some(0), ..KeepLimits::default() };
+        let enough = KeepLimits { max_used: Some(1 << 40), ..KeepLimits::default() };
+        check(Vec::new(), 2, 1);
+        check(vec![rule(None, None, nothing)], 0, 0);
+        check(vec![rule(None, None, enough)], 2, 1);
+        check(vec![rule(None, None, KeepLimits { reserved: Some(1 << 40), ..nothing })], 2, 1);
+        check(vec![rule(None, None, KeepLimits { min_free: Some(0), ..KeepLimits::default() })], 2, 1);
+        check(vec![rule(None, None, KeepLimits { min_free: Some(u64::MAX), ..KeepLimits::default() })], 0, 0);
+        check(vec![rule(Some("type=exec.cachemount"), None, nothing)], 2, 0);
+        check(vec![rule(Some("description=a"), None, nothing)], 1, 1);
+        check(vec![rule(None, Some(3600), nothing)], 2, 1);
+        check(vec![rule(None, Some(0), KeepLimits::default())], 0, 0);
+        // A rule that says nothing takes nothing, and the next one is asked all the same.
+        let silent = rule(None, None, KeepLimits::default());
+        check(vec![silent, rule(Some("type=layer"), None, nothing)], 0, 1);
+    }
 }

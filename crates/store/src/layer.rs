@@ -105,10 +105,17 @@ impl ActiveLayer {
                 .prepare_cached("UPDATE clock SET next_layer = next_layer + 1 RETURNING next_layer - 1")?
                 .query_row([], |row| row.get(0))?;
             tx.prepare_cached(
-                "INSERT INTO layer (id, name, diff_id, description, created, used, use_seq)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?5, (SELECT use_seq FROM clock))",
+                "INSERT INTO layer (id, name, diff_id, description, created, used, use_seq, parent)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?5, (SELECT use_seq FROM clock), ?6)",
             )?
-            .execute((id, &name, diff_id.map(Digest::as_str), &self.description, created))?;
+            .execute((
+                id,
+                &name,
+                diff_id.map(Digest::as_str),
+                &self.description,
+                created,
+                self.base.top().map(|layer| layer.0),
+            ))?;
             let diff_id = diff_id.map(ToString::to_string);
             let description = self.description.clone();
             journal::append(tx, &[Line::Layer { id, name, diff_id, description, created }])?;

@@ -70,7 +70,7 @@ pub use image::{ImageLayer, ListedImage, LocalImage, StoredManifest};
 pub use image_set::{NamedImages, StoredAttestation};
 pub use layer::ActiveLayer;
 pub use lease::Lease;
-pub use limits::{DiskPolicy, FilterError, GcRule, KeepLimits, UsageFilter};
+pub use limits::{DiskPolicy, FilterError, GcRule, KeepLimits, TextTest, UsageFilter};
 pub use listing::LayerItem;
 pub use mutable::{MutableDir, Sharing};
 pub use prune::{ImagePrune, PruneRequest, Pruned};

@@ -62,8 +62,12 @@ pub struct DiskPolicy {
 /// A condition on something that takes room.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UsageFilter {
-    /// Its id begins so.
-    Id(String),
+    /// Its id.
+    Id(TextTest),
+    /// Something it lies on: the ids, each by itself.
+    Parents(TextTest),
+    /// What made it.
+    Description(TextTest),
     /// It is one of these.
     Kind(Vec<UsageKind>),
     /// Whether a running build needs it.
@@ -72,44 +76,102 @@ pub enum UsageFilter {
     Shared(bool),
     /// Whether it can still change: a cache mount.
     Mutable(bool),
-    /// Its description holds this.
-    Description(String),
+    /// It was not used for this long.
+    UnusedFor(Duration),
+    /// The opposite.
+    Not(Box<Self>),
+}
+
+/// What a text must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TextTest {
+    /// This (`==`).
+    Is(String),
+    /// Something that begins so (`=`, for ids).
+    Begins(String),
+    /// Something with this in it (`~=`, and `=` for what is no id).
+    Holds(String),
 }
 
 /// A text that is no filter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "invalid filter `{0}`: expected `id=`, `type=`, `inuse=`, `shared=`, `private=`, `mutable=`, `immutable=` or `description=`"
-)]
-pub struct FilterError(String);
+pub enum FilterError {
+    /// No such key, or not its value.
+    #[error(
+        "invalid filter `{0}`: expected `id=`, `parents=`, `type=`, `inuse=`, `shared=`, `private=`, `mutable=`, \
+         `immutable=` or `description=`"
+    )]
+    Unknown(String),
+    /// `~=` with more than text.
+    #[error("invalid filter `{0}`: a regular expression other than plain text is not supported")]
+    Expression(String),
+}
+
+/// Characters that mean something in a regular expression; a dot is taken for itself.
+const EXPRESSION: &[char] = &['*', '+', '?', '(', ')', '[', ']', '{', '}', '|', '\\', '$'];
 
 impl std::str::FromStr for UsageFilter {
     type Err = FilterError;
 
-    /// `key=value`, with BuildKit's keys; `==` and `~=` are understood as its clients write them.
+    /// `key=value`, `key==value`, `key!=value` and `key~=value`, with BuildKit's keys.
     fn from_str(text: &str) -> Result<Self, FilterError> {
-        let wrong = || FilterError(text.chars().take(80).collect());
-        let (key, value) = match text.split_once('=') {
-            Some((key, value)) => (key.trim_end_matches('~'), value.trim_start_matches('=')),
-            // A field alone asks whether it is set.
-            None => (text, "true"),
-        };
+        let shown = || text.chars().take(80).collect::<String>();
+        let wrong = || FilterError::Unknown(shown());
+        let (key, operator, value) = split(text);
         let flag = || match value {
             "true" | "1" => Ok(true),
             "false" | "0" => Ok(false),
             _ => Err(wrong()),
         };
-        Ok(match key {
-            "id" => Self::Id(value.to_owned()),
+        let test = |plain: fn(String) -> TextTest| match operator {
+            "==" | "!=" => Ok(TextTest::Is(value.to_owned())),
+            "~=" => match value.strip_prefix('^') {
+                rest if rest.unwrap_or(value).contains(EXPRESSION) => Err(FilterError::Expression(shown())),
+                Some(rest) => Ok(TextTest::Begins(rest.to_owned())),
+                None => Ok(TextTest::Holds(value.to_owned())),
+            },
+            _ => Ok(plain(value.to_owned())),
+        };
+        let filter = match key {
+            "id" => Self::Id(test(TextTest::Begins)?),
+            "parents" | "parent" => Self::Parents(test(TextTest::Begins)?),
+            "description" => Self::Description(test(TextTest::Holds)?),
             "type" => Self::Kind(UsageKind::named(value).ok_or_else(wrong)?),
             "inuse" => Self::InUse(flag()?),
             "shared" => Self::Shared(flag()?),
             "private" => Self::Shared(!flag()?),
             "mutable" => Self::Mutable(flag()?),
             "immutable" => Self::Mutable(!flag()?),
-            "description" => Self::Description(value.to_owned()),
             _ => return Err(wrong()),
-        })
+        };
+        Ok(if operator == "!=" { Self::Not(Box::new(filter)) } else { filter })
+    }
+}
+
+/// Key, operator and value; a key alone asks whether it is set.
+fn split(text: &str) -> (&str, &str, &str) {
+    let Some(at) = text.find(['=', '!', '~']) else { return (text, "=", "true") };
+    let (key, rest) = text.split_at(at);
+    for operator in ["==", "!=", "~=", "="] {
+        if let Some(value) = rest.strip_prefix(operator) {
+            return (key, operator, value);
+        }
+    }
+    (text, "=", "true")
+}
+
+impl TextTest {
+    fn passes(&self, text: &str) -> bool {
+        match self {
+            Self::Is(wanted) => text == wanted,
+            Self::Begins(start) => text.starts_with(start.as_str()),
+            Self::Holds(part) => text.contains(part.as_str()),
+        }
+    }
+
+    /// The same of an id, which may be written as a digest.
+    fn passes_id(&self, id: &str) -> bool {
+        self.passes(id) || self.passes(&format!("sha256:{id}"))
     }
 }
 
@@ -117,12 +179,15 @@ impl UsageFilter {
     /// Whether a record fulfils it.
     pub fn matches(&self, record: &crate::UsageRecord) -> bool {
         match self {
-            Self::Id(start) => record.id.to_string().starts_with(start.trim_start_matches("sha256:")),
+            Self::Id(test) => test.passes_id(&record.id.to_string()),
+            Self::Parents(test) => record.parents.iter().any(|parent| test.passes(&parent.to_string())),
+            Self::Description(test) => test.passes(&record.description),
             Self::Kind(kinds) => kinds.contains(&record.id.kind()),
             Self::InUse(wanted) => record.in_use == *wanted,
             Self::Shared(wanted) => record.in_image == *wanted,
             Self::Mutable(wanted) => (record.id.kind() == UsageKind::CacheMount) == *wanted,
-            Self::Description(part) => record.description.contains(part),
+            Self::UnusedFor(age) => record.last_used.elapsed().is_ok_and(|unused| unused >= *age),
+            Self::Not(filter) => !filter.matches(record),
         }
     }
 }
@@ -162,19 +227,72 @@ mod tests {
 
     #[test]
     fn filters_are_read_as_clients_write_them() {
-        for (text, expected) in [
+        let text = str::to_owned;
+        for (written, expected) in [
             ("type=exec.cachemount", UsageFilter::Kind(vec![UsageKind::CacheMount])),
             ("type==regular", UsageFilter::Kind(vec![UsageKind::Layer, UsageKind::Blob])),
-            ("id~=12", UsageFilter::Id("12".to_owned())),
+            ("id~=12", UsageFilter::Id(TextTest::Holds(text("12")))),
+            ("id~=^12", UsageFilter::Id(TextTest::Begins(text("12")))),
+            ("id=12", UsageFilter::Id(TextTest::Begins(text("12")))),
+            ("parents==l3", UsageFilter::Parents(TextTest::Is(text("l3")))),
             ("inuse=false", UsageFilter::InUse(false)),
+            ("inuse", UsageFilter::InUse(true)),
             ("private", UsageFilter::Shared(false)),
-            ("description=make", UsageFilter::Description("make".to_owned())),
+            ("immutable", UsageFilter::Mutable(false)),
+            ("description=make a=b", UsageFilter::Description(TextTest::Holds(text("make a=b")))),
+            ("description!=make", {
+                UsageFilter::Not(Box::new(UsageFilter::Description(TextTest::Is(text("make")))))
+            }),
         ] {
-            assert_eq!(text.parse(), Ok(expected), "{text}");
+            assert_eq!(written.parse(), Ok(expected), "{written}");
         }
-        for text in ["", "colour=red", "inuse=maybe", "type=house"] {
-            assert!(text.parse::<UsageFilter>().is_err(), "{text}");
+        for written in ["", "colour=red", "inuse=maybe", "type=house", "id~12", "!id=1"] {
+            assert!(matches!(written.parse::<UsageFilter>(), Err(FilterError::Unknown(_))), "{written}");
         }
+        assert!(matches!("id~=a.*b".parse::<UsageFilter>(), Err(FilterError::Expression(_))));
+    }
+
+    #[test]
+    fn filters_pick() {
+        let at = std::time::SystemTime::now() - Duration::from_secs(3600);
+        let record = |id, mutable: bool| crate::UsageRecord {
+            id: if mutable {
+                crate::UsageId::CacheMount("abc.0".to_owned())
+            } else {
+                crate::UsageId::Layer(crate::LayerId(id))
+            },
+            description: format!("run make {id}"),
+            size: 1,
+            created: at,
+            last_used: at,
+            in_use: id == 1,
+            in_image: id == 2,
+            parents: (1..id).map(crate::LayerId).collect(),
+        };
+        let records = [record(1, false), record(2, false), record(3, true)];
+        let name = |id: i64| crate::LayerId(id).to_string();
+        for (text, expected) in [
+            (format!("id=={}", name(2)), vec![1]),
+            (format!("parents={}", name(2)), vec![2]),
+            (format!("parents={}", name(1)), vec![1, 2]),
+            ("description=make 3".to_owned(), vec![2]),
+            ("description!=run make 3".to_owned(), vec![0, 1]),
+            ("inuse".to_owned(), vec![0]),
+            ("inuse!=true".to_owned(), vec![1, 2]),
+            ("shared".to_owned(), vec![1]),
+            ("private".to_owned(), vec![0, 2]),
+            ("mutable".to_owned(), vec![2]),
+            ("immutable".to_owned(), vec![0, 1]),
+            ("type=exec.cachemount".to_owned(), vec![2]),
+            ("type!=exec.cachemount".to_owned(), vec![0, 1]),
+            ("type=source.local".to_owned(), vec![]),
+        ] {
+            let filter: UsageFilter = text.parse().expect("a filter");
+            let picked: Vec<_> = (0..records.len()).filter(|at| filter.matches(&records[*at])).collect();
+            assert_eq!(picked, expected, "{text}");
+        }
+        assert!(UsageFilter::UnusedFor(Duration::from_secs(3000)).matches(&records[0]));
+        assert!(!UsageFilter::UnusedFor(Duration::from_secs(9000)).matches(&records[0]));
     }
 
     #[test]

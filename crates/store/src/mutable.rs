@@ -4,6 +4,7 @@
 //! whole, and whoever holds flock(2) on `mutable/<name>.lock` may use it: shared or alone. A process
 //! that dies lets go. What a killed step half-wrote stays, as in every cache mount.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -226,6 +227,7 @@ impl Store {
                 last_used: time(used),
                 in_use,
                 in_image: false,
+                parents: BTreeSet::new(),
             });
         }
         Ok(records)

@@ -24,7 +24,9 @@ CREATE TABLE layer (
     size INTEGER,
     created INTEGER NOT NULL,
     used INTEGER NOT NULL,
-    use_seq INTEGER NOT NULL
+    use_seq INTEGER NOT NULL,
+    -- What it was made on, if anything; that may be gone.
+    parent INTEGER
 );
 CREATE INDEX layer_by_diff_id ON layer (diff_id) WHERE diff_id IS NOT NULL;
 CREATE INDEX layer_unsynced ON layer (created) WHERE synced = 0;

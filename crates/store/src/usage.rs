@@ -1,5 +1,6 @@
 //! What takes how much room. Start with [`DiskUsage`].
 
+use std::collections::{BTreeSet, HashMap};
 use std::time::SystemTime;
 
 use rusqlite::Transaction;
@@ -48,6 +49,8 @@ pub struct UsageRecord {
     pub in_use: bool,
     /// Part of a stored image.
     pub in_image: bool,
+    /// The layers below it: what it was made on, and what it lies on in stored images.
+    pub parents: BTreeSet<LayerId>,
 }
 
 /// All that takes room.
@@ -115,11 +118,11 @@ impl DiskUsage {
 /// What every kind of row tells of itself. A lease that began no later than the stamp keeps it.
 const LAYERS: &str = "SELECT id, description, coalesce(size, 0), created, used,
     use_seq >= coalesce((SELECT min(start) FROM lease), use_seq + 1),
-    EXISTS (SELECT 1 FROM image_layer WHERE layer = layer_row.id)
+    EXISTS (SELECT 1 FROM image_layer WHERE layer = layer_row.id), parent
     FROM layer AS layer_row WHERE state = 0";
 const BLOBS: &str = "SELECT digest, '', size, created, used,
     use_seq >= coalesce((SELECT min(start) FROM lease), use_seq + 1),
-    EXISTS (SELECT 1 FROM image_layer WHERE blob_digest = digest)
+    EXISTS (SELECT 1 FROM image_layer WHERE blob_digest = digest), NULL
     FROM blob WHERE state = 0";
 
 impl Store {
@@ -171,6 +174,10 @@ impl Store {
     }
 }
 
+/// Which layer lies on which in stored images.
+const IMAGE_PARENTS: &str = "SELECT DISTINCT above.layer, below.layer FROM image_layer AS above
+    JOIN image_layer AS below ON below.image = above.image AND below.position = above.position - 1";
+
 /// The layers and blobs, in one consistent state.
 pub(crate) fn rows(tx: &Transaction<'_>) -> Result<Vec<UsageRecord>, Failure> {
     let mut records = Vec::new();
@@ -178,6 +185,15 @@ pub(crate) fn rows(tx: &Transaction<'_>) -> Result<Vec<UsageRecord>, Failure> {
     let mut layers = statement.query([])?;
     while let Some(row) = layers.next()? {
         records.push(record(UsageId::Layer(LayerId(row.get(0)?)), row)?);
+    }
+    let positions: HashMap<_, _> =
+        records.iter().enumerate().map(|(at, record)| (record.id.clone(), at)).collect();
+    let mut statement = tx.prepare_cached(IMAGE_PARENTS)?;
+    let mut pairs = statement.query([])?;
+    while let Some(row) = pairs.next()? {
+        if let Some(at) = positions.get(&UsageId::Layer(LayerId(row.get(0)?))) {
+            records[*at].parents.insert(LayerId(row.get(1)?));
+        }
     }
     let mut statement = tx.prepare_cached(BLOBS)?;
     let mut blobs = statement.query([])?;
@@ -198,5 +214,6 @@ fn record(id: UsageId, row: &rusqlite::Row<'_>) -> rusqlite::Result<UsageRecord>
         last_used: time(row.get(4)?),
         in_use: row.get(5)?,
         in_image: row.get(6)?,
+        parents: row.get::<_, Option<i64>>(7)?.map(LayerId).into_iter().collect(),
     })
 }

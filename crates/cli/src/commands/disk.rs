@@ -23,7 +23,7 @@ pub(crate) struct UsageArguments {
     /// Show descriptions
     #[arg(short, long)]
     verbose: bool,
-    /// Only what matches (`type=`, `id=`, `inuse=`, `shared=`, `private=`, `mutable=`, `immutable=`, `description=`)
+    /// Only what matches (`until=24h`, `type=`, `id=`, `parents=`, `inuse=`, `shared=`, `private=`, `mutable=`, `immutable=`, `description=`)
     #[arg(long, value_name = "KEY=VALUE")]
     filter: Vec<String>,
     /// Output form: `table` or `json`, one object a line
@@ -33,10 +33,8 @@ pub(crate) struct UsageArguments {
 
 /// `stave du`
 pub(crate) fn usage(arguments: &UsageArguments, global: &GlobalOptions) -> Result<u8, Failure> {
-    let parse = |text: &String| {
-        text.parse().map_err(|error: stave_store::FilterError| Failure::usage(error.to_string()))
-    };
-    let filters: Vec<UsageFilter> = arguments.filter.iter().map(parse).collect::<Result<_, _>>()?;
+    let filters: Vec<UsageFilter> =
+        arguments.filter.iter().map(|text| filter(text)).collect::<Result<_, _>>()?;
     with_store(global, |store| {
         let mut usage = store.disk_usage().map_err(|error| Failure::new(&error))?;
         usage.records.retain(|record| filters.iter().all(|filter| filter.matches(record)));
@@ -52,6 +50,14 @@ pub(crate) fn usage(arguments: &UsageArguments, global: &GlobalOptions) -> Resul
         table(&usage, arguments.verbose);
         Ok(0)
     })
+}
+
+/// A filter, with `until` as docker has it.
+pub(crate) fn filter(text: &str) -> Result<UsageFilter, Failure> {
+    match text.strip_prefix("until=") {
+        Some(age) => Ok(UsageFilter::UnusedFor(duration(age)?)),
+        None => text.parse().map_err(|error: stave_store::FilterError| Failure::usage(error.to_string())),
+    }
 }
 
 fn table(usage: &DiskUsage, verbose: bool) {
@@ -118,6 +124,7 @@ fn object(record: &UsageRecord) -> serde_json::Value {
         "ID": id(record), "Type": kind(record.id.kind()), "Reclaimable": reclaimable(record), "Size": record.size,
         "Shared": record.in_image, "InUse": record.in_use, "Mutable": record.id.kind() == UsageKind::CacheMount,
         "CreatedAt": time(record.created), "LastUsedAt": time(record.last_used), "Description": record.description,
+        "Parents": record.parents.iter().map(ToString::to_string).collect::<Vec<_>>(),
     })
 }
 

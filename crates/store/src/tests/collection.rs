@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
+use std::time::Duration;
 
 use super::{TestStore, count, layer, top};
 use crate::{ImagePrune, KeepLimits, PruneRequest, Sharing, Snapshot, UsageKind};
@@ -78,6 +79,41 @@ fn a_limit_spares_the_most_recently_used() {
     let mut gone = pruned.layers;
     gone.sort();
     assert_eq!(gone, vec![top(&layers[1]), top(&layers[3])]);
+}
+
+#[test]
+fn what_was_slow_to_make_stays_before_what_was_used_later() {
+    let test = TestStore::new();
+    let content = "x".repeat(100_000);
+    let layers: Vec<_> =
+        (0..3).map(|index| test.layer(&Snapshot::scratch(), &index.to_string(), &content)).collect();
+    let usage = test.store.disk_usage().expect("a listing");
+    let size = (usage.total() - usage.internal) / 3;
+    let limits = KeepLimits { max_used: Some(usage.internal + size + size / 2), ..KeepLimits::default() };
+    let costs = [(top(&layers[0]), Duration::from_secs(60)), (top(&layers[1]), Duration::from_millis(1))];
+    let request = PruneRequest { limits, costs: costs.into(), ..PruneRequest::unused() };
+    let mut gone = test.store.prune(&request).expect("a collection").layers;
+    gone.sort();
+    assert_eq!(gone, vec![top(&layers[1]), top(&layers[2])], "the oldest took longest");
+    let reserved = KeepLimits { reserved: Some(u64::MAX / 2), ..limits };
+    let request = PruneRequest { limits: reserved, ..PruneRequest::unused() };
+    assert_eq!(test.store.prune(&request).expect("a collection").layers, vec![]);
+}
+
+#[test]
+fn filters_select_what_lies_on_something() {
+    let test = TestStore::new();
+    let base = test.layer(&Snapshot::scratch(), "base", "1");
+    let above = test.layer(&base, "above", "2");
+    let other = test.layer(&Snapshot::scratch(), "other", "3");
+    let filter = |text: String| vec![text.parse().expect("a filter")];
+    let filters = filter(format!("parents=={}", top(&base)));
+    let pruned = test.store.prune(&PruneRequest { filters, ..PruneRequest::unused() });
+    assert_eq!(pruned.expect("a collection").layers, vec![top(&above)]);
+    let filters = filter("description!=other".to_owned());
+    let pruned = test.store.prune(&PruneRequest { filters, ..PruneRequest::unused() });
+    assert_eq!(pruned.expect("a collection").layers, vec![top(&base)]);
+    assert!(test.store.exists(&other).expect("an answer"));
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub(crate) struct Arguments {
     /// Do not ask
     #[arg(short, long)]
     force: bool,
-    /// Only what matches (`until=24h`, `type=`, `id=`, `inuse=`, `shared=`, `private=`, `mutable=`, `immutable=`, `description=`)
+    /// Only what matches (`until=24h`, `type=`, `id=`, `parents=`, `inuse=`, `shared=`, `private=`, `mutable=`, `immutable=`, `description=`)
     #[arg(long, value_name = "KEY=VALUE")]
     filter: Vec<String>,
     /// Keep what was used within this time (`48h`)
@@ -123,13 +123,10 @@ fn request(arguments: &Arguments) -> Result<PruneRequest, Failure> {
     }
     let (mut filters, mut kinds) = (Vec::new(), BTreeSet::new());
     for text in &arguments.filter {
-        if let Some(until) = text.strip_prefix("until=") {
-            unused_for = Some(super::duration(until)?);
-            continue;
-        }
-        match text.parse::<UsageFilter>().map_err(|error| Failure::usage(error.to_string()))? {
+        match super::filter(text)? {
             // Several types are alternatives; everything else must hold at once.
             UsageFilter::Kind(named) => kinds.extend(named),
+            UsageFilter::UnusedFor(age) => unused_for = Some(age),
             filter => filters.push(filter),
         }
     }

@@ -1,0 +1,2 @@
+-- The layer that a layer was made on.
+ALTER TABLE layer ADD COLUMN parent INTEGER;
