@@ -12,7 +12,7 @@ use crate::{
     boolean, grammar,
     input::{ContextError, NamedContext},
     quote::quote,
-    request::{BuildNetwork, ExtraHost, ImageResolveMode, NoCache, PlanRequest},
+    request::{BuildNetwork, ExtraHost, HostAddress, ImageResolveMode, NoCache, PlanRequest},
 };
 
 /// The options of one build.
@@ -174,7 +174,7 @@ fn hosts(text: &str) -> Result<Vec<ExtraHost>, AttributeError> {
         let field = field.to_lowercase();
         let (host, address) = field.split_once('=').ok_or_else(|| AttributeError::HostPair(field.clone()))?;
         let address: IpAddr = address.parse().map_err(|_| AttributeError::Address(address.to_owned()))?;
-        Ok(ExtraHost { host: host.to_owned(), address })
+        Ok(ExtraHost { host: host.to_owned(), address: HostAddress::Ip(address) })
     };
     list("additional hosts", text)?.iter().map(host).collect()
 }

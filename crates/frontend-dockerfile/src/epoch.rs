@@ -4,7 +4,7 @@
 //! the source: whoever plans finds out its time. Start with [`source`].
 
 use stave_llb::{
-    Definition, SourceOp,
+    Definition, Op, SourceIdentifier, SourceOp,
     builder::{About, GraphBuilder},
 };
 
@@ -13,7 +13,7 @@ use crate::{
     diagnostic::{Code, Diagnostic},
     expand::Expander,
     git,
-    input::NamedContext,
+    input::{ContextSource, NamedContext, download_op, git_source},
     plan::context_name,
     request::PlanRequest,
     scope::Variables,
@@ -35,18 +35,18 @@ pub(crate) fn source(
     request: &PlanRequest,
     globals: &Variables,
 ) -> Result<Option<Definition>, Diagnostic> {
-    if value == "context" {
-        let context = request.remote_context();
-        return context.map_err(|message| error(declared_at(dockerfile), message));
-    }
     let key = context_name(value);
     let named = request.named_contexts.iter().find(|(name, _)| context_name(name) == key);
     let op = match named {
+        _ if value == "context" => {
+            context(request).map_err(|message| error(declared_at(dockerfile), message))?
+        }
         Some((_, NamedContext::Git(text))) => {
-            let git = crate::input::git_source(text, false, false);
+            let git = git_source(text, false, true);
             Some(git.map_err(|message| error(declared_at(dockerfile), message))?.0)
         }
-        Some((_, NamedContext::Http(url))) => Some(crate::input::download_op(url)),
+        Some((_, NamedContext::Http(url))) => Some(download_op(url)),
+        Some((_, NamedContext::Graph { definition, .. })) => only_source(definition),
         Some(_) => None,
         None => {
             let has_name = |stage: &&Stage| {
@@ -59,11 +59,37 @@ pub(crate) fn source(
             Some(op.map_err(|message| error(stage.instruction.span, message))?)
         }
     };
-    Ok(op.map(|op| {
+    Ok(op.map(|mut op| {
+        if matches!(op.identifier, SourceIdentifier::Git(_)) {
+            // Then any of its files says when the commit was made.
+            op.attrs.insert("git.mtime".to_owned(), "commit".to_owned());
+        }
         let mut graph = GraphBuilder::default();
-        let output = graph.source(op, request.platform(), About::default());
+        let about = About::named(format!("[internal] resolve {EPOCH} {value}"));
+        let output = graph.source(op, request.platform(), about);
         graph.finish(Some(output))
     }))
+}
+
+/// What the build context is, if it is one repository or download.
+fn context(request: &PlanRequest) -> Result<Option<SourceOp>, String> {
+    Ok(match &request.context {
+        ContextSource::Local => None,
+        ContextSource::File(url) | ContextSource::Archive(url) => Some(download_op(url)),
+        ContextSource::Git(text) => Some(git_source(text, false, true)?.0),
+        ContextSource::Graph(definition) => only_source(definition),
+    })
+}
+
+/// The source of a graph that has exactly one, if that has a time.
+fn only_source(definition: &Definition) -> Option<SourceOp> {
+    let mut sources = definition.vertices().iter().filter_map(|vertex| match &vertex.op {
+        Op::Source(source) => Some(source),
+        _ => None,
+    });
+    let one = sources.next().filter(|_| sources.next().is_none())?;
+    let has_time = matches!(one.identifier, SourceIdentifier::Git(_) | SourceIdentifier::Http { .. });
+    has_time.then(|| one.clone())
 }
 
 fn error(span: Span, message: impl Into<String>) -> Diagnostic {

@@ -61,7 +61,9 @@ impl Images {
         if let (ImageOrigin::OciLayout { .. }, Some(digest)) = (&request.origin, request.reference.digest()) {
             name = format!("oci-layout/{digest}");
         }
-        let found = self.0.get(&(name.clone(), request.platform.to_string())).cloned();
+        let Platform { os, architecture, variant, .. } = &request.platform;
+        let platform = Platform::new(os, architecture, variant.as_deref()).to_string();
+        let found = self.0.get(&(name.clone(), platform)).cloned();
         found.ok_or_else(|| plan.unresolved(request, &format!("{name}: not found")).to_string())
     }
 }

@@ -10,7 +10,7 @@
 //! - [`scope`], [`expand`], [`mount`]: variables and words, used while lowering;
 //! - [`lower()`]: operations and image config;
 //! - [`check`]: build checks; [`outline()`] and [`targets()`]: what a file can be asked for; `view`: the
-//!   tree and the plan as JSON; [`dockerignore`]: the ignore file; [`attributes`]: requests as BuildKit's
+//!   tree and the plan as JSON; `include`: files a Dockerfile of our own includes; [`dockerignore`]: the ignore file; [`attributes`]: requests as BuildKit's
 //!   clients write them; [`exchange`]: all of it as JSON lines, to be compared.
 //!
 //! Nothing here does I/O, waits, reads a clock or an environment: images are asked for with
@@ -32,6 +32,7 @@ mod flags;
 mod git;
 mod grammar;
 mod heredoc;
+mod include;
 pub mod input;
 mod instruction;
 mod lines;
@@ -53,6 +54,7 @@ pub use ast::Dockerfile;
 pub use check::CheckReport;
 pub use diagnostic::{Code, Diagnostic, Severity};
 pub use dialect::{Dialect, OWN_SYNTAX};
+pub use include::{Includes, TooMuchIncluded};
 pub use input::{ContextSource, NamedContext};
 pub use lower::{LowerError, Lowered, lower};
 pub use outline::{Outline, Target, outline, targets};

@@ -3,6 +3,8 @@
 //! Owns cleaning and joining as Go's `path` does them. Must not look at a file system. Start with
 //! [`clean`].
 
+pub(crate) mod windows;
+
 /// The shortest equal path: no `.`, no `..` that can be resolved, no doubled slashes; `.` for nothing.
 pub(crate) fn clean(path: &str) -> String {
     let rooted = path.starts_with('/');

@@ -42,8 +42,8 @@ pub struct BuildPlan {
     /// `SOURCE_DATE_EPOCH` in seconds, if set.
     pub epoch: Option<i64>,
     /// What knows that time where `SOURCE_DATE_EPOCH` names a source: a graph of one repository (whose
-    /// commit has a time) or download (`Last-Modified`). Whoever finds it out gives it as the build arg
-    /// and plans again; else the build has no such time.
+    /// files have the commit's time) or download (`Last-Modified`). Whoever finds it out plans again, see
+    /// [`PlanRequest::with_epoch`]; else the build has no such time.
     pub epoch_source: Option<Definition>,
     /// All stages: those of the file first and in order, then one for each image that a `COPY --from`
     /// or a mount names. A stage only ever uses stages before it, or implicit ones.

@@ -10,6 +10,7 @@ use stave_llb::Definition;
 use stave_oci::{Digest, ImageConfig, Platform, Reference};
 
 use crate::{
+    epoch::EPOCH,
     input::{ContextSource, NamedContext},
     source::Span,
 };
@@ -90,7 +91,26 @@ pub struct ExtraHost {
     /// The name.
     pub host: String,
     /// Its address.
-    pub address: IpAddr,
+    pub address: HostAddress,
+}
+
+/// An address in `/etc/hosts`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostAddress {
+    /// This one.
+    Ip(IpAddr),
+    /// That of the machine the step runs on, whatever it is there. It stands in the graph as docker's word for it, so that a
+    /// step's cache key does not depend on the machine.
+    Gateway,
+}
+
+impl std::fmt::Display for HostAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(f),
+            Self::Gateway => f.write_str("host-gateway"),
+        }
+    }
 }
 
 /// How images are looked up.
@@ -243,6 +263,14 @@ impl PlanRequest {
             ..self.clone()
         };
         if platforms.is_empty() { vec![self.clone()] } else { platforms.iter().map(one).collect() }
+    }
+
+    /// With the time that its `SOURCE_DATE_EPOCH` turned out to name, in seconds; without one where that has none.
+    #[must_use]
+    pub fn with_epoch(mut self, seconds: Option<i64>) -> Self {
+        let text = seconds.map(|seconds| seconds.to_string()).unwrap_or_default();
+        self.build_args.insert(EPOCH.to_owned(), text);
+        self
     }
 
     /// The platform of the image to build.

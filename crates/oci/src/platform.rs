@@ -26,6 +26,14 @@ pub struct Platform {
 /// Text that is not a platform.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlatformError {
+    /// The first part is no operating system, perhaps with a version and features in parentheses.
+    #[error(
+        "{0:?} is an invalid OS component of {1:?}: OSAndVersion specifier component must match {OS_FORM:?}"
+    )]
+    Os(String, String),
+    /// A version or feature with a `%` that escapes nothing.
+    #[error("{0:?} has an invalid OS version {1:?}: invalid URL escape {1:?}")]
+    Escape(String, String),
     /// A part is empty or has other characters than letters, digits, `_`, `.` and `-`.
     #[error(
         "\"{0}\" is an invalid component of \"{1}\": platform specifier component must match \"^[A-Za-z0-9_.-]+$\""
@@ -38,6 +46,9 @@ pub enum PlatformError {
     #[error("\"{0}\": cannot parse platform specifier")]
     Form(String),
 }
+
+/// What containerd says the first part must match.
+const OS_FORM: &str = r"^([A-Za-z0-9_-]+)(?:\(([A-Za-z0-9_.%-]*)((?:\+[A-Za-z0-9_.%-]+)*)\))?$";
 
 impl Platform {
     /// A normalised platform without a Windows version.
@@ -146,42 +157,141 @@ impl FromStr for Platform {
     type Err = PlatformError;
 
     fn from_str(text: &str) -> Result<Self, PlatformError> {
-        let parts: Vec<&str> = text.split('/').collect();
+        let platform = Self::parse_as_written(text)?;
+        Ok(match (platform.architecture.as_str(), &platform.variant) {
+            ("arm", None) => Self { variant: Some("v7".to_owned()), ..platform },
+            _ => platform,
+        })
+    }
+}
+
+impl Platform {
+    /// As [`FromStr`] does it, but the usual variant of `arm` is added only where it was written: what BuildKit's front
+    /// end makes of `FROM --platform`.
+    ///
+    /// # Errors
+    /// For text that is not a platform.
+    pub fn parse_as_written(text: &str) -> Result<Self, PlatformError> {
+        let parts: Vec<&str> = text.splitn(4, '/').collect();
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
-        for part in &parts {
+        let (name, os_version, os_features) = os_of(parts.first().copied().unwrap_or_default(), text)?;
+        for part in parts.iter().skip(1) {
             if part.is_empty() || !part.bytes().all(allowed) {
                 return Err(PlatformError::Component((*part).to_owned(), text.to_owned()));
             }
         }
-        match parts.as_slice() {
+        let usual = |platform: Self| match (platform.architecture.as_str(), platform.variant.as_deref()) {
+            ("arm", Some("v7")) => Self { variant: None, ..platform },
+            _ => platform,
+        };
+        let platform = match parts.as_slice() {
             [word] => {
-                let lower = Self::new(word, "", None).os;
+                let lower = Self::new(&name, "", None).os;
                 if known_os(&lower) {
-                    return Ok(Self::new(&lower, &Self::host().architecture, None));
+                    Self::new(&lower, &Self::host().architecture, None)
+                } else {
+                    let platform = usual(Self::new("linux", word, None));
+                    if !known_architecture(&platform.architecture) {
+                        return Err(PlatformError::Unknown((*word).to_owned()));
+                    }
+                    platform
                 }
-                let platform = Self::new("linux", word, None);
-                if known_architecture(&platform.architecture) {
-                    return Ok(platform);
-                }
-                Err(PlatformError::Unknown((*word).to_owned()))
             }
-            [os, architecture] => Ok(Self::new(os, architecture, None)),
-            [os, architecture, variant] => {
-                let mut platform = Self::new(os, architecture, Some(variant));
+            [_, architecture] => usual(Self::new(&name, architecture, None)),
+            [_, architecture, variant] => {
+                let mut platform = Self::new(&name, architecture, Some(variant));
                 // Written out, the default variant is kept: containerd formats `arm64/v8` back.
                 if platform.architecture == "arm64" && platform.variant.is_none() {
                     platform.variant = Some("v8".to_owned());
                 }
-                Ok(platform)
+                platform
             }
-            _ => Err(PlatformError::Form(text.to_owned())),
+            _ => return Err(PlatformError::Form(text.to_owned())),
+        };
+        Ok(Self { os_version, os_features, ..platform })
+    }
+}
+
+/// `OS[(VERSION[+FEATURE…])]` apart.
+fn os_of(part: &str, whole: &str) -> Result<(String, Option<String>, Vec<String>), PlatformError> {
+    let malformed = || PlatformError::Os(part.to_owned(), whole.to_owned());
+    let (name, options) = match part.split_once('(') {
+        Some((name, options)) => (name, Some(options.strip_suffix(')').ok_or_else(malformed)?)),
+        None => (part, None),
+    };
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    if name.is_empty() || !name.bytes().all(is_name) {
+        return Err(malformed());
+    }
+    let Some(options) = options else { return Ok((name.to_owned(), None, Vec::new())) };
+    let mut options = options.split('+');
+    let version = options.next().unwrap_or_default();
+    let is_option = |text: &str| text.bytes().all(|byte| is_name(byte) || matches!(byte, b'.' | b'%'));
+    if !is_option(version) {
+        return Err(malformed());
+    }
+    let mut features = Vec::new();
+    for feature in options {
+        if feature.is_empty() || !is_option(feature) {
+            return Err(malformed());
+        }
+        features.push(unescape(feature, whole)?);
+    }
+    features.sort();
+    features.dedup();
+    let version = unescape(version, whole)?;
+    Ok((name.to_owned(), Some(version).filter(|version| !version.is_empty()), features))
+}
+
+/// `%28` and its like as what they stand for.
+fn unescape(text: &str, whole: &str) -> Result<String, PlatformError> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        if *first != b'%' {
+            bytes.push(*first);
+            continue;
+        }
+        let digit = |at: usize| tail.get(at).and_then(|byte| char::from(*byte).to_digit(16));
+        let (Some(high), Some(low)) = (digit(0), digit(1)) else {
+            return Err(PlatformError::Escape(whole.to_owned(), text.to_owned()));
+        };
+        bytes.extend(u8::try_from(high * 16 + low));
+        rest = &tail[2..];
+    }
+    String::from_utf8(bytes).map_err(|_| PlatformError::Escape(whole.to_owned(), text.to_owned()))
+}
+
+/// A version or feature as it stands in parentheses.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '%' | '+' | '(' | ')' | '/' => {
+                escaped.push_str(match letter {
+                    '%' => "%25",
+                    '+' => "%2B",
+                    '(' => "%28",
+                    ')' => "%29",
+                    _ => "%2F",
+                });
+            }
+            other => escaped.push(other),
         }
     }
+    escaped
 }
 
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
+        f.write_str(&self.os)?;
+        if self.os_version.is_some() || !self.os_features.is_empty() {
+            write!(f, "({}", escape(self.os_version.as_deref().unwrap_or_default()))?;
+            self.os_features.iter().try_for_each(|feature| write!(f, "+{}", escape(feature)))?;
+            f.write_str(")")?;
+        }
+        write!(f, "/{}", self.architecture)?;
         self.variant.as_ref().map_or(Ok(()), |variant| write!(f, "/{variant}"))
     }
 }
@@ -209,6 +319,21 @@ mod tests {
         check("Linux/AMD64", Ok("linux/amd64"));
         check("foo", Err("\"foo\": unknown operating system or architecture"));
         check("a/b/c/d", Err("\"a/b/c/d\": cannot parse platform specifier"));
+        check("windows(10.0.17763.1+win32k)/amd64", Ok("windows(10.0.17763.1+win32k)/amd64"));
+        check("windows(a%2Bb)/amd64", Ok("windows(a%2Bb)/amd64"));
+        check("windows()/amd64", Ok("windows/amd64"));
+        let form = "\": OSAndVersion specifier component must match \"";
+        for text in ["%s/amd64", "windows(1/amd64", "windows(1)x/amd64", "windows(1+)/amd64", "(1)/amd64"] {
+            let message = text.parse::<Platform>().expect_err("is malformed").to_string();
+            assert!(message.contains("is an invalid OS component of") && message.contains(form), "{message}");
+        }
+        check(
+            "windows(%zz)/amd64",
+            Err("\"windows(%zz)/amd64\" has an invalid OS version \"%zz\": invalid URL escape \"%zz\""),
+        );
+        let written = Platform::parse_as_written("linux/arm").expect("is sound");
+        assert_eq!(written.to_string(), "linux/arm");
+        assert_eq!(Platform::parse_as_written("linux/arm/v7").expect("is sound").to_string(), "linux/arm/v7");
         assert!("linux/".parse::<Platform>().is_err());
         assert!("".parse::<Platform>().is_err());
     }

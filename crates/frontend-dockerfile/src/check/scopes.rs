@@ -10,7 +10,7 @@ use crate::{
     ast::{Argument, CommandLine, Instruction, InstructionKind, Pair, Run, Transfer, Unset, Word},
     diagnostic::Diagnostic,
     expand::{ExpandError, Expander},
-    mount,
+    mount, path,
     plan::{Base, BuildPlan, PlannedStage, StageIndex},
     request::ResolvedSources,
     scope::{Lookup as _, Variables},
@@ -32,6 +32,8 @@ struct Scope {
     declared: Vec<String>,
     /// Whether `SHELL` was set, or the base has one.
     has_shell: bool,
+    /// Whether its paths are those of Windows.
+    is_windows: bool,
     /// Whether the file set a working directory.
     has_workdir: bool,
     command: Option<Span>,
@@ -100,6 +102,8 @@ impl Walk<'_> {
                 &image.config.platform(),
             );
         }
+        let platform = stage.platform.as_ref().unwrap_or_else(|| self.plan.request.platform());
+        scope.is_windows = platform.os == "windows";
         if scope.variables.value("PATH").is_none() {
             scope.variables.set("PATH", DEFAULT_PATH);
         }
@@ -135,7 +139,11 @@ impl Walk<'_> {
             InstructionKind::Arg(arguments) => self.arguments(scope, instruction, arguments)?,
             InstructionKind::Workdir(word) => {
                 let path = self.expand(scope, instruction, &word.text)?;
-                if !scope.has_workdir && !path.starts_with('/') {
+                let is_absolute = match scope.is_windows {
+                    true => path::windows::is_absolute(&path),
+                    false => path.starts_with('/'),
+                };
+                if !scope.has_workdir && !is_absolute {
                     self.findings(instruction).relative_workdir(&path);
                 }
                 scope.has_workdir = true;

@@ -9,7 +9,7 @@ use stave_llb::{SourceOp, builder::About, builder::Output};
 use stave_oci::{ImageConfig, Platform};
 
 use super::{
-    Lowering,
+    Lowering, error,
     stage::{DEFAULT_PATH, StageState},
 };
 use crate::{
@@ -38,7 +38,7 @@ impl Lowering<'_> {
             return Ok(state);
         }
         state.image.config.on_build.clear();
-        inherit(&mut state);
+        inherit(&mut state).map_err(|message| error(stage.span, message))?;
         Ok(state)
     }
 
@@ -83,7 +83,7 @@ impl Lowering<'_> {
 }
 
 /// Takes environment, directory and user over from the base's config.
-fn inherit(state: &mut StageState) {
+fn inherit(state: &mut StageState) -> Result<(), String> {
     let config = &mut state.image.config;
     let has_path = Variables::from_entries(&config.env).value("PATH").is_some();
     if !has_path && state.platform.os != "windows" {
@@ -95,11 +95,12 @@ fn inherit(state: &mut StageState) {
     }
     if !config.working_dir.is_empty() {
         let directory = config.working_dir.clone();
-        state.change_directory(&directory);
+        state.change_directory(&directory)?;
     }
     if !state.image.config.user.is_empty() {
         state.user.clone_from(&state.image.config.user);
     }
+    Ok(())
 }
 
 /// Where nobody chose a platform, an image for the build platform decides.

@@ -194,7 +194,7 @@ impl Lowering<'_> {
         word: &Word,
     ) -> Result<(), Diagnostic> {
         let wanted = state.expand(self.escape(), word)?;
-        let directory = state.change_directory(&wanted);
+        let directory = state.change_directory(&wanted).map_err(|message| error(word.span, message))?;
         let layer = directory != "/";
         if layer {
             let shown = state.shown(Expander::new(self.escape()), &planned.instruction.code, &state.env);

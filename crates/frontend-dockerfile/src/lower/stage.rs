@@ -134,15 +134,28 @@ impl StageState {
     }
 
     /// Changes the working directory; the result is its new value.
-    pub(super) fn change_directory(&mut self, to: &str) -> String {
-        let is_windows = self.platform.os == "windows";
-        let slashed = |text: &str| if is_windows { text.replace('\\', "/") } else { text.to_owned() };
-        let directory = path::absolute(&slashed(&self.image.config.working_dir), &slashed(to));
+    ///
+    /// # Errors
+    /// With the text for a path that an image for Windows cannot have.
+    pub(super) fn change_directory(&mut self, to: &str) -> Result<String, String> {
+        let is_windows = self.is_windows();
+        let current = &self.image.config.working_dir;
+        let directory = match is_windows {
+            true => path::windows::normalize(current, to, false).map_err(|cause| {
+                format!("normalizing workdir: normalizing working directory: removing drive letter: {cause}")
+            })?,
+            false => path::absolute(current, to),
+        };
         self.dir.clone_from(&directory);
         // An image for Windows has it as Windows does; the graph has it as all do.
         self.image.config.working_dir =
             if is_windows { directory.replace('/', "\\") } else { directory.clone() };
-        directory
+        Ok(directory)
+    }
+
+    /// Whether paths in it are those of Windows.
+    pub(super) fn is_windows(&self) -> bool {
+        self.platform.os == "windows"
     }
 
     /// A command line in shell form as an argument list.

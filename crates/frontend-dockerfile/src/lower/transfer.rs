@@ -17,7 +17,7 @@ use crate::{
     diagnostic::Diagnostic,
     expand::Expander,
     git::{self, GitRef},
-    path,
+    path::{self, windows::WindowsPathError},
     plan::PlannedInstruction,
     url::{file_name, is_url},
 };
@@ -31,6 +31,8 @@ struct Expanded<'a> {
     /// The same as the history shows them.
     shown_sources: Vec<String>,
     destination: String,
+    /// Whether the paths are those of an image for Windows.
+    is_windows: bool,
     chown: String,
     chmod: String,
     /// The content of each heredoc.
@@ -132,7 +134,12 @@ impl Lowering<'_> {
             keyword: "COPY",
             shown_sources: sources.clone(),
             sources,
-            destination: path::destination(state.directory(), &destination),
+            destination: match state.is_windows() {
+                true => path::windows::destination(state.directory(), &destination)
+                    .map_err(|cause| error(transfer.destination.span, without_drive(&cause)))?,
+                false => path::destination(state.directory(), &destination),
+            },
+            is_windows: state.is_windows(),
             chown,
             chmod,
             contents,
@@ -160,7 +167,9 @@ impl Lowering<'_> {
             steps.push(step);
         }
         for at in 0..of.contents.len() {
-            steps.push(self.inline_step(&of, at));
+            let span = of.transfer.inline[at].span;
+            let step = self.inline_step(&of, at).map_err(|cause| error(span, without_drive(&cause)))?;
+            steps.push(step);
         }
         let mut about = About::named(&of.name);
         about.locations.push(self.location(instruction));
@@ -216,7 +225,10 @@ impl Lowering<'_> {
             Some(git) => self.git_step(of, &git, state),
             None if is_url(source) && of.add.is_none() => Err("source can't be a URL for COPY".to_owned()),
             None if is_url(source) => self.http_step(of, source, state),
-            None => Ok(FileStep { kind: FileActionKind::Copy(local(of, source)), source: of.from }),
+            None => {
+                let copy = local(of, source).map_err(|cause| without_drive(&cause))?;
+                Ok(FileStep { kind: FileActionKind::Copy(copy), source: of.from })
+            }
         }
     }
 
@@ -250,8 +262,12 @@ impl Lowering<'_> {
         Ok(FileStep { kind: FileActionKind::Copy(copy), source: Some(source) })
     }
 
-    fn inline_step(&mut self, of: &Expanded<'_>, at: usize) -> FileStep {
-        let path = path::join("/", &of.transfer.inline[at].name);
+    fn inline_step(&mut self, of: &Expanded<'_>, at: usize) -> Result<FileStep, WindowsPathError> {
+        let name = &of.transfer.inline[at].name;
+        let path = match of.is_windows {
+            true => path::join("/", &path::windows::without_drive(name, false)?),
+            false => path::join("/", name),
+        };
         let file = MkfileAction {
             path: path.clone(),
             mode: 0o644,
@@ -264,7 +280,7 @@ impl Lowering<'_> {
             actions: vec![FileStep { kind: FileActionKind::Mkfile(file), source: None }],
             about: About::named("[internal] preparing inline document"),
         });
-        FileStep { kind: FileActionKind::Copy(whole(of, &path)), source: Some(source) }
+        Ok(FileStep { kind: FileActionKind::Copy(whole(of, &path)), source: Some(source) })
     }
 }
 
@@ -282,17 +298,21 @@ fn whole(of: &Expanded<'_>, src: &str) -> CopyAction {
 }
 
 /// Files of the context or of a stage.
-fn local(of: &Expanded<'_>, source: &str) -> CopyAction {
+fn local(of: &Expanded<'_>, source: &str) -> Result<CopyAction, WindowsPathError> {
+    let absolute = |path: &str| match of.is_windows {
+        true => path::windows::normalize("/", path, false),
+        false => Ok(path::absolute("/", path)),
+    };
     let (root, pattern) = match of.parents {
         // What stands before `/./` is not made again at the destination.
         true => source.split_once("/./").map_or(("/", Some(source)), |(root, rest)| (root, Some(rest))),
         false => (source, None),
     };
-    let mut copy = whole(of, &path::clean(&path::absolute("/", root)));
+    let mut copy = whole(of, &path::clean(&absolute(root)?));
     if let Some(pattern) = pattern {
-        let pattern = path::absolute("/", pattern);
+        let pattern = absolute(pattern)?;
         if !is_pattern(root) && !is_pattern(&pattern) {
-            copy.required_paths = vec![path::absolute("/", &path::join(root, &pattern))];
+            copy.required_paths = vec![absolute(&path::join(root, &pattern))?];
         }
         copy.include_patterns = vec![pattern.strip_prefix('/').unwrap_or(&pattern).to_owned()];
     }
@@ -301,7 +321,11 @@ fn local(of: &Expanded<'_>, source: &str) -> CopyAction {
     copy.attempt_unpack = of.add.is_some_and(|add| add.unpack.unwrap_or(true));
     copy.allow_wildcard = true;
     copy.allow_empty_wildcard = true;
-    copy
+    Ok(copy)
+}
+
+fn without_drive(cause: &WindowsPathError) -> String {
+    format!("removing drive letter: {cause}")
 }
 
 /// An owner as `--chown` and `USER` write it.

@@ -120,7 +120,7 @@ impl StageReader<'_> {
             let message = format!("empty platform value from expression {}", word.text);
             return Err(error(word.span, message).with_suggestion(suggestion()));
         }
-        expansion.text.parse().map_err(|failure| {
+        Platform::parse_as_written(&expansion.text).map_err(|failure| {
             let message = format!("failed to parse platform {}: {failure}: invalid argument", word.text);
             error(word.span, message)
                 .with_suggestion(suggestion())
