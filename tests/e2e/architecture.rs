@@ -47,7 +47,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("remotecache", &["llb", "oci", "registry", "store"]),
     ("frontend-dockerfile", &["llb", "oci"]),
     ("llb", &["oci"]),
-    ("measure", &["cache", "frontend-dockerfile", "llb", "oci", "solver", "store", "test-support"]),
+    ("measure", &["frontend-dockerfile", "llb", "oci", "solver"]),
     ("oci", &[]),
     ("registry", &["oci"]),
     ("sandbox", &[]),

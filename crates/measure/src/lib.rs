@@ -1,11 +1,10 @@
-//! What is measured in the small: one list of cases, for criterion's clock and for valgrind's counts.
+//! What is measured in the small and is pure: one list of cases, for criterion's clock and for valgrind's counts.
 //!
-//! Owns the inputs (made, always the same) and what one round of each case does. Must not know how rounds are
-//! timed. Start with [`Case`].
+//! Owns the inputs (made, always the same) and what one round of each case does. A round does the same instructions
+//! every time: no files, no threads; what needs these is beside the clock, in `benches/`. Must not know how rounds
+//! are timed. Start with [`Case`].
 
 mod inputs;
-mod layers;
-mod schedule;
 
 use std::hint::black_box;
 
@@ -32,31 +31,12 @@ pub enum Case {
     Patterns,
     /// An image configuration from JSON and back.
     Config,
-    /// A graph of 300 vertices through the solver, with a worker that does nothing.
-    Schedule,
-    /// A layer of 1,000 files to a tar.
-    Tar,
-    /// That tar to a layer.
-    Unpack,
-    /// The digest of that layer's tar.
-    Digest,
 }
 
 impl Case {
     /// All of them.
-    pub const ALL: [Self; 11] = [
-        Self::Parse,
-        Self::Plan,
-        Self::Lower,
-        Self::Wire,
-        Self::Keys,
-        Self::Patterns,
-        Self::Config,
-        Self::Schedule,
-        Self::Tar,
-        Self::Unpack,
-        Self::Digest,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Parse, Self::Plan, Self::Lower, Self::Wire, Self::Keys, Self::Patterns, Self::Config];
 
     /// Its name on command lines and in tables.
     pub fn name(self) -> &'static str {
@@ -68,16 +48,7 @@ impl Case {
             Self::Keys => "keys",
             Self::Patterns => "patterns",
             Self::Config => "config",
-            Self::Schedule => "schedule",
-            Self::Tar => "tar",
-            Self::Unpack => "unpack",
-            Self::Digest => "digest",
         }
-    }
-
-    /// Whether a round does the same instructions every time: no files, no threads.
-    pub fn is_pure(self) -> bool {
-        !matches!(self, Self::Schedule | Self::Tar | Self::Unpack | Self::Digest)
     }
 
     /// Prepares the inputs; each call of what is returned is one round.
@@ -115,15 +86,12 @@ impl Case {
                     drop(black_box(config.map(|config| config.to_bytes())));
                 })
             }
-            Self::Schedule => schedule::rounds(),
-            Self::Tar => layers::tar(),
-            Self::Unpack => layers::unpack(),
-            Self::Digest => layers::digest(),
         }
     }
 }
 
-fn request() -> PlanRequest {
+/// What the inputs are planned for.
+pub fn request() -> PlanRequest {
     PlanRequest::new(stave_oci::Platform::new("linux", "amd64", None))
 }
 
@@ -140,7 +108,10 @@ fn patterns() -> Box<dyn FnMut()> {
 }
 
 /// The inputs are the project's own: one that is refused is a defect of this crate.
-fn sound<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
+///
+/// # Panics
+/// Where it is refused.
+pub fn sound<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
     match result {
         Ok(value) => value,
         Err(error) => panic!("an input of a measurement is not sound: {error}"),

@@ -7,7 +7,7 @@ use std::io;
 use stave_store::{ApplyOptions, LayerId, Snapshot, Store, TarOptions};
 use tempfile::TempDir;
 
-use crate::sound;
+use stave_measure::sound;
 
 struct Bench {
     store: Store,

@@ -8,7 +8,7 @@ use stave_solver::{Job, Limits, Solver};
 use stave_test_support::FakeWorker;
 use stave_test_support::fake_worker::FakeSession;
 
-use crate::sound;
+use stave_measure::sound;
 
 /// Ten stages of thirty steps over one base, gathered by the last.
 fn definition() -> Definition {
@@ -27,7 +27,7 @@ fn definition() -> Definition {
     }
     let source = stave_frontend_dockerfile::Source::new("Dockerfile", text);
     let parsed = stave_frontend_dockerfile::parse(&source);
-    let planned = match stave_frontend_dockerfile::plan(&parsed.dockerfile, &crate::request()) {
+    let planned = match stave_frontend_dockerfile::plan(&parsed.dockerfile, &stave_measure::request()) {
         Ok(planned) => planned,
         Err(error) => panic!("the graph is not sound: {:?}", error.diagnostics),
     };
