@@ -19,7 +19,7 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    fn of(output: Output) -> Self {
+    pub(crate) fn of(output: Output) -> Self {
         Self {
             code: output.status.code(),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -169,6 +169,12 @@ pub(crate) fn with_images(text: &str) -> String {
     }
     let registry = registry();
     text.replace("BUSYBOX", &format!("{registry}/busybox")).replace("REGISTRY", &registry)
+}
+
+/// Sends a signal to a child that may have ended by now, but was not waited for.
+pub(crate) fn signal(child: &std::process::Child, signal: rustix::process::Signal) {
+    let process = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(process, signal).expect("the child is there until somebody waits for it");
 }
 
 /// Runs another program and insists that it succeeds.

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::environment::{Environment, processes_with, registry, tool};
+use rustix::process::Signal;
+
+use crate::environment::{Environment, processes_with, registry, signal};
 
 fn busybox() -> String {
     format!("{}/busybox", registry())
@@ -110,7 +112,7 @@ fn signals_are_forwarded() {
     let start = Instant::now();
     for number in 1..=3 {
         // Each is the command's own business, however many there are.
-        tool("kill", &["-TERM", &child.id().to_string()]);
+        signal(&child, Signal::TERM);
         line.clear();
         std::io::BufRead::read_line(&mut out, &mut line).expect("reads");
         assert_eq!(line, format!("caught {number}\n"));

@@ -64,7 +64,7 @@ fn node_builds_a_page_that_nginx_serves() {
             "http://127.0.0.1:18080/",
         ],
     );
-    crate::environment::tool("kill", &["-TERM", &server.id().to_string()]);
+    crate::environment::signal(&server, rustix::process::Signal::TERM);
     server.wait().expect("ends");
     assert!(page.contains("<h1>A cask</h1>") && page.contains("<em>staves</em>"), "{page}");
 }

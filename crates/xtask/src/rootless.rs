@@ -47,9 +47,6 @@ const NEEDS_A_MACHINE: &[&str] = &[
     "the_sandbox_hides_the_host",
     // Its hidden parts of `/sys` keep the kernel from showing another network's devices there.
     "options_shape_the_process",
-    // The image has no `kill`.
-    "signals_are_forwarded",
-    "ctrl_c_ends_a_build_within_a_second",
 ];
 
 /// What is enough to know that nothing is broken, where time is short: parts of names.
