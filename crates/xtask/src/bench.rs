@@ -10,6 +10,7 @@ mod daemon;
 mod growth;
 mod invocation;
 mod machine_facts;
+mod starts;
 mod table;
 mod usage;
 mod verify;
@@ -38,6 +39,12 @@ pub(crate) struct Options {
     /// How each figure grows with steps, files, layers and concurrent builds, as a plot; measures nothing else.
     #[arg(long)]
     growth: bool,
+    /// How fast sandboxes start beside runc, crun, podman and docker, and what they leave; measures nothing else.
+    #[arg(long)]
+    starts: bool,
+    /// The sandbox crate's example `spawn` to measure with `--starts` in place of its release build.
+    #[arg(long, value_name = "FILE")]
+    spawn: Option<PathBuf>,
     /// A program to measure in place of the release build.
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
@@ -57,10 +64,17 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         Some(program) => program.canonicalize()?,
         None => machine::release_binary()?,
     };
-    let registry = Registry::start(&images::storage())?;
-    images::make(&stave, &registry, images::ALL)?;
     let folder = crate::root().join("target/bench");
     std::fs::create_dir_all(&folder)?;
+    if options.starts {
+        let spawn = match &options.spawn {
+            Some(program) => program.canonicalize()?,
+            None => machine::release_target("stave-sandbox", ["--example", "spawn"])?,
+        };
+        return starts::run(&spawn, &stave, &folder);
+    }
+    let registry = Registry::start(&images::storage())?;
+    images::make(&stave, &registry, images::ALL)?;
     if options.growth {
         return growth::run(&stave, &registry.host(), &folder, options.rounds);
     }

@@ -91,19 +91,17 @@ pub(crate) fn release_binary() -> Result<PathBuf, Failure> {
 
 /// Builds a program of a package for release and returns its path.
 pub(crate) fn release_program(package: &str, program: &str) -> Result<PathBuf, Failure> {
+    release_target(package, ["--bin", program])
+}
+
+/// Builds one target of a package (`--bin NAME`, `--example NAME`) for release and returns its path.
+pub(crate) fn release_target(package: &str, target: [&str; 2]) -> Result<PathBuf, Failure> {
     let mut build = cargo();
-    build.args([
-        "build",
-        "--release",
-        "--package",
-        package,
-        "--bin",
-        program,
-        "--message-format=json-render-diagnostics",
-    ]);
+    build.args(["build", "--release", "--package", package]).args(target);
+    build.arg("--message-format=json-render-diagnostics");
     let output = build.stderr(Stdio::inherit()).output()?;
     if !output.status.success() {
-        return Err(format!("{program} does not compile").into());
+        return Err(format!("{} does not compile", target[1]).into());
     }
     let executable = String::from_utf8_lossy(&output.stdout)
         .lines()
