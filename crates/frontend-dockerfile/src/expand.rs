@@ -132,6 +132,9 @@ impl Expander {
     }
 
     fn read(&self, word: &str, variables: &dyn Lookup, split: bool) -> Result<Expansion, ExpandError> {
+        // The reference's scanner takes one for the mark of a file.
+        let written = word;
+        let word = word.strip_prefix('\u{feff}').unwrap_or(word);
         // Most words have nothing to expand.
         if !word.contains(['$', '\'', '"', '<', self.escape]) {
             let words = split.then(|| word.split_whitespace().map(str::to_owned).collect());
@@ -143,7 +146,7 @@ impl Expander {
             Ok((text, words)) => {
                 Ok(Expansion { text, words, matched: lexer.matched, unmatched: lexer.unmatched })
             }
-            Err(kind) => Err(ExpandError { word: word.to_owned(), kind, unmatched: lexer.unmatched }),
+            Err(kind) => Err(ExpandError { word: written.to_owned(), kind, unmatched: lexer.unmatched }),
         }
     }
 }

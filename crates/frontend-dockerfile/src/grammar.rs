@@ -209,7 +209,7 @@ pub(crate) fn directive(comment: &str) -> Option<(&str, &str)> {
     let pair = DockerfileGrammar::parse(Rule::directive, comment).ok()?.next()?;
     let mut inner = pair.into_inner();
     let name = inner.next()?.as_str();
-    let value = inner.next()?.as_str().trim();
+    let value = inner.next()?.as_str().trim_end_matches(['\t', '\n', '\u{c}', '\r', ' ']);
     (!value.is_empty()).then_some((name, value))
 }
 
@@ -242,6 +242,8 @@ mod tests {
         check_parts("RUN --a=\"open", "RUN", &["--a=open"], "");
         check_parts("RUN --a=b\\", "RUN", &["--a=b"], "");
         check_parts("RUN - x", "RUN", &[], "- x");
+        check_parts("RUN \u{a0} --a x", "RUN", &[], "--a x");
+        check_parts("RUN --a=\u{a0}b\u{3000} x", "RUN", &["--a=\u{a0}b\u{3000}"], "x");
     }
 
     #[track_caller]
@@ -282,6 +284,7 @@ mod tests {
     #[test]
     fn directives_are_comments_of_one_form() {
         assert_eq!(directive("escape=`"), Some(("escape", "`")));
+        assert_eq!(directive("escape = `\u{a0} "), Some(("escape", "`\u{a0}")));
         assert_eq!(directive("syntax = a/b:1 "), Some(("syntax", "a/b:1")));
         assert_eq!(directive("a b=c"), None);
         assert_eq!(directive("escape="), None);

@@ -41,6 +41,14 @@ impl WordList {
         }
     }
 
+    /// Drops the word that has begun: the reference reads words inside `${…}` into the same place, so that
+    /// `EXPOSE 80${X:-80}` is port 80 and not 8080. Only the words of a list know of it.
+    fn forget_if(&mut self, nested: bool) {
+        if nested {
+            self.current.clear();
+        }
+    }
+
     fn finish(&mut self) {
         if !self.current.is_empty() {
             self.words.push(std::mem::take(&mut self.current));
@@ -54,6 +62,8 @@ pub(super) struct Lexer<'a> {
     word: &'a str,
     /// Whether the words of the result are wanted.
     split: bool,
+    /// Whether a word inside `${…}` was read since this was looked at last.
+    nested: bool,
     /// The offset of the next letter.
     at: usize,
     depth: usize,
@@ -72,6 +82,7 @@ impl<'a> Lexer<'a> {
             rules,
             word,
             split,
+            nested: false,
             at: 0,
             depth: 0,
             budget: MAX_VALUES,
@@ -125,6 +136,7 @@ impl<'a> Lexer<'a> {
         if self.depth > MAX_DEPTH {
             return Err(ExpandErrorKind::TooDeep);
         }
+        self.nested |= self.depth > 1;
         let outer = std::mem::replace(&mut self.rules.raw_escapes, raw_escapes);
         let result = self.until_inner(stop);
         self.rules.raw_escapes = outer;
@@ -148,9 +160,11 @@ impl<'a> Lexer<'a> {
                 words.finish();
                 return Ok((text, words.words));
             }
+            self.nested = false;
             match letter {
                 '$' => {
                     let value = self.dollar()?;
+                    words.forget_if(self.nested);
                     words.split(&value);
                     text.push_str(&value);
                 }
@@ -160,6 +174,7 @@ impl<'a> Lexer<'a> {
                         '\'' => Cow::Borrowed(self.single_quote()?),
                         _ => Cow::Owned(self.double_quote()?),
                     };
+                    words.forget_if(self.nested);
                     words.keep(&raw);
                     text.push_str(&raw);
                 }

@@ -43,6 +43,15 @@ fn names_end_where_they_must() {
 }
 
 #[test]
+fn words_of_a_list_forget_what_stands_before_a_word_in_braces() {
+    check("a${EMPTY:-b}c", "abc");
+    check_words("x a${EMPTY:-b}c d", &["x", "bc", "d"]);
+    check_words("x a\"${EMPTY:-b}\"c", &["x", "bc"]);
+    check_words("a${USER}b", &["aannb"]);
+    check_words("\u{feff}a", &["a"]);
+}
+
+#[test]
 fn quotes_and_escapes_act_as_in_a_shell() {
     for (word, expected) in [
         ("a'$USER'b", "a$USERb"),
