@@ -137,6 +137,47 @@ fn provenance_lies_beside_the_image() {
 }
 
 #[test]
+fn provenance_names_the_checkout() {
+    let world = world();
+    let context = world.context();
+    let git = |words: &[&str]| {
+        let mut command = std::process::Command::new("git");
+        command.arg("-C").arg(&context).args(["-c", "user.name=n", "-c", "user.email=e@example"]).args(words);
+        let output = command.env("GIT_CONFIG_GLOBAL", "/dev/null").output().expect("git");
+        assert!(output.status.success(), "{words:?}");
+        String::from_utf8(output.stdout).expect("text").trim().to_owned()
+    };
+    git(&["init", "-q"]);
+    git(&["add", "."]);
+    git(&["commit", "-q", "-m", "one"]);
+    git(&["remote", "add", "origin", "https://user:secret@git.example/team/app.git"]);
+    let revision = git(&["rev-parse", "HEAD"]);
+    let file = world.path("metadata.json");
+    let text = file.to_str().expect("text");
+    world.stave(["build", "-q", "--provenance", "--metadata-file", text, "-t", "it", "."]).success();
+    let metadata = json(&fs::read_to_string(&file).expect("is there"));
+    let details = &metadata["buildx.build.provenance"]["runDetails"]["metadata"]["buildkit_metadata"];
+    let expected = json!({
+        "revision": revision, "source": "https://git.example/team/app.git", "localdir:context": ".",
+    });
+    assert_eq!(details["vcs"], expected);
+    assert_eq!(details.get("source"), None, "the short form");
+    for key in ["containerimage.digest", "containerimage.config.digest", "image.name"] {
+        assert!(metadata[key].is_string(), "{key} in {metadata}");
+    }
+    // Labels are opt-in.
+    let labels = || json(&world.stave(["inspect", "it"]).success().stdout)[0]["Config"]["Labels"].clone();
+    assert_eq!(labels().get("org.opencontainers.image.revision"), None);
+    let mut command = world.command();
+    let flag = "org.opencontainers.image.source=mine";
+    command.env("BUILDX_GIT_LABELS", "1").args(["build", "-q", "-t", "it", "--label", flag, "."]);
+    assert!(command.output().expect("starts").status.success());
+    assert_eq!(labels()["org.opencontainers.image.revision"], revision.as_str());
+    assert_eq!(labels()["org.opencontainers.image.source"], "mine");
+    assert_eq!(labels()["com.docker.image.source.entrypoint"], "Dockerfile");
+}
+
+#[test]
 fn a_scanner_image_says_what_is_in_the_result() {
     let world = world();
     world.write(
@@ -186,6 +227,18 @@ fn statements_are_pushed_as_an_index_or_as_referrers() {
         let attestation = raw(&at(1));
         let subject = &attestation["subject"]["digest"];
         assert_eq!(subject, if more.is_empty() { &Value::Null } else { &index["manifests"][0]["digest"] });
+        // What the registry does not list, a tag does; whatever does, it is found.
+        if !more.is_empty() {
+            let image = at(0);
+            let tag = image.rsplit_once('@').expect("a digest").1.replace(':', "-");
+            let listed = raw(&format!("{base}:{tag}"));
+            assert_eq!(listed["manifests"][0]["digest"], index["manifests"][1]["digest"]);
+            let platform = stave_oci::Platform::host().to_string();
+            let words = ["image", "referrers", "--json", "--platform", &platform, &name];
+            let found = lines(&world.stave(words).success().stdout);
+            assert_eq!((found.len(), &found[0]["digest"]), (1, &index["manifests"][1]["digest"]));
+            assert_eq!(found[0]["artifactType"], "application/vnd.docker.attestation.manifest.v1+json");
+        }
         // Whoever knows nothing of statements gets the image.
         let other = Environment::new();
         assert_eq!(other.run(&name, &["cat", "/file"]), "content\n");

@@ -1,6 +1,6 @@
 //! Image commands: names, listings, archives, registries, disk.
 
-use crate::environment::{Environment, registry};
+use crate::environment::{Environment, registry, tool};
 
 fn built() -> Environment {
     let world = Environment::new();
@@ -78,6 +78,49 @@ fn images_travel_through_archives() {
         assert_eq!(id(&other), id(&world), "the id survives the archive");
     }
     world.stave_with_input(&["load"], b"this is no archive").exits(1).says("archive");
+}
+
+#[test]
+fn platforms_are_chosen_from_what_is_here() {
+    let world = Environment::new();
+    world.dockerfile("FROM scratch\nARG TARGETARCH\nLABEL for=$TARGETARCH\n");
+    world.stave(["build", "-q", "-t", "two:1", "--platform", "linux/amd64,linux/arm64", "."]).success();
+    let [oci, docker] = ["oci.tar", "docker.tar"].map(|name| world.path(name).display().to_string());
+    world.stave(["save", "--format=oci", "-o", &oci, "two:1"]).success();
+    world.stave(["save", "--platform=linux/arm64", "-o", &docker, "two:1"]).success();
+    world
+        .stave(["save", "--platform=linux/s390x", "-o", &docker, "two:1"])
+        .exits(1)
+        .says("image `two:1` is here for linux/amd64, linux/arm64, not for linux/s390x");
+    let label = |world: &Environment, platform: &str| {
+        let shown = world.stave(["inspect", "--platform", platform, "two:1"]).success().stdout;
+        let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+        shown[0]["Config"]["Labels"]["for"].clone()
+    };
+    let other = Environment::new();
+    let loaded = other.stave(["load", "-i", &oci, "--platform", "linux/arm64,linux/amd64"]).success();
+    assert_eq!(loaded.stdout, "Loaded image: two:1\n");
+    assert_eq!(
+        (label(&other, "linux/amd64"), label(&other, "linux/arm64")),
+        ("amd64".into(), "arm64".into())
+    );
+    let third = Environment::new();
+    third
+        .stave(["load", "-i", &docker, "--platform", "linux/amd64"])
+        .exits(1)
+        .says("the archive has linux/arm64");
+    third.stave(["load", "-i", &docker]).success();
+    assert_eq!(label(&third, "linux/arm64"), "arm64");
+    // A registry gets what was asked for: one platform is no index.
+    let name = format!("{}/images/platforms:{}", registry(), std::process::id());
+    world.stave(["tag", "two:1", &name]).success();
+    let manifest = |platforms: &[&str]| {
+        world.stave([&["push", "-q", &name], platforms].concat()).success();
+        let raw = tool("skopeo", &["inspect", "--raw", "--tls-verify=false", &format!("docker://{name}")]);
+        serde_json::from_str::<serde_json::Value>(&raw).expect("JSON")
+    };
+    assert_eq!(manifest(&[])["manifests"].as_array().map(Vec::len), Some(2));
+    assert!(manifest(&["--platform=linux/arm64"])["config"].is_object());
 }
 
 #[test]

@@ -120,6 +120,78 @@ fn we_read_what_skopeo_writes() {
 }
 
 #[test]
+fn we_read_layers_in_every_compression() {
+    let world = Environment::new();
+    let forms = [
+        ("zstd", &["--dest-compress", "--dest-compress-format=zstd"][..]),
+        ("plain", &["--dest-decompress"]),
+    ];
+    for (form, flags) in forms {
+        let folder = format!("dir:{}", world.path(form).display());
+        let from = format!("docker://{}/busybox", registry());
+        tool("skopeo", &[&["copy", "--src-tls-verify=false"], flags, &[&from, &folder]].concat());
+        let name = format!("{}/interop/theirs-{form}:{}", registry(), std::process::id());
+        let to = format!("docker://{name}");
+        tool("skopeo", &["copy", "--dest-tls-verify=false", &folder, &to]);
+        let raw = tool("skopeo", &["inspect", "--raw", "--tls-verify=false", &to]);
+        assert_eq!(raw.contains("tar+zstd"), form == "zstd", "{raw}");
+        assert_eq!(world.run(&name, &["echo", form]), format!("{form}\n"));
+        // A layer that is here by its content is not asked for again, whatever it was compressed with.
+        world.dockerfile(&format!("FROM {name}\nRUN echo {form} > /form\n"));
+        world.stave(["build", "-q", "--push", "-t", &format!("{name}-on"), "."]).success();
+        assert_eq!(Environment::new().run(&format!("{name}-on"), &["cat", "/form"]), format!("{form}\n"));
+    }
+}
+
+/// Podman's service, which speaks docker's API.
+struct Service(std::process::Child);
+
+impl Service {
+    fn start(world: &Environment, socket: &std::path::Path) -> Self {
+        let [root, run] = ["podman-root", "podman-run"].map(|name| world.path(name).display().to_string());
+        let address = format!("unix://{}", socket.display());
+        let mut command = std::process::Command::new("podman");
+        command.args(["--root", &root, "--runroot", &run, "--storage-driver", "vfs"]);
+        command.args(["--cgroup-manager", "cgroupfs", "system", "service", "--time", "0", &address]);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let mut service = Self(command.spawn().expect("podman is needed by this test"));
+        while std::os::unix::net::UnixStream::connect(socket).is_err() {
+            assert!(service.0.try_wait().expect("is a child").is_none(), "podman's service ended");
+            std::thread::yield_now();
+        }
+        service
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[test]
+fn another_engine_gets_only_what_it_lacks() {
+    let world = Environment::new();
+    let socket = world.path("engine.sock");
+    let _service = Service::start(&world, &socket);
+    let spec = format!("type=docker,context=unix://{}", socket.display());
+    let send = |name: &str| world.stave(["build", "-o", &spec, "-t", name, "."]).success().stderr;
+    let kept = |said: &str| said.lines().filter(|line| line.contains("already exists sha256:")).count();
+    world.dockerfile("FROM BUSYBOX\nRUN echo base > /base\n");
+    assert_eq!(kept(&send("it:base")), 0);
+    world.dockerfile("FROM it:base\nRUN echo more > /more\nCMD [\"cat\", \"/base\", \"/more\"]\n");
+    let layers = world.stave(["image", "layers", "--json", "it:base"]).success().stdout.lines().count();
+    assert_eq!(kept(&send("it:more")), layers);
+    let run =
+        ["run", "--rm", "--network=host", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", "it:more"];
+    assert_eq!(podman(&world, &run), "base\nmore\n");
+    // The same again is only named.
+    assert_eq!(kept(&send("it:again")), layers + 1);
+    assert!(podman(&world, &["image", "exists", "it:again"]).is_empty());
+}
+
+#[test]
 fn two_pushes_of_one_build_are_the_same_bytes() {
     let world = built();
     let digest = |tag: &str| {

@@ -21,7 +21,7 @@ use crate::BuildRequest;
 /// The time of images that nothing else dates, in seconds since the epoch: 2000-01-01.
 pub(crate) const FIXED: i64 = 946_684_800;
 /// How long git may take; a build does not wait longer to know its time.
-const GIT_PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const GIT_PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of git's answers that are read.
 const MAX_ANSWER: usize = 1 << 20;
 
@@ -106,20 +106,22 @@ pub(crate) async fn checkout_time(context: PathBuf) -> Option<i64> {
 }
 
 async fn commit_time(context: &Path) -> Option<i64> {
+    let (is_clean, time) =
+        tokio::join!(is_clean(context), git(context, &["log", "-1", "--format=%ct", "HEAD"]));
+    time.filter(|_| is_clean)?.trim().parse().ok()
+}
+
+/// Whether nothing below `context` is known to differ from the checkout's commit.
+pub(crate) async fn is_clean(context: &Path) -> bool {
     // A checkout's own configuration can name programs that `status` runs on files; a build of a
     // directory must run nothing of it outside its sandbox.
-    let settings = git(context, &["config", "--list", "--show-scope", "--name-only"]).await?;
-    if settings.lines().any(is_program) {
-        return None;
+    let settings = git(context, &["config", "--list", "--show-scope", "--name-only"]).await;
+    if settings.is_none_or(|settings| settings.lines().any(is_program)) {
+        return false;
     }
     let status =
         ["status", "--porcelain", "--ignore-submodules=dirty", "--untracked-files=normal", "--", "."];
-    let (status, time) =
-        tokio::join!(git(context, &status), git(context, &["log", "-1", "--format=%ct", "HEAD"]));
-    if !status?.is_empty() {
-        return None;
-    }
-    time?.trim().parse().ok()
+    git(context, &status).await.is_some_and(|status| status.is_empty())
 }
 
 /// Whether a line of `git config --show-scope` is a setting of the checkout's that makes `status` run a program.
@@ -130,7 +132,7 @@ fn is_program(line: &str) -> bool {
     own && (name.starts_with("filter.") || name == "core.attributesfile")
 }
 
-async fn git(context: &Path, arguments: &[&str]) -> Option<String> {
+pub(crate) async fn git(context: &Path, arguments: &[&str]) -> Option<String> {
     let mut command = Command::new("git");
     command.arg("-C").arg(context).args(["--no-optional-locks", "-c", "core.fsmonitor=false"]);
     command.args(["-c", "core.hooksPath=/dev/null"]).args(arguments);

@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 
 use stave_exporter::{
-    ArchiveDestination, ArchiveLayout, ExportError, ExportTarget, Exported, Image, ImageFormat,
-    ImageLayerRef, ImageTarget, LoadError, LoadSource, LoadedImage, PushOptions, SavedImage,
+    ArchiveDestination, ArchiveLayout, ExportError, ExportTarget, Exported, Image, ImageLayerRef,
+    ImageTarget, LoadError, LoadSource, LoadedImage, PushOptions, SavedImage,
 };
-use stave_oci::{Digest, Platform, Reference};
+use stave_oci::{Descriptor, Digest, Platform, Reference};
+use stave_registry::RegistryError;
 use stave_store::{LocalImage, StoreError};
 use stave_worker::{Puller, SourceError};
 use tokio_util::sync::CancellationToken;
@@ -24,12 +25,25 @@ pub enum ImageError {
     /// No image of that name or id is here.
     #[error("No such image: {0}")]
     NotFound(String),
+    /// It is not here for this platform.
+    #[error("image `{image}` is here for {}, not for {wanted}", .here.join(", "))]
+    Platform {
+        /// As the user named it.
+        image: String,
+        /// The platform asked for.
+        wanted: Box<Platform>,
+        /// Those it is here for.
+        here: Vec<String>,
+    },
     /// A name was needed and an id given.
     #[error("`{0}` is not an image name")]
     NotAName(String),
     /// Pulling failed.
     #[error(transparent)]
     Pull(#[from] SourceError),
+    /// The registry did not answer as it should.
+    #[error("{0}")]
+    Registry(#[from] RegistryError),
     /// Pushing or saving failed.
     #[error(transparent)]
     Export(#[from] ExportError),
@@ -123,14 +137,14 @@ impl Engine {
         self.pull(&name, platform, observer, cancel).await
     }
 
-    /// Pushes a local image under its name.
+    /// Pushes a local image under its name: for `platforms`, or for all that are here if that names none.
     ///
     /// # Errors
     /// [`ImageError`].
     pub async fn push(
         &self,
         name: &Reference,
-        format: ImageFormat,
+        platforms: &[Platform],
         observer: Observer,
         cancel: &CancellationToken,
     ) -> Result<Exported, ImageError> {
@@ -138,13 +152,13 @@ impl Engine {
         let local = self.store.images_by_name(name)?;
         let local = local.ok_or_else(|| ImageError::NotFound(name.familiar()))?;
         let mut images = Vec::new();
-        for local in local.all() {
+        for local in of_platforms(local.all(), platforms, &name.familiar())? {
             let mut image = Image::stored(local).attested(self.store.attestations(&local.id)?);
             self.mark_origins(name, &mut image.layers)?;
             images.push(image);
         }
         let push = Some(PushOptions::default());
-        let target = ImageTarget { names: vec![name.clone()], push, format, ..ImageTarget::default() };
+        let target = ImageTarget { names: vec![name.clone()], push, ..ImageTarget::default() };
         let steps = Steps::new(observer);
         let step = steps.start(format!("pushing {name}"));
         let exporter = self.exporter().with_events(steps.export_events(&step));
@@ -155,6 +169,24 @@ impl Engine {
         };
         drop(lease);
         Ok(exported)
+    }
+
+    /// What refers to an image at its registry, of one artifact type or of all; of an index with `platform`, to that
+    /// image of it.
+    ///
+    /// # Errors
+    /// [`ImageError::Registry`].
+    pub async fn referrers(
+        &self,
+        name: &Reference,
+        platform: Option<&Platform>,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Descriptor>, ImageError> {
+        let subject = match platform {
+            None => self.registry.resolve_digest(name).await?.digest,
+            Some(platform) => self.registry.resolve(name, platform).await?.manifest.descriptor.digest,
+        };
+        Ok(self.registry.referrers(name, &subject, artifact_type).await?)
     }
 
     /// Tells the exporter in which other repositories of the target's registry a layer's blob was seen:
@@ -175,13 +207,15 @@ impl Engine {
         Ok(())
     }
 
-    /// Writes local images into one archive; returns its size in bytes.
+    /// Writes local images into one archive; returns its size in bytes. `platforms` are those written; if that names
+    /// none, docker's layout gets what the name alone means, and OCI's all.
     ///
     /// # Errors
     /// [`ImageError`].
     pub async fn save(
         &self,
         texts: &[String],
+        platforms: &[Platform],
         layout: ArchiveLayout,
         dest: &ArchiveDestination,
     ) -> Result<u64, ImageError> {
@@ -194,39 +228,65 @@ impl Engine {
             let name = text.parse::<Reference>().ok().filter(|name| {
                 self.store.image_by_name(name).is_ok_and(|found| found.as_ref().map(|image| &image.id) == id)
             });
-            let all = match name.as_ref().filter(|_| layout == ArchiveLayout::Oci) {
+            let takes_all = layout == ArchiveLayout::Oci || !platforms.is_empty();
+            let all = match name.as_ref().filter(|_| takes_all) {
                 Some(name) => self.store.images_by_name(name)?.map(|named| named.all().cloned().collect()),
                 // docker's own layout holds one platform: the one the name alone means.
                 None => None,
             };
             let all: Vec<LocalImage> = all.unwrap_or_else(|| vec![local.clone()]);
-            let mut platforms = Vec::new();
-            for local in &all {
+            let mut chosen = Vec::new();
+            for local in of_platforms(all.iter(), platforms, text)? {
                 let attestations = match layout {
                     ArchiveLayout::Oci => self.store.attestations(&local.id)?,
                     ArchiveLayout::Docker => Vec::new(),
                 };
-                platforms.push(Image::stored(local).attested(attestations));
+                chosen.push(Image::stored(local).attested(attestations));
             }
-            images.push(SavedImage { images: platforms, names: name.into_iter().collect() });
+            images.push(SavedImage { images: chosen, names: name.into_iter().collect() });
         }
         let size = self.exporter().save(&images, layout, dest).await?;
         drop(lease);
         Ok(size)
     }
 
-    /// Reads the images of an archive into the store.
+    /// Reads the images of an archive into the store: those for `platforms`, or for this machine if that names none.
     ///
     /// # Errors
     /// [`ImageError::Load`].
     pub async fn load(
         &self,
         source: LoadSource,
-        platform: &Platform,
+        platforms: &[Platform],
     ) -> Result<Vec<LoadedImage>, ImageError> {
         let lease = self.store.lease()?;
-        let loaded = self.exporter().load(source, platform).await?;
+        let loaded = self.exporter().load(source, platforms).await?;
         drop(lease);
         Ok(loaded)
     }
+}
+
+/// Those of `images` that are for `platforms`, each once; all if that names none.
+fn of_platforms<'a>(
+    images: impl Iterator<Item = &'a LocalImage>,
+    platforms: &[Platform],
+    text: &str,
+) -> Result<Vec<&'a LocalImage>, ImageError> {
+    let images: Vec<&LocalImage> = images.collect();
+    if platforms.is_empty() {
+        return Ok(images);
+    }
+    let mut chosen: Vec<&LocalImage> = Vec::new();
+    for wanted in platforms {
+        let found = images.iter().find(|image| image.platform.matches(wanted));
+        let found = found.ok_or_else(|| ImageError::Platform {
+            image: text.to_owned(),
+            wanted: Box::new(wanted.clone()),
+            here: images.iter().map(|image| image.platform.to_string()).collect(),
+        })?;
+        if !chosen.iter().any(|known| known.id == found.id) {
+            chosen.push(found);
+        }
+    }
+    Ok(chosen)
 }

@@ -30,6 +30,7 @@ mod run;
 mod stages;
 mod timeline;
 mod travel;
+pub mod vcs;
 mod verify;
 
 use std::num::NonZeroUsize;

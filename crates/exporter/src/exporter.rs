@@ -145,17 +145,21 @@ impl Exporter {
         .await
     }
 
-    /// Reads the images of an archive into the store and gives them their names there. Of images
-    /// for several platforms, those for `platform` are taken.
+    /// Reads the images of an archive into the store and gives them their names there: those for
+    /// `platforms`, which must all be there; if that names none, of an index the one for this machine.
     ///
     /// # Errors
     /// [`LoadError`]; images before the failing one stay.
-    pub async fn load(&self, source: LoadSource, platform: &Platform) -> Result<Vec<LoadedImage>, LoadError> {
+    pub async fn load(
+        &self,
+        source: LoadSource,
+        platforms: &[Platform],
+    ) -> Result<Vec<LoadedImage>, LoadError> {
         let archive = source.describe();
-        let platform = platform.clone();
+        let platforms = platforms.to_vec();
         let context = self.context();
         let guard = context.cancel.clone().drop_guard();
-        let task = tokio::task::spawn_blocking(move || archive::load(&context, source, &platform));
+        let task = tokio::task::spawn_blocking(move || archive::load(&context, source, &platforms));
         let result = task.await.unwrap_or(Err(LoadErrorKind::ThreadDied));
         drop(guard);
         result.map_err(|kind| LoadError { archive, kind: Box::new(kind) })

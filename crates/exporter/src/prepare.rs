@@ -34,6 +34,9 @@ const FETCHES: usize = 4;
 /// Bytes of the largest layer blob written.
 const MAX_LAYER_BLOB: u64 = 1 << 40;
 
+/// The annotation of a layer whose times were rewritten: to which.
+const REWRITTEN: &str = "buildkit/rewritten-timestamp";
+
 /// How layers and documents are to be written, defaults settled.
 #[derive(Debug, Clone)]
 pub(crate) struct LayerFormat {
@@ -47,6 +50,8 @@ pub(crate) struct LayerFormat {
     annotations: Annotations,
     /// Layers of types that may not be distributed keep their type.
     nondistributable: bool,
+    /// Whether it was asked for that new layers' times become the epoch.
+    is_rewritten: bool,
 }
 
 impl LayerFormat {
@@ -76,6 +81,7 @@ impl LayerFormat {
             family_asked: format.media_types.is_some(),
             annotations: format.annotations.clone(),
             nondistributable: format.nondistributable,
+            is_rewritten: format.rewrite_timestamps == Some(true),
         }
     }
 
@@ -259,9 +265,10 @@ pub(crate) fn created(config: &[u8]) -> Option<String> {
 /// The documents over `layers`: the image's own manifest while it still says the truth.
 pub(crate) fn documents(sealed: &Sealed, layers: &[Descriptor], format: &LayerFormat) -> Documents {
     let annotations = format.annotations.of_manifest(&sealed.image.platform);
+    let marked = if format.is_rewritten { marked(sealed, layers) } else { layers.to_vec() };
     let documents = document::assemble(
         sealed.config.clone(),
-        layers,
+        &marked,
         (format.family, format.nondistributable),
         &annotations,
     );
@@ -276,6 +283,18 @@ pub(crate) fn documents(sealed: &Sealed, layers: &[Descriptor], format: &LayerFo
     }
     let config = Document { descriptor: manifest.config, ..documents.config };
     Documents { config, manifest: Document::new(&own.media_type, own.bytes.clone()) }
+}
+
+/// Layers made here say which time theirs became, as BuildKit's do.
+fn marked(sealed: &Sealed, layers: &[Descriptor]) -> Vec<Descriptor> {
+    let mut layers = layers.to_vec();
+    let known = sealed.image.layers.iter().zip(&sealed.layers);
+    for (descriptor, (origin, layer)) in layers.iter_mut().zip(known) {
+        if let (None, None, Some(epoch)) = (&origin.blob, &origin.diff_id, layer.tar.clamp) {
+            descriptor.annotations.insert(REWRITTEN.to_owned(), epoch.to_string());
+        }
+    }
+    layers
 }
 
 /// Runs `work` on every item, on as many threads as there are processors. Not on rayon's: each of

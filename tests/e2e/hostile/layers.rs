@@ -148,3 +148,15 @@ fn devices_are_never_usable() {
         .stave(["save", "-o", &site.world.path("out.tar").display().to_string(), "nodes-only"])
         .success();
 }
+
+#[test]
+fn several_members_are_one_stream() {
+    let site = Site::new();
+    let plain = super::honest_layer();
+    let (first, second) = plain.split_at(plain.len() / 3);
+    let members = [tar::gzip(first), tar::gzip(b""), tar::gzip(second)].concat();
+    site.place(&members, &plain);
+    site.ask(Way::Pull).success();
+    let layers = site.world.stave(["image", "layers", "--json", &site.image("app:1")]).success().stdout;
+    assert!(layers.contains("\"Files\":1"), "{layers}");
+}

@@ -11,6 +11,7 @@ mod findings;
 mod includes;
 mod input;
 mod inquiry;
+mod metadata;
 mod outputs;
 mod remote;
 mod request;
@@ -25,7 +26,9 @@ use std::path::Path;
 
 pub(crate) use arguments::{Arguments, ProgressForm};
 pub(crate) use request::secrets;
+use stave_engine::vcs::Checkout;
 use stave_engine::{BuildError, BuildOutcome, BuildRequest, Engine, Timeline};
+use stave_frontend_dockerfile::ContextSource;
 use stave_solver::{OpErrorKind, SolveError};
 pub(crate) use values::{hosts, limits as ulimits, size};
 
@@ -46,7 +49,8 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
     arguments.failure.check()?;
     with_engine(global, async |engine, interrupt| {
         let input = remote::open(arguments, &wishes, engine, interrupt).await?;
-        let request = wishes.request(&input);
+        let mut request = wishes.request(&input);
+        label_with_checkout(&mut request, arguments).await;
         if let Some(inquiry) = arguments.inquiry.inquiry() {
             return answer::answer(inquiry, engine, request, arguments, interrupt).await;
         }
@@ -73,6 +77,21 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
     })
 }
 
+/// Adds the labels of the git checkout where `BUILDX_GIT_LABELS` asks for them; those given by flags win.
+async fn label_with_checkout(request: &mut BuildRequest, arguments: &Arguments) {
+    let is_set = |name: &str| {
+        std::env::var(name).is_ok_and(|value| value == "full" || attest::boolean(&value) == Some(true))
+    };
+    if !is_set("BUILDX_GIT_LABELS") || request.plan.context != ContextSource::Local {
+        return;
+    }
+    let checkout = Checkout::of(&request.context, is_set("BUILDX_GIT_CHECK_DIRTY")).await;
+    let dockerfile = arguments.file.clone().unwrap_or_else(|| request.context.join("Dockerfile"));
+    for (name, value) in checkout.iter().flat_map(|checkout| checkout.labels(&dockerfile)) {
+        request.plan.labels.entry(name).or_insert(value);
+    }
+}
+
 async fn build(
     engine: &Engine,
     request: &BuildRequest,
@@ -96,11 +115,8 @@ fn finish(arguments: &Arguments, outcome: &BuildOutcome) -> Result<(), Failure> 
         write(path, id)?;
     }
     if let Some(path) = &arguments.metadata_file {
-        let mut metadata = serde_json::Map::new();
-        // The main result's keys last: those of further stages must not hide them.
-        for exported in outcome.exports.iter().rev() {
-            metadata.extend(exported.metadata());
-        }
+        let detail = std::env::var(metadata::DETAIL_VARIABLE).ok();
+        let metadata = metadata::metadata(outcome, metadata::Detail::of(detail.as_deref()));
         let text = serde_json::to_string_pretty(&metadata).map_err(|error| Failure::new(&error))?;
         write(path, &text)?;
     }

@@ -4,6 +4,7 @@ mod contents;
 mod history;
 mod inspect;
 mod manage;
+mod referrers;
 
 pub(crate) use history::{HistoryArguments, history};
 pub(crate) use inspect::{InspectArguments, inspect};

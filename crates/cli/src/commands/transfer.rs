@@ -1,9 +1,10 @@
 //! Images over the network and through archives: `pull`, `push`, `save`, `load`.
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
-use stave_exporter::{ArchiveDestination, ArchiveLayout, Destination, ImageFormat, LoadSource};
+use stave_exporter::{ArchiveDestination, ArchiveLayout, Destination, LoadSource};
 use stave_oci::{Platform, Reference};
 
 use super::build::ProgressForm;
@@ -48,6 +49,9 @@ pub(crate) fn pull(arguments: &PullArguments, global: &GlobalOptions) -> Result<
 /// Push an image to its registry
 #[derive(Debug, clap::Args)]
 pub(crate) struct PushArguments {
+    /// Push only what is for these platforms
+    #[arg(long, value_name = "OS/ARCH,…", value_delimiter = ',')]
+    platform: Vec<Platform>,
     /// Print nothing but the name
     #[arg(short, long)]
     quiet: bool,
@@ -60,8 +64,8 @@ pub(crate) struct PushArguments {
 pub(crate) fn push(arguments: &PushArguments, global: &GlobalOptions) -> Result<u8, Failure> {
     with_engine(global, async |engine, interrupt| {
         let display = Display::steps(form(arguments.quiet));
-        let format = ImageFormat::default();
-        let result = engine.push(&arguments.name, format, display.observer(), interrupt.token()).await;
+        let (name, platforms) = (&arguments.name, &arguments.platform);
+        let result = engine.push(name, platforms, display.observer(), interrupt.token()).await;
         display.abandon();
         let exported = result.map_err(|error| Failure::new(&error))?;
         match exported.manifest {
@@ -84,6 +88,9 @@ pub(crate) struct SaveArguments {
     /// Form of the archive
     #[arg(long, value_name = "FORM", default_value = "docker")]
     format: ArchiveForm,
+    /// Save only what is for these platforms
+    #[arg(long, value_name = "OS/ARCH,…", value_delimiter = ',')]
+    platform: Vec<Platform>,
     /// Names or ids
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
@@ -116,7 +123,7 @@ pub(crate) fn save(arguments: &SaveArguments, global: &GlobalOptions) -> Result<
     };
     with_engine(global, async |engine, interrupt| {
         let dest = ArchiveDestination::Tar(dest);
-        let saving = engine.save(&arguments.images, layout, &dest);
+        let saving = engine.save(&arguments.images, &arguments.platform, layout, &dest);
         tokio::select! {
             saved = saving => saved.map_err(|error| Failure::new(&error))?,
             () = interrupt.token().cancelled() => return Err(Failure::message("cancelled")),
@@ -131,9 +138,9 @@ pub(crate) struct LoadArguments {
     /// Read from a file instead of standard input
     #[arg(short, long, value_name = "FILE")]
     input: Option<PathBuf>,
-    /// Of images for several platforms, the one to take
-    #[arg(long, value_name = "OS/ARCH")]
-    platform: Option<Platform>,
+    /// Load only what is for these platforms (by default, of an index, what is for this machine)
+    #[arg(long, value_name = "OS/ARCH,…", value_delimiter = ',')]
+    platform: Vec<Platform>,
     /// Show no progress (only names are ever shown; scripts written for docker give it)
     #[arg(short, long)]
     quiet: bool,
@@ -141,7 +148,6 @@ pub(crate) struct LoadArguments {
 
 /// `stave load`
 pub(crate) fn load(arguments: &LoadArguments, global: &GlobalOptions) -> Result<u8, Failure> {
-    let platform = arguments.platform.clone().unwrap_or_else(Platform::host);
     let source = match &arguments.input {
         Some(path) => LoadSource::Path(path.clone()),
         None if std::io::stdin().is_terminal() => {
@@ -152,12 +158,15 @@ pub(crate) fn load(arguments: &LoadArguments, global: &GlobalOptions) -> Result<
     };
     with_engine(global, async |engine, interrupt| {
         let loaded = tokio::select! {
-            loaded = engine.load(source, &platform) => loaded.map_err(|error| Failure::new(&error))?,
+            loaded = engine.load(source, &arguments.platform) => loaded.map_err(|error| Failure::new(&error))?,
             () = interrupt.token().cancelled() => return Err(Failure::message("cancelled")),
         };
+        let mut told = BTreeSet::new();
         for image in loaded {
-            for name in &image.names {
-                say!("Loaded image: {}", name.familiar());
+            for name in image.names.iter().map(Reference::familiar) {
+                if told.insert(name.clone()) {
+                    say!("Loaded image: {name}");
+                }
             }
             if image.names.is_empty() {
                 say!("Loaded image ID: {}", image.image.id);

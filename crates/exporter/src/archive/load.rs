@@ -69,24 +69,26 @@ impl fmt::Debug for LoadSource {
 pub struct LoadedImage {
     /// As the store has it now.
     pub image: LocalImage,
-    /// Its names in the archive; may be empty.
+    /// Its names in the archive; may be empty. Images for several platforms may share them.
     pub names: Vec<Reference>,
 }
 
+/// Reads the images for `platforms`; if that names none, those of docker's own archives, and of an index the one
+/// for this machine.
 pub(crate) fn load(
     context: &Context,
     source: LoadSource,
-    platform: &Platform,
+    platforms: &[Platform],
 ) -> Result<Vec<LoadedImage>, LoadErrorKind> {
     let _lease = context.store.lease()?;
     let archive = open(context, source)?;
     let mut loader = Loader { context, archive, layers: HashMap::new() };
     // A layout with digests goes before docker's own description of the same images.
     if let Some(index) = loader.archive.read("index.json", MAX_MANIFEST_SIZE, "`index.json`")? {
-        return loader.layout(&index, platform);
+        return loader.layout(&index, platforms);
     }
     match loader.archive.read("manifest.json", MAX_MANIFEST_SIZE, "`manifest.json`")? {
-        Some(manifest) => loader.docker(&manifest),
+        Some(manifest) => loader.docker(&manifest, platforms),
         None => Err(LoadErrorKind::NotImages),
     }
 }
@@ -150,28 +152,57 @@ impl Loader<'_> {
         &self.context.store
     }
 
-    fn layout(&mut self, index: &[u8], platform: &Platform) -> Result<Vec<LoadedImage>, LoadErrorKind> {
+    fn layout(&mut self, index: &[u8], platforms: &[Platform]) -> Result<Vec<LoadedImage>, LoadErrorKind> {
+        let wanted = if platforms.is_empty() { vec![Platform::host()] } else { platforms.to_vec() };
         let index: Index = match parse("index.json", index, None)? {
             ManifestOrIndex::Index(index) => *index,
             ManifestOrIndex::Manifest(_) => return Err(LoadErrorKind::NotImages),
         };
         let mut seen = Vec::new();
         let mut found: Vec<Found> = Vec::new();
+        let mut missing = wanted.clone();
         for descriptor in index.manifests.into_iter().filter(|descriptor| !is_attestation(descriptor)) {
             let name = name_of(&descriptor.annotations);
-            let Some(manifest) = self.manifest_for(descriptor, platform, &mut seen, 0)? else { continue };
-            match found.iter_mut().find(|known| known.descriptor.digest == manifest.digest) {
-                Some(known) => known.names.extend(name),
-                None => found.push(Found { descriptor: manifest, names: name.into_iter().collect() }),
+            for platform in &wanted {
+                let manifest = self.manifest_for(descriptor.clone(), platform, &mut seen, 0)?;
+                let Some(manifest) = manifest else { continue };
+                missing.retain(|missing| missing != platform);
+                match found.iter_mut().find(|known| known.descriptor.digest == manifest.digest) {
+                    Some(known) if name.as_ref().is_some_and(|name| known.names.contains(name)) => {}
+                    Some(known) => known.names.extend(name.clone()),
+                    None => found.push(Found { descriptor: manifest, names: name.iter().cloned().collect() }),
+                }
             }
             if found.len() > MAX_IMAGES {
                 return Err(LoadErrorKind::Limit { what: "images", limit: MAX_IMAGES as u64 });
             }
         }
-        if found.is_empty() {
-            return Err(LoadErrorKind::Platform { wanted: Box::new(platform.clone()), found: seen });
+        if let Some(wanted) = missing.into_iter().next() {
+            seen.sort();
+            seen.dedup();
+            return Err(LoadErrorKind::Platform { wanted: Box::new(wanted), found: seen });
         }
-        found.into_iter().map(|found| self.oci_image(found)).collect()
+        let images: Vec<LoadedImage> =
+            found.into_iter().map(|found| self.oci_image(found)).collect::<Result<_, _>>()?;
+        self.name(&images)?;
+        Ok(images)
+    }
+
+    /// Gives images for several platforms the names they share; the one for this machine is what a name alone means.
+    fn name(&self, images: &[LoadedImage]) -> Result<(), LoadErrorKind> {
+        let host = Platform::host();
+        let mut named: BTreeMap<String, (Reference, Vec<LocalImage>)> = BTreeMap::new();
+        for loaded in images {
+            for name in &loaded.names {
+                let (_, all) = named.entry(name.canonical()).or_insert_with(|| (name.clone(), Vec::new()));
+                all.push(loaded.image.clone());
+            }
+        }
+        for (name, mut all) in named.into_values().filter(|(_, all)| all.len() > 1) {
+            all.sort_by_key(|image| !image.platform.matches(&host));
+            self.store().put_images(&[name], &all)?;
+        }
+        Ok(())
     }
 
     /// The manifest that `descriptor` stands for on `platform`; indexes are followed.
@@ -372,20 +403,40 @@ impl Loader<'_> {
         }
     }
 
-    fn docker(&mut self, manifest: &[u8]) -> Result<Vec<LoadedImage>, LoadErrorKind> {
+    fn docker(&mut self, manifest: &[u8], platforms: &[Platform]) -> Result<Vec<LoadedImage>, LoadErrorKind> {
         let entries: Vec<DockerArchiveEntry> = serde_json::from_slice(manifest)
             .map_err(|source| LoadErrorKind::Json { path: "manifest.json".to_owned(), source })?;
         if entries.len() > MAX_IMAGES {
             return Err(LoadErrorKind::Limit { what: "images", limit: MAX_IMAGES as u64 });
         }
-        entries.into_iter().map(|entry| self.docker_image(entry)).collect()
+        let (mut loaded, mut seen) = (Vec::new(), Vec::new());
+        for entry in entries {
+            loaded.extend(self.docker_image(entry, platforms, &mut seen)?);
+        }
+        match platforms.iter().find(|wanted| !seen.iter().any(|found: &Platform| found.matches(wanted))) {
+            Some(wanted) => {
+                let found = seen.iter().map(ToString::to_string).collect();
+                Err(LoadErrorKind::Platform { wanted: Box::new(wanted.clone()), found })
+            }
+            None => Ok(loaded),
+        }
     }
 
-    fn docker_image(&mut self, entry: DockerArchiveEntry) -> Result<LoadedImage, LoadErrorKind> {
+    /// An image of docker's description, unless it is for none of the platforms wanted.
+    fn docker_image(
+        &mut self,
+        entry: DockerArchiveEntry,
+        platforms: &[Platform],
+        seen: &mut Vec<Platform>,
+    ) -> Result<Option<LoadedImage>, LoadErrorKind> {
         let bytes = self.archive.read(&entry.config, MAX_CONFIG, "image config")?;
         let config = bytes.ok_or_else(|| LoadErrorKind::Missing(entry.config.clone()))?;
         let paths = entry.layers.unwrap_or_default();
         let (parsed, diff_ids) = read_config(&entry.config, &config, paths.len())?;
+        seen.push(parsed.platform());
+        if !platforms.is_empty() && !platforms.iter().any(|wanted| parsed.platform().matches(wanted)) {
+            return Ok(None);
+        }
         let mut layers = Vec::with_capacity(paths.len());
         for (path, diff_id) in paths.iter().zip(diff_ids) {
             layers.push(self.plain_layer(path, diff_id)?);
@@ -399,7 +450,7 @@ impl Loader<'_> {
         };
         // A tag that is no reference cannot be given; the image is still found by its id.
         let names = entry.repo_tags.unwrap_or_default().iter().filter_map(|tag| tag.parse().ok()).collect();
-        self.keep(image, names)
+        self.keep(image, names).map(Some)
     }
 
     fn keep(&self, image: LocalImage, names: Vec<Reference>) -> Result<LoadedImage, LoadErrorKind> {

@@ -200,3 +200,96 @@ proptest::proptest! {
         proptest::prop_assert_eq!(csv::fields(&quoted.join(",")).ok(), Some(fields));
     }
 }
+
+/// Every option that BuildKit's exporters and docker's clients have, on every type: taken, or refused by its name.
+#[test]
+fn every_option_of_buildkit_is_taken_or_refused_by_name() {
+    const IMAGES: &[&str] = &["image", "registry"];
+    const ARCHIVES: &[&str] = &["oci", "docker"];
+    const WITH_LAYERS: &[&str] = &["image", "registry", "oci", "docker"];
+    const FILES: &[&str] = &["local", "tar"];
+    const ALL: &[&str] = &["image", "registry", "oci", "docker", "local", "tar", "cacheonly"];
+    let taken: &[(&str, &[&str])] = &[
+        ("name=a:1", WITH_LAYERS),
+        ("oci-mediatypes=true", WITH_LAYERS),
+        ("oci-artifact=true", WITH_LAYERS),
+        ("attestation-inline=true", WITH_LAYERS),
+        ("compression=uncompressed", WITH_LAYERS),
+        ("compression=gzip", WITH_LAYERS),
+        ("compression=zstd", WITH_LAYERS),
+        ("compression-level=3", WITH_LAYERS),
+        ("force-compression=true", WITH_LAYERS),
+        ("prefer-nondist-layers=true", WITH_LAYERS),
+        ("rewrite-timestamp=true", WITH_LAYERS),
+        ("source-date-epoch=1", &["image", "registry", "oci", "docker", "local", "tar"]),
+        ("annotation.a=b", WITH_LAYERS),
+        ("annotation[linux/amd64].a=b", WITH_LAYERS),
+        ("annotation-manifest.a=b", WITH_LAYERS),
+        ("annotation-manifest[linux/amd64].a=b", WITH_LAYERS),
+        ("annotation-manifest-descriptor.a=b", WITH_LAYERS),
+        ("annotation-manifest-descriptor[linux/amd64].a=b", WITH_LAYERS),
+        ("annotation-index.a=b", WITH_LAYERS),
+        ("annotation-index-descriptor.a=b", WITH_LAYERS),
+        ("push=true", IMAGES),
+        ("push-by-digest=true", IMAGES),
+        ("registry.insecure=true", IMAGES),
+        ("unpack=true", IMAGES),
+        ("store=true", IMAGES),
+        ("name-canonical=true", IMAGES),
+        ("dangling-name-prefix=a", IMAGES),
+        ("danging-name-empty-only=true", IMAGES),
+        ("dest=x", &["oci", "docker", "local", "tar"]),
+        ("tar=true", ARCHIVES),
+        ("context=default", &["docker"]),
+        ("platform-split=true", FILES),
+        ("attestation-prefix=a", FILES),
+        ("mode=copy", &["local"]),
+        ("mode=delete", &["local"]),
+    ];
+    for kind in ALL {
+        for (option, kinds) in taken {
+            let needs_dest = *kind == "local" && !option.starts_with("dest=");
+            let spec = format!("type={kind}{},{option}", if needs_dest { ",dest=x" } else { "" });
+            match spec.parse::<ExportTarget>() {
+                Ok(_) => assert!(kinds.contains(kind), "{spec} is taken"),
+                Err(error) => {
+                    assert!(!kinds.contains(kind), "{spec}: {}", error.kind);
+                    let key = option.split(['=', '[']).next().unwrap_or(option);
+                    assert!(error.kind.to_string().contains(key), "{spec}: {}", error.kind);
+                }
+            }
+        }
+    }
+    for (option, word) in [
+        ("compression=estargz", "estargz"),
+        ("compression=nydus", "nydus"),
+        ("compatibility-version=20", "compatibility-version"),
+        ("buildinfo=true", "buildinfo"),
+        ("buildinfo-attrs=true", "buildinfo-attrs"),
+        ("unpack-platform=linux/amd64", "unpack-platform"),
+    ] {
+        for kind in WITH_LAYERS {
+            let error = format!("type={kind},{option}").parse::<ExportTarget>().expect_err(option);
+            assert!(matches!(error.kind, ExportSpecErrorKind::NotSupported(_)), "{kind} {option}");
+            assert!(error.kind.to_string().contains(word), "{}", error.kind);
+        }
+    }
+}
+
+#[test]
+fn engines_are_named_by_context() {
+    let target = |name: &str| {
+        let engine = EngineName::Context(name.to_owned());
+        ExportTarget::Engine(EngineTarget { engine, names: names(&["a"]), format: ImageFormat::default() })
+    };
+    check("type=docker,context=remote,name=a", target("remote"));
+    check("type=docker,context=,name=a", target(""));
+    refused("type=docker,context=a,dest=x", "exporter option \"context\" conflicts with \"dest\"");
+    let at = |text: &str| {
+        let look_up = |name: &str| format!("unix:///{name}").parse().map_err(|_| ());
+        text.parse::<ExportTarget>().expect("valid").at_engine(look_up)
+    };
+    let Ok(ExportTarget::Engine(found)) = at("type=docker,context=remote") else { panic!("an engine") };
+    assert_eq!(found.engine, EngineName::At(EngineAddress::Unix("/remote".into())));
+    assert!(matches!(at("type=docker"), Ok(ExportTarget::Image(_))));
+}

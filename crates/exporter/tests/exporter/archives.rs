@@ -9,7 +9,7 @@ use stave_exporter::{
     ArchiveDestination, ArchiveLayout, ArchiveTarget, ConfigDocument, ExportTarget, Exported, Image,
     ImageTarget, LoadSource, SavedImage,
 };
-use stave_oci::{Compression, Digest, ImageConfig, Index, Manifest, Platform};
+use stave_oci::{Compression, Digest, ImageConfig, Index, Manifest};
 use stave_store::LocalImage;
 
 use crate::{Bench, names, tar_target};
@@ -39,7 +39,7 @@ async fn export(bench: &Bench, image: &Image, target: ExportTarget) -> Exported 
 }
 
 async fn load(bench: &Bench, path: &Path) -> Vec<stave_exporter::LoadedImage> {
-    bench.exporter.load(LoadSource::Path(path.to_owned()), &Platform::host()).await.expect("loads")
+    bench.exporter.load(LoadSource::Path(path.to_owned()), &[]).await.expect("loads")
 }
 
 #[tokio::test]
@@ -129,7 +129,7 @@ async fn archives_come_in_compressed_and_as_streams() {
     for stream in [bytes, compressed] {
         let other = Bench::new();
         let source = LoadSource::Stream(Box::new(std::io::Cursor::new(stream)));
-        let loaded = other.exporter.load(source, &Platform::host()).await.expect("loads");
+        let loaded = other.exporter.load(source, &[]).await.expect("loads");
         assert_eq!(Some(&loaded[0].image.id), exported.config_digest.as_ref());
     }
 }

@@ -111,10 +111,23 @@ async fn an_archive_holds_the_index_and_loads_its_platform() {
     for image in &images {
         let other = Bench::new();
         let source = stave_exporter::LoadSource::Path(path.clone());
-        let loaded = other.exporter.load(source, &image.platform).await.expect("loads");
+        let loaded = other.exporter.load(source, std::slice::from_ref(&image.platform)).await.expect("loads");
         assert_eq!(loaded[0].image.platform, image.platform);
         assert_eq!(loaded[0].names, names(&["app:1"]));
     }
+    // Both at once share the name, which alone means this machine's.
+    let other = Bench::new();
+    let source = || stave_exporter::LoadSource::Path(path.clone());
+    let platforms = images.clone().map(|image| image.platform);
+    assert_eq!(other.exporter.load(source(), &platforms).await.expect("loads").len(), 2);
+    let named = other.store.images_by_name(&names(&["app:1"])[0]).expect("looks").expect("is there");
+    assert_eq!(named.all().count(), 2);
+    assert!(named.first.platform.matches(&stave_oci::Platform::host()));
+    // One that is not there is an error that says what is.
+    let wanted = [platforms[0].clone(), "linux/s390x".parse().expect("a platform")];
+    let error = other.exporter.load(source(), &wanted).await.expect_err("no s390x");
+    let text = error.source().map(ToString::to_string).unwrap_or_default();
+    assert!(text.starts_with("no image for platform linux/s390x; the archive has "), "{text}");
 }
 
 #[tokio::test]

@@ -129,7 +129,7 @@ impl Spec {
 }
 
 /// A boolean as Go's `strconv.ParseBool` reads it.
-fn boolean(text: &str) -> Option<bool> {
+pub(super) fn boolean(text: &str) -> Option<bool> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),

@@ -1,6 +1,7 @@
 //! `stave image`: docker's management commands for images, and a look into their layers.
 
 use super::contents::{self, ContentsArguments, DiffArguments};
+use super::referrers::{ReferrersArguments, referrers};
 use super::{
     HistoryArguments, InspectArguments, ListArguments, RemoveArguments, TagArguments, history, inspect, list,
     remove, tag,
@@ -39,6 +40,8 @@ enum Subcommand {
     Waste(ContentsArguments),
     /// Show what two images differ in: config and files
     Diff(DiffArguments),
+    /// List what refers to an image at its registry: signatures, statements, other artifacts
+    Referrers(ReferrersArguments),
 }
 
 /// Runs the subcommand.
@@ -57,5 +60,6 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
         Subcommand::Files(arguments) => contents::files(arguments, global),
         Subcommand::Waste(arguments) => contents::waste(arguments, global),
         Subcommand::Diff(arguments) => contents::diff(arguments, global),
+        Subcommand::Referrers(arguments) => referrers(arguments, global),
     }
 }
