@@ -1,0 +1,135 @@
+//! One call of `ExecProcess`: messages of the client to its processes. What a process says is in
+//! [`process`](super::process). Start with [`exec`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bollard_buildkit_proto::moby::buildkit::v1::frontend::exec_message::Input;
+use bollard_buildkit_proto::moby::buildkit::v1::frontend::{ExecMessage, InitMessage, StartedMessage};
+use futures::Stream;
+use stave_worker::TerminalSize;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request, Status, Streaming};
+
+use super::process::{self, Order, Process};
+use super::{Containers, message};
+use crate::build::Build;
+use crate::failure::Failure;
+use crate::gateway::Gateway;
+use crate::session::files::packets;
+
+/// Messages to the client that wait for the network.
+const MESSAGES: usize = 16;
+/// Most processes of one call.
+const MAX_PROCESSES: usize = 64;
+/// The longest id of a process, in bytes.
+const MAX_ID: usize = 256;
+
+/// What a client hears of its processes.
+pub(super) type Answers = mpsc::Sender<Result<ExecMessage, Status>>;
+
+/// Serves the call; dropping what is returned kills its processes.
+pub(in crate::gateway) async fn exec(
+    gateway: &Gateway,
+    request: Request<Streaming<ExecMessage>>,
+) -> Result<impl Stream<Item = Result<ExecMessage, Status>> + Send + 'static, Failure> {
+    let (build, containers) = gateway.containers(request.metadata()).await?;
+    let (sender, receiver) = mpsc::channel(MESSAGES);
+    let incoming = request.into_inner();
+    tokio::spawn(async move {
+        let over = build.cancel.child_token();
+        let _end = over.clone().drop_guard();
+        let call = Call { build, containers, answers: sender.clone(), over, processes: HashMap::new() };
+        if let Err(status) = call.serve(incoming).await {
+            sender.send(Err(status)).await.ok();
+        }
+    });
+    Ok(packets(receiver))
+}
+
+struct Call {
+    build: Arc<Build>,
+    containers: Arc<Containers>,
+    answers: Answers,
+    over: CancellationToken,
+    processes: HashMap<String, Process>,
+}
+
+impl Call {
+    async fn serve(mut self, mut incoming: Streaming<ExecMessage>) -> Result<(), Status> {
+        let (answers, over) = (self.answers.clone(), self.over.clone());
+        let stopped = async {
+            tokio::select! {
+                () = answers.closed() => {}
+                () = over.cancelled() => {}
+            }
+        };
+        tokio::pin!(stopped);
+        loop {
+            let message = tokio::select! {
+                message = incoming.message() => message?,
+                () = &mut stopped => return Ok(()),
+            };
+            let Some(message) = message else { break };
+            tokio::select! {
+                taken = self.take(message) => taken?,
+                () = &mut stopped => return Ok(()),
+            }
+        }
+        // The client says no more, and its processes go on to their ends.
+        let Self { processes, .. } = self;
+        for (_, process) in processes {
+            tokio::select! {
+                () = process.end() => {}
+                () = &mut stopped => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    async fn take(&mut self, message: ExecMessage) -> Result<(), Status> {
+        let id = message.process_id;
+        if id.is_empty() || id.len() > MAX_ID {
+            return Err(Status::invalid_argument("ProcessID required"));
+        }
+        let order = match message.input {
+            None => return Ok(()),
+            Some(Input::Init(init)) => return self.start(id, init).await,
+            Some(Input::File(file)) => Order::Input(file),
+            Some(Input::Resize(size)) => {
+                let number = |value: u32| u16::try_from(value).unwrap_or(u16::MAX);
+                Order::Resize(TerminalSize { rows: number(size.rows), columns: number(size.cols) })
+            }
+            Some(Input::Signal(signal)) => {
+                let unknown = || Status::invalid_argument(format!("Unknown signal {}", signal.name));
+                Order::Signal(process::signal(&signal.name).ok_or_else(unknown)?)
+            }
+            // These are ours to say.
+            Some(Input::Started(_) | Input::Exit(_) | Input::Done(_)) => return Ok(()),
+        };
+        let absent = || Status::not_found(format!("IO for process {id:?} not found"));
+        self.processes.get(&id).ok_or_else(absent)?.order(order).await
+    }
+
+    async fn start(&mut self, id: String, init: InitMessage) -> Result<(), Status> {
+        if self.processes.contains_key(&id) {
+            return Err(Status::already_exists(format!("Process {id} already exists")));
+        }
+        if self.processes.len() >= MAX_PROCESSES {
+            return Err(Status::new(Code::ResourceExhausted, "too many processes in one call"));
+        }
+        let told = |failure: Failure| failure.status();
+        let open = self.containers.get(&init.container_id).map_err(told)?;
+        let (fds, tty) = (init.fds.clone(), init.tty);
+        let op = message::process(init).map_err(told)?;
+        let session = self.build.session_for(&op).await.map_err(told)?;
+        let started = process::start(&open, (op, session), (&fds, tty)).await.map_err(told)?;
+        let message = ExecMessage { process_id: id.clone(), input: Some(Input::Started(StartedMessage {})) };
+        // A client that is gone is seen by the caller.
+        self.answers.send(Ok(message)).await.ok();
+        let process = started.run(id.clone(), open, self.answers.clone(), self.over.child_token());
+        self.processes.insert(id, process);
+        Ok(())
+    }
+}
