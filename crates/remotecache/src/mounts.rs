@@ -13,6 +13,7 @@
 mod chunk;
 mod imports;
 mod restore;
+mod saving;
 mod tree;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -27,6 +28,7 @@ use crate::place::{Content, Place, PlaceError};
 
 pub use chunk::ChunkId;
 pub use imports::MountImports;
+pub use saving::Saving;
 pub use tree::{Entry, EntryKind, Tree};
 
 /// Behind a cache's name: where its mounts are.
@@ -45,8 +47,6 @@ const PACK: &str = "application/vnd.stave.cachemounts.pack.v1+zstd";
 const MAX_MOUNTS: usize = 1000;
 /// Chunks in one archive.
 const MAX_CHUNKS: usize = 4_000_000;
-/// Packs waiting to be sent.
-const PACK_QUEUE: usize = 2;
 /// Bytes of the largest tree, uncompressed.
 const MAX_TREE: u64 = 512 << 20;
 
@@ -177,66 +177,6 @@ impl MountArchive {
         let tree: Tree = serde_json::from_slice(&text)?;
         tree.check()?;
         Ok(Some(tree))
-    }
-
-    /// Saves directories: `mounts` are ids and where they lie. Only what is new is read and sent. `max_size` bounds
-    /// the bytes of one mount's files; those changed longest ago stay behind.
-    ///
-    /// # Errors
-    /// [`MountError`].
-    pub async fn save(
-        place: &Place,
-        mounts: &[(String, std::path::PathBuf)],
-        max_size: Option<u64>,
-        now: &str,
-    ) -> Result<Saved, MountError> {
-        let mut archive = Self::read(place).await?;
-        let companion = place.companion(SUFFIX);
-        let mut saved = Saved::default();
-        let mut trees = BTreeMap::new();
-        for (id, directory) in mounts {
-            let old = archive.tree(place, id).await.unwrap_or_default().unwrap_or_default();
-            let known = archive.chunks();
-            let (directory, limit) = (directory.clone(), max_size);
-            // Packs leave while the walk goes on, and it waits for them: memory stays bounded.
-            let (sender, mut packs) = tokio::sync::mpsc::channel(PACK_QUEUE);
-            let emit = move |pack| sender.blocking_send(pack).is_ok();
-            let scanning =
-                tokio::spawn(blocking(move || tree::scan(&directory, &old, &known, limit, Box::new(emit))));
-            while let Some(pack) = packs.recv().await {
-                saved.sent += archive.send(&companion, pack).await?;
-            }
-            let scanned = match scanning.await {
-                Ok(scanned) => scanned?,
-                Err(join) => std::panic::resume_unwind(join.into_panic()),
-            };
-            saved.read += scanned.read;
-            trees.insert(id.clone(), scanned.tree);
-        }
-        // Another writer may have been faster: what it wrote is merged, not lost.
-        let latest = Self::read(place).await?;
-        if latest.manifest != archive.manifest {
-            for (id, tree) in &mut trees {
-                if let Ok(Some(theirs)) = latest.tree(place, id).await {
-                    tree.merge(theirs);
-                    tree.limit(max_size);
-                }
-            }
-            archive.adopt(latest);
-        }
-        for (id, tree) in trees {
-            saved.size += tree.size();
-            let (size, files) = (tree.size(), tree.entries.len() as u64);
-            let bytes = Bytes::from(chunk::pack(&serde_json::to_vec(&tree)?));
-            let blob = Descriptor::of(TREE, &bytes);
-            companion.put_blob(&blob, Content::Bytes(bytes)).await?;
-            let entry = MountEntry { tree: blob.digest.clone(), size, files, saved_at: now.to_owned() };
-            archive.blobs.insert(blob.digest.clone(), blob);
-            archive.index.mounts.insert(id, entry);
-        }
-        archive.drop_unused(place).await;
-        archive.write(&companion).await?;
-        Ok(saved)
     }
 
     /// Fills an empty directory with a mount's files. `false` when the archive does not have it.

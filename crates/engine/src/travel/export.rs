@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Journey;
 use super::bases::Bases;
-use super::mounts;
+use super::mounts::Departing;
 use crate::Engine;
 use crate::event::{Step, Steps};
 
@@ -79,6 +79,7 @@ pub(super) struct Outgoing {
     uploads: Option<Arc<Uploads>>,
     /// The vertices whose results it holds; `None` for all.
     wanted: Option<HashSet<Digest>>,
+    mounts: Option<Arc<Departing>>,
     background: Arc<Mutex<JoinSet<()>>>,
 }
 
@@ -93,17 +94,20 @@ pub(super) struct Uploads {
 }
 
 impl Outgoing {
-    pub(super) async fn begin(
+    pub(super) fn begin(
         engine: &Engine,
         spec: &ExportSpec,
+        place: Option<Place>,
         definition: &Definition,
         bases: &Arc<Bases>,
-    ) -> Result<Self, CacheExportError> {
-        let place = engine.export_place(&spec.target).await.map_err(|error| failed(spec, error.into()))?;
+    ) -> Self {
         let parallel = match &place {
             Some(Place::S3(store)) => store.parallel(),
             _ => PARALLEL,
         };
+        let departing = spec.mounts.as_ref().zip(place.as_ref());
+        let mounts =
+            departing.map(|(limits, place)| Departing::new(&engine.store, place, *limits, definition));
         let uploads = place.map(|place| Uploads {
             place,
             exporter: engine.exporter(),
@@ -113,12 +117,13 @@ impl Outgoing {
             permits: Semaphore::new(parallel),
         });
         let is_all = spec.mode == Mode::Max && spec.target != ExportTarget::Inline;
-        Ok(Self {
+        Self {
             spec: spec.clone(),
             uploads: uploads.map(Arc::new),
             wanted: (!is_all).then(|| export::result_chain(definition)),
+            mounts: mounts.map(Arc::new),
             background: Arc::default(),
-        })
+        }
     }
 
     fn wants(&self, vertex: &Digest) -> bool {
@@ -126,7 +131,15 @@ impl Outgoing {
     }
 }
 
-/// Sends layers as results become known.
+/// What the listener needs of one export.
+struct Lane {
+    uploads: Arc<Uploads>,
+    wanted: Option<HashSet<Digest>>,
+    mounts: Option<Arc<Departing>>,
+    background: Arc<Mutex<JoinSet<()>>>,
+}
+
+/// Sends layers, and cache mounts that no later step uses, as results become known.
 pub(super) fn listener(outgoing: &[Outgoing], definition: &Definition) -> Listener {
     // A base's layers are of no use to anybody before the end.
     let sources: HashSet<Digest> = definition
@@ -135,13 +148,27 @@ pub(super) fn listener(outgoing: &[Outgoing], definition: &Definition) -> Listen
         .filter(|vertex| vertex.inputs.is_empty())
         .map(|v| v.digest.clone())
         .collect();
-    type Lane = (Arc<Uploads>, Option<HashSet<Digest>>, Arc<Mutex<JoinSet<()>>>);
-    let lanes: Vec<Lane> = outgoing
-        .iter()
-        .filter_map(|out| Some((out.uploads.clone()?, out.wanted.clone(), Arc::clone(&out.background))))
-        .collect();
+    let lane = |out: &Outgoing| {
+        let lane = Lane {
+            uploads: out.uploads.clone()?,
+            wanted: out.wanted.clone(),
+            mounts: out.mounts.clone(),
+            background: Arc::clone(&out.background),
+        };
+        Some(lane)
+    };
+    let lanes: Vec<Lane> = outgoing.iter().filter_map(lane).collect();
     Box::new(move |vertex: &Digest, outputs: &[Snapshot]| {
-        for (uploads, wanted, background) in &lanes {
+        for Lane { uploads, wanted, mounts, background } in &lanes {
+            let ended = mounts.as_ref().map(|mounts| (mounts, mounts.ended(vertex)));
+            if let Some((mounts, ids)) = ended.filter(|(_, ids)| !ids.is_empty()) {
+                let mounts = Arc::clone(mounts);
+                background.lock().unwrap_or_else(PoisonError::into_inner).spawn(async move {
+                    if let Err(error) = mounts.take(ids).await {
+                        tracing::debug!(error = &error as &dyn std::error::Error, "mounts are sent later");
+                    }
+                });
+            }
             if sources.contains(vertex) || wanted.as_ref().is_some_and(|wanted| !wanted.contains(vertex)) {
                 continue;
             }
@@ -249,13 +276,14 @@ impl Journey {
     }
 
     /// Writes the caches that go elsewhere. Errors fail the build unless the export says otherwise.
-    /// A cut short by `cancel` is a failure like any other.
+    /// A cut short by `cancel` is a failure like any other. Returns the documents that describe them.
     pub(crate) async fn finish(
         self,
         engine: &Engine,
         steps: &Steps,
         cancel: &CancellationToken,
-    ) -> Result<(), CacheExportError> {
+    ) -> Result<Vec<Descriptor>, CacheExportError> {
+        let mut documents = Vec::new();
         for out in self.outgoing.iter().filter(|out| out.uploads.is_some()) {
             let step = steps.start(title(&out.spec.target));
             step.part("preparing build cache for export");
@@ -263,13 +291,19 @@ impl Journey {
                 written = self.write(engine, out, &step) => written,
                 () = cancel.cancelled() => Err(CacheExportErrorKind::Cancelled),
             };
-            settle(step, &out.spec, written.map_err(|kind| failed(&out.spec, kind)))?;
+            let written = settle(step, &out.spec, written.map_err(|kind| failed(&out.spec, kind)))?;
+            documents.extend(written.flatten());
         }
-        Ok(())
+        Ok(documents)
     }
 
-    async fn write(&self, engine: &Engine, out: &Outgoing, step: &Step) -> Result<(), CacheExportErrorKind> {
-        let Some(uploads) = &out.uploads else { return Ok(()) };
+    async fn write(
+        &self,
+        engine: &Engine,
+        out: &Outgoing,
+        step: &Step,
+    ) -> Result<Option<Descriptor>, CacheExportErrorKind> {
+        let Some(uploads) = &out.uploads else { return Ok(None) };
         let all = self.results(engine, out).await?;
         let contents = self.contents(engine, &all).await?;
         let ids: HashSet<LayerId> = all
@@ -299,7 +333,8 @@ impl Journey {
             }
         }
         let builder = records(&self.definition, &self.sources, &contents, &results);
-        match export::write(&uploads.place, out.spec.manifest, &builder, &blobs).await? {
+        let written = export::write(&uploads.place, out.spec.manifest, &builder, &blobs).await?;
+        match &written {
             Some(written) => {
                 for digest in blobs.keys() {
                     step.part(format!("writing layer {digest}"));
@@ -313,11 +348,10 @@ impl Journey {
             }
             None => step.part("skipping cache export for empty result"),
         }
-        if let Some(limits) = &out.spec.mounts {
-            let used = self.travel.used_mounts();
-            mounts::export(engine, (&self.definition, &used), &uploads.place, *limits, step).await?;
+        if let Some(mounts) = &out.mounts {
+            mounts.finish(&self.travel.used_mounts(), step).await?;
         }
-        Ok(())
+        Ok(written.map(|written| written.manifest))
     }
 
     fn is_exported(&self, out: &Outgoing, vertex: &Digest) -> bool {

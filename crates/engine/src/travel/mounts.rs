@@ -2,18 +2,19 @@
 //!
 //! Owns which of this machine's mounts go where. Must not know their format.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
 use stave_llb::{Definition, Mount, Op};
+use stave_oci::Digest;
 use stave_remotecache::import::Warn;
-use stave_remotecache::mounts::{MountArchive, MountEntry, MountError, MountImports, Saved};
+use stave_remotecache::mounts::{MountArchive, MountEntry, MountError, MountImports, Saved, Saving};
 use stave_remotecache::place::Place;
 use stave_remotecache::spec::{ExportSpec, ImportSpec, MountLimits};
-use stave_store::{MutableDir, Sharing, StoreError, UsageId, UsageKind};
+use stave_store::{MutableDir, Sharing, Store, StoreError, UsageId, UsageKind};
 
-use super::import;
+use super::{Caches, import};
 use crate::Engine;
 use crate::event::Step;
 
@@ -49,10 +50,10 @@ pub struct LocalMount {
 }
 
 /// The archives that belong to caches which bring mounts.
-pub(super) async fn imports(engine: &Engine, specs: &[ImportSpec], warn: Warn) -> Option<MountImports> {
+pub(super) async fn imports(engine: &Engine, caches: &Caches, warn: Warn) -> Option<MountImports> {
     let mut places = Vec::new();
-    for spec in specs.iter().filter(|spec| spec.mounts.is_some()) {
-        match import::place(engine, &spec.source).await {
+    for spec in caches.from.iter().filter(|spec| spec.mounts.is_some()) {
+        match import::place(engine, &spec.source, caches.owner.as_ref()).await {
             Ok(place) => places.push((spec.source.to_string(), place)),
             Err(error) => warn(format!("cache mounts from {}: {error}", spec.source)),
         }
@@ -60,39 +61,96 @@ pub(super) async fn imports(engine: &Engine, specs: &[ImportSpec], warn: Warn) -
     (!places.is_empty()).then(|| MountImports::new(places, warn))
 }
 
-/// Saves the mounts of a build: those that its steps used, and those that its cached steps would have.
-pub(super) async fn export(
-    engine: &Engine,
-    (definition, used): (&Definition, &[String]),
-    place: &Place,
+/// The mounts of a build on their way to one place: each leaves when the last step that uses it has ended.
+#[derive(Debug)]
+pub(super) struct Departing {
+    store: Store,
+    place: Place,
     limits: MountLimits,
-    step: &Step,
-) -> Result<(), MountError> {
-    let mut ids: BTreeSet<String> = used.iter().cloned().collect();
-    for vertex in definition.vertices() {
-        let Op::Exec(op) = &vertex.op else { continue };
-        ids.extend(op.mounts.iter().filter_map(|mount| match mount {
-            Mount::Cache { id, input: None, .. } => Some(id.clone()),
-            _ => None,
-        }));
-    }
-    let mut held = Vec::new();
-    for id in ids {
-        // A mount that another build has alone is left for that build's own export.
-        match engine.store.existing_mutable_dir(&id) {
-            Ok(Some(directory)) => held.push((id, directory)),
-            Ok(None) => {}
-            Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, id, "a mount stays behind");
+    /// How many steps of the definition will still use each mount.
+    users: Mutex<HashMap<String, usize>>,
+    /// The mounts of each step.
+    of: HashMap<Digest, Vec<String>>,
+    saving: tokio::sync::Mutex<Option<Saving>>,
+}
+
+impl Departing {
+    pub(super) fn new(store: &Store, place: &Place, limits: MountLimits, definition: &Definition) -> Self {
+        let (mut users, mut of) = (HashMap::new(), HashMap::new());
+        for vertex in definition.vertices() {
+            let ids = ids(&vertex.op);
+            for id in &ids {
+                *users.entry(id.clone()).or_default() += 1;
+            }
+            if !ids.is_empty() {
+                of.insert(vertex.digest.clone(), ids);
             }
         }
+        let (store, place) = (store.clone(), place.clone());
+        Self { store, place, limits, users: Mutex::new(users), of, saving: tokio::sync::Mutex::default() }
     }
-    if held.is_empty() {
-        return Ok(());
+
+    /// A step has ended; the mounts that no later one uses.
+    pub(super) fn ended(&self, vertex: &Digest) -> Vec<String> {
+        let Some(ids) = self.of.get(vertex) else { return Vec::new() };
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_last = |id: &&String| {
+            users.get_mut(id.as_str()).is_some_and(|left| {
+                *left = left.saturating_sub(1);
+                *left == 0
+            })
+        };
+        ids.iter().filter(is_last).cloned().collect()
     }
-    let saved = save(place, &held, limits.max_size).await?;
-    step.part(format!("saving {} cache mounts: {}B sent of {}B", held.len(), saved.sent, saved.size));
-    Ok(())
+
+    /// Sends what is new of these mounts.
+    pub(super) async fn take(&self, ids: impl IntoIterator<Item = String>) -> Result<usize, MountError> {
+        let mut saving = self.saving.lock().await;
+        let mut count = 0;
+        for id in ids {
+            // A mount that another build has alone is left for that build's own export.
+            let directory = match self.store.existing_mutable_dir(&id) {
+                Ok(Some(directory)) => directory,
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, id, "a mount stays behind");
+                    continue;
+                }
+            };
+            let mut now = match saving.take() {
+                Some(saving) => saving,
+                None => Saving::begin(&self.place, self.limits.max_size).await?,
+            };
+            // What failed is begun anew by the next one.
+            now.take(&id, directory.path()).await?;
+            *saving = Some(now);
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Saves the mounts of a build that has succeeded: those that its steps used, and those that its cached steps
+    /// would have.
+    pub(super) async fn finish(&self, used: &[String], step: &Step) -> Result<(), MountError> {
+        let mut ids: BTreeSet<String> = used.iter().cloned().collect();
+        ids.extend(self.of.values().flatten().cloned());
+        let count = self.take(ids).await?;
+        let Some(saving) = self.saving.lock().await.take() else { return Ok(()) };
+        let saved = saving.finish(&Timestamp::now().to_string()).await?;
+        step.part(format!("saving {count} cache mounts: {}B sent of {}B", saved.sent, saved.size));
+        Ok(())
+    }
+}
+
+/// The mounts of an op that have one name for all builds; one with a seed has the seed's content in its name.
+fn ids(op: &Op) -> Vec<String> {
+    let Op::Exec(op) = op else { return Vec::new() };
+    let id = |mount: &Mount| match mount {
+        Mount::Cache { id, input: None, .. } => Some(id.clone()),
+        _ => None,
+    };
+    let ids: BTreeSet<String> = op.mounts.iter().filter_map(id).collect();
+    ids.into_iter().collect()
 }
 
 async fn save(
@@ -100,9 +158,11 @@ async fn save(
     held: &[(String, MutableDir)],
     max_size: Option<u64>,
 ) -> Result<Saved, MountError> {
-    let mounts: Vec<(String, PathBuf)> =
-        held.iter().map(|(id, directory)| (id.clone(), directory.path().to_owned())).collect();
-    MountArchive::save(place, &mounts, max_size, &Timestamp::now().to_string()).await
+    let mut saving = Saving::begin(place, max_size).await?;
+    for (id, directory) in held {
+        saving.take(id, directory.path()).await?;
+    }
+    saving.finish(&Timestamp::now().to_string()).await
 }
 
 /// Ids as the store has them: a Dockerfile's `id=deps` is `/deps` there, after the empty cache namespace.
@@ -164,7 +224,7 @@ impl Engine {
         &self,
         from: &ImportSpec,
     ) -> Result<Vec<(String, MountEntry)>, MountCopyError> {
-        let place = import::place(self, &from.source).await.map_err(MountError::from)?;
+        let place = import::place(self, &from.source, None).await.map_err(MountError::from)?;
         let archive = MountArchive::read(&place).await?;
         Ok(archive.mounts().map(|(id, entry)| (id.to_owned(), entry.clone())).collect())
     }
@@ -178,7 +238,7 @@ impl Engine {
         from: &ImportSpec,
         ids: &[String],
     ) -> Result<Vec<String>, MountCopyError> {
-        let place = import::place(self, &from.source).await.map_err(MountError::from)?;
+        let place = import::place(self, &from.source, None).await.map_err(MountError::from)?;
         let archive = MountArchive::read(&place).await?;
         let known: BTreeSet<String> = archive.mounts().map(|(id, _)| id.to_owned()).collect();
         Ok(MountArchive::remove(&place, &spelled(ids, &known)).await?)
@@ -189,7 +249,7 @@ impl Engine {
     /// # Errors
     /// [`MountCopyError`].
     pub async fn export_mounts(&self, to: &ExportSpec, ids: &[String]) -> Result<Saved, MountCopyError> {
-        let place = self.export_place(&to.target).await.map_err(MountError::from)?;
+        let place = self.export_place(&to.target, None).await.map_err(MountError::from)?;
         let place = place.ok_or(MountCopyError::Inline)?;
         let all: BTreeSet<String> = self.cache_mounts()?.into_iter().map(|mount| mount.id).collect();
         let ids = spelled(ids, &all);
@@ -216,7 +276,7 @@ impl Engine {
         from: &ImportSpec,
         ids: &[String],
     ) -> Result<Vec<String>, MountCopyError> {
-        let place = import::place(self, &from.source).await.map_err(MountError::from)?;
+        let place = import::place(self, &from.source, None).await.map_err(MountError::from)?;
         let archive = MountArchive::read(&place).await?;
         let known: BTreeSet<String> = archive.mounts().map(|(id, _)| id.to_owned()).collect();
         let ids = spelled(ids, &known);

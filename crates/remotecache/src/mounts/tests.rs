@@ -16,8 +16,12 @@ fn place(at: &Path) -> Place {
 }
 
 fn save(place: &Place, id: &str, directory: &Path, limit: Option<u64>) -> Saved {
-    let mounts = [(id.to_owned(), directory.to_owned())];
-    runtime().block_on(MountArchive::save(place, &mounts, limit, "2026-01-01T00:00:00Z")).expect("saved")
+    let saved = async {
+        let mut saving = Saving::begin(place, limit).await?;
+        saving.take(id, directory).await?;
+        saving.finish("2026-01-01T00:00:00Z").await
+    };
+    runtime().block_on(saved).expect("saved")
 }
 
 fn restore(place: &Place, id: &str, into: &Path) -> bool {
@@ -68,6 +72,29 @@ fn a_mount_comes_back_as_it_was() {
     assert_eq!(meta(&into).permissions().mode() & 0o7777, 0o755);
     assert_eq!(meta(&into).modified().expect("a time"), meta(&directory).modified().expect("a time"));
     assert!(!restore(&place, "other", &root.path().join("none")));
+}
+
+#[test]
+fn content_leaves_before_the_end_and_counts_from_then_on() {
+    let root = tempfile::tempdir().expect("a directory");
+    let (directory, place) = (sample(root.path()), place(root.path()));
+    runtime().block_on(async {
+        let mut saving = Saving::begin(&place, None).await.expect("begun");
+        saving.take("npm", &directory).await.expect("sent");
+        let mounts = MountArchive::read(&place).await.expect("an archive");
+        assert_eq!(mounts.mounts().count(), 0, "nobody finds it before the end");
+        // A step that comes later adds a file; another machine has saved its own meanwhile.
+        fs::write(directory.join("later"), b"1").expect("a file");
+        let mut other = Saving::begin(&place, None).await.expect("begun");
+        other.take("go", &directory.join("a")).await.expect("sent");
+        other.finish("2026-01-01T00:00:00Z").await.expect("saved");
+        saving.take("npm", &directory).await.expect("sent");
+        let saved = saving.finish("2026-01-01T00:00:00Z").await.expect("saved");
+        assert_eq!(saved.read, 4, "three files, and one that came later");
+    });
+    let into = root.path().join("restored");
+    assert!(restore(&place, "npm", &into) && into.join("later").exists());
+    assert!(restore(&place, "go", &root.path().join("other")));
 }
 
 #[test]
