@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use stave_exporter::{ExportError, ExportTarget, Exported, Image, ImageLayerRef};
 use stave_frontend_dockerfile::ast::DirectiveKind;
 use stave_frontend_dockerfile::{
-    BuildPlan, Code, Diagnostic, Dialect, Dockerfile, Lowered, PlanRequest, Severity, Source, Span, lower,
+    BuildPlan, Code, Diagnostic, Dialect, Dockerfile, Lowered, PlanRequest, Severity, Source, lower,
     parse, plan,
 };
 use stave_llb::{Definition, Op, Vertex};
@@ -16,8 +16,8 @@ use stave_store::{Snapshot, StoreError};
 use stave_worker::{FileError, HashAhead, Ref, Session};
 use tokio_util::sync::CancellationToken;
 
-use crate::attest::AttestError;
-use crate::complete::{self, Built};
+use crate::attest::{Asked, AttestError, Material};
+use crate::complete::{self, Built, Scan};
 use crate::epoch::Dating;
 use crate::event::{EngineEvent, Observer, Steps};
 use crate::explain::{Explainer, SecretWatch};
@@ -25,7 +25,7 @@ use crate::record::{Beginning, Ending, Recorder};
 use crate::request::{BuildOutcome, BuildRequest, StepCount};
 use crate::resolve::{ResolveError, Resolved, Resolver};
 use crate::travel::{CacheExportError, ImageLayers};
-use crate::{Engine, ahead, clock};
+use crate::{Engine, ahead, clock, vcs};
 
 /// Why a build failed.
 #[derive(Debug, thiserror::Error)]
@@ -129,12 +129,12 @@ impl Engine {
         let resolver =
             Resolver::new(self, &self.registry, request.pull, steps).with_layouts(&request.layouts);
         let wanted = request.plan.for_platforms(&request.platforms);
+        let wanted = self.dated(wanted, &dockerfile, request, (steps, cancel)).await?;
         let planning = wanted.iter().map(|plan| plan_all(&dockerfile, plan, &resolver));
         let mut targets = Vec::with_capacity(wanted.len());
         let mut resolved = Resolved::default();
         for (wished, planned) in wanted.iter().zip(futures::future::try_join_all(planning).await?) {
             let (plan, mut found) = planned;
-            refuse_epoch_of_source(&plan)?;
             self.evaluate(&plan, &mut found, request, (steps, cancel)).await?;
             let lowered = lower(&plan, &found.sources)
                 .map_err(|error| BuildError::Dockerfile(error.into_diagnostics()))?;
@@ -166,14 +166,27 @@ impl Engine {
         };
         let ((snapshots, count), dating) = futures::future::try_join(solving, dated).await?;
         drop(ahead);
+        let checkout = vcs::facts(request).await;
         let mut images = Vec::with_capacity(targets.len());
         for (target, snapshot) in targets.into_iter().zip(&snapshots) {
             let Target { request: plan, lowered, materials, .. } = target;
+            let asked = Asked { vcs: checkout.clone(), ..Asked::of_plan(plan, &request.dockerfile.name) };
             let definition = &lowered.definition;
             let base = bases(definition);
             let image =
                 self.assemble(lowered.image, snapshot, &base, plan.platform(), Some(dating.created))?;
-            let built = Built { request, plan, definition, images: materials, started };
+            let session = |resolved| self.local_session(request, resolved);
+            let built = Built {
+                attest: &request.attest,
+                squash: request.squash,
+                asked: &asked,
+                definition,
+                images: materials,
+                pins: &request.pins,
+                started,
+                is_image: request.exports.iter().any(ExportTarget::needs_image),
+                scan: Scan { registry: &self.registry, pull: request.pull, session: &session },
+            };
             images.push(self.complete(image.dated(dating.clamp), built, steps, cancel).await?);
         }
         self.refuse_leaks(&session, &images, cancel).await?;
@@ -235,6 +248,7 @@ impl Engine {
             registry: self.registry.clone(),
             resolved: resolved.remote,
             confinement: request.confinement.clone(),
+            namespace: stave_worker::Namespace::Shared,
         })
     }
 
@@ -254,7 +268,7 @@ impl Engine {
     }
 
     /// Makes the file systems of all outputs of a definition, in their order.
-    async fn solve_all(
+    pub(crate) async fn solve_all(
         &self,
         definition: &Definition,
         session: Arc<Session>,
@@ -267,13 +281,14 @@ impl Engine {
         steps.observer().send(EngineEvent::Graph(Arc::new(definition.clone())));
         let (sender, receiver) = steps.channel();
         let definition = Arc::new(definition.clone());
-        let explainer = steps.explainer(self, &definition);
+        let namespace = session.namespace.clone();
+        let explainer = steps.explainer(self, &definition, &namespace);
         let secrets = steps.secret_watch(self, &definition, &session);
         let observer = steps.observer().clone();
         let listening = tokio::spawn(listen(receiver, Arc::clone(&definition), observer, explainer, secrets));
         let definition = definition.as_ref();
         let job = Job::new(session).with_events(sender).with_cancel(cancel.clone());
-        let result = self.solver.solve(definition, &job).await;
+        let result = self.solvers.of(&namespace).solve(definition, &job).await;
         // The channel ends with its last sender; only then is the last line shown and counted.
         drop(job);
         let count = listening.await.unwrap_or_default();
@@ -325,8 +340,27 @@ impl Engine {
         Ok(Image::built(config, snapshot, &layers))
     }
 
+    /// When the newest layer of a result was made that no image brought.
+    pub(crate) fn made_at(
+        &self,
+        snapshot: &Snapshot,
+        bases: &[(Reference, Platform)],
+    ) -> Result<Option<Timestamp>, StoreError> {
+        let mut brought = Vec::new();
+        for (name, platform) in bases {
+            brought.extend(self.base_layers(name, platform)?.into_iter().map(|layer| layer.layer));
+        }
+        let mut newest = None;
+        for layer in snapshot.layers().iter().filter(|layer| !brought.contains(layer)) {
+            let created = self.store.layer_created(*layer)?;
+            let created = created.and_then(|time| Timestamp::try_from(time).ok());
+            newest = newest.max(created);
+        }
+        Ok(newest)
+    }
+
     /// The layers of an image that was pulled, with the blobs they came as.
-    fn base_layers(&self, name: &Reference, platform: &Platform) -> Result<Vec<ImageLayerRef>, StoreError> {
+    pub(crate) fn base_layers(&self, name: &Reference, platform: &Platform) -> Result<Vec<ImageLayerRef>, StoreError> {
         let Some(image) = self.local_image(name, platform)? else { return Ok(Vec::new()) };
         let origin = image.manifest.is_some().then(|| name.clone());
         let layer = |layer: stave_store::ImageLayer| ImageLayerRef {
@@ -366,7 +400,7 @@ struct Target<'a> {
     request: &'a PlanRequest,
     lowered: Lowered,
     /// The images it is made from.
-    materials: Vec<(Reference, Platform, Digest)>,
+    materials: Vec<Material>,
     /// The time that was asked for.
     epoch: Option<i64>,
 }
@@ -397,17 +431,6 @@ pub(crate) async fn plan_all(
         }
         plan = plan.with_triggers(&resolved.sources).map_err(invalid)?;
     }
-}
-
-/// A time that is a source's own would have to be asked of it before anything is lowered.
-fn refuse_epoch_of_source(plan: &BuildPlan) -> Result<(), BuildError> {
-    if plan.epoch_source.is_none() {
-        return Ok(());
-    }
-    let what = "not supported yet: a `SOURCE_DATE_EPOCH` that names a context or a stage";
-    let error = Diagnostic::error(Code::Unsupported, Span::default(), what)
-        .with_help("give it as seconds since 1970, such as `git log -1 --format=%ct` prints");
-    Err(BuildError::Dockerfile(vec![error]))
 }
 
 /// Passes on what the build checks found.
@@ -451,6 +474,13 @@ fn foreign_syntax(dockerfile: &Dockerfile) -> Option<Diagnostic> {
     })
 }
 
+/// What `# syntax=` says, whatever language the rest of the file is in.
+pub fn syntax_line(source: &Source) -> Option<String> {
+    let dockerfile = parse(source).dockerfile;
+    let mut directives = dockerfile.directives.into_iter();
+    directives.find(|directive| directive.kind == DirectiveKind::Syntax).map(|directive| directive.value)
+}
+
 /// Whether a front end image is one of the reference's own, which the front end inside stands for.
 pub fn is_built_in_frontend(image: &str) -> bool {
     Dialect::of(image).is_some()
@@ -458,12 +488,14 @@ pub fn is_built_in_frontend(image: &str) -> bool {
 
 /// The images among the sources of a definition: where layers may have come from.
 pub(crate) fn bases(definition: &Definition) -> Vec<(Reference, Platform)> {
-    let images = definition.vertices().iter().filter_map(|vertex| {
-        let Op::Source(source) = &vertex.op else { return None };
-        let stave_llb::SourceIdentifier::DockerImage { reference } = &source.identifier else { return None };
-        Some((reference.clone(), vertex.platform.clone().unwrap_or_else(Platform::host)))
-    });
-    images.collect()
+    definition.vertices().iter().filter_map(base_of).collect()
+}
+
+/// The image that a vertex is, for its platform.
+pub(crate) fn base_of(vertex: &Vertex) -> Option<(Reference, Platform)> {
+    let Op::Source(source) = &vertex.op else { return None };
+    let stave_llb::SourceIdentifier::DockerImage { reference } = &source.identifier else { return None };
+    Some((reference.clone(), vertex.platform.clone().unwrap_or_else(Platform::host)))
 }
 
 /// Passes the solver's events on and counts the Dockerfile's steps.

@@ -14,11 +14,11 @@ use stave_frontend_dockerfile::Diagnostic;
 use stave_llb::Definition;
 use stave_oci::Digest;
 use stave_solver::{EventReceiver, EventSender, SolveEvent, event_channel, event_channel_with};
-use stave_worker::Session;
+use stave_worker::{Namespace, Session};
 
 use crate::Engine;
 use crate::explain::{Explainer, Reason, SecretWatch};
-use crate::record::Recorder;
+use crate::record::{History, Recorder};
 
 /// Names one step outside of the graph, within one engine operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,6 +70,13 @@ pub enum EngineEvent {
     },
     /// The graph whose vertices the following [`EngineEvent::Solve`]s are about.
     Graph(Arc<Definition>),
+    /// What a vertex is called, of a graph that is elsewhere.
+    Named {
+        /// The vertex.
+        vertex: Digest,
+        /// In one line.
+        name: String,
+    },
     /// Something happened to a vertex.
     Solve(SolveEvent),
     /// Why a vertex was not found in the cache. Comes soon after its `Missed`, in rare cases after its end.
@@ -157,6 +164,11 @@ impl Steps {
         Self { recorder: Some(recorder.clone()), ..Self::new(recorder.observer(observer)) }
     }
 
+    /// The same, as a part of a record that hears of events by another way.
+    pub(crate) fn kept_by(self, recorder: Recorder) -> Self {
+        Self { recorder: Some(recorder), ..self }
+    }
+
     /// The record this is a part of.
     pub(crate) fn build(&self) -> Option<&crate::record::BuildId> {
         self.recorder.as_ref().map(Recorder::id)
@@ -181,9 +193,16 @@ impl Steps {
     }
 
     /// What explains the misses of a graph; nothing does when nothing is recorded.
-    pub(crate) fn explainer(&self, engine: &Engine, definition: &Arc<Definition>) -> Option<Explainer> {
-        let recorder = self.recorder.clone()?;
-        Some(Explainer::new(&engine.store, engine.index.clone(), recorder, Arc::clone(definition)))
+    pub(crate) fn explainer(
+        &self,
+        engine: &Engine,
+        definition: &Arc<Definition>,
+        namespace: &Namespace,
+    ) -> Option<Explainer> {
+        let (recorder, index) = (self.recorder.clone()?, engine.solvers.index_of(namespace));
+        let history = History::of(&engine.store).within(namespace);
+        let manifests = engine.store.manifest_directory();
+        Some(Explainer::new(history, manifests, index, recorder, Arc::clone(definition)))
     }
 
     pub(crate) fn observer(&self) -> &Observer {

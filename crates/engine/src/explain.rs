@@ -20,7 +20,6 @@ use stave_cache::{CacheIndex, KeyEntry, KeyKind, KeyPreimage};
 use stave_llb::Definition;
 use stave_oci::Digest;
 use stave_solver::Miss;
-use stave_store::Store;
 
 pub use change::{Change, FileSummary};
 pub(crate) use secrets::SecretWatch;
@@ -121,15 +120,16 @@ struct Shared {
 
 impl Explainer {
     pub(crate) fn new(
-        store: &Store,
+        history: History,
+        manifests: PathBuf,
         index: CacheIndex,
         recorder: Recorder,
         definition: Arc<Definition>,
     ) -> Self {
         let shared = Shared {
             index,
-            manifests: store.manifest_directory(),
-            history: History::of(store),
+            manifests,
+            history,
             recorder,
             definition,
             earlier: Mutex::new(None),

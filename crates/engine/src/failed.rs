@@ -180,6 +180,7 @@ impl Engine {
             registry: self.registry.clone(),
             resolved: BTreeMap::new(),
             confinement: means.confinement,
+            namespace: stave_worker::Namespace::Shared,
             travel: None,
         });
         Ok(self.worker.enter(failed.step.clone(), enter, session, stdio).await?)

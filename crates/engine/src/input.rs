@@ -11,7 +11,7 @@ use std::sync::Arc;
 use stave_frontend_dockerfile::input::{
     ARCHIVE_HEAD, ContextError, ContextForm, DOWNLOAD_NAME, download, is_archive,
 };
-use stave_frontend_dockerfile::{ContextSource, PlanRequest, Source};
+use stave_frontend_dockerfile::{ContextSource, Includes, PlanRequest, Source, TooMuchIncluded};
 use stave_llb::Definition;
 use stave_store::{Snapshot, StoreError};
 use stave_worker::{Confinement, Extent, Pins, ReadError, Secret, Session, SshAgent};
@@ -99,6 +99,9 @@ pub enum RemoteError {
         /// What it is instead.
         problem: &'static str,
     },
+    /// Its included files are too much.
+    #[error(transparent)]
+    Includes(#[from] TooMuchIncluded),
     /// The state directory failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -138,6 +141,7 @@ impl Engine {
             registry: self.registry.clone(),
             resolved: BTreeMap::new(),
             confinement: Confinement::default(),
+            namespace: stave_worker::Namespace::Shared,
             travel: None,
         };
         let fetching =
@@ -147,13 +151,16 @@ impl Engine {
             None => ContextSource::Local,
         };
         let dockerfile = match &request.dockerfile {
-            DockerfileAt::Given(source) => source.clone(),
+            DockerfileAt::Given(source) => {
+                let plan = PlanRequest { context: context.clone(), ..request.plan.clone() };
+                fetching.with_includes(source.clone(), &plan).await?
+            }
             DockerfileAt::Url(url) => {
                 let snapshot = fetching.solve(&download(url)).await?;
                 let name = url.rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or(DEFAULT_NAME);
                 let text = fetching.text(&snapshot, Path::new(DOWNLOAD_NAME)).await?;
                 let text = text.ok_or_else(|| no_dockerfile(DOWNLOAD_NAME))?;
-                Source::new(name, text)
+                fetching.with_downloads(Source::new(name, text), url).await?
             }
             DockerfileAt::Context(file) => {
                 let plan = PlanRequest { context: context.clone(), ..request.plan.clone() };
@@ -198,7 +205,8 @@ impl Fetching<'_> {
         for path in [Some(path.to_owned()), lower].into_iter().flatten() {
             if let Some(text) = self.text(&snapshot, Path::new(&path)).await? {
                 let name = Path::new(&path).file_name().unwrap_or_default();
-                return Ok(Source::new(name.to_string_lossy(), text));
+                let folder = Path::new(&path).parent().unwrap_or(Path::new(""));
+                return self.included(Source::new(name.to_string_lossy(), text), &snapshot, folder).await;
             }
         }
         let folder = Path::new(path).parent().unwrap_or(Path::new(""));
@@ -208,6 +216,58 @@ impl Fetching<'_> {
             (lower.contains("dockerfile") || lower.contains("containerfile")) && !lower.ends_with("ignore")
         });
         Err(RemoteError::NoDockerfile { path: path.into(), similar: similar.take(SIMILAR_LIMIT).collect() })
+    }
+
+    /// With the files that the source includes, out of the context.
+    async fn with_includes(&self, source: Source, plan: &PlanRequest) -> Result<Source, RemoteError> {
+        if Includes::new(source.clone()).wanted().is_empty() || matches!(plan.context, ContextSource::File(_))
+        {
+            return Ok(source);
+        }
+        let definition = plan.remote_context().map_err(ContextError::Git)?;
+        let Some(definition) = definition else { return Ok(source) };
+        let snapshot = self.solve(&definition).await?;
+        self.included(source, &snapshot, Path::new("")).await
+    }
+
+    /// With the files that the source includes, out of a folder of `snapshot`, whose links lead nowhere else.
+    async fn included(
+        &self,
+        source: Source,
+        snapshot: &Snapshot,
+        folder: &Path,
+    ) -> Result<Source, RemoteError> {
+        let mut includes = Includes::new(source);
+        loop {
+            let wanted = includes.wanted();
+            if wanted.is_empty() {
+                return Ok(includes.finish());
+            }
+            for path in wanted {
+                if let Some(text) = self.text(snapshot, &folder.join(&path)).await? {
+                    includes.add(path, &text)?;
+                }
+            }
+        }
+    }
+
+    /// With the files that the source includes, from beside its address.
+    async fn with_downloads(&self, source: Source, url: &str) -> Result<Source, RemoteError> {
+        let mut includes = Includes::new(source);
+        let address = url.split(['?', '#']).next().unwrap_or(url);
+        let folder = address.rsplit_once('/').map_or(address, |(folder, _)| folder);
+        loop {
+            let wanted = includes.wanted();
+            if wanted.is_empty() {
+                return Ok(includes.finish());
+            }
+            for path in wanted {
+                let snapshot = self.solve(&download(&format!("{folder}/{path}"))).await?;
+                if let Some(text) = self.text(&snapshot, Path::new(DOWNLOAD_NAME)).await? {
+                    includes.add(path, &text)?;
+                }
+            }
+        }
     }
 
     async fn solve(&self, definition: &Definition) -> Result<Snapshot, BuildError> {

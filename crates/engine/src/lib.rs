@@ -11,6 +11,7 @@ mod build;
 mod clock;
 mod commands;
 mod complete;
+mod containers;
 mod context;
 pub mod disk;
 mod epoch;
@@ -27,7 +28,9 @@ pub mod record;
 mod request;
 mod resolve;
 mod run;
+mod source_time;
 mod stages;
+mod tenants;
 mod timeline;
 mod travel;
 pub mod vcs;
@@ -41,11 +44,11 @@ use stave_cache::{CacheIndex, IndexError};
 use stave_exporter::Exporter;
 use stave_registry::{Client, ClientConfig, ConfigError, Keychain, RegistryTables};
 use stave_sandbox::Launcher;
-use stave_solver::{Limits, Solver};
+use stave_solver::Limits;
 use stave_store::{Store, StoreError};
 use stave_worker::{LocalWorker, LocalWorkerConfig};
 
-pub use build::{BuildError, is_built_in_frontend};
+pub use build::{BuildError, is_built_in_frontend, syntax_line};
 pub use complete::Squash;
 pub use context::{ARCHIVE_HEAD, ContextArchive, ContextError, looks_like_archive};
 pub use epoch::{Dating, Timestamps};
@@ -55,15 +58,18 @@ pub use images::ImageError;
 pub use input::{DockerfileAt, RemoteError, RemoteInput, RemoteRequest};
 pub use inspect::Inspected;
 pub use names::without_credentials;
-pub use parts::{Lowering, Parts};
+pub use parts::{Finished, Lowering, Parts};
 pub use request::{BuildOutcome, BuildRequest, PullPolicy, StepCount};
 pub use resolve::{ResolveError, ResolveErrorKind};
 pub use run::{RunError, RunRequest};
+pub use source_time::epoch_source;
 pub use stages::StageTag;
 pub use stave_remotecache::mounts::{MountEntry, Saved as SavedMounts};
 pub use stave_remotecache::spec as cache_spec;
+pub use tenants::ProbeError;
 pub use timeline::{CriticalPath, PathEntry, Span, Subject, Timeline};
-pub use travel::{CacheExportError, Caches, LocalMount, MountCopyError};
+pub use stave_remotecache::place as cache_place;
+pub use travel::{CacheExportError, CacheOwner, Caches, ImageLayers, Journey, LocalMount, MountCopyError};
 pub use verify::{Deviation, Verified};
 
 /// Processes of RUN steps at once. They mostly wait (for a network, for each other), and a build's own
@@ -91,7 +97,7 @@ pub struct Engine {
     store: Store,
     registry: Client,
     worker: Arc<LocalWorker>,
-    solver: Solver<LocalWorker>,
+    solvers: tenants::Solvers,
     index: CacheIndex,
 }
 
@@ -144,8 +150,8 @@ impl Engine {
         let worker = Arc::new(worker.map_err(failed)?);
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let limits = Limits { execs: PARALLEL_EXECS, ..Limits::for_processors(processors) };
-        let solver = Solver::new(Arc::clone(&worker), index.clone(), limits);
-        Ok(Self { store, registry, worker, solver, index })
+        let solvers = tenants::Solvers::new(Arc::clone(&worker), index.clone(), limits);
+        Ok(Self { store, registry, worker, solvers, index })
     }
 
     /// The store: listings, tags and disk use are asked of it directly.
@@ -170,7 +176,7 @@ impl Engine {
 
     /// Waits until nothing runs any more.
     pub async fn shutdown(self) {
-        self.solver.shutdown().await;
+        self.solvers.shutdown().await;
     }
 }
 

@@ -3,8 +3,11 @@
 //!
 //! Owns nothing but the way in: each part is the one that [`Engine::build`] uses. Start with [`Parts`].
 
+mod results;
+
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -15,13 +18,18 @@ use stave_oci::{Digest, ImageConfig, Platform, Reference};
 use stave_registry::{Client, ResolvedImage};
 use stave_solver::SolveError;
 use stave_store::Snapshot;
-use stave_worker::Session;
+use stave_worker::{Namespace, Session};
 use tokio_util::sync::CancellationToken;
 
+use crate::attest::Material;
 use crate::build::{bases, plan_all, read_text, title, warn};
 use crate::event::{Observer, Steps};
+use crate::record::Recorder;
 use crate::resolve::Resolver;
+use crate::travel::ImageLayers;
 use crate::{BuildError, Engine, PullPolicy, ResolveError, StepCount};
+
+pub use results::Finished;
 
 /// What the parts of one build share.
 #[derive(Debug)]
@@ -30,6 +38,8 @@ pub struct Parts<'a> {
     registry: Client,
     steps: Steps,
     cancel: CancellationToken,
+    namespace: Namespace,
+    layouts: BTreeMap<String, PathBuf>,
 }
 
 /// A Dockerfile as a graph and a config.
@@ -41,21 +51,53 @@ pub struct Lowering {
     pub config: ImageConfig,
     /// The time everything made here is to carry, in seconds since the epoch.
     pub epoch: Option<i64>,
-    /// Whether the time is that of a context or stage, which nobody has looked up.
-    pub is_epoch_elsewhere: bool,
     /// What registries answered, by the pinned digest.
     pub resolved: BTreeMap<Digest, ResolvedImage>,
+    /// The images that went in, as statements name them.
+    pub materials: Vec<Material>,
+    /// The layers of these images, as caches know them.
+    pub layers: ImageLayers,
 }
 
 impl Engine {
     /// The parts of one build, which asks `registry` with the credentials of whoever wants the build. When
     /// `cancel` fires, what runs is stopped and waited for.
     pub fn parts(&self, registry: Client, observer: Observer, cancel: CancellationToken) -> Parts<'_> {
-        Parts { engine: self, registry, steps: Steps::new(observer), cancel }
+        Parts {
+            engine: self,
+            registry,
+            steps: Steps::new(observer),
+            cancel,
+            namespace: Namespace::Shared,
+            layouts: BTreeMap::new(),
+        }
     }
 }
 
 impl Parts<'_> {
+    /// The same for a tenant: no image is found by a name that somebody else may have given it.
+    #[must_use]
+    pub fn within(self, namespace: Namespace) -> Self {
+        Self { namespace, ..self }
+    }
+
+    /// The same, with OCI layouts to find images in, by name.
+    #[must_use]
+    pub fn with_layouts(self, layouts: BTreeMap<String, PathBuf>) -> Self {
+        Self { layouts, ..self }
+    }
+
+    fn pull(&self, asked: PullPolicy) -> PullPolicy {
+        if self.namespace.finds_local_images() { asked } else { PullPolicy::Always }
+    }
+
+    /// The same, with its steps' logs kept and their misses explained. What `recorder` is told beyond that is the
+    /// observer's affair.
+    #[must_use]
+    pub fn recorded(self, recorder: Recorder) -> Self {
+        Self { steps: self.steps.kept_by(recorder), ..self }
+    }
+
     /// A Dockerfile as a graph, with its images pinned.
     ///
     /// # Errors
@@ -67,7 +109,8 @@ impl Parts<'_> {
         pull: PullPolicy,
     ) -> Result<Lowering, BuildError> {
         let dockerfile = read_text(source)?;
-        let resolver = Resolver::new(self.engine, &self.registry, pull, &self.steps);
+        let resolver = Resolver::new(self.engine, &self.registry, self.pull(pull), &self.steps)
+            .with_layouts(&self.layouts);
         let planned = tokio::select! {
             planned = plan_all(&dockerfile, request, &resolver) => planned,
             () = self.cancel.cancelled() => Err(cancelled()),
@@ -77,8 +120,14 @@ impl Parts<'_> {
             .map_err(|error| BuildError::Dockerfile(error.into_diagnostics()))?;
         warn(&plan, &lowered, &self.steps);
         let (definition, config) = (lowered.definition, lowered.image);
-        let is_epoch_elsewhere = plan.epoch_source.is_some();
-        Ok(Lowering { definition, config, epoch: plan.epoch, is_epoch_elsewhere, resolved: resolved.remote })
+        Ok(Lowering {
+            definition,
+            config,
+            epoch: plan.epoch,
+            materials: crate::complete::materials(&resolved.sources),
+            layers: ImageLayers::of(&resolved),
+            resolved: resolved.remote,
+        })
     }
 
     /// A Dockerfile's plan with all its images looked up; nothing is built of it.
@@ -92,7 +141,8 @@ impl Parts<'_> {
         pull: PullPolicy,
     ) -> Result<(BuildPlan, ResolvedSources), BuildError> {
         let dockerfile = read_text(source)?;
-        let resolver = Resolver::new(self.engine, &self.registry, pull, &self.steps);
+        let resolver = Resolver::new(self.engine, &self.registry, self.pull(pull), &self.steps)
+            .with_layouts(&self.layouts);
         let (plan, resolved) = tokio::select! {
             planned = plan_all(&dockerfile, request, &resolver) => planned?,
             () = self.cancel.cancelled() => return Err(cancelled()),
@@ -124,7 +174,16 @@ impl Parts<'_> {
         platform: &Platform,
         epoch: Option<i64>,
     ) -> Result<Image, BuildError> {
-        let image = self.engine.assemble(config, snapshot, &bases(definition), platform, epoch)?;
+        let bases = bases(definition);
+        let mut config = config;
+        if let (None, Some(made)) = (epoch, self.engine.made_at(snapshot, &bases)?) {
+            // What nobody dates has the time at which it was made, which the cache keeps.
+            for entry in &mut config.history {
+                entry.created.get_or_insert_with(|| made.to_string());
+            }
+            config.created = config.created.max(Some(made.to_string()));
+        }
+        let image = self.engine.assemble(config, snapshot, &bases, platform, epoch)?;
         Ok(image.dated(epoch))
     }
 
@@ -138,7 +197,9 @@ impl Parts<'_> {
         platform: &Platform,
         pull: PullPolicy,
     ) -> Result<(Digest, Vec<u8>), ResolveError> {
-        Resolver::new(self.engine, &self.registry, pull, &self.steps).lookup(reference, platform).await
+        Resolver::new(self.engine, &self.registry, self.pull(pull), &self.steps)
+            .lookup(reference, platform)
+            .await
     }
 
     /// Writes the platforms of an image to a target; what is for standard output goes to `output`.

@@ -40,6 +40,8 @@ pub struct PruneRequest {
     pub kinds: BTreeSet<UsageKind>,
     /// Only what was not used for this long.
     pub unused_for: Option<Duration>,
+    /// Only these; `None` means all.
+    pub only: Option<BTreeSet<UsageId>>,
     /// Only what fulfils all of these.
     pub filters: Vec<UsageFilter>,
     /// Where to stop; what is least worth keeping goes first.
@@ -70,6 +72,7 @@ impl PruneRequest {
             images: ImagePrune::Keep,
             kinds: BTreeSet::new(),
             unused_for: None,
+            only: None,
             filters: Vec::new(),
             limits: KeepLimits::default(),
             costs: BTreeMap::new(),
@@ -78,7 +81,8 @@ impl PruneRequest {
 
     fn wants(&self, record: &UsageRecord) -> bool {
         let kind = self.kinds.is_empty() || self.kinds.contains(&record.id.kind());
-        kind && self.filters.iter().all(|filter| filter.matches(record))
+        let is_named = self.only.as_ref().is_none_or(|only| only.contains(&record.id));
+        is_named && kind && self.filters.iter().all(|filter| filter.matches(record))
     }
 
     /// When it counts as last used: later than it was if making it again takes long.

@@ -23,6 +23,8 @@ pub mod keyed;
 mod layer_place;
 pub mod manifest;
 mod mode;
+mod networks;
+mod namespace;
 mod reading;
 mod redact;
 mod remote;
@@ -48,7 +50,7 @@ pub use context::{Context, ContextError};
 pub use dispatch::{LayersError, snapshots_of};
 pub use exec::{
     ExecError, Executor, Finished, LocalExecutor, MountSet, ProcessIo, ProcessSpec, ProcessUsage,
-    RuntimeError, RuntimeExecutor, SandboxExecutor, StepLog,
+    RuntimeError, RuntimeExecutor, SandboxExecutor, StepLog, TreeError,
 };
 pub use file::action::FileError;
 pub use file::copy::CopyError;
@@ -56,20 +58,24 @@ pub use file::decoder::{decompressed, is_compressed};
 pub use file::unpack::{EntryFault, UnpackError};
 pub use input::SelectError;
 pub use mode::ModeError;
+pub use namespace::Namespace;
 pub use reading::{Extent, ReadError};
 pub use remote::{ContextFetchError, ContextProvider, ContextRequest, FetchedContext};
 pub use root::IoAt;
 pub use rootfs::RootError;
 pub use run::{Bind, RunError, RunSpec, Running};
 pub use secret_scan::SecretLeak;
+pub use networks::NetworkError;
 pub use session::{ContextModes, Secret, Session, StepNetwork};
 pub use source::git::{GitError, GitFailure, GitPin};
 pub use source::http::{HttpError, HttpPin};
 pub use source::image::{PullProgress, Puller};
 pub use source::layout::{LayoutError, LayoutImage, OciLayout};
-pub use source::pins::Pins;
+pub use source::pins::{Pinned, Pins};
 pub use source::{ImageFault, SourceError};
+pub use stave_sandbox::{ExitStatus, Stdio, TerminalSize};
 pub use ssh::{AgentConnector, AgentStream, DEFAULT_AGENT, KeyError, SshAgent, SshKeys};
+pub use step::container::{Container, ContainerProcess, ContainerSpec};
 pub use step::failed::{Enter, FailedStep};
 pub use step::{SecretFault, StepError};
 pub use travel::{Listener, Travel, TravelResult, is_cache_mount};

@@ -4,20 +4,24 @@
 
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use stave_oci::Platform;
 use stave_sandbox::{
-    CgroupLimits, CgroupParent, DEFAULT_PATH, ExitStatus, MountSpec, Process, Rlimit, Sandbox, Security,
+    CgroupLimits, CgroupParent, DEFAULT_PATH, ExitStatus, MountSpec, Network, Process, Rlimit, Sandbox, Security,
     Stdio, TerminalSize,
 };
 use stave_store::{ActiveLayer, Snapshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::exec::network_files::HostEntry;
-use crate::exec::{ExecError, LocalExecutor, MountSet, ProcessSpec, sandbox_spec, wait};
-use crate::rootfs::{Names, RootError, network, network_mounts, overlay_root};
+use crate::exec::tree::ProcessTree;
+use crate::exec::{ExecError, LocalExecutor, MountSet, ProcessSpec, Started, sandbox_spec, wait};
+use crate::networks::{Connected, NetworkError};
+use crate::rootfs::{Names, RootError, network_mounts, overlay_root};
 use crate::session::StepNetwork;
 use crate::source::image::blocking;
+use crate::step::container::Container;
 use crate::step::failed::HeldMounts;
 use crate::users::{Identity, UserError, UserTable};
 use crate::worker::{LocalWorker, MountError, absolute};
@@ -94,6 +98,9 @@ pub enum RunError {
         #[source]
         source: std::io::Error,
     },
+    /// There is no such network here.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The sandbox failed.
     #[error(transparent)]
     Exec(#[from] ExecError),
@@ -114,15 +121,25 @@ impl RunError {
 #[derive(Debug)]
 pub struct Running {
     sandbox: Sandbox,
-    // After the sandbox: directories go away when nothing has them mounted.
-    _layer: ActiveLayer,
+    // After the sandbox: what was lent to it goes home.
+    _tree: Option<ProcessTree>,
+    // After both: directories go away when nothing has them mounted.
+    _layer: Option<ActiveLayer>,
     _mounts: Option<HeldMounts>,
+    _container: Option<Arc<Container>>,
 }
 
 impl Running {
     /// A process over prepared mounts.
-    pub(crate) fn new(sandbox: Sandbox, layer: ActiveLayer, mounts: HeldMounts) -> Self {
-        Self { sandbox, _layer: layer, _mounts: Some(mounts) }
+    pub(crate) fn new(started: Started, layer: ActiveLayer, mounts: HeldMounts) -> Self {
+        let Started { sandbox, tree } = started;
+        Self { sandbox, _tree: tree, _layer: Some(layer), _mounts: Some(mounts), _container: None }
+    }
+
+    /// A process of a container.
+    pub(crate) fn of_container(started: Started, container: Arc<Container>) -> Self {
+        let Started { sandbox, tree } = started;
+        Self { sandbox, _tree: tree, _layer: None, _mounts: None, _container: Some(container) }
     }
 
     /// Waits for the end. When `cancel` fires everything inside is killed first.
@@ -156,7 +173,47 @@ impl Running {
     }
 }
 
+/// What a process says whose program is not there.
+const NOT_FOUND: u8 = 127;
+
+/// The program that [`LocalWorker::probe`] asks for. It is nowhere: that it is missed shows that all before it worked.
+const PROBE: &str = "/.stave-probe";
+
 impl LocalWorker<LocalExecutor> {
+    /// Sets a sandbox up as for any process, over nothing.
+    ///
+    /// # Errors
+    /// [`RunError`], when it could not be.
+    pub async fn probe(&self) -> Result<(), RunError> {
+        let spec = RunSpec {
+            snapshot: Snapshot::scratch(),
+            platform: Platform::host(),
+            args: vec![PROBE.to_owned()],
+            env: Vec::new(),
+            cwd: String::new(),
+            user: String::new(),
+            hostname: "probe".to_owned(),
+            binds: Vec::new(),
+            readonly_root: false,
+            network: StepNetwork::None,
+            extra_hosts: Vec::new(),
+            rlimits: Vec::new(),
+            shm_size: None,
+            limits: CgroupLimits::default(),
+            cgroup_parent: CgroupParent::Default,
+            terminal: None,
+        };
+        let nothing = || std::fs::File::options().read(true).write(true).open("/dev/null");
+        let streams = nothing().and_then(|stdin| Ok((stdin, nothing()?, nothing()?)));
+        let (stdin, stdout, stderr) = streams
+            .map_err(|source| RunError::Bind { path: "/dev/null".into(), source })?;
+        let stdio = Stdio { stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into() };
+        match self.start(spec, stdio).await {
+            Err(error) if error.exit_code() == NOT_FOUND => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
     /// Starts a process over a throw-away layer on an image's file system.
     ///
     /// # Errors
@@ -171,17 +228,18 @@ impl LocalWorker<LocalExecutor> {
             let identity = UserTable::read(&view).identity(&spec.user)?;
             let layer = shared.prepare(&spec.snapshot, "run").map_err(RootError::from)?;
             let root = overlay_root(&shared, &layer);
-            let mounts = mounts(&spec)?;
+            let network = shared.networks.connect(spec.network)?;
+            let mounts = mounts(&spec, &network)?;
             let set = MountSet { root, readonly_root: spec.readonly_root, mounts, shm_size: spec.shm_size };
-            Ok((layer, sandbox_spec(process(&spec, identity), set)))
+            Ok((layer, sandbox_spec(process(&spec, identity, network.network), set)))
         })
         .await?;
-        let sandbox = self.executor.sandbox().spawn(sandbox, stdio).await?;
-        Ok(Running { sandbox, _layer: layer, _mounts: None })
+        let Started { sandbox, tree } = self.executor.sandbox().spawn(sandbox, stdio).await?;
+        Ok(Running { sandbox, _tree: tree, _layer: Some(layer), _mounts: None, _container: None })
     }
 }
 
-fn mounts(spec: &RunSpec) -> Result<Vec<MountSpec>, RunError> {
+fn mounts(spec: &RunSpec, network: &Connected) -> Result<Vec<MountSpec>, RunError> {
     let names = Names {
         hostname: spec.hostname.clone(),
         extra: spec
@@ -190,7 +248,7 @@ fn mounts(spec: &RunSpec) -> Result<Vec<MountSpec>, RunError> {
             .map(|(name, address)| HostEntry { name: name.clone(), address: address.clone() })
             .collect(),
     };
-    let mut mounts = network_mounts(&names, spec.network);
+    let mut mounts = network_mounts(&names, network)?;
     for bind in &spec.binds {
         let source = absolute(&bind.source);
         if !source.exists() {
@@ -203,7 +261,7 @@ fn mounts(spec: &RunSpec) -> Result<Vec<MountSpec>, RunError> {
     Ok(mounts)
 }
 
-fn process(spec: &RunSpec, identity: Identity) -> ProcessSpec {
+fn process(spec: &RunSpec, identity: Identity, network: Network) -> ProcessSpec {
     let mut process = Process::new(spec.args.clone());
     process.env = environment(&spec.env, &identity, spec.terminal.is_some());
     process.cwd = Path::new("/").join(&spec.cwd);
@@ -213,7 +271,7 @@ fn process(spec: &RunSpec, identity: Identity) -> ProcessSpec {
     ProcessSpec {
         process,
         hostname: spec.hostname.clone(),
-        network: network(spec.network),
+        network,
         security: Security::Default,
         limits: Some(spec.limits.clone()).filter(|limits| !limits.is_empty()),
         cgroup_parent: spec.cgroup_parent.clone(),

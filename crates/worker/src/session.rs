@@ -10,6 +10,7 @@ use stave_oci::Digest;
 use stave_registry::{Client, ResolvedImage};
 
 use crate::confinement::Confinement;
+use crate::namespace::Namespace;
 use crate::remote::ContextProvider;
 use crate::source::pins::Pins;
 use crate::ssh::SshAgent;
@@ -42,6 +43,8 @@ pub struct Session {
     pub travel: Option<Arc<Travel>>,
     /// How far steps may go.
     pub confinement: Confinement,
+    /// Whose directories, images and records it may find again.
+    pub namespace: Namespace,
 }
 
 impl fmt::Debug for Session {
@@ -73,8 +76,11 @@ pub enum StepNetwork {
     Host,
     /// Loopback only.
     None,
-    /// One of its own that a program in user space connects to the host's.
-    User,
+    /// One of its own on a bridge with NAT; where the kernel lets an ordinary user make none, one that a program in user
+    /// space connects to the host's.
+    Bridge,
+    /// One of its own that this program connects to the host's.
+    User(stave_sandbox::UserNetworkProgram),
 }
 
 /// Where a secret's value is.

@@ -11,6 +11,7 @@ mod instructions;
 mod machine;
 mod registry;
 mod rootless;
+mod soak;
 mod suite;
 mod test;
 
@@ -39,6 +40,8 @@ enum Command {
     Crash(crash::Options),
     /// Count the instructions of the pure parts and compare them with the recorded counts.
     Instructions(instructions::Options),
+    /// Let many clients build on one daemon for a while, and look at its memory and disk.
+    Soak(soak::Options),
     /// Measure stave, and any peer that is installed, in alternation.
     Bench(bench::Options),
 }
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Images => images::serve(),
         Command::Crash(options) => crash::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Soak(options) => soak::run(&options),
         Command::Instructions(options) => instructions::run(&options),
     };
     match result {

@@ -54,7 +54,7 @@ impl SecretWatch {
                 steps.insert(vertex.digest.clone(), seen);
             }
         }
-        (!steps.is_empty()).then(|| Self { history: History::of(store), recorder, steps })
+        (!steps.is_empty()).then(|| Self { history: History::of(store).within(&session.namespace), recorder, steps })
     }
 
     /// A step runs with these secrets.

@@ -3,14 +3,21 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use stave_store::Store;
+use stave_worker::Namespace;
 
 use super::log::LogReader;
 use super::{BuildId, BuildRecord, BuildState, RECORD_FORMAT};
 
 /// Bytes of the largest record that is read.
 const MAX_RECORD: u64 = 64 << 20;
+
+/// Beside a record: whose build it is, where that is not everybody's.
+const OWNER: &str = "owner";
+/// Marks a build that stays.
+const PIN: &str = "pinned";
 
 /// How much of the past is kept. What goes first is the oldest; a running build's record stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,11 +26,13 @@ pub struct Retention {
     pub builds: usize,
     /// Bytes of all records and logs together.
     pub bytes: u64,
+    /// How long a build is kept though there are more than `builds`.
+    pub at_least: Duration,
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { builds: 200, bytes: 256 << 20 }
+        Self { builds: 200, bytes: 256 << 20, at_least: Duration::ZERO }
     }
 }
 
@@ -68,12 +77,39 @@ pub enum HistoryError {
 #[derive(Debug, Clone)]
 pub struct History {
     directory: PathBuf,
+    namespace: Namespace,
 }
 
 impl History {
     /// The history of a store.
     pub fn of(store: &Store) -> Self {
-        Self { directory: store.builds_directory() }
+        Self { directory: store.builds_directory(), namespace: Namespace::Shared }
+    }
+
+    /// The same as far as one tenant sees it; who shares the store with all sees everything.
+    #[must_use]
+    pub fn within(&self, namespace: &Namespace) -> Self {
+        Self { directory: self.directory.clone(), namespace: namespace.clone() }
+    }
+
+    /// Says whose a build is.
+    ///
+    /// # Errors
+    /// [`HistoryError::Directory`].
+    pub fn give(&self, id: &BuildId, namespace: &Namespace) -> Result<(), HistoryError> {
+        let Namespace::Own(name) = namespace else { return Ok(()) };
+        let path = self.place(id).join(OWNER);
+        fs::write(&path, name.as_bytes())
+            .map_err(|source| HistoryError::Directory { action: "change", path, source })
+    }
+
+    fn sees(&self, id: &BuildId) -> bool {
+        match &self.namespace {
+            Namespace::Shared => true,
+            Namespace::Own(name) => {
+                fs::read(self.place(id).join(OWNER)).is_ok_and(|owner| owner == name.as_bytes())
+            }
+        }
     }
 
     /// Ids of all builds, the newest first.
@@ -92,6 +128,7 @@ impl History {
             let name = entry.map_err(failed)?.file_name();
             ids.extend(name.to_str().and_then(|name| name.parse::<BuildId>().ok()));
         }
+        ids.retain(|id| self.sees(id));
         ids.sort_unstable_by(|a, b| b.cmp(a));
         Ok(ids)
     }
@@ -118,6 +155,37 @@ impl History {
     /// All records that can be read, the newest first.
     pub fn records(&self) -> impl Iterator<Item = BuildRecord> + '_ {
         self.ids().unwrap_or_default().into_iter().filter_map(|id| self.read(&id).ok())
+    }
+
+    /// The directory of a build's record: who else knows something of it keeps that beside the record.
+    pub fn place(&self, id: &BuildId) -> PathBuf {
+        self.directory.join(id.as_str())
+    }
+
+    /// Whether a build stays until somebody removes it by name.
+    pub fn is_pinned(&self, id: &BuildId) -> bool {
+        self.place(id).join(PIN).exists()
+    }
+
+    /// Keeps a build until somebody removes it by name, or lets it grow old as others do.
+    ///
+    /// # Errors
+    /// [`HistoryError::NoSuchBuild`], [`HistoryError::Directory`].
+    pub fn pin(&self, id: &BuildId, is_pinned: bool) -> Result<(), HistoryError> {
+        let path = self.place(id).join(PIN);
+        let changed = match is_pinned {
+            true => File::create(&path).map(drop),
+            false => fs::remove_file(&path),
+        };
+        match changed {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && is_pinned => {
+                Err(HistoryError::NoSuchBuild(id.to_string()))
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(HistoryError::Directory { action: "change", path, source: error })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A build's record. One whose process died says [`BuildState::Killed`].
@@ -162,10 +230,16 @@ impl History {
     /// [`HistoryError::Directory`].
     pub fn prune(&self, keep: &Retention) -> Result<usize, HistoryError> {
         let (mut kept, mut bytes, mut gone) = (0, 0, 0);
+        let now = SystemTime::now();
         for id in self.ids()? {
-            bytes += size(&self.directory.join(id.as_str()));
+            if self.is_pinned(&id) {
+                continue;
+            }
+            let place = self.place(&id);
+            bytes += size(&place);
             kept += 1;
-            if kept <= keep.builds && bytes <= keep.bytes {
+            let is_young = || age(&place, now).is_some_and(|age| age < keep.at_least);
+            if bytes <= keep.bytes && (kept <= keep.builds || is_young()) {
                 continue;
             }
             // Another process may prune as well.
@@ -205,6 +279,11 @@ fn read(directory: &Path) -> io::Result<BuildRecord> {
         }
     }
     Ok(record)
+}
+
+/// How long ago a build ended; `None` when that cannot be told.
+fn age(directory: &Path, now: SystemTime) -> Option<Duration> {
+    now.duration_since(record_path(directory).metadata().ok()?.modified().ok()?).ok()
 }
 
 fn size(directory: &Path) -> u64 {

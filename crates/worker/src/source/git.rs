@@ -143,7 +143,7 @@ impl GitRequest {
         if let Some(pin) = self.known_pin()? {
             return Ok(pin);
         }
-        let key = format!("{}#{}", self.remote.address(), self.revision);
+        let key = self.question();
         if let Some(pin) = cx.session.pins.git(&key) {
             self.check(&pin)?;
             return Ok(pin);
@@ -155,8 +155,13 @@ impl GitRequest {
         Ok(pin)
     }
 
+    /// What a remote is asked, by which a session remembers the answer.
+    pub(super) fn question(&self) -> String {
+        format!("{}#{}", self.remote.address(), self.revision)
+    }
+
     /// What the request alone says: a commit as the revision, or one to be fetched by itself.
-    fn known_pin(&self) -> Result<Option<GitPin>, GitError> {
+    pub(super) fn known_pin(&self) -> Result<Option<GitPin>, GitError> {
         if is_commit(&self.revision) {
             let pin = GitPin::commit(&self.revision);
             self.check(&pin)?;
@@ -219,7 +224,7 @@ impl GitRequest {
         cx: &JobContext<Session>,
     ) -> Result<Snapshot, SourceError> {
         let git = Git::open(self, shared, cx).await?;
-        let repository = Repository::open(&git, &self.remote, pin, shared, &cx.cancel).await?;
+        let repository = Repository::open(&git, &self.remote, pin, shared, cx).await?;
         repository.bring(&git, &self.remote, pin).await?;
         let description = format!("git snapshot for {}#{}", self.remote.shown(), self.revision);
         let layer = {

@@ -189,7 +189,7 @@ impl HttpSource {
         cx: &JobContext<Session>,
     ) -> Result<HttpPin, SourceError> {
         let failed = |source| SourceError::Http { url: self.shown(), source };
-        let kept = Kept::open(&self.shown(), identity, shared, &cx.cancel).await?;
+        let kept = Kept::open(&self.shown(), identity, shared, cx).await?;
         let known = kept.known(shared).await?;
         if let Some(known) = known.as_ref().filter(|known| self.checksum.as_ref() == Some(&known.digest)) {
             return Ok(known.pin());
@@ -214,7 +214,7 @@ impl HttpSource {
     }
 
     /// Everything that makes a request and its file what they are.
-    fn identity(&self) -> String {
+    pub(super) fn identity(&self) -> String {
         let Self { url, checksum, filename, mode, owner, auth_secret, headers } = self;
         let text = format!("{url:?} {checksum:?} {filename:?} {mode} {owner:?} {auth_secret:?} {headers:?}");
         blake3::hash(text.as_bytes()).to_hex()[..32].to_owned()

@@ -96,7 +96,7 @@ impl LocalWorker<LocalExecutor> {
         let cancel = CancellationToken::new();
         let caches = {
             let inputs: Vec<Ref> = step.inputs.iter().cloned().map(Ref::Snapshot).collect();
-            super::lock_caches(&shared, &step.op, &inputs, None, &cancel).await?
+            super::lock_caches(&shared, &step.op, &inputs, &session, &cancel).await?
         };
         let (layer, sandbox, held) = blocking(move || -> Result<_, StepError> {
             let plan = plan(&shared, step, &enter, session)?;

@@ -31,6 +31,7 @@ fn session(secrets: &[(&str, &[u8])]) -> Session {
         resolved: std::collections::BTreeMap::new(),
         travel: None,
         confinement: crate::confinement::Confinement::default(),
+        namespace: crate::Namespace::Shared,
     }
 }
 

@@ -76,6 +76,7 @@ impl Machine {
             resolved: BTreeMap::new(),
             travel: None,
             confinement: Confinement { network: StepNetwork::None, ..Confinement::default() },
+            namespace: stave_worker::Namespace::Shared,
         }
     }
 

@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use stave_solver::JobContext;
 use stave_store::{MutableDir, Sharing};
-use tokio_util::sync::CancellationToken;
 
 use super::cli::{Git, Place, RunError};
 use super::error::GitError;
 use super::remote::Remote;
 use super::{GitPin, is_commit};
 use crate::root::At as _;
+use crate::session::Session;
 use crate::source::SourceError;
 use crate::source::image::blocking;
 use crate::worker::Shared;
@@ -48,11 +49,13 @@ impl Repository {
         remote: &Remote,
         pin: &GitPin,
         shared: &Arc<Shared>,
-        cancel: &CancellationToken,
+        cx: &JobContext<Session>,
     ) -> Result<Self, SourceError> {
+        let cancel = &cx.cancel;
         let is_sha256 = pin.object.len() == 64;
         let format = if is_sha256 { " (sha256)" } else { "" };
         let key = format!("git repository {}{format}", remote.shown());
+        let key = cx.session.namespace.key(&key);
         let directory = loop {
             let (shared, key) = (Arc::clone(shared), key.clone());
             match blocking(move || shared.store.try_mutable_dir(&key, Sharing::Locked)).await? {

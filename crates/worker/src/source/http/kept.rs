@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use stave_oci::Digest;
+use stave_solver::JobContext;
 use stave_store::{MutableDir, Sharing, Snapshot};
-use tokio_util::sync::CancellationToken;
 
 use super::HttpPin;
 use crate::root::At as _;
+use crate::session::Session;
 use crate::source::SourceError;
 use crate::source::image::blocking;
 use crate::worker::Shared;
@@ -77,9 +78,10 @@ impl Kept {
         shown: &str,
         identity: &str,
         shared: &Arc<Shared>,
-        cancel: &CancellationToken,
+        cx: &JobContext<Session>,
     ) -> Result<Self, SourceError> {
-        let key = format!("download {shown} {identity}");
+        let cancel = &cx.cancel;
+        let key = cx.session.namespace.key(&format!("download {shown} {identity}"));
         let directory = loop {
             let (shared, key) = (Arc::clone(shared), key.clone());
             match blocking(move || shared.store.try_mutable_dir(&key, Sharing::Locked)).await? {

@@ -1,0 +1,35 @@
+//! What of the configuration can change while the daemon runs. Start with [`Settings`].
+//!
+//! Everybody takes what is in force when a call begins and keeps it to the call's end, so that no build sees two.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::config::WorkerConfig;
+use crate::tenants::Tenancy;
+
+/// What is in force at one time.
+#[derive(Debug, Default)]
+pub(crate) struct InForce {
+    pub(crate) worker: WorkerConfig,
+    pub(crate) tenancy: Tenancy,
+}
+
+/// The settings, shared by all who need them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Settings(Arc<RwLock<Arc<InForce>>>);
+
+impl Settings {
+    pub(crate) fn new(worker: WorkerConfig, tenancy: Tenancy) -> Self {
+        Self(Arc::new(RwLock::new(Arc::new(InForce { worker, tenancy }))))
+    }
+
+    /// What is in force now.
+    pub(crate) fn now(&self) -> Arc<InForce> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts others in force, for calls from now on.
+    pub(crate) fn replace(&self, worker: WorkerConfig, tenancy: Tenancy) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(InForce { worker, tenancy });
+    }
+}
