@@ -17,7 +17,7 @@ use super::reuse::Reuse;
 use super::unpack::{UnpackError, Unpacking, unpack};
 use crate::filter::Filter;
 use crate::input::Input;
-use crate::mode::ModeError;
+use crate::mode::{ModeChange, ModeError};
 use crate::root::{At as _, IoAt, Last, RootDir, absent, clean, stat_at};
 use crate::view::ViewError;
 
@@ -232,7 +232,9 @@ impl Copying<'_> {
         let written = &self.destination.path;
         let ensured =
             if self.destination.is_directory { written } else { written.parent().unwrap_or(written) };
-        create_directories(self.root, &resolve(self.root, ensured, Last::Follow)?, PARENT_MODE, &stamp)?;
+        // A mode given as a number is that of the directories above, too.
+        let mode = if let ModeChange::Set(mode) = self.request.rules.mode { mode } else { PARENT_MODE };
+        create_directories(self.root, &resolve(self.root, ensured, Last::Follow)?, mode, &stamp)?;
         let mut target = resolve(self.root, written, Last::Follow)?;
         let existing = self.root.stat(&target).at("looking at", &target)?;
         let existing = existing.map(|stat| FileType::from_raw_mode(stat.st_mode));

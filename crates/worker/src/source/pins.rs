@@ -5,8 +5,11 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::git::GitPin;
-use super::http::HttpPin;
+use stave_llb::{SourceIdentifier, SourceOp};
+use stave_oci::Digest;
+
+use super::git::{GitPin, GitRequest};
+use super::http::{HttpPin, HttpSource};
 
 /// The answers of one session; clones share them.
 #[derive(Clone, Default)]
@@ -27,7 +30,33 @@ impl fmt::Debug for Pins {
     }
 }
 
+/// What a moving source turned out to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pinned {
+    /// The commit of a repository.
+    Commit(String),
+    /// The content of a download.
+    Content(Digest),
+}
+
 impl Pins {
+    /// What a source turned out to be, if that was asked.
+    #[must_use]
+    pub fn of(&self, op: &SourceOp) -> Option<Pinned> {
+        match &op.identifier {
+            SourceIdentifier::Git(git) => {
+                let request = GitRequest::new(git, op).ok()?;
+                let pin = request.known_pin().ok()?.or_else(|| self.git(&request.question()))?;
+                Some(Pinned::Commit(pin.hash().to_owned()))
+            }
+            SourceIdentifier::Http { url } => {
+                let source = HttpSource::new(url, &op.attrs).ok()?;
+                Some(Pinned::Content(self.http(&source.identity())?.digest))
+            }
+            _ => None,
+        }
+    }
+
     /// The commit of a remote's revision, if it was asked for.
     pub(crate) fn git(&self, key: &str) -> Option<GitPin> {
         self.with(|inner| inner.git.get(key).cloned())

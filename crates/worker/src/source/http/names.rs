@@ -48,11 +48,18 @@ fn percent_decode(text: &str) -> String {
 pub(super) fn http_date(text: &str) -> Option<i64> {
     const MONTHS: [&str; 12] =
         ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let mut words = text.split_once(", ")?.1.split([' ', ':']);
+    // The older form has dashes, and two digits of a year.
+    let mut words = text.split_once(", ")?.1.split([' ', ':', '-']);
     let day: i64 = words.next()?.parse().ok()?;
     let name = words.next()?;
     let month = i64::try_from(MONTHS.iter().position(|month| *month == name)?).ok()? + 1;
-    let year: i64 = words.next()?.parse().ok()?;
+    let year = words.next()?;
+    let century = match year.len() {
+        2 if year < "70" => 2000,
+        2 => 1900,
+        _ => 0,
+    };
+    let year = year.parse::<i64>().ok()? + century;
     let mut clock = || words.next()?.parse::<i64>().ok();
     let (hours, minutes, seconds) = (clock()?, clock()?, clock()?);
     if !(1..=31).contains(&day) || !(0..=9999).contains(&year) {
@@ -75,6 +82,7 @@ mod tests {
     #[test]
     fn dates() {
         assert_eq!(http_date("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
+        assert_eq!(http_date("Sunday, 06-Nov-94 08:49:37 GMT"), Some(784_111_777));
         assert_eq!(http_date("Thu, 01 Jan 1970 00:00:00 GMT"), Some(0));
         assert_eq!(http_date("Tue, 29 Feb 2028 23:59:59 GMT"), Some(1_835_481_599));
         assert_eq!(http_date("yesterday"), None);
