@@ -6,15 +6,48 @@
 mod provenance;
 mod sbom;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use serde_json::{Map, Value};
+use stave_llb::SourceOp;
 use stave_oci::Reference;
 
 pub(crate) use provenance::Facts;
+pub use provenance::{Material, redacted};
 pub(crate) use sbom::{read, scan};
 
 /// The scanner of `--sbom=true`, as BuildKit's.
 pub const DEFAULT_SCANNER: &str = "docker/buildkit-syft-scanner:stable-1";
+
+/// The front end that reads Dockerfiles, as BuildKit names it.
+pub const FRONTEND: &str = "dockerfile.v0";
+
+/// What was asked of which front end.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Asked {
+    /// Its name; empty where somebody brought a graph.
+    pub frontend: String,
+    /// Its options, by BuildKit's names. Credentials in addresses are made unreadable.
+    pub args: BTreeMap<String, String>,
+    /// The address of the context that the Dockerfile came from, where that is one.
+    pub context: Option<String>,
+    /// The Dockerfile's path.
+    pub filename: Option<String>,
+    /// Directories that were read beside those in the graph.
+    pub locals: BTreeSet<String>,
+    /// Sources that were read beside those in the graph.
+    pub sources: Vec<SourceOp>,
+    /// What the client says of its repository.
+    pub vcs: BTreeMap<String, String>,
+    /// What the builder's owner says of it.
+    pub environment: Map<String, Value>,
+    /// The version of the Dockerfile language.
+    pub language: Option<String>,
+    /// What made the graphs that went in, by their names.
+    pub inputs: BTreeMap<String, Asked>,
+    /// What the client asked for that asked for this.
+    pub root: Option<Box<Asked>>,
+}
 
 /// What is to be attested; by default nothing is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

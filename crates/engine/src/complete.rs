@@ -3,18 +3,24 @@
 //! Owns what happens between the last step and the export. Must not know where images go. Start with
 //! [`Engine::complete`].
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use jiff::Timestamp;
-use stave_exporter::{ConfigDocument, Image, ImageLayerRef};
-use stave_frontend_dockerfile::{PlanRequest, ResolvedSources, SourceRequest};
+use stave_exporter::{CompressionChoice, ConfigDocument, Image, ImageLayerRef};
+use stave_frontend_dockerfile::{ImageOrigin, ResolvedSources, SourceRequest};
 use stave_llb::Definition;
-use stave_oci::{Digest, History, Platform, Reference};
+use stave_oci::{Descriptor, Digest, History, Platform};
+use stave_registry::Client;
 use stave_store::Snapshot;
+use stave_worker::{Pins, Session};
 use tokio_util::sync::CancellationToken;
 
-use crate::attest::{self, Facts, Sbom};
+use crate::attest::{self, Asked, Attest, Facts, Material, ProvenanceMode, Sbom};
+use crate::build::base_of;
 use crate::event::Steps;
 use crate::resolve::{Resolved, Resolver};
-use crate::{BuildError, BuildRequest, Engine};
+use crate::{BuildError, Engine, PullPolicy};
 
 /// Which layers become one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,19 +33,40 @@ pub enum Squash {
 
 /// What is known of one platform when its steps are done.
 pub(crate) struct Built<'a> {
-    pub(crate) request: &'a BuildRequest,
-    /// The request as this platform had it.
-    pub(crate) plan: &'a PlanRequest,
+    pub(crate) attest: &'a Attest,
+    pub(crate) squash: Option<Squash>,
+    pub(crate) asked: &'a Asked,
     pub(crate) definition: &'a Definition,
     /// The images that went in, pinned.
-    pub(crate) images: Vec<(Reference, Platform, Digest)>,
+    pub(crate) images: Vec<Material>,
+    /// What moving sources turned out to be.
+    pub(crate) pins: &'a Pins,
     pub(crate) started: Timestamp,
+    /// Whether blobs of the layers will be there anyway.
+    pub(crate) is_image: bool,
+    /// How the scanner's image is found, and what its steps may use.
+    pub(crate) scan: Scan<'a>,
+}
+
+/// What a scan runs with.
+pub(crate) struct Scan<'a> {
+    pub(crate) registry: &'a Client,
+    pub(crate) pull: PullPolicy,
+    /// The session of its steps, with the images that were looked up.
+    pub(crate) session: &'a (dyn Fn(Resolved) -> Arc<Session> + Send + Sync),
 }
 
 /// The images among resolved sources, as statements name them.
-pub(crate) fn materials(sources: &ResolvedSources) -> Vec<(Reference, Platform, Digest)> {
-    let material = |(request, image): (&SourceRequest, &stave_frontend_dockerfile::ResolvedImage)| {
-        (request.reference.clone(), request.platform.clone(), image.digest.clone())
+pub(crate) fn materials(sources: &ResolvedSources) -> Vec<Material> {
+    let material = |(request, image): (&SourceRequest, &stave_frontend_dockerfile::ResolvedImage)| Material {
+        reference: match request.origin {
+            // Its digest is that of the material.
+            ImageOrigin::OciLayout { .. } => request.reference.with_tag("latest"),
+            ImageOrigin::Registry { .. } => request.reference.clone(),
+        },
+        platform: request.platform.clone(),
+        digest: image.digest.clone(),
+        is_layout: matches!(request.origin, ImageOrigin::OciLayout { .. }),
     };
     sources.images().map(material).collect()
 }
@@ -54,26 +81,56 @@ impl Engine {
         cancel: &CancellationToken,
     ) -> Result<Image, BuildError> {
         let mut image = image;
-        if let Some(squash) = built.request.squash {
+        if let Some(squash) = built.squash {
             image = self.squash(image, squash, steps).await?;
         }
-        if let Some(sbom) = &built.request.attest.sbom {
+        if let Some(sbom) = &built.attest.sbom {
             let found = self.bill(sbom, &built, &image.platform, (steps, cancel)).await?;
             image.attestations.extend(found);
         }
-        if let Some(provenance) = &built.request.attest.provenance {
+        if let Some(provenance) = &built.attest.provenance {
+            let layers = match provenance.mode == ProvenanceMode::Max && built.is_image {
+                true => self.blobs(&image, built.definition).await?,
+                false => BTreeMap::new(),
+            };
             let facts = Facts {
-                plan: built.plan,
-                filename: &built.request.dockerfile.name,
+                asked: built.asked,
                 definition: built.definition,
                 invocation: invocation(built.definition, built.started),
                 images: built.images,
+                pins: built.pins,
+                layers,
                 started: built.started,
                 finished: Timestamp::now(),
             };
             image.attestations.push(facts.attest(provenance)?);
         }
         Ok(image)
+    }
+
+    /// The blobs of the result's layers, and of those base images that have theirs.
+    async fn blobs(
+        &self,
+        image: &Image,
+        definition: &Definition,
+    ) -> Result<BTreeMap<(Digest, u32), Vec<Descriptor>>, BuildError> {
+        let mut found = BTreeMap::new();
+        for vertex in definition.vertices() {
+            let Some((name, platform)) = base_of(vertex) else { continue };
+            let layers = self.base_layers(&name, &platform)?;
+            let blobs: Option<Vec<Descriptor>> = layers.into_iter().map(|layer| layer.blob).collect();
+            if let Some(blobs) = blobs.filter(|blobs| !blobs.is_empty()) {
+                found.insert((vertex.digest.clone(), 0), blobs);
+            }
+        }
+        if let Some(output) = definition.outputs().first() {
+            let mut blobs = Vec::with_capacity(image.layers.len());
+            for layer in &image.layers {
+                blobs.push(self.exporter().layer_blob(layer, CompressionChoice::default()).await?.descriptor);
+            }
+            found.insert((output.vertex.clone(), output.output), blobs);
+        }
+        Ok(found)
     }
 
     async fn squash(&self, mut image: Image, which: Squash, steps: &Steps) -> Result<Image, BuildError> {
@@ -104,7 +161,7 @@ impl Engine {
         (steps, cancel): (&Steps, &CancellationToken),
     ) -> Result<Vec<stave_exporter::Attestation>, BuildError> {
         let host = Platform::host();
-        let resolver = Resolver::new(self, &self.registry, built.request.pull, steps);
+        let resolver = Resolver::new(self, built.scan.registry, built.scan.pull, steps);
         let request = SourceRequest::plain(sbom.generator.clone(), host.clone());
         let mut resolved = Resolved::default();
         let scanner_failed = |error: crate::ResolveError| BuildError::Scanner(Box::new(error));
@@ -113,7 +170,7 @@ impl Engine {
         let (scanner, config) = (sbom.generator.pinned(found.digest.clone()), found.config.to_bytes());
         tracing::debug!(%platform, %scanner, "scanning");
         let definition = attest::scan(sbom, &scanner, &config, (built.definition, &host))?;
-        let session = self.local_session(built.request, resolved);
+        let session = (built.scan.session)(resolved);
         let (written, _) = self.solve(&definition, session, steps, cancel).await?;
         Ok(attest::read(&self.store.view(&written)?, &sbom.generator)?)
     }

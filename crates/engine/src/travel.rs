@@ -9,13 +9,15 @@ mod import;
 mod mounts;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use stave_llb::{Definition, Op, SourceIdentifier, Vertex};
 use stave_oci::{Digest, ImageConfig, Platform, Reference};
+use stave_registry::Client;
 use stave_remotecache::import::{Imports, SourceKeys, Warn};
 use stave_remotecache::key::{http_source, image_source};
-use stave_remotecache::place::{Place, PlaceError, S3Store};
+use stave_remotecache::place::{Contents, Elsewhere, Place, PlaceError, S3Store};
 use stave_remotecache::spec::{ExportSpec, ExportTarget, ImportSpec, RegistryPlace};
 use stave_worker::Travel;
 
@@ -35,13 +37,30 @@ pub struct Caches {
     pub from: Vec<ImportSpec>,
     /// Written when the build has succeeded.
     pub to: Vec<ExportSpec>,
+    /// Whose they are; `None` for this machine's own user.
+    pub owner: Option<CacheOwner>,
+}
+
+/// Somebody for whom this machine builds: caches are read and written with his credentials, in his directories.
+#[derive(Clone)]
+pub struct CacheOwner {
+    /// Asks registries.
+    pub registry: Client,
+    /// His directories, by the path he names.
+    pub directories: Arc<dyn Fn(&Path) -> Arc<dyn Contents> + Send + Sync>,
+}
+
+impl std::fmt::Debug for CacheOwner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CacheOwner").finish_non_exhaustive()
+    }
 }
 
 /// What a build needs to know of its images: layers by the digest they are pinned to.
-#[derive(Debug, Default)]
-pub(crate) struct ImageLayers(HashMap<Digest, ImageKey>);
+#[derive(Debug, Clone, Default)]
+pub struct ImageLayers(HashMap<Digest, ImageKey>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct ImageKey {
     /// What the name stands for, where that is another document.
     root: Option<Digest>,
@@ -54,7 +73,7 @@ struct ImageKey {
 struct Unusable(String);
 
 /// One build's caches, on their way.
-pub(crate) struct Journey {
+pub struct Journey {
     pub(crate) travel: Arc<Travel>,
     definition: Arc<Definition>,
     sources: SourceKeys,
@@ -69,6 +88,24 @@ impl ImageLayers {
             (digest.clone(), ImageKey { root, diff_ids: config.rootfs.diff_ids.clone() })
         };
         Self(resolved.sources.images().map(|(_, image)| key((&image.digest, &image.config))).collect())
+    }
+
+    /// Takes up what is known of another platform's.
+    pub fn absorb(&mut self, other: &Self) {
+        self.0.extend(other.0.iter().map(|(digest, key)| (digest.clone(), key.clone())));
+    }
+}
+
+impl Journey {
+    /// What the steps of the build need of it.
+    pub fn travel(&self) -> Arc<Travel> {
+        Arc::clone(&self.travel)
+    }
+}
+
+impl std::fmt::Debug for Journey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Journey").finish_non_exhaustive()
     }
 }
 
@@ -87,39 +124,47 @@ impl Engine {
         }
         let definition = Arc::new(definition.clone());
         let sources = source_keys(&definition, images);
-        let bases = Arc::new(Bases::new(self.store.clone(), self.registry.clone(), names));
+        let registry = caches.owner.as_ref().map_or(&self.registry, |owner| &owner.registry);
+        let bases = Arc::new(Bases::new(self.store.clone(), registry.clone(), names));
         let mut outgoing = Vec::with_capacity(caches.to.len());
         for spec in &caches.to {
-            outgoing.push(Outgoing::begin(self, spec, &definition, &bases).await?);
+            let place = self.export_place(&spec.target, caches.owner.as_ref()).await;
+            let place = place.map_err(|error| export::failed(spec, error.into()))?;
+            outgoing.push(Outgoing::begin(self, spec, place, &definition, &bases));
         }
         let imports = if caches.from.is_empty() {
             None
         } else {
-            let read = import::read(self, &caches.from, steps).await;
+            let read = import::read(self, caches, steps).await;
             Some(Imports::new(self.store.clone(), read, &definition, &sources, warning(steps)))
         };
         let listener = (!outgoing.is_empty()).then(|| export::listener(&outgoing, &definition));
-        let mounts = mounts::imports(self, &caches.from, warning(steps)).await;
+        let mounts = mounts::imports(self, caches, warning(steps)).await;
         let travel = Arc::new(Travel::new(imports, mounts, listener));
         Ok(Some(Journey { travel, definition, sources, outgoing }))
     }
 
     /// The place a registry cache lies at.
-    async fn registry_place(&self, place: &RegistryPlace) -> Place {
+    async fn registry_place(&self, place: &RegistryPlace, owner: Option<&CacheOwner>) -> Place {
         let reference = place.reference.clone();
-        let client =
-            if place.insecure { self.registry.trusting(&reference).await } else { self.registry.clone() };
+        let registry = owner.map_or(&self.registry, |owner| &owner.registry);
+        let client = if place.insecure { registry.trusting(&reference).await } else { registry.clone() };
         Place::Registry { client, reference }
     }
 
     /// The place of an export; `None` for an inline one.
-    pub(crate) async fn export_place(&self, target: &ExportTarget) -> Result<Option<Place>, PlaceError> {
+    pub(crate) async fn export_place(
+        &self,
+        target: &ExportTarget,
+        owner: Option<&CacheOwner>,
+    ) -> Result<Option<Place>, PlaceError> {
         Ok(Some(match target {
             ExportTarget::Inline => return Ok(None),
-            ExportTarget::Registry(place) => self.registry_place(place).await,
-            ExportTarget::Local { dest, tag, .. } => {
-                stave_remotecache::place::local(dest.clone(), tag.clone(), None)
-            }
+            ExportTarget::Registry(place) => self.registry_place(place, owner).await,
+            ExportTarget::Local { dest, tag, .. } => match owner {
+                Some(owner) => Place::Elsewhere(Elsewhere::new((owner.directories)(dest), None)),
+                None => stave_remotecache::place::local(dest.clone(), tag.clone(), None),
+            },
             ExportTarget::S3(place) => Place::S3(S3Store::new(place.clone())?),
         }))
     }

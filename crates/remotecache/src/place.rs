@@ -3,6 +3,7 @@
 //! Owns one set of questions over all of them, in terms of blobs and one named document. Must not know records
 //! or keys. Start with [`Place`].
 
+mod elsewhere;
 mod error;
 mod local;
 mod s3;
@@ -18,6 +19,7 @@ use stave_oci::{Descriptor, Digest, Hasher, Reference};
 use stave_registry::{BlobContent, BlobPush, Client, RegistryError};
 use tokio::io::AsyncRead;
 
+pub use elsewhere::{Contents, Elsewhere};
 pub use error::PlaceError;
 pub use local::LocalPlace;
 pub use s3::S3Store;
@@ -42,6 +44,8 @@ pub enum Place {
     Local(LocalPlace),
     /// A bucket.
     S3(S3Store),
+    /// A store of somebody else.
+    Elsewhere(Elsewhere),
 }
 
 /// A document with its media type.
@@ -92,6 +96,7 @@ impl Place {
                 let bytes = store.manifest().await?;
                 Ok(bytes.map(|bytes| Document { media_type: None, bytes }))
             }
+            Self::Elsewhere(place) => place.document().await,
         }
     }
 
@@ -141,6 +146,7 @@ impl Place {
             }
             Self::Local(place) => place.blob(&descriptor.digest).await,
             Self::S3(store) => store.blob(&descriptor.digest).await,
+            Self::Elsewhere(place) => place.contents.read(&descriptor.digest).await,
         }
     }
 
@@ -153,6 +159,7 @@ impl Place {
             Self::Registry { client, reference } => Ok(client.has_blob(reference, digest).await?),
             Self::Local(place) => Ok(place.has_blob(digest)),
             Self::S3(store) => store.keep_blob(digest).await,
+            Self::Elsewhere(place) => Ok(place.contents.size(digest).await?.is_some()),
         }
     }
 
@@ -193,6 +200,10 @@ impl Place {
                 store.put_blob(descriptor, content).await?;
                 Ok(Written::Sent)
             }
+            Self::Elsewhere(place) => {
+                place.contents.write(&descriptor.digest, content).await?;
+                Ok(Written::Sent)
+            }
         }
     }
 
@@ -211,6 +222,7 @@ impl Place {
                 store.put_manifest(bytes).await?;
                 Ok(digest)
             }
+            Self::Elsewhere(place) => place.put_document(media_type, bytes).await,
         }
     }
 
@@ -230,6 +242,7 @@ impl Place {
             }
             Self::Local(place) => Self::Local(place.named(suffix)),
             Self::S3(store) => Self::S3(store.named(suffix)),
+            Self::Elsewhere(place) => Self::Elsewhere(place.unnamed()),
         }
     }
 }

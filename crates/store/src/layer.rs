@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rusqlite::{OptionalExtension as _, Transaction};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -10,7 +11,7 @@ use rustix::io::Errno;
 use stave_oci::{Compression, Descriptor, Digest};
 
 use crate::cap::LayerRoom;
-use crate::database::{Failure, now};
+use crate::database::{Failure, now, time};
 use crate::fault::{reach, refused};
 use crate::journal::{self, Line};
 use crate::lease::Start;
@@ -302,6 +303,15 @@ impl Store {
     /// Whether every layer is there. Counts as a use: after `true` a live lease keeps them.
     pub fn exists(&self, snapshot: &Snapshot) -> Result<bool, StoreError> {
         Ok(snapshot.is_scratch() || self.use_layers(snapshot.layers())?.is_ok())
+    }
+
+    /// When a layer came into the store.
+    pub fn layer_created(&self, layer: LayerId) -> Result<Option<SystemTime>, StoreError> {
+        self.inner.database.read(|tx| {
+            let query = "SELECT created FROM layer WHERE id = ?1 AND state = 0";
+            let found: Option<i64> = tx.prepare_cached(query)?.query_row([layer.0], |row| row.get(0)).optional()?;
+            Ok(found.map(time))
+        })
     }
 
     /// The layer whose uncompressed tar has this digest. Counts as a use.

@@ -66,6 +66,9 @@ pub enum PlaceError {
         /// How large.
         size: u64,
     },
+    /// A store of somebody else.
+    #[error("{0}")]
+    Elsewhere(String),
     /// An index of a local cache that cannot be read.
     #[error("`{}` is not an image layout's index", .path.display())]
     Index {

@@ -10,10 +10,10 @@ use crate::report::Failure;
 pub(super) struct CacheFlags {
     /// Ask a cache made elsewhere (`REF`, or `type=registry|local|s3,…`)
     #[arg(long = "cache-from", value_name = "CACHE")]
-    cache_from: Vec<String>,
+    pub(super) cache_from: Vec<String>,
     /// Write the cache of this build for others (`type=inline|registry|local|s3,mode=min|max,…`)
     #[arg(long = "cache-to", value_name = "CACHE")]
-    cache_to: Vec<String>,
+    pub(super) cache_to: Vec<String>,
 }
 
 impl CacheFlags {
@@ -25,6 +25,7 @@ impl CacheFlags {
         Ok(Caches {
             from: from.collect::<Result<_, _>>().map_err(usage)?,
             to: to.collect::<Result<_, _>>().map_err(usage)?,
+            owner: None,
         })
     }
 }

@@ -1,0 +1,121 @@
+//! What happens to results between their last step and their export, one by one: caches, statements, secrets.
+//!
+//! Owns nothing but the way in. Start with [`Parts::complete`] and [`Parts::travel`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use stave_exporter::Image;
+use stave_llb::Definition;
+use stave_oci::{Descriptor, Digest};
+use stave_registry::ResolvedImage;
+use stave_store::Snapshot;
+use stave_worker::{Pins, Session};
+
+use super::Parts;
+use crate::attest::{Asked, Attest, Material};
+use crate::build::bases;
+use crate::complete::{Built, Scan};
+use crate::resolve::Resolved;
+use crate::travel::{Caches, ImageLayers, Journey};
+use crate::{BuildError, PullPolicy};
+
+/// What is known of one platform's result.
+pub struct Finished<'a> {
+    /// What is to be said of it.
+    pub attest: &'a Attest,
+    /// What was asked for.
+    pub asked: &'a Asked,
+    /// The graph.
+    pub definition: &'a Definition,
+    /// The images that went in.
+    pub images: Vec<Material>,
+    /// What moving sources turned out to be.
+    pub pins: &'a Pins,
+    /// When the build began.
+    pub started: Timestamp,
+    /// Whether an image leaves, and not only files.
+    pub is_image: bool,
+    /// The session of a scan, with images that registries described.
+    pub session: &'a (dyn Fn(BTreeMap<Digest, ResolvedImage>) -> Arc<Session> + Send + Sync),
+}
+
+impl Parts<'_> {
+    /// The image with what is said of it.
+    ///
+    /// # Errors
+    /// [`BuildError`].
+    pub async fn complete(&self, image: Image, finished: Finished<'_>) -> Result<Image, BuildError> {
+        let session = |resolved: Resolved| (finished.session)(resolved.remote);
+        let built = Built {
+            attest: finished.attest,
+            squash: None,
+            asked: finished.asked,
+            definition: finished.definition,
+            images: finished.images,
+            pins: finished.pins,
+            started: finished.started,
+            is_image: finished.is_image,
+            scan: Scan { registry: &self.registry, pull: self.pull(PullPolicy::Missing), session: &session },
+        };
+        self.engine.complete(image, built, &self.steps, &self.cancel).await
+    }
+
+    /// Fails if an image holds a secret of the session that made it.
+    ///
+    /// # Errors
+    /// [`BuildError::SecretLeak`].
+    pub async fn refuse_leaks(&self, session: &Session, images: &[Image]) -> Result<(), BuildError> {
+        self.engine.refuse_leaks(session, images, &self.cancel).await
+    }
+
+    /// Prepares the caches of a build; `None` when there are none.
+    ///
+    /// # Errors
+    /// [`BuildError::CacheExport`].
+    pub async fn travel(
+        &self,
+        caches: &Caches,
+        definition: &Definition,
+        images: &ImageLayers,
+    ) -> Result<Option<Journey>, BuildError> {
+        Ok(self.engine.travel(caches, definition, images, bases(definition), &self.steps).await?)
+    }
+
+    /// The file systems of several graphs, made in one run, so that what they share is made once. An empty graph's is
+    /// empty.
+    ///
+    /// # Errors
+    /// [`BuildError`].
+    pub async fn solve_together(
+        &self,
+        definitions: &[&Definition],
+        session: Arc<Session>,
+    ) -> Result<Vec<Snapshot>, BuildError> {
+        let whole = Definition::union(definitions.iter().copied());
+        let (made, _) = self.engine.solve_all(&whole, session, &self.steps, &self.cancel).await?;
+        let mut made = made.into_iter();
+        let one = |definition: &&Definition| match definition.outputs() {
+            [] => Ok(Snapshot::scratch()),
+            _ => made.next().ok_or(BuildError::NoFileSystem),
+        };
+        definitions.iter().map(one).collect()
+    }
+
+    /// Puts the cache that lies within images into them, if one was asked for.
+    ///
+    /// # Errors
+    /// [`BuildError::CacheExport`].
+    pub async fn inline(&self, journey: &Journey, images: &mut [Image]) -> Result<(), BuildError> {
+        Ok(journey.inline(self.engine, images, &self.steps).await?)
+    }
+
+    /// Writes the caches that go elsewhere; returns the documents they are found by.
+    ///
+    /// # Errors
+    /// [`BuildError::CacheExport`].
+    pub async fn finish(&self, journey: Journey) -> Result<Vec<Descriptor>, BuildError> {
+        Ok(journey.finish(self.engine, &self.steps, &self.cancel).await?)
+    }
+}
