@@ -4,25 +4,40 @@
 //! for it stops. Results ([`Target`]) are lazy: a graph is solved when somebody first needs its files. Must not know
 //! gRPC services. Start with [`Build`] and [`Builds`].
 
+mod caches;
+mod producers;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bollard_buildkit_proto::pb;
-use stave_engine::{Engine, Parts};
-use stave_llb::Definition;
+use jiff::Timestamp;
+use serde_json::{Map, Value};
+use stave_engine::attest::{Asked, Material};
+use stave_engine::record::Recorder;
+use stave_engine::{Engine, ImageLayers, Journey, Observer, Parts};
+use stave_frontend_dockerfile::Source;
+use stave_llb::{Definition, ExecOp};
 use stave_oci::{Digest, ImageConfig, Platform};
 use stave_registry::{Client, Keychain, ResolvedImage};
 use stave_store::{Lease, Snapshot};
-use stave_worker::{Confinement, Pins, Session};
+use stave_worker::{Confinement, Namespace, Pins, Secret, Session, SshAgent, Travel};
 use tokio::sync::{OnceCell, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use producers::Producers;
+
 use crate::failure::Failure;
+use crate::gateway::containers::Containers;
+use crate::metrics::Metrics;
 use crate::progress::{Journal, WarningSource};
 use crate::session::auth::ClientCredentials;
 use crate::session::files::ClientFiles;
+use crate::session::layout::ClientLayouts;
 use crate::session::{ClientSession, secrets, ssh};
+use crate::tenants::{Caller, Gate};
+use crate::wanted::Wanted;
 
 /// Most results of one build.
 const MAX_TARGETS: usize = 10_000;
@@ -38,12 +53,25 @@ pub(crate) struct Build {
     pub(crate) id: String,
     pub(crate) session: Arc<ClientSession>,
     pub(crate) files: Arc<ClientFiles>,
+    pub(crate) layouts: ClientLayouts,
     pub(crate) registry: Client,
     pub(crate) journal: Arc<Journal>,
     pub(crate) cancel: CancellationToken,
     pub(crate) inputs: HashMap<String, pb::Definition>,
-    confinement: Confinement,
-    pins: Pins,
+    /// What is wanted beside the result.
+    pub(crate) wanted: Wanted,
+    pub(crate) started: Timestamp,
+    /// What statements say of the builder.
+    environment: Map<String, Value>,
+    producers: Arc<Producers>,
+    /// Those that the client's own front end made.
+    pub(crate) containers: Arc<Containers>,
+    /// Whose it is, and what stands before its first work.
+    pub(crate) gate: Gate,
+    metrics: Arc<Metrics>,
+    pub(crate) confinement: Confinement,
+    pub(crate) pins: Pins,
+    recorder: Option<Recorder>,
     engine: Arc<Engine>,
     targets: Mutex<HashMap<String, Arc<Target>>>,
     returned: Mutex<Option<oneshot::Sender<Result<Outcome, Failure>>>>,
@@ -55,7 +83,15 @@ pub(crate) struct Beginning {
     pub(crate) id: String,
     pub(crate) session: Arc<ClientSession>,
     pub(crate) inputs: HashMap<String, pb::Definition>,
+    /// What is wanted beside the result.
+    pub(crate) wanted: Wanted,
+    /// What statements say of the builder.
+    pub(crate) environment: Map<String, Value>,
     pub(crate) confinement: Confinement,
+    /// Whose it is, and what stands before its first work.
+    pub(crate) gate: Gate,
+    /// What takes it down.
+    pub(crate) recorder: Option<Recorder>,
 }
 
 /// One result: a graph, and its files once somebody needed them.
@@ -69,8 +105,22 @@ pub(crate) struct Target {
     pub(crate) message: pb::Definition,
     /// The time its files are to carry.
     pub(crate) epoch: Option<i64>,
+    /// How it came about.
+    pub(crate) origin: Origin,
     resolved: BTreeMap<Digest, ResolvedImage>,
+    session: OnceLock<Arc<Session>>,
     solved: OnceCell<Result<Snapshot, Failure>>,
+}
+
+/// How a graph came about.
+#[derive(Debug, Default)]
+pub(crate) struct Origin {
+    /// What was asked for.
+    pub(crate) asked: Asked,
+    /// The images that went in; `None` where only the graph tells.
+    pub(crate) materials: Option<Vec<Material>>,
+    /// The layers of these images, as caches know them.
+    pub(crate) layers: ImageLayers,
 }
 
 /// What a front end came to.
@@ -85,7 +135,37 @@ pub(crate) struct Outcome {
 impl Build {
     /// The parts of this build; warnings are about `about`.
     pub(crate) fn parts(&self, about: Option<WarningSource>) -> Parts<'_> {
-        self.engine.parts(self.registry.clone(), self.journal.observer(about), self.cancel.clone())
+        let (observer, metrics) = (self.journal.observer(about), Arc::clone(&self.metrics));
+        let observer = Observer::new(move |event| {
+            metrics.note(&event);
+            observer.send(event);
+        });
+        let parts = self.engine.parts(self.registry.clone(), observer, self.cancel.clone());
+        let parts = parts.within(self.gate.owner().namespace.clone());
+        match &self.recorder {
+            Some(recorder) => parts.recorded(recorder.clone()),
+            None => parts,
+        }
+    }
+
+    /// What it is called while it runs: the first step that says what is built.
+    pub(crate) fn title(&self) -> String {
+        let vertexes = self.journal.vertexes();
+        let mut names = vertexes.iter().map(|vertex| vertex.name.as_str());
+        let name = names.find(|name| name.contains("load build definition from"));
+        name.and_then(|name| name.rsplit(' ').next()).unwrap_or(&self.id).to_owned()
+    }
+
+    /// Waits until the build may begin to work.
+    pub(crate) async fn enter(&self) -> Result<(), Failure> {
+        self.gate.enter(&self.engine, &self.cancel).await
+    }
+
+    /// The build's Dockerfile was read.
+    pub(crate) fn has_read(&self, dockerfile: &Source) {
+        if let Some(recorder) = &self.recorder {
+            recorder.read_dockerfile(&dockerfile.name, &dockerfile.text);
+        }
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -99,6 +179,17 @@ impl Build {
         resolved: BTreeMap<Digest, ResolvedImage>,
         epoch: Option<i64>,
     ) -> Result<Arc<Target>, Failure> {
+        self.add_made(definition, resolved, epoch, Origin::default())
+    }
+
+    /// Takes up a result that a front end made.
+    pub(crate) fn add_made(
+        &self,
+        definition: Definition,
+        resolved: BTreeMap<Digest, ResolvedImage>,
+        epoch: Option<i64>,
+        origin: Origin,
+    ) -> Result<Arc<Target>, Failure> {
         let message = prost::Message::decode(definition.to_wire().as_slice()).unwrap_or_default();
         let id = random_id();
         let target = Arc::new(Target {
@@ -106,7 +197,9 @@ impl Build {
             definition,
             message,
             epoch,
+            origin,
             resolved,
+            session: OnceLock::new(),
             solved: OnceCell::new(),
         });
         let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
@@ -114,6 +207,7 @@ impl Build {
             return Err(Failure::Value(format!("more than {MAX_TARGETS} results in one build")));
         }
         targets.insert(id, Arc::clone(&target));
+        self.producers.add(&self.gate.owner().namespace, &target);
         Ok(target)
     }
 
@@ -127,8 +221,13 @@ impl Build {
     /// The files of a result, made now if they were not yet.
     pub(crate) async fn solve(&self, target: &Target) -> Result<Snapshot, Failure> {
         let solved = target.solved.get_or_init(|| async {
-            let session = self.local_session(target).await?;
-            let solved = self.parts(None).solve(&target.definition, session).await;
+            let journey = Box::pin(self.journey_of(target)).await?;
+            let travel = journey.as_ref().map(Journey::travel);
+            let resolved = target.resolved.clone();
+            let session = Box::pin(self.session_over(&target.definition, resolved, travel)).await?;
+            target.session.set(Arc::clone(&session)).ok();
+            let parts = self.parts(None);
+            let solved = Box::pin(parts.solve(&target.definition, session)).await;
             let (snapshot, _) = solved.map_err(|error| Failure::of_definition(error, &target.definition))?;
             Ok(snapshot)
         });
@@ -147,24 +246,72 @@ impl Build {
         futures::future::try_join_all(solving).await
     }
 
-    /// What the steps of a result may use: all of it the client's.
-    async fn local_session(&self, target: &Target) -> Result<Arc<Session>, Failure> {
-        let definition = &target.definition;
+    /// What the steps of a graph may use: all of it the client's.
+    async fn session_over(
+        &self,
+        definition: &Definition,
+        resolved: BTreeMap<Digest, ResolvedImage>,
+        travel: Option<Arc<Travel>>,
+    ) -> Result<Arc<Session>, Failure> {
+        self.layouts.bring_for(definition).await?;
         let secrets = secrets::fetch(Arc::clone(&self.session), secrets::wanted(definition)).await?;
-        Ok(Arc::new(Session {
+        let agents = ssh::agents(&self.session, definition).await;
+        let mut session = self.session_of(secrets, agents, resolved);
+        if let Some(session) = Arc::get_mut(&mut session) {
+            session.travel = travel;
+        }
+        Ok(session)
+    }
+
+    /// What a process beside the graph may use, with the secrets and agents that it names.
+    pub(crate) async fn session_for(&self, op: &ExecOp) -> Result<Arc<Session>, Failure> {
+        let secrets = secrets::fetch(Arc::clone(&self.session), secrets::wanted_by(op)).await?;
+        let agents = ssh::agents_of(&self.session, ssh::wanted_by(op)).await;
+        Ok(self.session_of(secrets, agents, BTreeMap::new()))
+    }
+
+    /// What statements say of a result's origin.
+    pub(crate) fn asked_of(&self, target: &Target) -> Asked {
+        let mut asked = Asked { environment: self.environment.clone(), ..target.origin.asked.clone() };
+        let root = &self.wanted.asked;
+        if root.frontend.is_empty() && !(root.args.is_empty() && self.inputs.is_empty()) {
+            let inputs = self.made_from(&self.inputs);
+            asked.root = Some(Box::new(Asked { inputs, ..root.clone() }));
+        }
+        asked
+    }
+
+    /// What was asked of whoever made these graphs, where that is known.
+    pub(crate) fn made_from(&self, inputs: &HashMap<String, pb::Definition>) -> BTreeMap<String, Asked> {
+        self.producers.of(&self.gate.owner().namespace, inputs)
+    }
+
+    /// What a step of ours beside the graph may use, with the images that registries described.
+    pub(crate) fn plain_session(&self, resolved: BTreeMap<Digest, ResolvedImage>) -> Arc<Session> {
+        self.session_of(BTreeMap::new(), BTreeMap::new(), resolved)
+    }
+
+    fn session_of(
+        &self,
+        secrets: BTreeMap<String, Secret>,
+        ssh: BTreeMap<String, SshAgent>,
+        resolved: BTreeMap<Digest, ResolvedImage>,
+    ) -> Arc<Session> {
+        Arc::new(Session {
             context_modes: stave_worker::ContextModes::Kept,
             contexts: BTreeMap::new(),
             remote: Some(Arc::clone(&self.files) as _),
             travel: None,
-            layouts: BTreeMap::new(),
+            layouts: self.layouts.directories(),
             known_hosts: None,
             pins: self.pins.clone(),
             secrets,
-            ssh: ssh::agents(&self.session, definition).await,
+            ssh,
             registry: self.registry.clone(),
-            resolved: target.resolved.clone(),
+            resolved,
             confinement: self.confinement.clone(),
-        }))
+            namespace: self.gate.owner().namespace.clone(),
+        })
     }
 
     /// What a part of the build came to: whatever failed because its client went away was cancelled, whoever noticed
@@ -183,6 +330,13 @@ impl Build {
             returned.take().ok_or_else(|| Failure::Value("the build has returned already".to_owned()))?;
         // Nobody waits any more: the build is over.
         sender.send(outcome).map_err(|_| Failure::Cancelled)
+    }
+}
+
+impl Target {
+    /// What its steps used, once they have run.
+    pub(crate) fn session(&self) -> Option<&Arc<Session>> {
+        self.session.get()
     }
 }
 
@@ -217,7 +371,9 @@ impl Outcome {
 /// The builds of the daemon.
 #[derive(Debug)]
 pub(crate) struct Builds {
+    producers: Arc<Producers>,
     engine: Arc<Engine>,
+    metrics: Arc<Metrics>,
     running: Mutex<Running>,
     changed: watch::Sender<()>,
 }
@@ -225,8 +381,23 @@ pub(crate) struct Builds {
 #[derive(Debug, Default)]
 struct Running {
     builds: HashMap<String, Arc<Build>>,
-    over: VecDeque<(String, Arc<Journal>)>,
+    over: VecDeque<Over>,
     is_draining: bool,
+}
+
+/// What is left of a build that is over.
+#[derive(Debug, Clone)]
+struct Over {
+    id: String,
+    owner: Namespace,
+    journal: Arc<Journal>,
+}
+
+impl Over {
+    fn of(build: &Build) -> Self {
+        let owner = build.gate.owner().namespace.clone();
+        Self { id: build.id.clone(), owner, journal: Arc::clone(&build.journal) }
+    }
 }
 
 /// A build while `Solve` runs; when it is dropped the build is over.
@@ -239,13 +410,13 @@ pub(crate) struct RunningBuild<'a> {
 }
 
 impl Builds {
-    pub(crate) fn new(engine: Arc<Engine>) -> Self {
-        Self { engine, running: Mutex::default(), changed: watch::Sender::new(()) }
+    pub(crate) fn new(engine: Arc<Engine>, metrics: Arc<Metrics>) -> Self {
+        Self { producers: Arc::default(), engine, metrics, running: Mutex::default(), changed: watch::Sender::new(()) }
     }
 
     /// Begins a build.
     pub(crate) fn begin(&self, beginning: Beginning) -> Result<RunningBuild<'_>, Failure> {
-        let Beginning { id, session, inputs, confinement } = beginning;
+        let Beginning { id, session, inputs, wanted, environment, confinement, gate, recorder } = beginning;
         if id.is_empty() || id.len() > MAX_ID {
             return Err(Failure::Value("invalid build ref".to_owned()));
         }
@@ -253,17 +424,27 @@ impl Builds {
         let registry = self.engine.registry().with_keychain(Keychain::elsewhere(credentials));
         let store = self.engine.store();
         let files = Arc::new(ClientFiles::new(Arc::clone(&session), store.clone()));
+        let layouts = ClientLayouts::new(Arc::clone(&session), store.clone());
         let (sender, returned) = oneshot::channel();
         let build = Arc::new(Build {
             id: id.clone(),
             cancel: session.ended().child_token(),
             session,
             files,
+            layouts,
             registry,
-            journal: Journal::new(&id),
+            journal: Journal::new(&id, recorder.as_ref()),
             inputs,
+            wanted,
+            started: Timestamp::now(),
+            environment,
+            producers: Arc::clone(&self.producers),
+            containers: Arc::default(),
+            gate,
+            metrics: Arc::clone(&self.metrics),
             confinement,
             pins: Pins::default(),
+            recorder,
             engine: Arc::clone(&self.engine),
             targets: Mutex::default(),
             returned: Mutex::new(Some(sender)),
@@ -273,7 +454,7 @@ impl Builds {
         if running.is_draining {
             return Err(Failure::Cancelled);
         }
-        if running.builds.contains_key(&id) || running.over.iter().any(|(over, _)| *over == id) {
+        if running.builds.contains_key(&id) || running.over.iter().any(|over| over.id == id) {
             return Err(Failure::Value(format!("job ID {id} exists")));
         }
         running.builds.insert(id, Arc::clone(&build));
@@ -284,23 +465,40 @@ impl Builds {
 
     /// The running build of this id, waiting a little: clients call before their `Solve` has arrived.
     pub(crate) async fn get(&self, id: &str) -> Result<Arc<Build>, Failure> {
-        let found = self.wait(|running| running.builds.get(id).cloned()).await;
+        // One that is over does not come again.
+        let find = |running: &Running| match running.over.iter().any(|over| over.id == id) {
+            true => Some(None),
+            false => running.builds.get(id).cloned().map(Some),
+        };
+        let found = self.wait(find).await.flatten();
         found.ok_or_else(|| {
             Failure::NotFound(format!("no such job {}", id.chars().take(MAX_ID).collect::<String>()))
         })
     }
 
     /// The journal of a build that runs or is just over.
-    pub(crate) async fn journal(&self, id: &str) -> Result<Arc<Journal>, Failure> {
+    pub(crate) async fn journal(&self, caller: &Caller, id: &str) -> Result<Arc<Journal>, Failure> {
         let find = |running: &Running| {
-            let over =
-                || running.over.iter().find(|(over, _)| over == id).map(|(_, journal)| Arc::clone(journal));
-            running.builds.get(id).map(|build| Arc::clone(&build.journal)).or_else(over)
+            let over = || running.over.iter().find(|over| over.id == id).cloned();
+            let build = running.builds.get(id).map(|build| Over::of(build));
+            let found = build.or_else(over)?;
+            Some(caller.may_see(&found.owner).then_some(found.journal))
         };
-        let found = self.wait(find).await;
+        let found = self.wait(find).await.flatten();
         found.ok_or_else(|| {
             Failure::NotFound(format!("no such job {}", id.chars().take(MAX_ID).collect::<String>()))
         })
+    }
+
+    /// All that run.
+    pub(crate) fn running(&self) -> Vec<Arc<Build>> {
+        self.lock().builds.values().cloned().collect()
+    }
+
+    /// Whether there is a build of this id that runs or is just over.
+    pub(crate) fn is_known(&self, id: &str) -> bool {
+        let running = self.lock();
+        running.builds.contains_key(id) || running.over.iter().any(|over| over.id == id)
     }
 
     async fn wait<T>(&self, find: impl Fn(&Running) -> Option<T>) -> Option<T> {
@@ -348,7 +546,7 @@ impl Drop for RunningBuild<'_> {
         self.build.journal.finish();
         let mut running = self.builds.lock();
         running.builds.remove(&self.build.id);
-        running.over.push_back((self.build.id.clone(), Arc::clone(&self.build.journal)));
+        running.over.push_back(Over::of(&self.build));
         if running.over.len() > KEPT_JOURNALS {
             running.over.pop_front();
         }
@@ -358,7 +556,7 @@ impl Drop for RunningBuild<'_> {
 }
 
 /// An id that nobody guesses.
-fn random_id() -> String {
+pub(crate) fn random_id() -> String {
     let mut bytes = [0; 16];
     // The kernel's generator is there once the system is up; a short read never happens at this size.
     let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).unwrap_or(0);

@@ -9,15 +9,28 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
+use stave_engine::record::Retention;
 use stave_registry::RegistryTables;
+use stave_store::GcRule;
 use stave_worker::Confinement;
 
+use crate::tenants::{Tenancy, TenancyConfig};
+
 mod address;
+pub mod environment;
+mod gc;
+mod history;
+mod own;
+pub mod size;
 
 pub use address::{Address, AddressError};
+pub use gc::GcPolicyConfig;
+pub use history::HistoryConfig;
+pub use own::{AuditConfig, StoreConfig, WebConfig};
+pub use size::Size;
 
 /// What a daemon serves, where and to whom.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct DaemonConfig {
     /// Where it listens.
     pub listeners: Vec<Listener>,
@@ -25,6 +38,49 @@ pub struct DaemonConfig {
     pub worker: WorkerConfig,
     /// How long running builds may go on once it shall end.
     pub patience: Duration,
+    /// How callers are told apart.
+    pub tenancy: Tenancy,
+    /// Where the audit log goes.
+    pub audit: Option<PathBuf>,
+    /// Where metrics, readiness and dumps are served.
+    pub monitor: Option<Address>,
+    /// Where the web page is served.
+    pub web: Option<WebPage>,
+    /// Where traces go: the address of a collector that takes OTLP over http.
+    pub traces: Option<url::Url>,
+    /// Where the service's supervisor hears how it goes (systemd's `NOTIFY_SOCKET`).
+    pub notify: Option<PathBuf>,
+    /// What reads the configuration again on SIGHUP.
+    pub reload: Option<Reload>,
+}
+
+/// The web page.
+#[derive(Debug, Clone)]
+pub struct WebPage {
+    /// Where it is served.
+    pub address: Address,
+    /// Names that browsers may know it by, besides those of this machine itself.
+    pub hosts: Vec<String>,
+}
+
+/// What can change while a daemon runs.
+#[derive(Debug)]
+pub struct Reloaded {
+    /// What it says of itself and grants.
+    pub worker: WorkerConfig,
+    /// How callers are told apart.
+    pub tenancy: Tenancy,
+    /// What was changed that only counts after a restart.
+    pub unchanged: Vec<String>,
+}
+
+/// Reads the configuration again; an error is told and changes nothing.
+pub struct Reload(pub Box<dyn Fn() -> Result<Reloaded, String> + Send + Sync>);
+
+impl std::fmt::Debug for Reload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Reload")
+    }
 }
 
 /// One place to listen at.
@@ -49,6 +105,22 @@ pub enum Listener {
         /// The address.
         address: SocketAddr,
     },
+    /// A socket that whoever started the daemon listens at already.
+    Inherited {
+        /// The socket.
+        socket: InheritedSocket,
+        /// Certificates and key, for TCP.
+        identity: Option<TlsIdentity>,
+    },
+}
+
+/// A socket that is there already.
+#[derive(Debug)]
+pub enum InheritedSocket {
+    /// In the file system.
+    Unix(std::os::unix::net::UnixListener),
+    /// TCP.
+    Tcp(std::net::TcpListener),
 }
 
 /// What a server shows and wants to see, all PEM.
@@ -81,8 +153,12 @@ pub struct WorkerConfig {
     pub entitlements: Vec<String>,
     /// How steps are confined that ask for nothing.
     pub confinement: Confinement,
-    /// Bytes that the store may take after a build; `None` removes nothing.
-    pub keep_bytes: Option<u64>,
+    /// What is removed after builds, rule by rule; nothing without one.
+    pub gc: Vec<GcRule>,
+    /// How long builds are remembered.
+    pub history: Retention,
+    /// What statements say of the builder beside what is known.
+    pub environment: serde_json::Map<String, serde_json::Value>,
 }
 
 /// The part of buildkitd's TOML that is honoured.
@@ -101,6 +177,9 @@ pub struct FileConfig {
     /// Where it listens.
     #[serde(default)]
     pub grpc: GrpcConfig,
+    /// A directory of JSON files, whose fields statements tell of the builder.
+    #[serde(default, rename = "provenanceEnvDir")]
+    pub provenance_environment: Option<PathBuf>,
     /// Registries, by host.
     #[serde(default)]
     pub registry: RegistryTables,
@@ -122,9 +201,21 @@ pub struct FileConfig {
     /// The reference's front ends; taken.
     #[serde(default)]
     pub frontend: Unused,
-    /// How long builds are remembered; taken.
+    /// How long builds are remembered.
     #[serde(default)]
-    pub history: Unused,
+    pub history: HistoryConfig,
+    /// How callers are told apart. buildkitd has no such table, nor the next ones.
+    #[serde(default)]
+    pub tenancy: TenancyConfig,
+    /// Where the audit log goes.
+    #[serde(default)]
+    pub audit: AuditConfig,
+    /// The web page.
+    #[serde(default)]
+    pub web: WebConfig,
+    /// What the store is held to.
+    #[serde(default)]
+    pub store: StoreConfig,
     /// Provenance of the daemon itself; taken.
     #[serde(default)]
     pub system: Unused,
@@ -148,7 +239,7 @@ pub struct GrpcConfig {
     /// The socket's group.
     #[serde(default)]
     pub gid: Option<u32>,
-    /// Where profiles would be served; taken: there are none.
+    /// Where metrics, readiness and dumps are served.
     #[serde(default, rename = "debugAddress")]
     pub debug_address: Option<String>,
     /// Certificates.
@@ -255,15 +346,18 @@ pub struct OciWorker {
     /// Platforms shown to clients; taken.
     #[serde(default)]
     pub platforms: Vec<String>,
-    /// Bytes that are left in any case: a number, or one with `KB`, `MB`, `GB`.
+    /// Bytes that are left in any case: a number, or one with `KB`, `MB`, `GB` or `%`.
     #[serde(default, alias = "gckeepstorage", rename = "reservedSpace")]
-    pub reserved_space: Option<toml::Value>,
+    pub reserved_space: Option<Size>,
     /// Bytes that are too many.
     #[serde(default, rename = "maxUsedSpace")]
-    pub max_used_space: Option<toml::Value>,
+    pub max_used_space: Option<Size>,
     /// Bytes of the disk that shall be free.
     #[serde(default, rename = "minFreeSpace")]
-    pub min_free_space: Option<toml::Value>,
+    pub min_free_space: Option<Size>,
+    /// Rules of the collection; with one, the sizes above have none.
+    #[serde(default)]
+    pub gcpolicy: Vec<GcPolicyConfig>,
 }
 
 /// A configuration that cannot be honoured.
@@ -298,6 +392,7 @@ impl FileConfig {
 
     fn check(&self) -> Result<(), ConfigError> {
         let unsupported = |what: &str| Err(ConfigError::Unsupported(format!("`{what}`")));
+        self.history.retention()?;
         let oci = &self.worker.oci;
         if self.worker.containerd.enabled == Some(true) {
             return unsupported("worker.containerd");
@@ -326,10 +421,7 @@ impl FileConfig {
         if self.cdi.disabled == Some(true) || !self.cdi.auto_allowed.is_empty() {
             return unsupported("cdi.disabled");
         }
-        if oci.min_free_space.is_some() {
-            return unsupported("worker.oci.minFreeSpace");
-        }
-        Ok(())
+        oci.rules(0).map(drop)
     }
 }
 

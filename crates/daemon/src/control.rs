@@ -1,5 +1,7 @@
 //! The control service: builds, their progress and sessions, workers, disk use. Start with [`Control`].
 
+mod history;
+pub(crate) mod info;
 mod solve;
 mod usage;
 
@@ -16,6 +18,7 @@ use futures::{Stream, StreamExt as _, stream};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::failure::Failure;
+use crate::identity::caller;
 use crate::session::files::packets;
 use crate::session::{Introduction, connection};
 use crate::state::Shared;
@@ -39,7 +42,8 @@ impl Control {
         &self,
         request: Request<Streaming<BytesMessage>>,
     ) -> Result<Answers<BytesMessage>, Failure> {
-        let about = Introduction::read(request.metadata())?;
+        let owner = caller(&request).map_err(|status| Failure::Client(Box::new(status)))?;
+        let about = (Introduction::read(request.metadata())?, owner);
         let ended = self.shared.closing.child_token();
         let (sender, receiver) = tokio::sync::mpsc::channel(16);
         let shared = Arc::clone(&self.shared);
@@ -90,12 +94,19 @@ impl Service for Control {
     }
 
     async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
-        let solved = solve::solve(&self.shared, request.into_inner()).await;
+        let caller = caller(&request)?;
+        let solved = solve::solve(&self.shared, &caller, request.into_inner()).await;
         solved.map(Response::new).map_err(|failure| failure.status())
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
-        let journal = self.shared.builds.journal(&request.get_ref().r#ref).await.map_err(told)?;
+        let (caller, build) = (caller(&request)?, request.get_ref().r#ref.clone());
+        // One that runs, or is about to; else one of the past.
+        let past = history::past(&self.shared, &caller, &build).await;
+        if let Some(past) = past {
+            return Ok(Response::new(past));
+        }
+        let journal = self.shared.builds.journal(&caller, &build).await.map_err(told)?;
         let answers = stream::unfold(journal.reader(), |mut reader| async move {
             let batch = reader.next().await?;
             Some((Ok(batch), reader))
@@ -107,26 +118,28 @@ impl Service for Control {
         &self,
         request: Request<DiskUsageRequest>,
     ) -> Result<Response<DiskUsageResponse>, Status> {
-        let used = usage::disk_usage(&self.shared, request.into_inner()).await;
+        let used = usage::disk_usage(&self.shared, &caller(&request)?, request.into_inner()).await;
         used.map(Response::new).map_err(told)
     }
 
     async fn prune(&self, request: Request<PruneRequest>) -> Result<Response<Self::PruneStream>, Status> {
-        let pruned = usage::prune(&self.shared, request.into_inner()).await.map_err(told)?;
+        let pruned = usage::prune(&self.shared, &caller(&request)?, request.into_inner()).await.map_err(told)?;
         Ok(Response::new(stream::iter(pruned.into_iter().map(Ok)).boxed()))
     }
 
     async fn listen_build_history(
         &self,
-        _: Request<BuildHistoryRequest>,
+        request: Request<BuildHistoryRequest>,
     ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
-        Err(told(Failure::Unsupported("the history of builds".to_owned())))
+        let listening = history::listen(&self.shared, &caller(&request)?, request.into_inner()).await;
+        listening.map(Response::new).map_err(told)
     }
 
     async fn update_build_history(
         &self,
-        _: Request<UpdateBuildHistoryRequest>,
+        request: Request<UpdateBuildHistoryRequest>,
     ) -> Result<Response<UpdateBuildHistoryResponse>, Status> {
-        Err(told(Failure::Unsupported("the history of builds".to_owned())))
+        let updated = history::update(&self.shared, &caller(&request)?, request.into_inner()).await;
+        updated.map(|()| Response::new(UpdateBuildHistoryResponse {})).map_err(told)
     }
 }

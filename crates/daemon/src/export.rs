@@ -1,20 +1,29 @@
 //! A client's exporters: where results go, and what the client is told of them. Start with [`export_all`].
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bollard_buildkit_proto::moby::buildkit::v1::Exporter;
 use serde_json::Value;
-use stave_exporter::{ArchiveDestination, Destination, ExportTarget, Exported, Image, MAX_SPEC_LENGTH};
+use stave_engine::attest::Material;
+use stave_engine::{BuildError, Finished, Journey};
+use stave_exporter::{
+    ArchiveDestination, ArchiveTarget, Destination, ExportTarget, Exported, Image, MAX_SPEC_LENGTH, file_name,
+};
+use stave_llb::{Definition, Op, SourceIdentifier, Vertex};
 use stave_oci::ImageConfig;
 
 use crate::build::{Build, Outcome};
 use crate::failure::Failure;
+use crate::session::content::{ClientStore, ContentError};
 use crate::session::output::{files_to, stream_to};
 
 /// Most exporters of one build.
 const MAX_EXPORTERS: usize = 64;
+/// What clients call the store of a layout they want.
+const LAYOUT_STORE: &str = "export";
 
 /// Writes what a front end came to wherever the client wants it; returns what the client is told.
 pub(crate) async fn export_all(
@@ -28,28 +37,95 @@ pub(crate) async fn export_all(
     // Options are looked at before anything runs for them.
     let targets: Vec<ExportTarget> = exporters.iter().map(target).collect::<Result<_, _>>()?;
     let mut told = HashMap::new();
-    let images = images(build, outcome).await?;
+    let is_image = targets.iter().any(ExportTarget::needs_image);
+    let (mut images, journey) = Box::pin(images(build, outcome, is_image)).await?;
+    let parts = build.parts(None);
+    if let Some(journey) = &journey {
+        parts.inline(journey, &mut images).await.map_err(failed)?;
+    }
     for (id, target) in targets.iter().enumerate() {
         if images.is_empty() {
             continue;
         }
-        let exported = export(build, &images, id, target).await?;
+        let exported = match build.wanted.inline_only && !travels_with_statements(target) {
+            true => export(build, &without_provenance(&images), id, target).await?,
+            false => export(build, &images, id, target).await?,
+        };
         tell(&mut told, &exported);
+    }
+    if let Some(journey) = journey {
+        for document in Box::pin(parts.finish(journey)).await.map_err(failed)? {
+            told.insert("cache.manifest".to_owned(), serde_json::json!(document).to_string());
+        }
     }
     Ok(told)
 }
 
-/// Solves all results and makes images of them.
-async fn images(build: &Build, outcome: &Outcome) -> Result<Vec<Image>, Failure> {
+fn failed(error: BuildError) -> Failure {
+    Failure::Build { error: Arc::new(error), place: None, vertex: None }
+}
+
+/// Whether statements that are only for images go along.
+fn travels_with_statements(target: &ExportTarget) -> bool {
+    matches!(target, ExportTarget::Image(_) | ExportTarget::Oci(_))
+}
+
+fn without_provenance(images: &[Image]) -> Vec<Image> {
+    let mut images = images.to_vec();
+    for image in &mut images {
+        image.attestations.retain(|attestation| file_name(&attestation.predicate_type) != "provenance.json");
+    }
+    images
+}
+
+/// Solves all results and makes images of them, with what is to be said of each.
+async fn images(
+    build: &Build,
+    outcome: &Outcome,
+    is_image: bool,
+) -> Result<(Vec<Image>, Option<Journey>), Failure> {
     let mut images = Vec::new();
-    let snapshots = build.solve_all(outcome).await?;
+    let (snapshots, journey) = Box::pin(build.solve_for_export(outcome)).await?;
+    let parts = build.parts(None);
     for ((platform, target), snapshot) in outcome.targets.iter().zip(&snapshots) {
+        let of_target = |error| Failure::of_definition(error, &target.definition);
         let config = outcome.config(platform.as_deref())?.unwrap_or_else(ImageConfig::default);
         let platform = outcome.platform(platform.as_deref(), &config);
-        let image = build.parts(None).image(config, snapshot, &target.definition, &platform, target.epoch);
-        images.push(image.map_err(|error| Failure::of_definition(error, &target.definition))?);
+        let image = parts.image(config, snapshot, &target.definition, &platform, target.epoch);
+        let mut image = image.map_err(of_target)?;
+        // A client's config may say little; what it was built for is known.
+        image.platform = platform;
+        if let Some(session) = target.session() {
+            parts.refuse_leaks(session, std::slice::from_ref(&image)).await.map_err(of_target)?;
+        }
+        let finished = Finished {
+            attest: &build.wanted.attest,
+            asked: &build.asked_of(target),
+            definition: &target.definition,
+            images: target.origin.materials.clone().unwrap_or_else(|| materials(&target.definition)),
+            pins: &build.pins,
+            started: build.started,
+            is_image,
+            session: &|resolved| build.plain_session(resolved),
+        };
+        images.push(Box::pin(parts.complete(image, finished)).await.map_err(of_target)?);
     }
-    Ok(images)
+    Ok((images, journey))
+}
+
+/// The images of a graph, where nobody says how they were named.
+fn materials(definition: &Definition) -> Vec<Material> {
+    let material = |vertex: &Vertex| {
+        let Op::Source(source) = &vertex.op else { return None };
+        let SourceIdentifier::DockerImage { reference } = &source.identifier else { return None };
+        Some(Material {
+            reference: reference.clone(),
+            platform: vertex.platform.clone().unwrap_or_else(stave_oci::Platform::host),
+            digest: reference.digest()?.clone(),
+            is_layout: false,
+        })
+    };
+    definition.vertices().iter().filter_map(material).collect()
 }
 
 async fn export(
@@ -58,7 +134,6 @@ async fn export(
     id: usize,
     target: &ExportTarget,
 ) -> Result<Exported, Failure> {
-    let failed = |error| Failure::Build { error: std::sync::Arc::new(error), place: None, vertex: None };
     let parts = build.parts(None);
     match target {
         ExportTarget::Local { options, .. } => {
@@ -67,7 +142,20 @@ async fn export(
             let local = ExportTarget::Local { dest: here.clone(), options: options.clone() };
             let exported = parts.export(images, &local, std::io::sink()).await.map_err(failed)?;
             let step = build.journal.begin("copying files".to_owned());
-            let sent = files_to(std::sync::Arc::clone(&build.session), id, here).await;
+            let sent = files_to(Arc::clone(&build.session), id, here).await;
+            step.end(sent)?;
+            drop(scratch);
+            Ok(exported)
+        }
+        ExportTarget::Oci(archive) | ExportTarget::Docker(archive)
+            if matches!(archive.dest, ArchiveDestination::Directory(_)) =>
+        {
+            let scratch = build.engine().store().scratch_dir()?;
+            let here = scratch.path().join("layout");
+            let exported =
+                parts.export(images, &at(target, here.clone()), std::io::sink()).await.map_err(failed)?;
+            let step = build.journal.begin("copying content".to_owned());
+            let sent = layout_to(build, &here).await;
             step.end(sent)?;
             drop(scratch);
             Ok(exported)
@@ -87,6 +175,30 @@ async fn export(
     }
 }
 
+/// The same target as a layout in a directory of ours.
+fn at(target: &ExportTarget, directory: std::path::PathBuf) -> ExportTarget {
+    let dest = ArchiveDestination::Directory(directory);
+    match target.clone() {
+        ExportTarget::Oci(archive) => ExportTarget::Oci(ArchiveTarget { dest, ..archive }),
+        ExportTarget::Docker(archive) => ExportTarget::Docker(ArchiveTarget { dest, ..archive }),
+        other => other,
+    }
+}
+
+/// Sends the blobs of a layout to the client, which writes the index itself.
+async fn layout_to(build: &Build, layout: &std::path::Path) -> Result<(), Failure> {
+    let store = ClientStore::new(Arc::clone(&build.session), LAYOUT_STORE.to_owned());
+    let blobs = layout.join("blobs").join("sha256");
+    let entries = std::fs::read_dir(&blobs).map_err(ContentError::File)?;
+    for entry in entries {
+        let entry = entry.map_err(ContentError::File)?;
+        let Ok(digest) = format!("sha256:{}", entry.file_name().to_string_lossy()).parse() else { continue };
+        let file = std::fs::File::open(entry.path()).map_err(ContentError::File)?;
+        store.put(&digest, file).await?;
+    }
+    Ok(())
+}
+
 /// The target that a client's exporter describes. Paths are the client's: what has one comes back to it.
 pub(crate) fn target(exporter: &Exporter) -> Result<ExportTarget, Failure> {
     let mut fields: BTreeMap<&str, &str> =
@@ -95,11 +207,9 @@ pub(crate) fn target(exporter: &Exporter) -> Result<ExportTarget, Failure> {
     let kind = exporter.r#type.as_str();
     match kind {
         "oci" | "docker" => {
-            if fields.get("tar").copied().is_some_and(is_false) {
-                return Err(Failure::Unsupported(format!("type={kind},tar=false to a client")));
-            }
-            fields.remove("tar");
-            fields.insert("dest", "-");
+            // Replaced by a directory of ours, whose content travels.
+            let is_layout = fields.get("tar").copied().is_some_and(is_false);
+            fields.insert("dest", if is_layout { "/" } else { "-" });
         }
         "tar" => drop(fields.insert("dest", "-")),
         // Replaced by a directory of ours, whose content travels.
@@ -127,7 +237,7 @@ pub(crate) fn target(exporter: &Exporter) -> Result<ExportTarget, Failure> {
     target.validate()?;
     Ok(match target {
         // Docker's own default is its image store; a client that names this type wants the archive.
-        ExportTarget::Docker(mut docker) => {
+        ExportTarget::Docker(mut docker) if !matches!(docker.dest, ArchiveDestination::Directory(_)) => {
             docker.dest = ArchiveDestination::Tar(Destination::Stdout);
             ExportTarget::Docker(docker)
         }
@@ -136,12 +246,12 @@ pub(crate) fn target(exporter: &Exporter) -> Result<ExportTarget, Failure> {
 }
 
 /// Go's `strconv.ParseBool`, as far as it says no.
-fn is_false(text: &str) -> bool {
+pub(crate) fn is_false(text: &str) -> bool {
     matches!(text, "0" | "f" | "F" | "false" | "FALSE" | "False")
 }
 
 /// One field of a line of options, quoted as CSV wants it.
-fn field(key: &str, value: &str) -> String {
+pub(crate) fn field(key: &str, value: &str) -> String {
     format!("\"{}\"", format!("{key}={value}").replace('"', "\"\""))
 }
 
@@ -183,7 +293,12 @@ mod tests {
     fn options_cannot_break_out_of_their_field() {
         let error = of("image", &[("name", "a\",push=true,\"x=")]).expect_err("no name");
         assert!(error.contains("invalid image name"), "{error}");
-        assert!(of("oci", &[("tar", "false")]).expect_err("is not there").starts_with("not supported yet"));
+        let layout = of("oci", &[("tar", "false"), ("dest", "/etc")]).expect("is one");
+        assert!(
+            !layout.writes_stdout()
+                && matches!(at(&layout, "/here".into()), ExportTarget::Oci(archive)
+            if archive.dest == ArchiveDestination::Directory("/here".into()))
+        );
         assert!(of("nonsense", &[]).is_err());
     }
 }

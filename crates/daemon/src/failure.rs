@@ -19,16 +19,19 @@ use stave_llb::{Definition, DefinitionError};
 use stave_oci::Digest;
 use stave_solver::{OpErrorKind, SolveError};
 use stave_store::StoreError;
-use stave_worker::{ContextFetchError, EntitlementError};
+use stave_worker::{ContextFetchError, EntitlementError, StepError};
 use tonic::{Code, Status};
 
 use crate::session::SessionError;
+use crate::session::content::ContentError;
 use crate::session::output::OutputError;
 
 /// The longest message a client is sent: it travels in a header.
 const MAX_WORDS: usize = 16 << 10;
 /// The longest details: they travel in a header, too.
 const MAX_DETAILS: usize = 64 << 10;
+/// Lines of one instruction that a client is shown.
+const MAX_LINES: i32 = 1000;
 
 /// Why a request of a client failed.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +58,9 @@ pub(crate) enum Failure {
     /// A result on its way to the client.
     #[error("{}", one_line(.0))]
     Output(#[from] OutputError),
+    /// Content of the client.
+    #[error("{}", one_line(.0))]
+    Content(#[from] ContentError),
     /// A graph of the client.
     #[error("{0}")]
     Definition(#[from] DefinitionError),
@@ -70,6 +76,9 @@ pub(crate) enum Failure {
     /// A context that makes no sense.
     #[error(transparent)]
     Context(#[from] ContextError),
+    /// A container of a front end.
+    #[error("{}", one_line(.0.as_ref()))]
+    Container(Box<StepError>),
     /// The state directory.
     #[error("{}", one_line(.0))]
     Store(#[from] StoreError),
@@ -79,12 +88,26 @@ pub(crate) enum Failure {
     /// A value that makes no sense.
     #[error("{0}")]
     Value(String),
+    /// More than the caller may have.
+    #[error("quota exceeded: {0}")]
+    Quota(String),
+    /// Something only others may do.
+    #[error("not allowed for `{who}`: {what}")]
+    NotAllowed {
+        /// Who asked.
+        who: String,
+        /// For what.
+        what: &'static str,
+    },
     /// Something a client may ask of another daemon.
     #[error("not supported yet: {0}")]
     Unsupported(String),
     /// A front end that does not exist here.
     #[error("unknown frontend: {0}")]
     Frontend(String),
+    /// Something that a front end image does not say it can.
+    #[error("unsupported frontend capability {0}")]
+    FrontendCapability(String),
     /// A request to the front end that it does not know.
     #[error("unsupported request {0}")]
     Subrequest(String),
@@ -180,8 +203,9 @@ impl Failure {
             | Self::Entitlement(_)
             | Self::Context(_)
             | Self::Value(_) => Code::InvalidArgument,
-            Self::NotEntitled(_) => Code::PermissionDenied,
-            Self::Unsupported(_) | Self::Subrequest(_) => Code::Unimplemented,
+            Self::NotEntitled(_) | Self::NotAllowed { .. } => Code::PermissionDenied,
+            Self::Quota(_) => Code::ResourceExhausted,
+            Self::Unsupported(_) | Self::Subrequest(_) | Self::FrontendCapability(_) => Code::Unimplemented,
             Self::NotFound(_) => Code::NotFound,
             Self::Cancelled => Code::Cancelled,
             Self::Client(status) => status.code(),
@@ -189,7 +213,9 @@ impl Failure {
             | Self::Session(_)
             | Self::Fetch(_)
             | Self::Output(_)
+            | Self::Content(_)
             | Self::Store(_)
+            | Self::Container(_)
             | Self::Dockerfile(_)
             | Self::Frontend(_) => Code::Unknown,
         }
@@ -202,9 +228,16 @@ impl Failure {
                 let vertex = vertex.as_ref().map(|vertex| any("Vertex", &json!({ "digest": vertex })));
                 place.into_iter().chain(vertex).collect()
             }
+            Self::FrontendCapability(name) => vec![any("FrontendCap", &json!({ "name": name }))],
             Self::Subrequest(name) => vec![any("Subrequest", &json!({ "name": name }))],
             _ => Vec::new(),
         }
+    }
+}
+
+impl From<StepError> for Failure {
+    fn from(error: StepError) -> Self {
+        Self::Container(Box::new(error))
     }
 }
 
@@ -260,19 +293,31 @@ fn place_of(definition: &Definition, vertex: &Digest) -> Option<Place> {
 }
 
 fn source(place: &Place) -> Value {
-    let ranges: Vec<_> = place
-        .lines
-        .iter()
-        .map(|(first, last)| json!({ "start": { "line": first }, "end": { "line": last } }))
-        .collect();
+    // A range each line: what clients count.
+    let lines = place.lines.iter().flat_map(|(first, last)| *first..=(*last).min(first.saturating_add(MAX_LINES)));
+    let ranges: Vec<_> =
+        lines.map(|line| json!({ "start": { "line": line }, "end": { "line": line } })).collect();
     json!({
         "info": {
             "filename": place.name,
             "data": STANDARD.encode(&place.data),
             "language": place.language,
+            "definition": { "def": origin(&place.name) },
         },
         "ranges": ranges,
     })
+}
+
+/// The graph that a file comes from: where clients look for what they show of it.
+fn origin(name: &str) -> Vec<String> {
+    let attrs = [("local.followpaths".to_owned(), json!([name]).to_string())].into();
+    let mut graph = stave_llb::builder::GraphBuilder::default();
+    let source = stave_llb::SourceOp::new("local://dockerfile".to_owned(), attrs);
+    let made = graph.source(source, &stave_oci::Platform::host(), stave_llb::builder::About::default());
+    let wire = graph.finish(Some(made)).to_wire();
+    let definition: bollard_buildkit_proto::pb::Definition =
+        prost::Message::decode(wire.as_slice()).unwrap_or_default();
+    definition.def.iter().map(|op| STANDARD.encode(op)).collect()
 }
 
 fn any(kind: &str, value: &Value) -> Any {

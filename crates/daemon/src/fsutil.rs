@@ -8,6 +8,7 @@
 pub(crate) mod mode;
 pub(crate) mod path;
 pub(crate) mod receive;
+pub(crate) mod selection;
 pub(crate) mod send;
 
 pub(crate) use bollard_buildkit_proto::fsutil::types::packet::PacketType;

@@ -1,6 +1,8 @@
 //! The gateway: what a client's own front end asks of the build it belongs to. Start with [`Gateway`].
 
+pub(crate) mod containers;
 mod files;
+pub(crate) mod image;
 mod sources;
 
 use std::collections::HashMap;
@@ -25,7 +27,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::build::{Build, Outcome, Target};
 use crate::failure::{Failure, from_message};
-use crate::frontend;
+use crate::frontend::{self, Made};
+use crate::gateway::containers::Containers;
+use crate::gateway::image::Served;
+use crate::identity::may_see;
 use crate::state::Shared;
 use crate::{caps, workers};
 
@@ -38,14 +43,24 @@ const MAX_METADATA: usize = 16 << 20;
 #[derive(Debug, Clone)]
 pub(crate) struct Gateway {
     pub(crate) shared: Arc<Shared>,
+    /// The front end image that is served, whose build all calls belong to; `None` for clients, whose calls name theirs.
+    pub(crate) served: Option<Arc<Served>>,
 }
 
 impl Gateway {
     /// The build that a call belongs to.
     async fn build(&self, headers: &MetadataMap) -> Result<Arc<Build>, Failure> {
+        if let Some(served) = &self.served {
+            return Ok(Arc::clone(&served.build));
+        }
         let id = headers.get(BUILD_ID).and_then(|id| id.to_str().ok());
         let id = id.ok_or_else(|| Failure::Value("no build id in the request".to_owned()))?;
-        self.shared.builds.get(id).await
+        let build = self.shared.builds.get(id).await?;
+        // As if it were nowhere: ids of others tell nothing.
+        match may_see(headers, &build.gate.owner().namespace) {
+            true => Ok(build),
+            false => Err(Failure::NotFound(format!("no such job {id}"))),
+        }
     }
 
     /// A result of the build that a call belongs to. Of another build's it has none.
@@ -53,6 +68,16 @@ impl Gateway {
         let build = self.build(headers).await?;
         let target = build.target(id)?;
         Ok((build, target))
+    }
+
+    /// The containers of whoever calls.
+    async fn containers(&self, headers: &MetadataMap) -> Result<(Arc<Build>, Arc<Containers>), Failure> {
+        let build = self.build(headers).await?;
+        let containers = match &self.served {
+            Some(served) => Arc::clone(&served.containers),
+            None => Arc::clone(&build.containers),
+        };
+        Ok((build, containers))
     }
 
     async fn solve(&self, request: Request<SolveRequest>) -> Result<SolveResponse, Failure> {
@@ -67,10 +92,11 @@ impl Gateway {
                 options: &request.frontend_opt,
                 definition: request.definition.as_ref(),
                 inputs: &request.frontend_inputs,
+                depth: self.served.as_ref().map_or(0, |served| served.depth),
             };
-            let outcome = run(&build, asked).await?;
+            let outcome = Box::pin(run(&self.shared, &build, asked)).await?;
             if request.evaluate {
-                build.solve_all(&outcome).await?;
+                Box::pin(build.solve_all(&outcome)).await?;
             }
             Ok::<_, Failure>(outcome)
         };
@@ -89,7 +115,10 @@ impl Gateway {
             Some(error) => Err(Failure::Client(Box::new(from_message(error)))),
             None => returned(&build, request.result.unwrap_or_default()),
         };
-        build.finish(outcome)
+        match &self.served {
+            Some(served) => served.finish(outcome),
+            None => build.finish(outcome),
+        }
     }
 }
 
@@ -99,10 +128,21 @@ pub(crate) struct Asked<'a> {
     pub(crate) options: &'a HashMap<String, String>,
     pub(crate) definition: Option<&'a pb::Definition>,
     pub(crate) inputs: &'a HashMap<String, pb::Definition>,
+    /// Front end images that stand between it and the client.
+    pub(crate) depth: usize,
 }
 
 /// Runs a front end, or takes up a graph.
-pub(crate) async fn run(build: &Build, asked: Asked<'_>) -> Result<Outcome, Failure> {
+pub(crate) async fn run(shared: &Arc<Shared>, build: &Arc<Build>, asked: Asked<'_>) -> Result<Outcome, Failure> {
+    if !asked.frontend.is_empty() || asked.definition.is_some() {
+        build.enter().await?;
+    }
+    for (name, id) in asked.options {
+        // An id of a session is a secret of whoever opened it.
+        if let Some(name) = name.strip_prefix("local-sessionid:") {
+            build.files.take_from(name, shared.sessions.get(id).await?);
+        }
+    }
     match asked.frontend {
         "" => {
             let mut outcome = Outcome::default();
@@ -114,16 +154,33 @@ pub(crate) async fn run(build: &Build, asked: Asked<'_>) -> Result<Outcome, Fail
             }
             Ok(outcome)
         }
-        "dockerfile.v0" => frontend::dockerfile(build, asked.options, asked.inputs).await,
+        "dockerfile.v0" => dockerfile(shared, build, asked).await,
         "gateway.v0" => {
             let source = asked.options.get("source").map_or("", String::as_str);
             // The reference's own front end images are the one inside.
             match source == "dockerfile.v0" || stave_engine::is_built_in_frontend(source) {
-                true => frontend::dockerfile(build, asked.options, asked.inputs).await,
-                false => Err(Failure::Unsupported(format!("the front end image `{source}`"))),
+                true => dockerfile(shared, build, asked).await,
+                false => image::run(shared, build, source, asked).await,
             }
         }
         other => Err(Failure::Frontend(other.chars().take(100).collect())),
+    }
+}
+
+/// The front end inside, unless the Dockerfile names another.
+async fn dockerfile(
+    shared: &Arc<Shared>,
+    build: &Arc<Build>,
+    asked: Asked<'_>,
+) -> Result<Outcome, Failure> {
+    match Box::pin(frontend::dockerfile(build, asked.options, asked.inputs)).await? {
+        Made::Outcome(outcome) => Ok(outcome),
+        Made::Forward { source, line } => {
+            let mut options = asked.options.clone();
+            options.insert("source".to_owned(), source.clone());
+            options.insert("cmdline".to_owned(), line);
+            image::run(shared, build, &source, Asked { options: &options, ..asked }).await
+        }
     }
 }
 
@@ -203,7 +260,7 @@ fn reply<T>(result: Result<T, Failure>) -> Result<Response<T>, Status> {
 }
 
 fn no_containers<T>() -> Result<T, Status> {
-    Err(Failure::Unsupported("containers of a front end".to_owned()).status())
+    Err(Failure::Unsupported("files of a container".to_owned()).status())
 }
 
 #[tonic::async_trait]
@@ -228,7 +285,11 @@ impl LlbBridge for Gateway {
 
     async fn inputs(&self, request: Request<InputsRequest>) -> Result<Response<InputsResponse>, Status> {
         let build = self.build(request.metadata()).await;
-        reply(build.map(|build| InputsResponse { definitions: build.inputs.clone() }))
+        let definitions = |build: Arc<Build>| match &self.served {
+            Some(served) => served.inputs.clone(),
+            None => build.inputs.clone(),
+        };
+        reply(build.map(|build| InputsResponse { definitions: definitions(build) }))
     }
 
     async fn evaluate(
@@ -296,23 +357,24 @@ impl LlbBridge for Gateway {
 
     async fn new_container(
         &self,
-        _: Request<NewContainerRequest>,
+        request: Request<NewContainerRequest>,
     ) -> Result<Response<NewContainerResponse>, Status> {
-        no_containers()
+        reply(containers::new(self, request).await)
     }
 
     async fn release_container(
         &self,
-        _: Request<ReleaseContainerRequest>,
+        request: Request<ReleaseContainerRequest>,
     ) -> Result<Response<ReleaseContainerResponse>, Status> {
-        no_containers()
+        reply(containers::release(self, request).await)
     }
 
     async fn exec_process(
         &self,
-        _: Request<Streaming<ExecMessage>>,
+        request: Request<Streaming<ExecMessage>>,
     ) -> Result<Response<Self::ExecProcessStream>, Status> {
-        no_containers()
+        let answers = containers::exec::exec(self, request).await;
+        reply(answers.map(|answers| Box::pin(answers) as Self::ExecProcessStream))
     }
 
     async fn read_file_container(

@@ -7,8 +7,10 @@
 //! Start with [`Daemon`]; behind it `control` is the service clients talk to first, and `control::solve` a build from
 //! top to bottom.
 
+mod audit;
 mod build;
 mod caps;
+pub mod client;
 pub mod config;
 mod control;
 mod export;
@@ -17,11 +19,25 @@ mod frontend;
 mod fsutil;
 mod gateway;
 mod health;
+mod identity;
+mod metrics;
+mod monitor;
+mod history;
 mod progress;
 mod server;
 mod session;
+mod settings;
 mod state;
+mod supervisor;
+mod tenants;
+mod traces;
+mod web;
+mod wanted;
 mod workers;
 
-pub use config::{Address, AddressError, DaemonConfig, FileConfig, Listener, TlsIdentity, WorkerConfig};
+pub use config::{
+    Address, AddressError, DaemonConfig, FileConfig, InheritedSocket, Listener, Reload, Reloaded, TlsIdentity,
+    WebPage, WorkerConfig,
+};
 pub use server::{Daemon, DaemonError};
+pub use tenants::{Quota, Tenancy, TenancyConfig, TenancyError};

@@ -7,14 +7,15 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bollard_buildkit_proto::google::protobuf::Timestamp;
 use bollard_buildkit_proto::moby::buildkit::v1::{
     StatusResponse, Vertex, VertexLog, VertexStatus, VertexWarning,
 };
 use bollard_buildkit_proto::pb;
-use stave_engine::{EngineEvent, Observer};
+use stave_engine::record::Recorder;
+use stave_engine::{EngineEvent, Observer, StepId};
 use stave_frontend_dockerfile::{Diagnostic, Source};
 use stave_llb::{Definition, Op};
 use stave_oci::Digest;
@@ -35,6 +36,8 @@ const MAX_BATCH: usize = 1 << 20;
 pub(crate) struct Journal {
     build: String,
     scopes: AtomicU64,
+    /// The engine's record, as long as the build runs.
+    record: Mutex<Option<Observer>>,
     state: Mutex<State>,
     changed: watch::Sender<()>,
 }
@@ -50,6 +53,15 @@ struct State {
     clipped: HashSet<String>,
 }
 
+/// How many of a build's vertexes are how far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sums {
+    pub(crate) total: i32,
+    pub(crate) completed: i32,
+    pub(crate) cached: i32,
+    pub(crate) warnings: i32,
+}
+
 /// A reader's place in a journal.
 #[derive(Debug)]
 pub(crate) struct Reader {
@@ -62,6 +74,7 @@ pub(crate) struct Reader {
 #[derive(Debug)]
 pub(crate) struct Step {
     journal: Arc<Journal>,
+    scope: u64,
     digest: String,
     is_over: bool,
 }
@@ -75,9 +88,11 @@ pub(crate) struct WarningSource {
 }
 
 impl Journal {
-    pub(crate) fn new(build: &str) -> Arc<Self> {
+    pub(crate) fn new(build: &str, recorder: Option<&Recorder>) -> Arc<Self> {
+        let record = recorder.map(|recorder| recorder.observer(Observer::ignored()));
         Arc::new(Self {
             build: build.to_owned(),
+            record: Mutex::new(record),
             scopes: AtomicU64::new(0),
             state: Mutex::default(),
             changed: watch::Sender::new(()),
@@ -96,9 +111,10 @@ impl Journal {
         let scope = self.scopes.fetch_add(1, Ordering::Relaxed);
         let digest = Digest::sha256(format!("{}:{scope}:", self.build).as_bytes()).to_string();
         let started = Some(timestamp(SystemTime::now()));
+        self.record(EngineEvent::StepStarted { step: StepId(scope << 32), name: name.clone() });
         self.lock().vertex(Vertex { digest: digest.clone(), name, started, ..Vertex::default() });
         self.changed.send_replace(());
-        Step { journal: Arc::clone(self), digest, is_over: false }
+        Step { journal: Arc::clone(self), scope, digest, is_over: false }
     }
 
     /// A reader that begins at the beginning.
@@ -106,8 +122,43 @@ impl Journal {
         Reader { journal: Arc::clone(self), at: 0, changed: self.changed.subscribe() }
     }
 
+    /// All that was told so far.
+    pub(crate) fn entries(&self) -> Vec<Arc<StatusResponse>> {
+        self.lock().entries.clone()
+    }
+
+    /// All vertexes as they are now, in the order of their digests.
+    pub(crate) fn vertexes(&self) -> Vec<Vertex> {
+        let mut all: Vec<Vertex> = self.lock().vertexes.values().cloned().collect();
+        all.sort_by(|a, b| a.digest.cmp(&b.digest));
+        all
+    }
+
+    /// What there was of what.
+    pub(crate) fn sums(&self) -> Sums {
+        let state = self.lock();
+        let count = |is: fn(&Vertex) -> bool| {
+            i32::try_from(state.vertexes.values().filter(|vertex| is(vertex)).count()).unwrap_or(i32::MAX)
+        };
+        let warnings = state.entries.iter().map(|entry| entry.warnings.len()).sum::<usize>();
+        Sums {
+            total: count(|_| true),
+            completed: count(|vertex| vertex.completed.is_some()),
+            cached: count(|vertex| vertex.cached),
+            warnings: i32::try_from(warnings).unwrap_or(i32::MAX),
+        }
+    }
+
+    fn record(&self, event: EngineEvent) {
+        let record = self.record.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(record) = record {
+            record.send(event);
+        }
+    }
+
     /// Nothing more will come.
     pub(crate) fn finish(&self) {
+        drop(self.record.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.lock().is_over = true;
         self.changed.send_replace(());
     }
@@ -125,6 +176,7 @@ impl Journal {
     }
 
     fn take(&self, scope: u64, about: Option<&WarningSource>, event: EngineEvent) {
+        self.record(scoped(scope, &event));
         let now = timestamp(SystemTime::now());
         let step = |id: u64| Digest::sha256(format!("{}:{scope}:{id}", self.build).as_bytes()).to_string();
         let mut state = self.lock();
@@ -148,7 +200,7 @@ impl Journal {
                     state.push(StatusResponse { warnings: vec![warning], ..StatusResponse::default() });
                 }
             }
-            EngineEvent::Miss { .. } | EngineEvent::Note { .. } => {}
+            EngineEvent::Named { .. } | EngineEvent::Miss { .. } | EngineEvent::Note { .. } => {}
         }
         drop(state);
         self.changed.send_replace(());
@@ -269,7 +321,10 @@ impl State {
     fn began(&self, vertex: &str, id: String, now: Timestamp) -> VertexStatus {
         let known = self.parts.get(vertex).and_then(|parts| parts.iter().find(|part| part.id == id));
         let started = known.and_then(|part| part.started).unwrap_or(now);
+        // What clients add up: the action alone, whatever it is done to.
+        let is_transfer = id.starts_with("transferring ");
         VertexStatus {
+            name: if is_transfer { "transferring".to_owned() } else { id.clone() },
             id,
             vertex: vertex.to_owned(),
             timestamp: Some(now),
@@ -309,6 +364,11 @@ impl Step {
 
     fn finish(&mut self, error: String) {
         self.is_over = true;
+        let (step, duration) = (StepId(self.scope << 32), Duration::ZERO);
+        self.journal.record(match error.as_str() {
+            "" => EngineEvent::StepCompleted { step, duration },
+            message => EngineEvent::StepFailed { step, duration, message: message.to_owned() },
+        });
         self.journal.lock().end(&self.digest, timestamp(SystemTime::now()), error);
         self.journal.changed.send_replace(());
     }
@@ -353,6 +413,25 @@ impl Reader {
         }
         ((self.at > first).then_some(batch), state.is_over)
     }
+}
+
+/// An event whose step is told from those of other parts of the build.
+fn scoped(scope: u64, event: &EngineEvent) -> EngineEvent {
+    let mut event = event.clone();
+    match &mut event {
+        EngineEvent::StepStarted { step, .. }
+        | EngineEvent::StepProgress { step, .. }
+        | EngineEvent::StepPart { step, .. }
+        | EngineEvent::StepCompleted { step, .. }
+        | EngineEvent::StepFailed { step, .. } => step.0 = (scope << 32) | (step.0 & 0xFFFF_FFFF),
+        EngineEvent::Graph(_)
+        | EngineEvent::Named { .. }
+        | EngineEvent::Solve(_)
+        | EngineEvent::Miss { .. }
+        | EngineEvent::Note { .. }
+        | EngineEvent::Warning(_) => {}
+    }
+    event
 }
 
 /// A vertex as it is before it begins.

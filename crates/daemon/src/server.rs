@@ -1,6 +1,7 @@
 //! Listening, serving, and coming to an end. Start with [`Daemon`].
 
 use std::fs;
+use std::future::Future;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -14,15 +15,22 @@ use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream;
 use stave_engine::Engine;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::Router;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
-use crate::config::{Address, DaemonConfig, Listener, TlsIdentity};
+use crate::audit::Audit;
+use crate::config::{Address, DaemonConfig, InheritedSocket, Listener, Reload, TlsIdentity};
 use crate::control::Control;
+use crate::control::info::WithLanguage;
 use crate::gateway::Gateway;
 use crate::health::Health;
+use crate::identity::Doorkeeper;
 use crate::state::Shared;
+use crate::supervisor::Supervisor;
+use crate::{monitor, web};
 
 /// The longest message of a client: definitions are long.
 const MAX_REQUEST: usize = 128 << 20;
@@ -54,6 +62,15 @@ pub enum DaemonError {
     /// Certificates or key.
     #[error("cannot use the certificates: {0}")]
     Tls(String),
+    /// The audit log.
+    #[error("cannot write the audit log `{}`", path.display())]
+    Audit {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Nowhere to listen at.
     #[error("no address to listen at")]
     NoListener,
@@ -66,12 +83,22 @@ pub enum DaemonError {
 pub struct Daemon {
     shared: Arc<Shared>,
     bound: Vec<Bound>,
+    watched: Vec<Watched>,
     patience: Duration,
+    supervisor: Supervisor,
+    reload: Option<Reload>,
 }
 
 enum Bound {
-    Unix(UnixListener, SocketFile),
+    Unix(UnixListener, Option<SocketFile>),
     Tcp(TcpListener, Option<TlsIdentity>),
+}
+
+/// A listener for those who watch.
+struct Watched {
+    listener: Bound,
+    routes: fn(Arc<Shared>, &[String]) -> axum::Router,
+    hosts: Vec<String>,
 }
 
 /// A socket in the file system, removed with this.
@@ -103,17 +130,45 @@ impl Daemon {
         for listener in config.listeners {
             bound.push(bind(listener).await?);
         }
-        let shared = Arc::new(Shared::new(engine, config.worker));
-        Ok(Self { shared, bound, patience: config.patience })
+        let mut watched = Vec::new();
+        if let Some(address) = config.monitor {
+            let listener = bind(unprotected(address)).await?;
+            watched.push(Watched { listener, routes: |shared, _| monitor::router(shared), hosts: Vec::new() });
+        }
+        if let Some(page) = config.web {
+            let listener = bind(unprotected(page.address)).await?;
+            watched.push(Watched { listener, routes: web::router, hosts: page.hosts });
+        }
+        let audit = match &config.audit {
+            Some(path) => Audit::open(path).map_err(|source| DaemonError::Audit { path: path.clone(), source })?,
+            None => Audit::default(),
+        };
+        let shared = Shared::new(engine, (config.worker, config.tenancy), (audit, config.traces));
+        let supervisor = Supervisor::new(config.notify);
+        let (patience, reload) = (config.patience, config.reload);
+        Ok(Self { shared: Arc::new(shared), bound, watched, patience, supervisor, reload })
     }
 
     /// Where it listens, as clients name it; a port that was left open is the one it got.
     pub fn addresses(&self) -> Vec<String> {
         let address = |bound: &Bound| match bound {
-            Bound::Unix(_, file) => Some(Address::Unix(file.0.clone())),
+            Bound::Unix(_, Some(file)) => Some(Address::Unix(file.0.clone())),
+            Bound::Unix(listener, None) => {
+                let path = listener.local_addr().ok()?.as_pathname()?.to_owned();
+                Some(Address::Unix(path))
+            }
             Bound::Tcp(listener, _) => listener.local_addr().ok().map(Address::Tcp),
         };
         self.bound.iter().filter_map(address).map(|address| address.to_string()).collect()
+    }
+
+    /// Where it is watched: metrics, then the web page, as far as there are.
+    pub fn watched_at(&self) -> Vec<String> {
+        let address = |watched: &Watched| match &watched.listener {
+            Bound::Unix(_, file) => file.as_ref().map(|file| Address::Unix(file.0.clone()).to_string()),
+            Bound::Tcp(listener, _) => listener.local_addr().ok().map(|address| format!("http://{address}/")),
+        };
+        self.watched.iter().filter_map(address).collect()
     }
 
     /// Serves until `shutdown` fires, then lets running builds end, for as long as the configuration says.
@@ -121,18 +176,29 @@ impl Daemon {
     /// # Errors
     /// [`DaemonError`] when no more connections can be taken.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), DaemonError> {
-        let Self { shared, bound, patience } = self;
+        let Self { shared, bound, watched, patience, supervisor, reload } = self;
         let stop = CancellationToken::new();
+        let watching = watched.into_iter().map(|watched| {
+            let (shared, stop) = (Arc::clone(&shared), stop.clone());
+            tokio::spawn(async move { watch(&shared, watched, stop).await })
+        });
+        let watching: Vec<_> = watching.collect();
+        let reloading = tokio::spawn(listen_for_reload(Arc::clone(&shared), reload, supervisor.clone())?);
         let mut serving = Vec::new();
         for bound in bound {
             serving.push(serve_one(&shared, bound, stop.clone())?);
         }
         let serving = futures::future::try_join_all(serving);
         tokio::pin!(serving);
+        supervisor.tell("READY=1");
         tokio::select! {
             ended = &mut serving => return ended.map(drop),
             () = shutdown.cancelled() => {}
         }
+        // Whoever balances load hears of it before any call is refused.
+        shared.draining.cancel();
+        reloading.abort();
+        supervisor.tell("STOPPING=1");
         let draining = async {
             shared.builds.drain(patience).await;
             shared.closing.cancel();
@@ -142,6 +208,9 @@ impl Daemon {
         tokio::select! {
             ended = &mut serving => ended.map(drop)?,
             () = draining => {}
+        }
+        for watching in watching {
+            watching.abort();
         }
         // Idle connections need not hear of it.
         match tokio::time::timeout(FAREWELL, serving).await {
@@ -160,19 +229,89 @@ async fn bind(listener: Listener) -> Result<Bound, DaemonError> {
                 return Err(DaemonError::Taken(place));
             }
             let (listener, file) = bind_unix(&path, group).map_err(failed)?;
-            Ok(Bound::Unix(listener, file))
+            Ok(Bound::Unix(listener, Some(file)))
         }
         Listener::Tls { address, identity } => Ok(Bound::Tcp(tcp(address).await?, Some(identity))),
         Listener::Plain { address } => {
             tracing::warn!(%address, "whoever reaches this address can build, and so act as root");
             Ok(Bound::Tcp(tcp(address).await?, None))
         }
+        Listener::Inherited { socket, identity } => inherited(socket, identity)
+            .map_err(|source| DaemonError::Listen { place: "an inherited socket".to_owned(), source }),
     }
 }
 
 async fn tcp(address: std::net::SocketAddr) -> Result<TcpListener, DaemonError> {
     let bound = TcpListener::bind(address).await;
     bound.map_err(|source| DaemonError::Listen { place: address.to_string(), source })
+}
+
+/// Takes a socket over from whoever started the daemon. It stays when the daemon ends.
+fn inherited(socket: InheritedSocket, identity: Option<TlsIdentity>) -> io::Result<Bound> {
+    Ok(match socket {
+        InheritedSocket::Unix(listener) => {
+            listener.set_nonblocking(true)?;
+            Bound::Unix(UnixListener::from_std(listener)?, None)
+        }
+        InheritedSocket::Tcp(listener) => {
+            listener.set_nonblocking(true)?;
+            Bound::Tcp(TcpListener::from_std(listener)?, identity)
+        }
+    })
+}
+
+/// A listener for those who watch: who may is decided by who reaches it.
+fn unprotected(address: Address) -> Listener {
+    match address {
+        Address::Unix(path) => Listener::Unix { path, group: None },
+        Address::Tcp(address) => Listener::Plain { address },
+    }
+}
+
+async fn watch(shared: &Arc<Shared>, watched: Watched, stop: CancellationToken) {
+    let routes = (watched.routes)(Arc::clone(shared), &watched.hosts);
+    let stopped = async move { stop.cancelled().await };
+    let served = match watched.listener {
+        Bound::Unix(listener, file) => {
+            let served = axum::serve(listener, routes).with_graceful_shutdown(stopped).await;
+            drop(file);
+            served
+        }
+        Bound::Tcp(listener, _) => axum::serve(listener, routes).with_graceful_shutdown(stopped).await,
+    };
+    if let Err(error) = served {
+        tracing::warn!(%error, "nobody can watch any more");
+    }
+}
+
+/// Reads the configuration again whenever SIGHUP comes.
+fn listen_for_reload(
+    shared: Arc<Shared>,
+    reload: Option<Reload>,
+    supervisor: Supervisor,
+) -> Result<impl Future<Output = ()> + Send + 'static, DaemonError> {
+    let hangup = signal(SignalKind::hangup()).map_err(|error| DaemonError::Serve(error.to_string()));
+    let mut hangup = hangup?;
+    Ok(async move {
+        while hangup.recv().await.is_some() {
+            if let Err(error) = shared.audit.reopen() {
+                tracing::error!(%error, "the audit log cannot be opened again");
+            }
+            let Some(reload) = &reload else { continue };
+            supervisor.tell("RELOADING=1");
+            match (reload.0)() {
+                Ok(reloaded) => {
+                    shared.settings.replace(reloaded.worker, reloaded.tenancy);
+                    for key in &reloaded.unchanged {
+                        tracing::warn!("`{key}` was changed and counts after a restart only");
+                    }
+                    tracing::warn!("the configuration was read again");
+                }
+                Err(error) => tracing::error!(%error, "the configuration stays as it was"),
+            }
+            supervisor.tell("READY=1");
+        }
+    })
 }
 
 /// Whether a process listens at a socket.
@@ -246,7 +385,7 @@ async fn accepted<T>(result: io::Result<T>) -> io::Result<T> {
     result
 }
 
-fn router(shared: &Arc<Shared>, identity: Option<TlsIdentity>) -> Result<Router, DaemonError> {
+pub(crate) fn router(shared: &Arc<Shared>, identity: Option<TlsIdentity>) -> Result<Router, DaemonError> {
     let mut server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
@@ -255,16 +394,22 @@ fn router(shared: &Arc<Shared>, identity: Option<TlsIdentity>) -> Result<Router,
         let config = ServerTlsConfig::new()
             .identity(Identity::from_pem(identity.certificate, identity.key))
             .client_ca_root(Certificate::from_pem(identity.client_authority))
-            .timeout(HANDSHAKE);
+            .timeout(HANDSHAKE)
+            .client_auth_optional(shared.settings.now().tenancy.takes_tokens());
         server =
             server.tls_config(config).map_err(|error| DaemonError::Tls(crate::failure::one_line(&error)))?;
     }
+    let doorkeeper =
+        || Doorkeeper { settings: shared.settings.clone(), metrics: Arc::clone(&shared.metrics) };
     let control = ControlServer::new(Control { shared: Arc::clone(shared) })
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(MAX_REQUEST);
-    let gateway = LlbBridgeServer::new(Gateway { shared: Arc::clone(shared) })
+    let gateway = LlbBridgeServer::new(Gateway { shared: Arc::clone(shared), served: None })
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(MAX_REQUEST);
-    let health = HealthServer::new(Health { closing: shared.closing.clone() });
+    let control = WithLanguage { inner: control, shared: Arc::clone(shared) };
+    let control = InterceptedService::new(control, doorkeeper());
+    let gateway = InterceptedService::new(gateway, doorkeeper());
+    let health = HealthServer::new(Health { closing: shared.draining.clone() });
     Ok(server.add_service(control).add_service(gateway).add_service(health))
 }

@@ -6,10 +6,13 @@
 
 pub(crate) mod auth;
 pub(crate) mod connection;
+pub(crate) mod content;
 pub(crate) mod files;
+pub(crate) mod layout;
 pub(crate) mod output;
 pub(crate) mod secrets;
 pub(crate) mod ssh;
+pub(crate) mod upload;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -22,6 +25,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
+
+use crate::tenants::Caller;
 
 /// Most sessions at a time.
 const MAX_SESSIONS: usize = 1000;
@@ -93,11 +98,22 @@ impl Introduction {
 /// An open session: the way to a client's services.
 pub(crate) struct ClientSession {
     about: Introduction,
+    owner: Caller,
     channel: Channel,
     ended: CancellationToken,
 }
 
 impl ClientSession {
+    /// Who opened it.
+    pub(crate) fn owner(&self) -> &Caller {
+        &self.owner
+    }
+
+    /// Its id, a secret of its client and of what runs for it.
+    pub(crate) fn id(&self) -> &str {
+        &self.about.id
+    }
+
     /// What makes two sessions the same client.
     pub(crate) fn shared_key(&self) -> &str {
         &self.about.shared_key
@@ -152,11 +168,11 @@ impl Sessions {
     /// Serves a session until it ends by itself, by bad health or by `ended`.
     pub(crate) async fn run(
         &self,
-        about: Introduction,
+        (about, owner): (Introduction, Caller),
         channel: Channel,
         ended: CancellationToken,
     ) -> Result<(), SessionError> {
-        let session = Arc::new(ClientSession { about, channel, ended: ended.clone() });
+        let session = Arc::new(ClientSession { about, owner, channel, ended: ended.clone() });
         let guard = self.enter(&session)?;
         tokio::select! {
             () = ended.cancelled() => {}
@@ -197,6 +213,11 @@ impl Sessions {
         };
         let arrived = tokio::time::timeout(ARRIVAL, arrived).await.ok().flatten();
         arrived.ok_or_else(|| SessionError::Absent(id.chars().take(MAX_ID).collect()))
+    }
+
+    /// How many are open.
+    pub(crate) fn count(&self) -> usize {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// Ends all sessions.
@@ -268,8 +289,12 @@ mod tests {
         let services = server.add_routes(tonic::service::Routes::default());
         let serving = tokio::spawn(services.serve_with_incoming(connections));
         let about = Introduction { id: "a".into(), shared_key: String::new(), methods: BTreeSet::new() };
-        let session =
-            ClientSession { about, channel: connection::over(ours), ended: CancellationToken::new() };
+        let session = ClientSession {
+            about,
+            owner: Caller::anybody(),
+            channel: connection::over(ours),
+            ended: CancellationToken::new(),
+        };
         assert!(!session.is_gone().await, "it answers, if only that it serves no such thing");
         serving.abort();
         assert!(serving.await.expect_err("was stopped").is_cancelled());
@@ -291,12 +316,12 @@ mod tests {
         let running = tokio::spawn({
             let (sessions, about, ended) = (Arc::clone(&sessions), about.clone(), ended.clone());
             let channel = channel.clone();
-            async move { sessions.run(about, channel, ended).await }
+            async move { sessions.run((about, Caller::anybody()), channel, ended).await }
         });
         let found = waiting.await.expect("no panic").expect("arrives");
         assert!(found.channel("/X.Y/Z").is_ok());
         assert_eq!(found.channel("/other").err(), Some(SessionError::Unsupported("/other")));
-        let second = sessions.run(about, channel, CancellationToken::new()).await;
+        let second = sessions.run((about, Caller::anybody()), channel, CancellationToken::new()).await;
         assert_eq!(second, Err(SessionError::Id), "an id is taken once");
         ended.cancel();
         running.await.expect("no panic").expect("ends");

@@ -3,6 +3,7 @@
 use bollard_buildkit_proto::moby::buildkit::v1::types::{BuildkitVersion, GcPolicy, WorkerRecord};
 use bollard_buildkit_proto::pb;
 use stave_oci::Platform;
+use stave_store::GcRule;
 
 use crate::state::Shared;
 
@@ -14,7 +15,7 @@ pub(crate) fn version(shared: &Shared) -> BuildkitVersion {
     BuildkitVersion {
         package: "stave".to_owned(),
         version: "v0.29.0".to_owned(),
-        revision: shared.worker.version.clone(),
+        revision: shared.settings.now().worker.version.clone(),
     }
 }
 
@@ -28,19 +29,29 @@ pub(crate) fn record(shared: &Shared) -> WorkerRecord {
     ];
     let own = own.map(|(name, value)| (format!("{LABEL}{name}"), value.to_owned()));
     let mut labels: std::collections::HashMap<_, _> = own.into_iter().collect();
-    labels.extend(shared.worker.labels.clone());
-    let gc_policy = shared.worker.keep_bytes.map(|bytes| GcPolicy {
-        all: true,
-        max_used_space: i64::try_from(bytes).unwrap_or(i64::MAX),
-        ..GcPolicy::default()
-    });
+    let settings = shared.settings.now();
+    labels.extend(settings.worker.labels.clone());
+    let gc_policy = settings.worker.gc.iter().map(policy).collect();
     WorkerRecord {
-        id: shared.worker.id.clone(),
+        id: settings.worker.id.clone(),
         labels,
         platforms: vec![platform(&Platform::host())],
-        gc_policy: gc_policy.into_iter().collect(),
+        gc_policy,
         buildkit_version: Some(version(shared)),
         cdi_devices: Vec::new(),
+    }
+}
+
+fn policy(rule: &GcRule) -> GcPolicy {
+    let bytes = |bytes: Option<u64>| i64::try_from(bytes.unwrap_or(0)).unwrap_or(i64::MAX);
+    let nanos = rule.keep_duration.map_or(0, |span| span.as_nanos());
+    GcPolicy {
+        all: rule.filters.is_empty(),
+        keep_duration: i64::try_from(nanos).unwrap_or(i64::MAX),
+        max_used_space: bytes(rule.limits.max_used),
+        reserved_space: bytes(rule.limits.reserved),
+        min_free_space: bytes(rule.limits.min_free),
+        ..GcPolicy::default()
     }
 }
 

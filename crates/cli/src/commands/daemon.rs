@@ -2,13 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use stave_daemon::{Address, Daemon, DaemonConfig, FileConfig, Listener, TlsIdentity, WorkerConfig};
+use stave_daemon::config::{Size, environment};
+use stave_daemon::{
+    Address, Daemon, DaemonConfig, FileConfig, InheritedSocket, Listener, Reload, Reloaded, Tenancy, TlsIdentity,
+    WebPage, WorkerConfig,
+};
 use stave_engine::EngineConfig;
 use stave_oci::Digest;
 use stave_registry::Keychain;
+use stave_store::GcRule;
 
 use crate::config;
 use crate::report::Failure;
@@ -21,13 +27,17 @@ const MAX_FILE: u64 = 1 << 20;
 const DEFAULT_SOCKET: &str = "/run/stave/stave.sock";
 /// The same, when called as `buildkitd`.
 const BUILDKIT_SOCKET: &str = "/run/buildkit/buildkitd.sock";
+/// The address that stands for sockets that are there already, as buildkitd has it.
+const INHERITED: &str = "fd://";
+/// Where the fields lie that statements tell of the builder, as buildkitd has it.
+const PROVENANCE_DIRECTORY: &str = "/etc/buildkit/provenance.d";
 /// How long running builds may go on once the daemon shall end.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serve builds to BuildKit's clients: buildctl, docker buildx and their like
 ///
 /// Called as `buildkitd`, the program does this without being told.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Arguments {
     /// Address to listen at: unix://PATH or tcp://IP:PORT (may be repeated)
     #[arg(long, value_name = "ADDRESS")]
@@ -52,10 +62,32 @@ pub(crate) struct Arguments {
     allow_insecure_entitlement: Vec<String>,
     #[command(flatten)]
     worker: WorkerArguments,
+    #[command(flatten)]
+    watch: WatchArguments,
+}
+
+/// Who watches the daemon, and what is taken down of it.
+#[derive(Debug, Clone, clap::Args)]
+struct WatchArguments {
+    /// Address of metrics (/metrics), readiness (/healthz, /readyz) and dumps (/debug/graph)
+    #[arg(long, value_name = "ADDRESS", visible_alias = "debugaddr")]
+    metrics_addr: Option<String>,
+    /// Address of the web page; on tcp it is for this machine alone, or with --insecure-tcp for all
+    #[arg(long, value_name = "ADDRESS")]
+    web_addr: Option<String>,
+    /// Name that browsers may know the web page by (may be repeated)
+    #[arg(long, value_name = "NAME")]
+    web_host: Vec<String>,
+    /// File that gets a line of JSON for everything that is asked for
+    #[arg(long, value_name = "FILE")]
+    audit_log: Option<PathBuf>,
+    /// Collector that traces of builds are sent to: OTLP over http
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otlp_endpoint: Option<String>,
 }
 
 /// buildkitd's flags for its workers, of which there is one here.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 struct WorkerArguments {
     /// Only `true` is possible
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", hide = true)]
@@ -102,6 +134,8 @@ enum Network {
 /// What cannot be honoured of the flags or the file.
 #[derive(Debug, thiserror::Error)]
 enum StartError {
+    #[error(transparent)]
+    Environment(#[from] environment::EnvironmentError),
     #[error("cannot read `{}`", .path.display())]
     Read {
         path: PathBuf,
@@ -128,12 +162,24 @@ enum StartError {
     Worker(&'static str),
     #[error("invalid size `{0}` in the configuration file")]
     Size(String),
+    #[error(transparent)]
+    Config(#[from] stave_daemon::config::ConfigError),
+    #[error(transparent)]
+    Tenancy(#[from] stave_daemon::TenancyError),
+    #[error("the web page at `{0}` would be for everybody who reaches it")]
+    OpenPage(std::net::SocketAddr),
+    #[error("invalid collector `{0}`: expected `http://HOST:PORT`")]
+    Collector(String),
+    #[error("no socket was handed over (LISTEN_FDS)")]
+    NothingInherited,
+    #[error("cannot use the sockets that were handed over")]
+    Inherited(#[source] std::io::Error),
 }
 
 /// Serves.
 pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, Failure> {
     let failed = |error: StartError| {
-        let hint = matches!(error, StartError::NoCertificates)
+        let hint = matches!(error, StartError::NoCertificates | StartError::OpenPage(_))
             .then(|| "--insecure-tcp lets everybody in who reaches the address".to_owned());
         Failure::new(&error).with_hint(hint)
     };
@@ -145,7 +191,13 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
     };
     // buildkitd's own directory holds other things beside its store.
     let root = if is_buildkitd() { root.join("stave") } else { root };
-    let config = arguments.config(&file, &root).map_err(failed)?;
+    let mut config = arguments.config(&file, &root).map_err(failed)?;
+    config.reload = Some(Reload(Box::new({
+        let (arguments, global, root, before) = (arguments.clone(), global.clone(), root.clone(), fixed(&file));
+        move || arguments.reload(&global, &root, &before).map_err(|error| crate::report::chain(&error))
+    })));
+    let cap = file.store.cap.as_ref().map(|size| size.bytes(disk(&root)).ok_or_else(|| StartError::Size(size.to_string())));
+    let cap = cap.transpose().map_err(failed)?;
     let directories = file.cdi.directories();
     let registries = match &global.config {
         Some(_) => file.registry,
@@ -160,13 +212,53 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
         device_directories: directories,
     };
     with_shared_engine(engine, async |engine, interrupt| {
+        if cap.is_some() {
+            engine.store().hold_to(stave_store::DiskPolicy { cap, rules: Vec::new() });
+        }
         let daemon = Daemon::bind(engine, config).await.map_err(|error| Failure::new(&error))?;
         for place in daemon.addresses() {
             eprintln!("listening at {place}");
         }
+        for place in daemon.watched_at() {
+            eprintln!("watched at {place}");
+        }
         daemon.serve(interrupt.token().clone()).await.map_err(|error| Failure::new(&error))?;
         Ok(0)
     })
+}
+
+/// How callers are told apart, with the files that say so.
+fn tenancy(file: &FileConfig) -> Result<Tenancy, StartError> {
+    Ok(file.tenancy.load(&|path| read(path).map_err(|error| crate::report::chain(&error)))?)
+}
+
+fn address(text: Option<&String>) -> Result<Option<Address>, StartError> {
+    Ok(text.filter(|text| !text.is_empty()).map(|text| text.parse()).transpose()?)
+}
+
+fn collector(text: &str) -> Result<url::Url, StartError> {
+    let url: Option<url::Url> = text.parse().ok();
+    url.filter(|url| url.scheme() == "http" && url.has_host()).ok_or_else(|| StartError::Collector(text.to_owned()))
+}
+
+/// What counts from the start to the end of a daemon, as text to compare.
+fn fixed(file: &FileConfig) -> Vec<(&'static str, String)> {
+    vec![
+        ("root", format!("{:?}", file.root)),
+        ("grpc", format!("{:?}", file.grpc)),
+        ("registry", format!("{:?}", file.registry)),
+        ("history", format!("{:?}", file.history)),
+        ("cdi", format!("{:?}", file.cdi)),
+        ("web", format!("{:?}", file.web)),
+        ("audit", format!("{:?}", file.audit)),
+        ("store", format!("{:?}", file.store)),
+    ]
+}
+
+/// Bytes of the file system that a directory is on or will be.
+fn disk(root: &Path) -> u64 {
+    let there = root.ancestors().find(|path| path.exists()).unwrap_or(root);
+    rustix::fs::statvfs(there).map_or(0, |found| found.f_blocks.saturating_mul(found.f_frsize))
 }
 
 /// `--config`: a file of buildkitd's form.
@@ -190,6 +282,51 @@ fn read(path: &Path) -> Result<Vec<u8>, StartError> {
 impl Arguments {
     fn config(&self, file: &FileConfig, root: &Path) -> Result<DaemonConfig, StartError> {
         self.worker.check()?;
+        let watch = &self.watch;
+        Ok(DaemonConfig {
+            listeners: self.listeners(file)?,
+            worker: self.worker_config(file, root)?,
+            patience: PATIENCE,
+            tenancy: tenancy(file)?,
+            audit: watch.audit_log.clone().or_else(|| file.audit.path.clone()),
+            monitor: address(watch.metrics_addr.as_ref().or(file.grpc.debug_address.as_ref()))?,
+            web: self.web(file)?,
+            traces: watch.otlp_endpoint.as_deref().filter(|text| !text.is_empty()).map(collector).transpose()?,
+            notify: std::env::var_os("NOTIFY_SOCKET").map(PathBuf::from),
+            reload: None,
+        })
+    }
+
+    /// The web page; on tcp anybody could look who reaches it.
+    fn web(&self, file: &FileConfig) -> Result<Option<WebPage>, StartError> {
+        let text = self.watch.web_addr.as_ref().or(file.web.address.as_ref());
+        let Some(address) = address(text)? else { return Ok(None) };
+        if let Address::Tcp(socket) = &address
+            && !socket.ip().is_loopback()
+            && !self.insecure_tcp
+        {
+            return Err(StartError::OpenPage(*socket));
+        }
+        let hosts = self.watch.web_host.iter().chain(&file.web.hosts).cloned().collect();
+        Ok(Some(WebPage { address, hosts }))
+    }
+
+    /// What a daemon that runs takes over of a file that was changed.
+    fn reload(
+        &self,
+        global: &GlobalOptions,
+        root: &Path,
+        before: &[(&'static str, String)],
+    ) -> Result<Reloaded, StartError> {
+        let file = file(global)?;
+        let differs = |(now, then): (&(&'static str, String), &(&'static str, String))| {
+            (now.1 != then.1).then(|| now.0.to_owned())
+        };
+        let unchanged = fixed(&file).iter().zip(before).filter_map(differs).collect();
+        Ok(Reloaded { worker: self.worker_config(&file, root)?, tenancy: tenancy(&file)?, unchanged })
+    }
+
+    fn worker_config(&self, file: &FileConfig, root: &Path) -> Result<WorkerConfig, StartError> {
         let mut labels = file.worker.oci.labels.clone();
         for label in &self.worker.oci_worker_labels {
             // One flag may hold several.
@@ -200,23 +337,28 @@ impl Arguments {
         }
         let mut entitlements = file.entitlements.clone();
         entitlements.extend(self.allow_insecure_entitlement.clone());
-        Ok(DaemonConfig {
-            listeners: self.listeners(file)?,
-            worker: WorkerConfig {
-                id: worker_id(root),
-                labels,
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                entitlements,
-                keep_bytes: self.keep_bytes(file)?,
-                ..WorkerConfig::default()
-            },
-            patience: PATIENCE,
+        let directory = file.provenance_environment.as_deref();
+        let directory = directory.unwrap_or_else(|| Path::new(PROVENANCE_DIRECTORY));
+        Ok(WorkerConfig {
+            id: worker_id(root),
+            labels,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            entitlements,
+            gc: self.gc(file, root)?,
+            history: file.history.retention()?,
+            environment: environment::read(directory)?,
+            ..WorkerConfig::default()
         })
     }
 
     fn listeners(&self, file: &FileConfig) -> Result<Vec<Listener>, StartError> {
         let mut addresses = if self.addr.is_empty() { file.grpc.address.clone() } else { self.addr.clone() };
-        if addresses.is_empty() {
+        // What the service's supervisor listens at already is meant, if nothing else is named.
+        let inherits = addresses.iter().any(|text| text == INHERITED)
+            || (addresses.is_empty() && std::env::var_os("LISTEN_FDS").is_some());
+        addresses.retain(|text| text != INHERITED);
+        let mut listeners = if inherits { self.inherited(file)? } else { Vec::new() };
+        if addresses.is_empty() && !inherits {
             let socket = if is_buildkitd() { BUILDKIT_SOCKET } else { DEFAULT_SOCKET };
             addresses.push(format!("unix://{socket}"));
         }
@@ -225,13 +367,42 @@ impl Arguments {
             None => file.grpc.gid,
         };
         let listener = |text: &String| {
-            Ok(match text.parse()? {
+            Ok::<_, StartError>(match text.parse()? {
                 Address::Unix(path) => Listener::Unix { path, group },
                 Address::Tcp(address) if self.insecure_tcp => Listener::Plain { address },
                 Address::Tcp(address) => Listener::Tls { address, identity: self.identity(file)? },
             })
         };
-        addresses.iter().map(listener).collect()
+        for text in &addresses {
+            listeners.push(listener(text)?);
+        }
+        Ok(listeners)
+    }
+
+    /// The sockets that whoever started the program listens at.
+    fn inherited(&self, file: &FileConfig) -> Result<Vec<Listener>, StartError> {
+        let mut handed = listenfd::ListenFd::from_env();
+        let mut listeners = Vec::new();
+        for at in 0..handed.len() {
+            let unix = handed.take_unix_listener(at);
+            let (socket, identity) = match unix {
+                Ok(Some(listener)) => (InheritedSocket::Unix(listener), None),
+                Ok(None) => continue,
+                Err(_) => match handed.take_tcp_listener(at).map_err(StartError::Inherited)? {
+                    Some(listener) if self.insecure_tcp => (InheritedSocket::Tcp(listener), None),
+                    Some(listener) => (InheritedSocket::Tcp(listener), Some(self.identity(file)?)),
+                    None => continue,
+                },
+            };
+            let close = |socket: &dyn AsFd| rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::CLOEXEC);
+            let closed = match &socket {
+                InheritedSocket::Unix(listener) => close(listener),
+                InheritedSocket::Tcp(listener) => close(listener),
+            };
+            closed.map_err(|error| StartError::Inherited(error.into()))?;
+            listeners.push(Listener::Inherited { socket, identity });
+        }
+        if listeners.is_empty() { Err(StartError::NothingInherited) } else { Ok(listeners) }
     }
 
     fn identity(&self, file: &FileConfig) -> Result<TlsIdentity, StartError> {
@@ -251,27 +422,17 @@ impl Arguments {
         })
     }
 
-    fn keep_bytes(&self, file: &FileConfig) -> Result<Option<u64>, StartError> {
-        let oci = &file.worker.oci;
-        let is_on = match self.worker.oci_worker_gc {
-            Some(switch) => switch == Switch::True,
-            None => oci.gc.unwrap_or(true),
-        };
-        if !is_on {
-            return Ok(None);
+    fn gc(&self, file: &FileConfig, root: &Path) -> Result<Vec<GcRule>, StartError> {
+        let mut oci = file.worker.oci.clone();
+        if let Some(switch) = self.worker.oci_worker_gc {
+            oci.gc = Some(switch == Switch::True);
         }
         if let Some(megabytes) = self.worker.oci_worker_gc_keepstorage {
-            return Ok(Some(megabytes.saturating_mul(1_000_000)));
+            oci.gcpolicy.clear();
+            oci.reserved_space = None;
+            oci.max_used_space = Some(Size::Bytes(megabytes.saturating_mul(1_000_000)));
         }
-        let written = oci.max_used_space.as_ref().or(oci.reserved_space.as_ref());
-        let bytes = |value: &toml::Value| match value {
-            toml::Value::Integer(bytes) => {
-                u64::try_from(*bytes).map_err(|_| StartError::Size(bytes.to_string()))
-            }
-            toml::Value::String(text) => super::build::size(text).map_err(|_| StartError::Size(text.clone())),
-            other => Err(StartError::Size(other.to_string())),
-        };
-        written.map(bytes).transpose()
+        Ok(oci.rules(disk(root))?)
     }
 }
 

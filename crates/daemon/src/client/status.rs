@@ -40,6 +40,13 @@ impl Translation {
             let total = u64::try_from(status.total).ok().filter(|total| *total > 0);
             let total = if status.completed.is_some() { total.or(Some(current)) } else { total };
             let id = if status.id.is_empty() { status.name } else { status.id };
+            if current == 0 && status.total <= 0 {
+                // Something that has no size: it is told when it is over.
+                if status.completed.is_some() {
+                    events.push(EngineEvent::Note { vertex, text: format!("{id} done") });
+                }
+                continue;
+            }
             events.push(EngineEvent::Solve(SolveEvent::Progress { vertex, id, current, total }));
         }
         for log in update.logs {

@@ -1,48 +1,133 @@
 //! One `Solve`: the whole life of a build, top to bottom. Start with [`solve`].
 
-use bollard_buildkit_proto::moby::buildkit::v1::{Exporter, SolveRequest, SolveResponse};
+use std::sync::Arc;
+use std::time::Instant;
 
+use bollard_buildkit_proto::moby::buildkit::v1::{Exporter, SolveRequest, SolveResponse};
+use serde_json::json;
+
+use crate::audit::short;
 use crate::build::{Beginning, Outcome, RunningBuild};
 use crate::export::export_all;
 use crate::failure::Failure;
+use crate::history::Recording;
 use crate::gateway::{Asked, run};
+use crate::session::SessionError;
 use crate::state::Shared;
+use crate::wanted::Wanted;
+use crate::tenants::{Caller, Gate};
 
 /// Builds what a client asks for. Dropping the future stops all of it.
-pub(super) async fn solve(shared: &Shared, request: SolveRequest) -> Result<SolveResponse, Failure> {
-    check(&request)?;
+pub(super) async fn solve(
+    shared: &Arc<Shared>,
+    caller: &Caller,
+    request: SolveRequest,
+) -> Result<SolveResponse, Failure> {
+    let begin = Instant::now();
+    let solved = Box::pin(solve_for(shared, caller, &request)).await;
+    let result = outcome_name(&solved);
+    // Clients ask for empty builds to find out what there is: those are no builds of anybody.
+    if !request.internal {
+        shared.metrics.built(caller.identity.as_str(), result, begin.elapsed());
+        let exporters: Vec<_> = exporters(&request).into_iter().map(|exporter| exporter.r#type).collect();
+        let more = json!({
+            "ref": short(&request.r#ref),
+            "frontend": short(&request.frontend),
+            "exporters": exporters,
+            "entitlements": request.entitlements,
+            "seconds": begin.elapsed().as_secs_f64(),
+        });
+        let told = solved.as_ref().map(drop).map_err(taken_down);
+        shared.audit.write(caller, "build", told, more);
+    }
+    solved
+}
+
+fn outcome_name(solved: &Result<SolveResponse, Failure>) -> &'static str {
+    match solved {
+        Ok(_) => "succeeded",
+        Err(Failure::Cancelled) => "cancelled",
+        Err(_) => "failed",
+    }
+}
+
+/// Why a build failed, without what its steps are called: that may hold anything.
+fn taken_down(failure: &Failure) -> String {
+    match failure {
+        Failure::Build { vertex, .. } => match vertex {
+            Some(vertex) => format!("step {vertex}"),
+            None => "a part of the build".to_owned(),
+        },
+        Failure::Client(status) => format!("{:?}", status.code()),
+        other => short(&other.to_string()),
+    }
+}
+
+async fn solve_for(
+    shared: &Arc<Shared>,
+    caller: &Caller,
+    request: &SolveRequest,
+) -> Result<SolveResponse, Failure> {
+    check(request)?;
     let session = shared.sessions.get(&request.session).await?;
+    if !caller.may_see(&session.owner().namespace) {
+        return Err(SessionError::Absent(short(&request.session)).into());
+    }
+    allowed(caller, &exporters(request))?;
+    let quota = shared.settings.now().tenancy.quota(caller);
+    let mut confinement = shared.confinement(&request.entitlements)?;
+    confinement.build_limits.memory = quota.memory.or(confinement.build_limits.memory);
+    let mut recording = shared.history.begin(&caller.namespace, request);
     let beginning = Beginning {
         id: request.r#ref.clone(),
         session,
         inputs: request.frontend_inputs.clone(),
-        confinement: shared.confinement(&request.entitlements)?,
+        wanted: Wanted::read(&request)?,
+        environment: shared.settings.now().worker.environment.clone(),
+        confinement,
+        gate: Gate::new(caller.clone(), quota, Arc::clone(&shared.slots)),
+        recorder: recording.as_ref().map(Recording::recorder),
     };
     let mut running = shared.builds.begin(beginning)?;
+    if let Some(recording) = &mut recording {
+        recording.run(&running.build.journal);
+    }
     let cancel = running.build.cancel.clone();
     let solved = tokio::select! {
-        solved = build(&mut running, &request) => solved,
+        solved = build(shared, &mut running, request) => solved,
         () = cancel.cancelled() => Err(Failure::Cancelled),
     };
     let solved = running.build.settle(solved).await;
+    shared.traces.build(&running.build, &solved);
     drop(running);
+    if let Some(recording) = recording {
+        recording.end(&solved).await;
+    }
     shared.collect();
     solved
 }
 
-async fn build(running: &mut RunningBuild<'_>, request: &SolveRequest) -> Result<SolveResponse, Failure> {
+async fn build(
+    shared: &Arc<Shared>,
+    running: &mut RunningBuild<'_>,
+    request: &SolveRequest,
+) -> Result<SolveResponse, Failure> {
     let exporters = exporters(request);
     // Options that cannot be honoured are said before the work begins.
     for exporter in &exporters {
         crate::export::target(exporter)?;
     }
-    let outcome = outcome(running, request).await?;
-    let exporter_response = export_all(&running.build, &outcome, &exporters).await?;
+    let outcome = Box::pin(outcome(shared, running, request)).await?;
+    let exporter_response = Box::pin(export_all(&running.build, &outcome, &exporters)).await?;
     Ok(SolveResponse { exporter_response })
 }
 
 /// What the front end came to: the client's own, or one of ours.
-async fn outcome(running: &mut RunningBuild<'_>, request: &SolveRequest) -> Result<Outcome, Failure> {
+async fn outcome(
+    shared: &Arc<Shared>,
+    running: &mut RunningBuild<'_>,
+    request: &SolveRequest,
+) -> Result<Outcome, Failure> {
     if request.frontend.is_empty() && request.definition.is_none() {
         return (&mut running.returned).await.unwrap_or(Err(Failure::Cancelled));
     }
@@ -51,8 +136,9 @@ async fn outcome(running: &mut RunningBuild<'_>, request: &SolveRequest) -> Resu
         options: &request.frontend_attrs,
         definition: request.definition.as_ref(),
         inputs: &request.frontend_inputs,
+        depth: 0,
     };
-    run(&running.build, asked).await
+    run(shared, &running.build, asked).await
 }
 
 fn exporters(request: &SolveRequest) -> Vec<Exporter> {
@@ -66,6 +152,19 @@ fn exporters(request: &SolveRequest) -> Vec<Exporter> {
     }
 }
 
+/// The store's names are everybody's: a tenant that gave one would give others its image for theirs.
+fn allowed(caller: &Caller, exporters: &[Exporter]) -> Result<(), Failure> {
+    let is_yes = |text: &String| !matches!(text.as_str(), "" | "0" | "f" | "F" | "false" | "FALSE" | "False");
+    let stores = |exporter: &Exporter| exporter.r#type == "image" && exporter.attrs.get("store").is_some_and(is_yes);
+    match !caller.is_trusted() && exporters.iter().any(stores) {
+        true => {
+            let who = caller.identity.to_string();
+            Err(Failure::NotAllowed { who, what: "keeping an image under a name in the daemon's store" })
+        }
+        false => Ok(()),
+    }
+}
+
 /// What would change the result and is not honoured must not be passed over.
 fn check(request: &SolveRequest) -> Result<(), Failure> {
     let unsupported = |what: &str| Err(Failure::Unsupported(what.to_owned()));
@@ -74,10 +173,6 @@ fn check(request: &SolveRequest) -> Result<(), Failure> {
     }
     if request.enable_session_exporter {
         return unsupported("exporters that the session chooses");
-    }
-    let cache = request.cache.clone().unwrap_or_default();
-    if !cache.export_ref_deprecated.is_empty() || !cache.exports.is_empty() {
-        return unsupported("exporting the cache of a client's build");
     }
     Ok(())
 }

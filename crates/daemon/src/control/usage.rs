@@ -1,27 +1,33 @@
 //! Disk use and pruning in BuildKit's terms.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bollard_buildkit_proto::moby::buildkit::v1::{
     DiskUsageRequest, DiskUsageResponse, PruneRequest as Request, UsageRecord as Record,
 };
-use stave_store::{
-    FilterError, ImagePrune, KeepLimits, PruneRequest, Store, StoreError, UsageFilter, UsageId, UsageRecord,
-};
+use serde_json::json;
+use stave_engine::Engine;
+use stave_engine::disk::DiskError;
+use stave_store::{FilterError, ImagePrune, KeepLimits, PruneRequest, UsageFilter, UsageId, UsageRecord};
+use stave_worker::Namespace;
 
 use crate::failure::Failure;
 use crate::progress::timestamp;
 use crate::state::Shared;
+use crate::tenants::Caller;
 
 pub(super) async fn disk_usage(
     shared: &Shared,
+    caller: &Caller,
     request: DiskUsageRequest,
 ) -> Result<DiskUsageResponse, Failure> {
     let filters = filters(&request.filter)?;
-    let usage = blocking(shared, Store::disk_usage).await?;
+    let caller = caller.clone();
+    let records = blocking(shared, move |engine| records(engine, &caller)).await?;
     let oldest = cutoff(request.age_limit);
-    let wanted = usage.records.iter().filter(|record| {
+    let wanted = records.iter().filter(|record| {
         oldest.is_none_or(|oldest| record.last_used <= oldest)
             && filters.iter().all(|filter| filter.matches(record))
     });
@@ -29,7 +35,25 @@ pub(super) async fn disk_usage(
     Ok(DiskUsageResponse { record })
 }
 
-pub(super) async fn prune(shared: &Shared, request: Request) -> Result<Vec<Record>, Failure> {
+pub(super) async fn prune(shared: &Shared, caller: &Caller, request: Request) -> Result<Vec<Record>, Failure> {
+    let pruned = prune_for(shared, caller, request).await;
+    let more = match &pruned {
+        Ok(gone) => json!({ "records": gone.len(), "bytes": gone.iter().map(|record| record.size).sum::<i64>() }),
+        Err(_) => json!({}),
+    };
+    shared.audit.write(caller, "prune", pruned.as_ref().map(drop).map_err(ToString::to_string), more);
+    pruned
+}
+
+/// What a caller sees of the store: a tenant what is its own.
+fn records(engine: &Engine, caller: &Caller) -> Result<Vec<UsageRecord>, DiskError> {
+    match caller.is_trusted() {
+        true => Ok(engine.store().disk_usage()?.records),
+        false => engine.tenant_usage(&caller.namespace),
+    }
+}
+
+async fn prune_for(shared: &Shared, caller: &Caller, request: Request) -> Result<Vec<Record>, Failure> {
     let bytes = |bytes: i64| u64::try_from(bytes).ok().filter(|bytes| *bytes > 0);
     let wanted = PruneRequest {
         images: ImagePrune::Keep,
@@ -42,9 +66,14 @@ pub(super) async fn prune(shared: &Shared, request: Request) -> Result<Vec<Recor
         },
         ..PruneRequest::unused()
     };
-    let (before, pruned) = blocking(shared, move |store| {
-        let before = store.disk_usage()?;
-        Ok((before, store.prune(&wanted)?))
+    let caller = caller.clone();
+    let (before, pruned) = blocking(shared, move |engine| {
+        let before = records(engine, &caller)?;
+        let pruned = match caller.is_trusted() {
+            true => stave_engine::disk::prune(engine.store(), wanted)?,
+            false => engine.prune_tenant(&caller.namespace, wanted)?,
+        };
+        Ok((before, pruned))
     })
     .await?;
     let gone: HashSet<UsageId> = pruned
@@ -54,7 +83,7 @@ pub(super) async fn prune(shared: &Shared, request: Request) -> Result<Vec<Recor
         .chain(pruned.blobs.into_iter().map(UsageId::Blob))
         .chain(pruned.cache_mounts.into_iter().map(UsageId::CacheMount))
         .collect();
-    Ok(before.records.iter().filter(|record| gone.contains(&record.id)).map(describe).collect())
+    Ok(before.iter().filter(|record| gone.contains(&record.id)).map(describe).collect())
 }
 
 /// When something was last used that is older than so many nanoseconds; `None` takes all.
@@ -65,18 +94,20 @@ fn cutoff(age: i64) -> Option<SystemTime> {
 
 async fn blocking<T: Send + 'static>(
     shared: &Shared,
-    work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+    work: impl FnOnce(&Engine) -> Result<T, DiskError> + Send + 'static,
 ) -> Result<T, Failure> {
-    let store = shared.engine.store().clone();
-    let done = tokio::task::spawn_blocking(move || work(&store)).await;
-    Ok(done.map_err(|_| Failure::Cancelled)??)
+    let engine = Arc::clone(&shared.engine);
+    let done = tokio::task::spawn_blocking(move || work(&engine)).await;
+    let done = done.map_err(|_| Failure::Cancelled)?;
+    done.map_err(|error| Failure::Value(stave_engine::one_line(&error)))
 }
 
 fn describe(record: &UsageRecord) -> Record {
+    let (_, description) = Namespace::of_key(&record.description);
     let (id, record_type) = match &record.id {
         UsageId::Layer(layer) => (format!("layer-{layer}"), "regular"),
         UsageId::Blob(digest) => (digest.to_string(), "internal"),
-        UsageId::CacheMount(name) if record.description.starts_with("client-directory:") => {
+        UsageId::CacheMount(name) if description.starts_with("client-directory:") => {
             (name.clone(), "source.local")
         }
         UsageId::CacheMount(name) => (name.clone(), "exec.cachemount"),
@@ -89,7 +120,7 @@ fn describe(record: &UsageRecord) -> Record {
         created_at: Some(timestamp(record.created)),
         last_used_at: Some(timestamp(record.last_used)),
         usage_count: 1,
-        description: record.description.clone(),
+        description: description.to_owned(),
         record_type: record_type.to_owned(),
         shared: record.in_image,
         ..Record::default()

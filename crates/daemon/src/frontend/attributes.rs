@@ -31,19 +31,24 @@ pub(crate) struct Attributes {
     pub(crate) is_dockerfile_local: bool,
     /// A context that is no directory of the client.
     pub(crate) context: Option<String>,
+    /// The directory of it that counts.
+    pub(crate) context_subdir: Option<String>,
     /// Named contexts that are graphs of the client: the context's name and the graph's.
     pub(crate) graphs: BTreeMap<String, String>,
     /// Graphs that the client hands in.
     pub(crate) inputs: HashMap<String, pb::Definition>,
     /// What is said about the graphs, as JSON.
     pub(crate) input_metadata: BTreeMap<String, String>,
-    /// Caches that are to be read, by name.
-    pub(crate) imports: Vec<String>,
     /// What is wanted instead of a build.
     pub(crate) subrequest: Option<String>,
 }
 
 impl Attributes {
+    /// Whether the context was piped into the client.
+    pub(crate) fn is_context_sent(&self) -> bool {
+        self.context.as_deref().is_some_and(|text| text.starts_with(crate::session::upload::ADDRESS))
+    }
+
     /// Reads the options of one call.
     pub(crate) fn read(
         options: &HashMap<String, String>,
@@ -80,10 +85,10 @@ impl Attributes {
             dockerfile_name: some("dockerfilekey").unwrap_or_else(|| "dockerfile".to_owned()),
             is_dockerfile_local: some("dockerfilekey").is_some(),
             context: some(&some("contextkey").unwrap_or_else(|| "context".to_owned())),
+            context_subdir: some("contextsubdir"),
             graphs: below(&options, "context:").into_iter().filter_map(graph).collect(),
             inputs: inputs.clone(),
             input_metadata: below(&options, "input-metadata:"),
-            imports: imports(&options)?,
             subrequest: some("requestid"),
         })
     }
@@ -95,29 +100,7 @@ fn changes_result(name: &str, value: &str) -> bool {
         name,
         "memory" | "memswap" | "cpushares" | "cpuperiod" | "cpuquota" | "cpusetcpus" | "cpusetmems"
     );
-    let is_attestation = name.starts_with("attest:") && !value.contains("disabled=true");
-    !value.is_empty() && (is_limit || name.starts_with("local-sessionid:")) || is_attestation
-}
-
-/// Caches that a client wants to be read, by name: JSON of type and attributes.
-fn imports(options: &BTreeMap<String, String>) -> Result<Vec<String>, Failure> {
-    let mut names: Vec<String> = Vec::new();
-    if let Some(text) = options.get("cache-imports").filter(|text| !text.is_empty()) {
-        let failed = |error| Failure::Value(format!("failed to unmarshal cache-imports: {error}"));
-        let list: Vec<serde_json::Value> = serde_json::from_str(text).map_err(failed)?;
-        // Go writes the fields of its messages with a capital or without.
-        let field = |one: &serde_json::Value, name: &str| {
-            let field = one.get(name).or_else(|| one.get(name.to_lowercase()));
-            field.cloned().unwrap_or_default()
-        };
-        names.extend(list.iter().map(|one| {
-            let place = field(one, "Attrs").get("ref").and_then(|place| place.as_str().map(str::to_owned));
-            place.unwrap_or_else(|| field(one, "Type").as_str().unwrap_or_default().to_owned())
-        }));
-    }
-    let old = options.get("cache-from").filter(|text| !text.is_empty());
-    names.extend(old.into_iter().flat_map(|text| text.split(',').map(str::to_owned)));
-    Ok(names)
+    !value.is_empty() && is_limit
 }
 
 /// Options below a prefix, by what follows it.
@@ -145,14 +128,11 @@ mod tests {
             ("context:base", "docker-image://alpine"),
             ("context:other", "input:0"),
             ("dockerfilekey", "elsewhere"),
-            ("cache-imports", r#"[{"Type":"registry","Attrs":{"ref":"a.b/c"}},{"type":"gha"}]"#),
-            ("cache-from", "d,e"),
         ])
         .expect("is read");
         assert_eq!(read.requests.len(), 2);
         assert!(read.requests[0].named_contexts.contains_key("base"));
         assert_eq!(read.graphs["other"], "0");
-        assert_eq!(read.imports, ["a.b/c", "gha", "d", "e"]);
         assert_eq!((read.filename.as_str(), read.pull), ("x/D", PullPolicy::Always));
         assert!(read.is_dockerfile_local && read.dockerfile_name == "elsewhere");
     }
@@ -161,8 +141,7 @@ mod tests {
     fn options_that_make_no_sense() {
         let error = read(&[("force-network-mode", "x")]).expect_err("is refused");
         assert_eq!(error, "invalid netmode x");
-        let error = read(&[("attest:sbom", "")]).expect_err("is refused");
-        assert_eq!(error, "not supported yet: the option `attest:sbom`");
-        assert!(read(&[("attest:provenance", "disabled=true")]).is_ok());
+        let error = read(&[("cpuquota", "1")]).expect_err("is refused");
+        assert_eq!(error, "not supported yet: the option `cpuquota`");
     }
 }

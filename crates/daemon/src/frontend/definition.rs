@@ -8,26 +8,31 @@ use std::sync::Arc;
 use stave_frontend_dockerfile::input::{
     ARCHIVE_HEAD, ContextForm, ContextSource, DOWNLOAD_NAME, NamedContext, download, is_archive,
 };
-use stave_frontend_dockerfile::{Source, dockerignore};
-use stave_llb::Definition;
+use stave_frontend_dockerfile::{Includes, Source, dockerignore};
+use stave_llb::{Definition, Op, SourceOp};
 use stave_worker::ContextRequest;
 
 use super::Attributes;
 use crate::build::{Build, Target};
 use crate::failure::Failure;
 use crate::session::files::FetchedDirectory;
+use crate::session::upload;
 
 /// The longest Dockerfile or ignore file, in bytes.
 const MAX_TEXT: u64 = 16 << 20;
 const IGNORE_FILE: &str = ".dockerignore";
 /// What clients call the directory that `COPY` reads.
-const CONTEXT: &str = "context";
+pub(super) const CONTEXT: &str = "context";
 
 /// What the planner needs of the client's files.
 pub(crate) struct Loaded {
     pub(crate) source: Source,
     pub(crate) ignored: Vec<String>,
     pub(crate) context: ContextSource,
+    /// Whether the Dockerfile is from a directory of the client.
+    pub(crate) is_dockerfile_local: bool,
+    /// Where the context is read from, if it is no directory of the client.
+    pub(crate) sources: Vec<SourceOp>,
     /// The vertex that loaded the Dockerfile.
     pub(crate) vertex: String,
 }
@@ -60,7 +65,28 @@ pub(crate) async fn load(build: &Build, attributes: &Attributes) -> Result<Loade
     let text =
         String::from_utf8(text).map_err(|_| Failure::Dockerfile(format!("{name} is not valid UTF-8")))?;
     let ignored = ignored.map(|text| dockerignore::parse(&String::from_utf8_lossy(&text)));
-    Ok(Loaded { source: Source::new(name, text), ignored: ignored.unwrap_or_default(), context, vertex })
+    let source = match input {
+        None if is_local => included(build, attributes, Source::new(name, text)).await?,
+        Some(_) => Source::new(name, text),
+        None => included_of(build, attributes, &context, Source::new(name, text)).await?,
+    };
+    let sources = sources_of(attributes, &context)?;
+    let is_dockerfile_local = is_local && input.is_none();
+    let ignored = ignored.unwrap_or_default();
+    Ok(Loaded { source, ignored, context, is_dockerfile_local, sources, vertex })
+}
+
+/// Where a context is read from that is no directory of the client.
+fn sources_of(attributes: &Attributes, context: &ContextSource) -> Result<Vec<SourceOp>, Failure> {
+    let Some(mut request) = attributes.requests.first().cloned() else { return Ok(Vec::new()) };
+    request.context = context.clone();
+    let definition = request.remote_context().map_err(Failure::Value)?;
+    let vertices = definition.iter().flat_map(|definition| definition.vertices());
+    let source = |vertex: &stave_llb::Vertex| match &vertex.op {
+        Op::Source(source) => Some(source.clone()),
+        _ => None,
+    };
+    Ok(vertices.filter_map(source).collect())
 }
 
 /// The build context.
@@ -72,8 +98,8 @@ async fn context(build: &Build, attributes: &Attributes) -> Result<ContextSource
         return Ok(ContextSource::Local);
     };
     // The place where clients offer what was piped into them.
-    if text.starts_with("http://buildkit-session/") {
-        return Err(Failure::Unsupported("a build context that the client uploads".to_owned()));
+    if text.starts_with(upload::ADDRESS) {
+        return sent(build, attributes, text).await;
     }
     match ContextForm::of(text)? {
         ContextForm::Path => Ok(ContextSource::Local),
@@ -92,23 +118,39 @@ async fn context(build: &Build, attributes: &Attributes) -> Result<ContextSource
     }
 }
 
+/// What was piped into the client, as its directory.
+async fn sent(build: &Build, attributes: &Attributes, address: &str) -> Result<ContextSource, Failure> {
+    let store = build.engine().store();
+    let sent = upload::pull(&build.session, store, address, DOWNLOAD_NAME).await?;
+    let below = attributes.context_subdir.as_deref().unwrap_or_default();
+    let failed =
+        |error| Failure::Dockerfile(format!("cannot use the directory {below} of the context: {error}"));
+    let directory = sent.directory(below).map_err(failed)?;
+    build.files.give(CONTEXT, directory, sent);
+    Ok(ContextSource::Local)
+}
+
 /// From the client's directory; the second text is the Dockerfile's own ignore file.
 async fn from_client(
     build: &Build,
     attributes: &Attributes,
     step: &crate::progress::Step,
 ) -> Result<(Vec<u8>, Option<Vec<u8>>), Failure> {
-    let name = attributes.filename.as_str();
+    let (name, directory) = match attributes.is_context_sent() && !attributes.is_dockerfile_local {
+        // Of an archive, the file there; anything else is the Dockerfile itself.
+        true => (attributes.filename.as_str(), CONTEXT),
+        false => (attributes.filename.as_str(), attributes.dockerfile_name.as_str()),
+    };
     let own_ignore = format!("{name}{IGNORE_FILE}");
     // Written in lower case it counts, too.
     let lower = name.strip_suffix("Dockerfile").map(|folder| format!("{folder}dockerfile"));
     let mut follow = vec![name.to_owned(), own_ignore.clone()];
     follow.extend(lower.clone());
-    let directory = &attributes.dockerfile_name;
     let progress = |bytes| step.progress("transferring dockerfile:", bytes);
     let fetched = fetch(build, directory, directory, &follow, &progress).await?;
     let text = match (read(&fetched, name)?, lower) {
         (None, Some(lower)) => read(&fetched, &lower)?,
+        (None, None) if attributes.is_context_sent() => read(&fetched, DOWNLOAD_NAME)?,
         (text, _) => text,
     };
     let missing = || Failure::Dockerfile(format!("open {name}: no such file or directory"));
@@ -116,6 +158,68 @@ async fn from_client(
     // The client shows the bytes beside the part's name.
     step.progress("transferring dockerfile:", text.len() as u64);
     Ok((text, read(&fetched, &own_ignore)?))
+}
+
+/// Where a file that the Dockerfile includes lies.
+fn beside(attributes: &Attributes, path: &str) -> String {
+    match attributes.filename.rsplit_once('/') {
+        Some((folder, _)) => format!("{folder}/{path}"),
+        None => path.to_owned(),
+    }
+}
+
+/// With the files that it includes, from the client's directory.
+async fn included(build: &Build, attributes: &Attributes, source: Source) -> Result<Source, Failure> {
+    let mut includes = Includes::new(source);
+    let directory = &attributes.dockerfile_name;
+    let mut follow = Vec::new();
+    loop {
+        let wanted = includes.wanted();
+        if wanted.is_empty() {
+            return Ok(includes.finish());
+        }
+        // What a client sends takes the place of what it sent before.
+        follow.extend(wanted.iter().map(|path| beside(attributes, path)));
+        let hint = format!("{directory}-includes");
+        let fetched = fetch(build, directory, &hint, &follow, &|_| {}).await?;
+        for path in wanted {
+            add(&mut includes, read(&fetched, &beside(attributes, &path))?, path)?;
+        }
+    }
+}
+
+/// With the files that it includes, from a context that is not the client's.
+async fn included_of(
+    build: &Build,
+    attributes: &Attributes,
+    context: &ContextSource,
+    source: Source,
+) -> Result<Source, Failure> {
+    let mut includes = Includes::new(source);
+    let mut wanted = includes.wanted();
+    if wanted.is_empty() || matches!(context, ContextSource::File(_)) {
+        return Ok(includes.finish());
+    }
+    let first = attributes.requests.first().cloned();
+    let mut request = first.ok_or_else(|| Failure::Value("no platform to build for".to_owned()))?;
+    request.context = context.clone();
+    let definition = request.remote_context().map_err(Failure::Value)?;
+    let target = build.add(definition.unwrap_or_else(empty), BTreeMap::new(), None)?;
+    let snapshot = build.solve(&target).await?;
+    while !wanted.is_empty() {
+        for path in wanted {
+            add(&mut includes, read_of(build, &snapshot, &beside(attributes, &path), MAX_TEXT)?, path)?;
+        }
+        wanted = includes.wanted();
+    }
+    Ok(includes.finish())
+}
+
+fn add(includes: &mut Includes, text: Option<Vec<u8>>, path: String) -> Result<(), Failure> {
+    let Some(text) = text else { return Ok(()) };
+    let text =
+        String::from_utf8(text).map_err(|_| Failure::Dockerfile(format!("{path} is not valid UTF-8")))?;
+    includes.add(path, &text).map_err(|error| Failure::Dockerfile(error.to_string()))
 }
 
 async fn ignore_file(build: &Build) -> Result<Option<Vec<u8>>, Failure> {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
 
 use super::mode::FileMode;
+use super::selection::{Selection, Verdict, Within};
 use super::{CHUNK, Packet, PacketType, Stat, packet};
 
 /// Why a directory was not sent.
@@ -44,8 +45,27 @@ pub(crate) fn send(
     incoming: &mut mpsc::UnboundedReceiver<Packet>,
     outgoing: &mpsc::Sender<Packet>,
 ) -> Result<u64, SendError> {
-    let mut sender =
-        Sender { root, outgoing, offered: HashMap::new(), links: HashMap::new(), next: 0, bytes: 0 };
+    send_as(root, None, incoming, outgoing)
+}
+
+/// Sends what `selection` picks in `root`, as nobody's: whose files these are here means nothing elsewhere.
+pub(crate) fn send_picked(
+    root: &Path,
+    selection: &Selection,
+    incoming: &mut mpsc::UnboundedReceiver<Packet>,
+    outgoing: &mpsc::Sender<Packet>,
+) -> Result<u64, SendError> {
+    send_as(root, Some(selection), incoming, outgoing)
+}
+
+fn send_as(
+    root: &Path,
+    selection: Option<&Selection>,
+    incoming: &mut mpsc::UnboundedReceiver<Packet>,
+    outgoing: &mpsc::Sender<Packet>,
+) -> Result<u64, SendError> {
+    let (offered, links) = (HashMap::new(), HashMap::new());
+    let mut sender = Sender { root, selection, outgoing, offered, links, next: 0, bytes: 0 };
     let outcome = sender.offer_all().and_then(|()| sender.answer(incoming));
     if let Err(error) = &outcome {
         let data = error.to_string().into_bytes();
@@ -56,6 +76,8 @@ pub(crate) fn send(
 
 struct Sender<'a> {
     root: &'a Path,
+    /// What is sent, as whose; `None` sends everything as it is.
+    selection: Option<&'a Selection>,
     outgoing: &'a mpsc::Sender<Packet>,
     /// Files by number.
     offered: HashMap<u32, PathBuf>,
@@ -68,28 +90,45 @@ struct Sender<'a> {
 impl Sender<'_> {
     /// In the order that receivers insist on: what is in a directory right after it, names sorted by their bytes.
     fn offer_all(&mut self) -> Result<(), SendError> {
-        let mut waiting = self.list(Path::new(""))?;
-        while let Some(path) = waiting.pop() {
+        let mut waiting: Vec<(PathBuf, Within)> = self.list(Path::new(""), &Within::default())?;
+        // Directories that are offered only if something in them is, the outermost first.
+        let mut pending: Vec<(PathBuf, Metadata)> = Vec::new();
+        while let Some((path, within)) = waiting.pop() {
             let metadata =
                 fs::symlink_metadata(self.root.join(&path)).map_err(|error| failed(&path, error))?;
             if metadata.file_type().is_socket() {
                 continue;
             }
-            self.offer(&path, &metadata)?;
+            let text = path.to_str().ok_or_else(|| SendError::Name(path.display().to_string()))?;
+            let (verdict, within) = match self.selection {
+                None => (Verdict::Taken, Within::default()),
+                Some(selection) => selection.verdict(text, metadata.is_dir(), &within),
+            };
+            pending.retain(|(folder, _)| path.starts_with(folder));
+            match verdict {
+                Verdict::Left => continue,
+                Verdict::Perhaps => pending.push((path.clone(), metadata.clone())),
+                Verdict::Taken => {
+                    for (folder, metadata) in std::mem::take(&mut pending) {
+                        self.offer(&folder, &metadata)?;
+                    }
+                    self.offer(&path, &metadata)?;
+                }
+            }
             if metadata.is_dir() {
-                waiting.extend(self.list(&path)?);
+                waiting.extend(self.list(&path, &within)?);
             }
         }
         self.put(packet(PacketType::PacketStat, 0))
     }
 
     /// What is in a directory, the last name first.
-    fn list(&self, folder: &Path) -> Result<Vec<PathBuf>, SendError> {
+    fn list(&self, folder: &Path, within: &Within) -> Result<Vec<(PathBuf, Within)>, SendError> {
         let entries = fs::read_dir(self.root.join(folder)).map_err(|error| failed(folder, error))?;
         let names = entries.map(|entry| entry.map(|entry| entry.file_name()));
         let mut names: Vec<_> = names.collect::<Result<_, _>>().map_err(|error| failed(folder, error))?;
         names.sort_unstable_by(|one, other| other.cmp(one));
-        Ok(names.into_iter().map(|name| folder.join(name)).collect())
+        Ok(names.into_iter().map(|name| (folder.join(name), within.clone())).collect())
     }
 
     fn offer(&mut self, path: &Path, metadata: &Metadata) -> Result<(), SendError> {
@@ -104,6 +143,9 @@ impl Sender<'_> {
             mod_time: metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec()),
             ..Stat::default()
         };
+        if self.selection.is_some() {
+            (stat.uid, stat.gid) = (0, 0);
+        }
         if metadata.is_symlink() {
             let target = fs::read_link(self.root.join(path)).map_err(|error| failed(path, error))?;
             stat.linkname = text(&target)?;

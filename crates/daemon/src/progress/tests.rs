@@ -16,7 +16,7 @@ fn completed(step: u64) -> EngineEvent {
 
 #[tokio::test]
 async fn every_reader_gets_it_all_and_an_end() {
-    let journal = Journal::new("b");
+    let journal = Journal::new("b", None);
     let observer = journal.observer(None);
     let mut early = journal.reader();
     observer.send(started(0, "one"));
@@ -35,7 +35,7 @@ async fn every_reader_gets_it_all_and_an_end() {
 
 #[tokio::test]
 async fn steps_of_two_parts_of_a_build_are_told_apart() {
-    let journal = Journal::new("b");
+    let journal = Journal::new("b", None);
     journal.observer(None).send(started(0, "one"));
     journal.observer(None).send(started(0, "two"));
     let all = journal.reader().next().await.expect("something came");

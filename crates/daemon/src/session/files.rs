@@ -18,6 +18,7 @@ use tokio::sync::{OnceCell, mpsc, watch};
 use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
 use tonic::{Request, Streaming};
 
+use super::upload::Uploaded;
 use super::{ClientSession, MAX_MESSAGE};
 use crate::fsutil::{PACKETS, receive};
 
@@ -33,6 +34,8 @@ pub(crate) struct ClientFiles {
     session: Arc<ClientSession>,
     store: Store,
     fetched: Mutex<HashMap<Wanted, Arc<OnceCell<Arc<FetchedDirectory>>>>>,
+    given: Mutex<HashMap<String, Arc<FetchedDirectory>>>,
+    elsewhere: Mutex<HashMap<String, Arc<ClientSession>>>,
 }
 
 /// What was asked for.
@@ -47,17 +50,47 @@ struct Wanted {
 
 /// A directory that was fetched. Nobody else changes it while this lives.
 #[derive(Debug)]
-pub(crate) struct FetchedDirectory(MutableDir);
+pub(crate) enum FetchedDirectory {
+    /// Kept for the client's next build.
+    Kept(MutableDir),
+    /// Part of something that the client sent as a whole.
+    Sent(PathBuf, Uploaded),
+}
 
 impl FetchedDirectory {
     pub(crate) fn path(&self) -> PathBuf {
-        self.0.path().to_owned()
+        match self {
+            Self::Kept(directory) => directory.path().to_owned(),
+            Self::Sent(path, _) => path.clone(),
+        }
     }
 }
 
 impl ClientFiles {
     pub(crate) fn new(session: Arc<ClientSession>, store: Store) -> Self {
-        Self { session, store, fetched: Mutex::default() }
+        Self {
+            session,
+            store,
+            fetched: Mutex::default(),
+            given: Mutex::default(),
+            elsewhere: Mutex::default(),
+        }
+    }
+
+    /// From now on the directory of this name is the one that was sent.
+    pub(crate) fn give(&self, name: &str, directory: PathBuf, sent: Uploaded) {
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        given.insert(name.to_owned(), Arc::new(FetchedDirectory::Sent(directory, sent)));
+    }
+
+    /// From now on the directory of this name is another session's.
+    pub(crate) fn take_from(&self, name: &str, session: Arc<ClientSession>) {
+        self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), session);
+    }
+
+    fn session_of(&self, name: &str) -> Arc<ClientSession> {
+        let elsewhere = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(elsewhere.get(name).unwrap_or(&self.session))
     }
 
     /// Fetches what the request picks of a directory.
@@ -65,6 +98,9 @@ impl ClientFiles {
         &self,
         request: &ContextRequest<'_>,
     ) -> Result<Arc<FetchedDirectory>, ContextFetchError> {
+        if let Some(given) = self.given.lock().unwrap_or_else(PoisonError::into_inner).get(request.name) {
+            return Ok(Arc::clone(given));
+        }
         let wanted = Wanted {
             name: request.name.to_owned(),
             hint: request.shared_key_hint.to_owned(),
@@ -85,17 +121,16 @@ impl ClientFiles {
 
     async fn fetch_now(&self, request: &ContextRequest<'_>) -> Result<FetchedDirectory, ContextFetchError> {
         let words = |error: &dyn std::fmt::Display| ContextFetchError(error.to_string());
-        let channel = self.session.channel(METHOD).map_err(|_| {
+        let session = self.session_of(request.name);
+        let channel = session.channel(METHOD).map_err(|_| {
             // What BuildKit says where the client serves no directories at all.
             ContextFetchError("no local sources enabled".to_owned())
         })?;
         // One client's builds of one context meet here; another client's never do.
-        let key = format!(
-            "client-directory:{}:{}:{}",
-            request.name,
-            request.shared_key_hint,
-            self.session.shared_key()
-        );
+        // Nor does another tenant's, which may give itself any key: files of equal size and time are not sent again.
+        let key =
+            format!("client-directory:{}:{}:{}", request.name, request.shared_key_hint, session.shared_key());
+        let key = self.session.owner().namespace.key(&key);
         let store = self.store.clone();
         let directory = tokio::task::spawn_blocking(move || {
             let directory = store.mutable_dir(&key, Sharing::Private)?;
@@ -112,7 +147,7 @@ impl ClientFiles {
         tokio::select! {
             done = transfer => done,
             () = request.cancel.cancelled() => Err(ContextFetchError("context canceled".to_owned())),
-            () = self.session.ended().cancelled() => {
+            () = session.ended().cancelled() => {
                 Err(ContextFetchError("the client went away".to_owned()))
             }
         }
@@ -160,7 +195,7 @@ async fn transfer(
     match (outcome, failure) {
         (Ok((directory, received)), _) => {
             tracing::debug!(?received, "fetched a directory");
-            Ok(FetchedDirectory(directory))
+            Ok(FetchedDirectory::Kept(directory))
         }
         // What the client said is the cause of what the receiver noticed.
         (Err(receive::ReceiveError::Closed), Some(words)) => Err(ContextFetchError(words)),

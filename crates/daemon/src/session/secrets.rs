@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bollard_buildkit_proto::moby::buildkit::secrets::v1::GetSecretRequest;
 use bollard_buildkit_proto::moby::buildkit::secrets::v1::secrets_client::SecretsClient;
-use stave_llb::{Definition, Mount, Op};
+use stave_llb::{Definition, ExecOp, Mount, Op};
 use stave_worker::Secret;
 
 use super::{ClientSession, SessionError};
@@ -21,12 +21,19 @@ pub(crate) fn wanted(definition: &Definition) -> BTreeSet<String> {
     let mut ids = BTreeSet::new();
     for vertex in definition.vertices() {
         let Op::Exec(exec) = &vertex.op else { continue };
-        ids.extend(exec.secret_env.iter().map(|secret| secret.id.clone()));
-        ids.extend(exec.mounts.iter().filter_map(|mount| match mount {
-            Mount::Secret { id, .. } => Some(id.clone()),
-            _ => None,
-        }));
+        ids.extend(wanted_by(exec));
     }
+    ids
+}
+
+/// The ids of the secrets that one step wants.
+pub(crate) fn wanted_by(exec: &ExecOp) -> BTreeSet<String> {
+    let mut ids = BTreeSet::new();
+    ids.extend(exec.secret_env.iter().map(|secret| secret.id.clone()));
+    ids.extend(exec.mounts.iter().filter_map(|mount| match mount {
+        Mount::Secret { id, .. } => Some(id.clone()),
+        _ => None,
+    }));
     ids
 }
 

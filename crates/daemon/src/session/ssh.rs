@@ -1,6 +1,6 @@
 //! SSH agents of a client: a call for every connection, carried byte by byte. Start with [`ClientAgent`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use bollard_buildkit_proto::moby::sshforward::v1::ssh_client::SshClient;
 use bollard_buildkit_proto::moby::sshforward::v1::{BytesMessage, CheckAgentRequest};
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
-use stave_llb::{Definition, Mount, Op, SourceIdentifier};
+use stave_llb::{Definition, ExecOp, Mount, Op, SourceIdentifier};
 use stave_worker::{AgentConnector, AgentStream, DEFAULT_AGENT, SshAgent};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
@@ -40,10 +40,18 @@ pub(crate) async fn agents(
     session: &Arc<ClientSession>,
     definition: &Definition,
 ) -> BTreeMap<String, SshAgent> {
+    agents_of(session, wanted(definition)).await
+}
+
+/// The agents of these ids that the client has.
+pub(crate) async fn agents_of(
+    session: &Arc<ClientSession>,
+    ids: BTreeSet<String>,
+) -> BTreeMap<String, SshAgent> {
     let mut agents = BTreeMap::new();
     let Ok(channel) = session.channel(CHECK) else { return agents };
     let mut client = SshClient::new(channel);
-    for id in wanted(definition).into_iter().take(MAX_AGENTS) {
+    for id in ids.into_iter().take(MAX_AGENTS) {
         let request = CheckAgentRequest { id: id.clone() };
         if client.check_agent(request).await.is_ok() {
             let agent = ClientAgent { session: Arc::clone(session), id: id.clone() };
@@ -55,14 +63,20 @@ pub(crate) async fn agents(
     agents
 }
 
-fn wanted(definition: &Definition) -> std::collections::BTreeSet<String> {
-    let mut ids = std::collections::BTreeSet::new();
+/// The ids of the agents that one step wants.
+pub(crate) fn wanted_by(exec: &ExecOp) -> BTreeSet<String> {
+    let of = |mount: &Mount| match mount {
+        Mount::Ssh { id, .. } => Some(id.clone()),
+        _ => None,
+    };
+    exec.mounts.iter().filter_map(of).collect()
+}
+
+fn wanted(definition: &Definition) -> BTreeSet<String> {
+    let mut ids = BTreeSet::new();
     for vertex in definition.vertices() {
         match &vertex.op {
-            Op::Exec(exec) => ids.extend(exec.mounts.iter().filter_map(|mount| match mount {
-                Mount::Ssh { id, .. } => Some(id.clone()),
-                _ => None,
-            })),
+            Op::Exec(exec) => ids.extend(wanted_by(exec)),
             Op::Source(source) if matches!(source.identifier, SourceIdentifier::Git(_)) => {
                 ids.extend(source.attrs.get("git.mountsshsock").cloned());
             }

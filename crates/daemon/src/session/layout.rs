@@ -1,0 +1,154 @@
+//! OCI layouts of a client: what a build reads of one is brought into a directory of ours, which is a layout, too.
+//!
+//! Owns which blobs are brought: those of the image for the platforms wanted, no others. Must not know what reads
+//! them: documents and layers are read again, and trusted no more, where images of layouts are read. Start with
+//! [`ClientLayouts`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use stave_llb::{Definition, Op, SourceIdentifier};
+use stave_oci::{Descriptor, Digest, ManifestOrIndex, Platform};
+use stave_store::{ScratchDir, Store};
+use tokio::sync::OnceCell;
+
+use super::ClientSession;
+use super::content::{ClientStore, ContentError};
+use crate::failure::Failure;
+
+/// Bytes of a manifest, an index or a config.
+const MAX_DOCUMENT: u64 = 16 << 20;
+/// Bytes of a layer.
+const MAX_LAYER: u64 = 256 << 30;
+/// Indexes within indexes.
+const MAX_DEPTH: usize = 4;
+/// Layouts of one build.
+const MAX_LAYOUTS: usize = 256;
+/// Layers on their way at once.
+const PARALLEL: usize = 4;
+
+/// The layouts of one build's client.
+#[derive(Debug)]
+pub(crate) struct ClientLayouts {
+    session: Arc<ClientSession>,
+    store: Store,
+    brought: Mutex<HashMap<(String, Digest, Platform), Arc<OnceCell<()>>>>,
+    directories: Mutex<BTreeMap<String, Arc<ScratchDir>>>,
+}
+
+impl ClientLayouts {
+    pub(crate) fn new(session: Arc<ClientSession>, store: Store) -> Self {
+        Self { session, store, brought: Mutex::default(), directories: Mutex::default() }
+    }
+
+    /// Where the layouts lie that were brought so far, by name.
+    pub(crate) fn directories(&self) -> BTreeMap<String, PathBuf> {
+        let directories = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
+        directories.iter().map(|(name, directory)| (name.clone(), directory.path().to_owned())).collect()
+    }
+
+    /// Brings all images that a graph takes from layouts.
+    pub(crate) async fn bring_for(&self, definition: &Definition) -> Result<(), Failure> {
+        for vertex in definition.vertices() {
+            let Op::Source(source) = &vertex.op else { continue };
+            let SourceIdentifier::OciLayout { reference } = &source.identifier else { continue };
+            let Some((name, digest)) = reference.rsplit_once('@') else { continue };
+            let Ok(digest) = digest.parse() else { continue };
+            let store = source.attrs.get("oci.store").map_or(name, String::as_str);
+            let platform = vertex.platform.clone().unwrap_or_else(Platform::host);
+            self.bring(store, &digest, &platform).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings what an image for a platform consists of, once.
+    pub(crate) async fn bring(
+        &self,
+        name: &str,
+        digest: &Digest,
+        platform: &Platform,
+    ) -> Result<(), Failure> {
+        let key = (name.to_owned(), digest.clone(), platform.clone());
+        let slot = {
+            let mut brought = self.brought.lock().unwrap_or_else(PoisonError::into_inner);
+            if brought.len() >= MAX_LAYOUTS && !brought.contains_key(&key) {
+                return Err(Failure::Value(format!(
+                    "more than {MAX_LAYOUTS} images of OCI layouts in one build"
+                )));
+            }
+            Arc::clone(brought.entry(key).or_default())
+        };
+        let bringing = async {
+            let directory = self.directory(name)?;
+            let store = ClientStore::new(Arc::clone(&self.session), format!("oci:{name}"));
+            bring(&store, &directory, digest, platform).await?;
+            Ok::<_, Failure>(())
+        };
+        slot.get_or_try_init(|| bringing).await.map(drop)
+    }
+
+    fn directory(&self, name: &str) -> Result<Arc<ScratchDir>, Failure> {
+        let mut directories = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(directory) = directories.get(name) {
+            return Ok(Arc::clone(directory));
+        }
+        let directory = Arc::new(self.store.scratch_dir()?);
+        let blobs = directory.path().join("blobs");
+        for algorithm in ["sha256", "sha384", "sha512"] {
+            std::fs::create_dir_all(blobs.join(algorithm)).map_err(ContentError::File)?;
+        }
+        directories.insert(name.to_owned(), Arc::clone(&directory));
+        Ok(directory)
+    }
+}
+
+async fn bring(
+    store: &ClientStore,
+    directory: &ScratchDir,
+    digest: &Digest,
+    platform: &Platform,
+) -> Result<(), ContentError> {
+    let path = |digest: &Digest| directory.path().join("blobs").join(digest.as_str().replacen(':', "/", 1));
+    let mut open = vec![(digest.clone(), 0)];
+    let mut layers = Vec::new();
+    while let Some((digest, depth)) = open.pop() {
+        let document = store.document(&digest, MAX_DOCUMENT).await?;
+        std::fs::write(path(&digest), &document)?;
+        let parsed = ManifestOrIndex::parse(&document, None);
+        match parsed.map_err(|error| ContentError::Client(error.to_string()))? {
+            ManifestOrIndex::Index(index) if depth < MAX_DEPTH => {
+                let chosen = index.manifests.iter().filter(|entry| is_for(entry, platform));
+                open.extend(chosen.map(|entry| (entry.digest.clone(), depth + 1)));
+            }
+            ManifestOrIndex::Index(_) => {}
+            ManifestOrIndex::Manifest(manifest) => {
+                let config = store.document(&manifest.config.digest, MAX_DOCUMENT).await?;
+                std::fs::write(path(&manifest.config.digest), &config)?;
+                layers.extend(manifest.layers.into_iter().map(|layer| layer.digest));
+            }
+        }
+    }
+    layers.sort();
+    layers.dedup();
+    let fetching = layers.into_iter().map(|digest| {
+        let path = path(&digest);
+        async move {
+            if path.exists() {
+                return Ok(());
+            }
+            // Beside its place first: another image of this layout may look for it there.
+            let aside = path.with_extension(format!("{:016x}", fastrand::u64(..)));
+            store.fetch(&digest, MAX_LAYER, &aside).await?;
+            std::fs::rename(&aside, &path).map_err(ContentError::File)
+        }
+    });
+    stream::iter(fetching).buffer_unordered(PARALLEL).try_collect::<()>().await
+}
+
+/// Whether an entry of an index may be the image for a platform: one that says nothing may be.
+fn is_for(entry: &Descriptor, platform: &Platform) -> bool {
+    let Some(own) = &entry.platform else { return true };
+    own.os == platform.os && own.architecture == platform.architecture
+}
