@@ -109,8 +109,14 @@ impl LineText {
         Some(LineParts { keyword: keyword?, flags, arguments })
     }
 
-    /// A flag as it was meant, without quotes and escapes.
+    /// A flag as it was meant, without quotes and escapes. The reference takes each of its bytes for a letter.
     fn flag(&self, piece: Piece) -> Piece {
+        let Piece { text, range } = self.unquoted(piece);
+        let text = if text.is_ascii() { text } else { text.bytes().map(char::from).collect() };
+        Piece { text, range }
+    }
+
+    fn unquoted(&self, piece: Piece) -> Piece {
         let shadow = &self.shadow[piece.range.clone()];
         if !shadow.contains(['\'', '"', SHADOW_ESCAPE]) {
             return piece;
@@ -243,7 +249,7 @@ mod tests {
         check_parts("RUN --a=b\\", "RUN", &["--a=b"], "");
         check_parts("RUN - x", "RUN", &[], "- x");
         check_parts("RUN \u{a0} --a x", "RUN", &[], "--a x");
-        check_parts("RUN --a=\u{a0}b\u{3000} x", "RUN", &["--a=\u{a0}b\u{3000}"], "x");
+        check_parts("RUN --a=\u{a0}b\u{3000} x", "RUN", &["--a=\u{c2}\u{a0}b\u{e3}\u{80}\u{80}"], "x");
     }
 
     #[track_caller]

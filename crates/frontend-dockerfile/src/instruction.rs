@@ -265,7 +265,8 @@ impl Reading<'_> {
             _ => {}
         }
         let text = self.line.line.text().trim_start();
-        let mut expression = text.get("ONBUILD".len()..).unwrap_or_default().trim_start().to_owned();
+        let expression = text.get("ONBUILD".len()..).unwrap_or_default();
+        let mut expression = expression.trim_start_matches(['\t', '\u{c}', '\r', ' ']).to_owned();
         for heredoc in &self.heredocs {
             expression.push('\n');
             expression.push_str(&heredoc.content);

@@ -122,8 +122,10 @@ impl<'a> LineReader<'a> {
     /// and behind one an escape directive is only a comment.
     fn read_directives(&mut self) {
         let shebang = self.lines.first().is_some_and(|&line| self.content(line).starts_with("#!"));
+        let (mut seen, mut is_flush) = (Vec::new(), true);
         for index in usize::from(shebang)..self.lines.len() {
             let line = self.lines[index];
+            is_flush &= self.content(line).starts_with('#');
             let Some(comment) = self.content(line).trim_start().strip_prefix('#') else { return };
             let Some((name, value)) = grammar::directive(comment.trim_start()) else { return };
             let name = name.to_ascii_lowercase();
@@ -133,8 +135,14 @@ impl<'a> LineReader<'a> {
                 "check" => DirectiveKind::Check,
                 _ => return,
             };
-            if self.directives.iter().any(|directive| directive.kind == kind) {
+            if seen.contains(&kind) {
                 self.errors.push((LineError::Repeated(name), line.content));
+                continue;
+            }
+            seen.push(kind);
+            self.next = if shebang { 0 } else { index + 1 };
+            // Those that are not the parser's own count only at the beginning of a line.
+            if kind != DirectiveKind::Escape && !is_flush {
                 continue;
             }
             if kind == DirectiveKind::Escape && !shebang {
@@ -145,7 +153,6 @@ impl<'a> LineReader<'a> {
                 }
             }
             self.directives.push(Directive { kind, value: value.to_owned(), span: line.content });
-            self.next = if shebang { 0 } else { index + 1 };
         }
     }
 

@@ -14,7 +14,12 @@ pub(crate) fn file_name(url: &str) -> String {
     const UNNAMED: &str = "__unnamed__";
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let rest = rest.split(['?', '#']).next().unwrap_or_default();
-    let Some((_, path)) = rest.split_once('/') else { return UNNAMED.to_owned() };
+    let Some((authority, path)) = rest.split_once('/') else { return UNNAMED.to_owned() };
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let port = host.rsplit_once(']').map_or(host, |(_, rest)| rest).split_once(':').map(|(_, port)| port);
+    if port.is_some_and(|port| !port.bytes().all(|byte| byte.is_ascii_digit())) {
+        return UNNAMED.to_owned();
+    }
     match decoded(path).as_deref().map(path::base) {
         None | Some("." | "/") => UNNAMED.to_owned(),
         Some(name) => name.to_owned(),
@@ -48,5 +53,7 @@ mod tests {
         assert_eq!(file_name("https://a.test"), "__unnamed__");
         assert_eq!(file_name("https://a.test/"), "__unnamed__");
         assert_eq!(file_name("https://a.test/%zz"), "__unnamed__");
+        assert_eq!(file_name("https://a.test:8x/b"), "__unnamed__");
+        assert_eq!(file_name("https://u:p@[::1]:80/b"), "b");
     }
 }

@@ -135,7 +135,7 @@ fn syntax(span: Span, message: impl Into<String>) -> Diagnostic {
 /// A JSON array of strings; `None` where the text is no JSON array and thus in another form.
 pub(super) fn json(line: &LogicalLine, range: Range<usize>) -> Result<Option<Vec<Word>>, Diagnostic> {
     let span = line.source_span(range.clone());
-    let text = &line.line.text()[range];
+    let text = line.line.text()[range].trim_start();
     if !text.starts_with('[') {
         return Ok(None);
     }

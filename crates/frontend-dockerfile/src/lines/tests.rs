@@ -36,6 +36,21 @@ fn the_escape_directive_changes_continuations() {
 }
 
 #[test]
+fn only_the_parsers_own_directive_may_be_indented() {
+    let kinds = |text: &str| {
+        let mut reader = LineReader::new(text);
+        let found = reader.take_directives().0.into_iter().map(|directive| directive.kind);
+        (found.collect::<Vec<_>>(), reader.escape())
+    };
+    assert_eq!(
+        kinds("# check=skip=all\n # escape=`\n"),
+        (vec![DirectiveKind::Check, DirectiveKind::Escape], '`')
+    );
+    assert_eq!(kinds(" # escape=`\n# check=skip=all\n"), (vec![DirectiveKind::Escape], '`'));
+    assert_eq!(kinds(" # syntax=x\n"), (Vec::new(), '\\'));
+}
+
+#[test]
 fn bad_directives_are_reported() {
     let errors = |text: &str| -> Vec<String> {
         LineReader::new(text).take_directives().1.into_iter().map(|(error, _)| error.to_string()).collect()
