@@ -135,6 +135,10 @@ impl<'a> LineReader<'a> {
                 "check" => DirectiveKind::Check,
                 _ => return,
             };
+            if seen.contains(&kind) && shebang {
+                // None of these are the parser's, and whoever looks for them stops here.
+                return;
+            }
             if seen.contains(&kind) {
                 self.errors.push((LineError::Repeated(name), line.content));
                 continue;

@@ -48,6 +48,7 @@ fn only_the_parsers_own_directive_may_be_indented() {
     );
     assert_eq!(kinds(" # escape=`\n# check=skip=all\n"), (vec![DirectiveKind::Escape], '`'));
     assert_eq!(kinds(" # syntax=x\n"), (Vec::new(), '\\'));
+    assert_eq!(kinds("#!sh\n# check=a\n# check=b\n# syntax=c\n"), (vec![DirectiveKind::Check], '\\'));
 }
 
 #[test]

@@ -7,36 +7,28 @@ use std::fs;
 use std::io::{self, Read as _};
 use std::path::Path;
 
-use stave_frontend_dockerfile::{Source, parse};
+use stave_frontend_dockerfile::{Includes, Source};
 
 use super::input::InputError;
 
-/// Bytes of all included files together.
-const MAX_TOTAL: u64 = 16 << 20;
-
 /// The source with all files that it includes, directly or not. Files that are not there are left out: the
 /// parser says so where they are named.
-pub(super) fn add(mut source: Source, folder: &Path) -> Result<Source, InputError> {
-    // Cheap for everybody else: nothing else names our syntax.
-    if !source.text.contains(stave_frontend_dockerfile::OWN_SYNTAX) {
-        return Ok(source);
-    }
-    let mut left = MAX_TOTAL;
+pub(super) fn add(source: Source, folder: &Path) -> Result<Source, InputError> {
+    let mut includes = Includes::new(source);
     loop {
-        let mut grown = false;
-        for request in parse(&source).missing_includes {
-            let path = folder.join(&request.path);
-            let text = match read(folder, &path, left) {
+        let wanted = includes.wanted();
+        if wanted.is_empty() {
+            return Ok(includes.finish());
+        }
+        for name in wanted {
+            let path = folder.join(&name);
+            let text = match read(folder, &path, includes.left() as u64) {
                 Ok(text) => text,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(InputError::Read { path, source: error }),
+                Err(source) => return Err(InputError::Read { path, source }),
             };
-            left = left.saturating_sub(text.len() as u64);
-            source = source.with_included(request.path, &text);
-            grown = true;
-        }
-        if !grown {
-            return Ok(source);
+            let too_large = |error| io::Error::new(io::ErrorKind::FileTooLarge, error);
+            includes.add(name, &text).map_err(|error| InputError::Read { path, source: too_large(error) })?;
         }
     }
 }
@@ -51,14 +43,13 @@ fn read(folder: &Path, path: &Path, left: u64) -> io::Result<String> {
     }
     let mut text = String::new();
     fs::File::open(real)?.take(left + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > left {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the included files are larger than 16 MiB"));
-    }
     Ok(text)
 }
 
 #[cfg(test)]
 mod tests {
+    use stave_frontend_dockerfile::parse;
+
     use super::*;
 
     #[test]

@@ -148,9 +148,13 @@ pub(super) fn read(context: &Path, wanted: Wanted<'_>, store: &Store) -> Result<
         return Err(InputError::ContextIsFile(context.to_owned()));
     }
     match wanted {
-        Wanted::Given(source) => finish(context.to_owned(), source.clone(), None, None),
+        // A Dockerfile from elsewhere includes what lies in the directory it builds.
+        Wanted::Given(source) => {
+            finish(context.to_owned(), includes::add(source.clone(), context)?, None, None)
+        }
         Wanted::Named(Some(path)) if path == Path::new("-") => {
-            finish(context.to_owned(), dockerfile_from_stdin()?, None, None)
+            let source = includes::add(dockerfile_from_stdin()?, context)?;
+            finish(context.to_owned(), source, None, None)
         }
         Wanted::Named(Some(path)) => from_directory(context, path.to_owned(), None),
         Wanted::Named(None) => from_directory(context, default_file(context), None),
@@ -179,7 +183,10 @@ fn from_stdin(wanted: Wanted<'_>, store: &Store) -> Result<Input, InputError> {
         let unpacked = ContextArchive::unpack(store, &mut whole).map_err(InputError::Archive)?;
         let context = unpacked.path().to_owned();
         let dockerfile = match wanted {
-            Wanted::Given(source) => return finish(context, source.clone(), None, Some(unpacked)),
+            Wanted::Given(source) => {
+                let source = includes::add(source.clone(), &context)?;
+                return finish(context, source, None, Some(unpacked));
+            }
             Wanted::Named(file) => file.map_or_else(|| default_file(&context), |file| context.join(file)),
         };
         return from_directory(&context, dockerfile, Some(unpacked));

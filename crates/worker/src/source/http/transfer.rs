@@ -158,7 +158,8 @@ impl Transfer<'_> {
         let mut file = File::from(file.at("creating", &upper)?);
         let digest = self.write(response, &mut file).await;
         let digest = digest.map_err(|fault| SourceError::Http { url: source.shown(), source: fault })?;
-        let stamp = Stamp { owner: Some(source.owner), time: modified.map(|seconds| (seconds, 0)) };
+        // As BuildKit has it: what nobody dates is as old as can be.
+        let stamp = Stamp { owner: Some(source.owner), time: Some((modified.unwrap_or(0), 0)) };
         stamp.apply(&file, source.mode).at("setting metadata of", Path::new(&filename))?;
         rustix::fs::renameat(root.fd(), ASIDE, root.fd(), &*filename).at("naming", &upper)?;
         drop((file, root));
