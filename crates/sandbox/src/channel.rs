@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{SetupStep, SpawnError};
 use crate::spec::SandboxSpec;
+use crate::user_network::UserNetworkProgram;
 
 /// Most descriptors in one message.
 const MAX_DESCRIPTORS: usize = 8;
@@ -41,8 +42,8 @@ pub(crate) enum Reply {
     Terminal,
     /// With the descriptor on which calls that change owners are to be answered.
     Owners,
-    /// The network namespace is there and waits to be connected; the answer is a message of any kind.
-    Network,
+    /// The network namespace is there and waits to be connected by this program; the answer is a message of any kind.
+    Network(UserNetworkProgram),
     /// Mount points made in the root itself.
     Created(Vec<PathBuf>),
     /// It ends here.

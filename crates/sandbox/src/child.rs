@@ -10,6 +10,7 @@
 //! every mount of the sandbox is `nodev`, including `/dev`, and the harmless devices are bound there one by one:
 //! that holds with either cgroup version and without any.
 
+mod chroot;
 mod devices;
 mod identity;
 mod mounts;
@@ -23,7 +24,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 use crate::capability::CapabilitySet;
 use crate::cgroup::CgroupHierarchy;
@@ -33,6 +34,8 @@ use crate::ids::IdMap;
 use crate::seccomp::Filter;
 use crate::spec::{Network, RootFs, SandboxSpec, Security};
 use crate::sys::{self, MountFlags};
+use crate::user_network::UserNetworkProgram;
+pub(crate) use chroot::bounded;
 use mounts::Prepared;
 use root::Root;
 
@@ -45,10 +48,15 @@ const SETUP_FAILED: i32 = 125;
 /// Standard input, output and error.
 pub(crate) struct StandardStreams(pub(crate) [OwnedFd; 3]);
 
+/// A network namespace that was made for the sandbox.
+pub(crate) struct ReadyNetwork(pub(crate) OwnedFd);
+
 /// What the first process has.
 pub(crate) struct Child<'a> {
     pub(crate) request: &'a Request,
     pub(crate) streams: StandardStreams,
+    /// The network, if it is there already.
+    pub(crate) network: Option<ReadyNetwork>,
     pub(crate) control: &'a OwnedFd,
     /// What the program's bounding set will be.
     pub(crate) capabilities: CapabilitySet,
@@ -79,6 +87,9 @@ impl Child<'_> {
 
     fn set_up(&self) -> Result<std::convert::Infallible, Failure> {
         let spec = &self.request.spec;
+        if let RootFs::Chroot { path } = &spec.rootfs {
+            return self.set_up_in(path);
+        }
         rustix::process::setsid().at(SetupStep::Session)?;
         sys::leave_session_keyring();
         self.enter_namespaces()?;
@@ -96,8 +107,8 @@ impl Child<'_> {
         if spec.network != Network::Host {
             sys::bring_up_loopback().at(SetupStep::Loopback)?;
         }
-        if spec.network == Network::User {
-            self.wait_for_network().at(SetupStep::Network)?;
+        if let Network::User(program) = spec.network {
+            self.wait_for_network(program).at(SetupStep::Network)?;
         }
         self.set_streams(&mut root)?;
         self.enter_working_directory(&mut root)?;
@@ -126,8 +137,13 @@ impl Child<'_> {
         }
         let mut namespaces =
             UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC | UnshareFlags::NEWCGROUP;
-        if self.request.spec.network != Network::Host {
-            namespaces |= UnshareFlags::NEWNET;
+        match (&self.network, self.request.spec.network) {
+            (Some(ReadyNetwork(ready)), _) => {
+                let kind = Some(LinkNameSpaceType::Network);
+                rustix::thread::move_into_link_name_space(ready.as_fd(), kind).at(SetupStep::Network)?;
+            }
+            (None, Network::Host) => {}
+            (None, Network::None | Network::User(_) | Network::Bridge) => namespaces |= UnshareFlags::NEWNET,
         }
         sys::unshare(namespaces).at(SetupStep::Namespaces)?;
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
@@ -147,8 +163,8 @@ impl Child<'_> {
     }
 
     /// Somebody outside connects the network; there is no answer when that failed.
-    fn wait_for_network(&self) -> io::Result<()> {
-        reply(self.control, &Reply::Network, &[])?;
+    fn wait_for_network(&self, program: UserNetworkProgram) -> io::Result<()> {
+        reply(self.control, &Reply::Network(program), &[])?;
         let (length, _) = crate::channel::receive(self.control.as_fd(), &mut [0; 8])?;
         if length == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
     }
@@ -192,7 +208,7 @@ fn mount_root(spec: &SandboxSpec) -> Result<(), Failure> {
             };
             crate::overlay::mount_overlay_at(&layers, nodev, staging).at(SetupStep::MountRoot)
         }
-        RootFs::Directory { path } => {
+        RootFs::Directory { path } | RootFs::Chroot { path } => {
             bind_root(path, nodev, staging).with(SetupStep::MountRoot, path.display())
         }
     }

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::net::BridgeError;
+
 macro_rules! steps {
     ($($variant:ident $text:literal),+ $(,)?) => {
         /// A step of setting a sandbox up.
@@ -30,7 +32,7 @@ steps! {
     Namespaces "create namespaces", PrivateMounts "make mounts private", Stubs "create mount-point stubs",
     OpenBind "open the bind source", MountRoot "mount the root file system", MountProc "mount `/proc`",
     MountSys "mount `/sys`", MountDev "mount `/dev`", MountCgroup "mount `/sys/fs/cgroup`",
-    MountTmpfs "mount a tmpfs", MountFile "mount a file", MountBind "mount a bind", PivotRoot "change the root",
+    MountTmpfs "mount a tmpfs", MountFile "mount a file", MountBind "mount a bind", PivotRoot "change the root", ChangeRoot "change the root (chroot)",
     MountPoint "create a mount point", MaskPath "mask a path", ReadonlyPath "make a path read-only",
     Hostname "set the host name", Loopback "bring up the loopback device", Terminal "open a terminal",
     Stdio "set up standard streams", WorkingDirectory "enter the working directory", Rlimit "set a resource limit",
@@ -78,6 +80,13 @@ pub enum SpawnError {
     /// The network could not be connected.
     #[error("cannot connect the network")]
     Network(#[source] io::Error),
+    /// There is no bridge network.
+    #[error("no bridge network{}", source.remedy().map(|remedy| format!(" (it takes {remedy})")).unwrap_or_default())]
+    Bridge {
+        /// Why.
+        #[source]
+        source: BridgeError,
+    },
     /// The stub layers could not be made.
     #[error("cannot create mount-point stubs in `{}`", path.display())]
     StubLayer {

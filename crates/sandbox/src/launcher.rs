@@ -5,13 +5,15 @@
 //!
 //! - *Dies together.* The launcher is the first process of a pid namespace that holds every sandbox. When it ends
 //!   the kernel kills them all, whatever they do about signals. It is killed when this process dies (parent death
-//!   signal) and ends by itself when its socket closes.
+//!   signal) and ends by itself when its socket closes. Where no namespaces can be made, a `keeper` above each
+//!   sandbox sees to the same.
 //! - *Out of reach.* It is executed from a read-only, detached clone of the mount that holds the program, or else
 //!   from a sealed copy in memory. So `/proc/self/exe` of a sandbox's first process, which the program of an image
 //!   may name as its own interpreter, can never be opened for writing and the host's file stays as it is.
 //!
 //! Read [`Launcher`] first.
 
+mod keeper;
 mod program;
 mod server;
 
@@ -27,9 +29,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use crate::cgroup::CgroupGuard;
 use crate::channel::{MAX_MESSAGE, Reply, Request, receive, send};
 use crate::error::SpawnError;
+use crate::net::{BridgeError, BridgeNamespace, BridgeNetwork};
 use crate::pretend::{OwnerRecorder, Supervisor};
 use crate::sandbox::{Sandbox, Stdio};
-use crate::spec::{RootFs, SandboxSpec};
+use crate::spec::{Network, RootFs, SandboxSpec};
 use crate::stubs::stub_layer;
 use crate::user_network::{self, UserNetwork};
 
@@ -37,8 +40,10 @@ pub use server::launcher_entry;
 
 /// Marks an execution as the launcher, as its name.
 const LAUNCHER_NAME: &str = "stave-sandbox-launcher";
-/// Marks it as well, since anybody may choose a program's name.
+/// Marks it as well, since anybody may choose a program's name; says whether there are namespaces.
 const LAUNCHER_VARIABLE: &str = "STAVE_SANDBOX_LAUNCHER";
+/// The variable's value where no namespace can be made.
+const WITHOUT_NAMESPACES: &str = "chroot";
 
 /// Starts sandboxes. Cheap to clone; usable from every thread; nothing is started before the first spawn.
 ///
@@ -47,6 +52,8 @@ const LAUNCHER_VARIABLE: &str = "STAVE_SANDBOX_LAUNCHER";
 pub struct Launcher {
     running: Arc<Mutex<Option<Arc<Running>>>>,
     recorder: Option<OwnerRecorder>,
+    /// Made for the first who asks.
+    bridge: Arc<Mutex<Option<BridgeNetwork>>>,
 }
 
 impl Launcher {
@@ -72,6 +79,25 @@ impl Launcher {
         Ok(launcher)
     }
 
+    /// The bridge network of this process's sandboxes, made now if nobody asked before. It goes with the last clone and the
+    /// last [`Sandbox`].
+    ///
+    /// # Errors
+    /// Why there cannot be one.
+    pub fn bridge(&self) -> Result<BridgeNetwork, BridgeError> {
+        let mut bridge = self.bridge.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*bridge {
+            Some(bridge) => Ok(bridge.clone()),
+            None => Ok(bridge.insert(BridgeNetwork::start()?).clone()),
+        }
+    }
+
+    /// The launcher, with a bridge network that is there already.
+    #[must_use]
+    pub fn on_bridge(self, bridge: BridgeNetwork) -> Self {
+        Self { bridge: Arc::new(Mutex::new(Some(bridge))), ..self }
+    }
+
     /// Starts a sandbox and returns once its program is being executed. Blocks for milliseconds.
     ///
     /// # Errors
@@ -94,7 +120,12 @@ impl Launcher {
             cgroup_controllers: cgroup.as_ref().map(CgroupGuard::v1_controllers).unwrap_or_default(),
             spec,
         };
-        let order = Order::new(&request, stdio).map_err(SpawnError::LauncherGone)?;
+        let bridge = match request.spec.network {
+            Network::Bridge => self.bridge().and_then(|bridge| bridge.take()).map(Some),
+            Network::Host | Network::None | Network::User(_) => Ok(None),
+        };
+        let bridge = bridge.map_err(|source| SpawnError::Bridge { source })?;
+        let order = Order::new(&request, stdio, bridge).map_err(SpawnError::LauncherGone)?;
         let running = self.deliver(&order)?;
         order.collect(running, cgroup, self.recorder)
     }
@@ -171,7 +202,9 @@ impl Running {
         let socket = self.socket.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
         let Order { body, stdio, control_inside, report_inside, .. } = order;
         let Stdio { stdin, stdout, stderr } = stdio;
-        let descriptors = [body, stdin, stdout, stderr, control_inside, report_inside].map(AsFd::as_fd);
+        let mut descriptors =
+            [body, stdin, stdout, stderr, control_inside, report_inside].map(AsFd::as_fd).to_vec();
+        descriptors.extend(order.bridge.as_ref().map(AsFd::as_fd));
         send(socket.as_fd(), b"spawn", &descriptors)
     }
 }
@@ -193,13 +226,14 @@ struct Order {
     control_inside: OwnedFd,
     report: OwnedFd,
     report_inside: OwnedFd,
+    bridge: Option<BridgeNamespace>,
 }
 
 impl Order {
-    fn new(request: &Request, stdio: Stdio) -> io::Result<Self> {
+    fn new(request: &Request, stdio: Stdio, bridge: Option<BridgeNamespace>) -> io::Result<Self> {
         let (control, control_inside) = packet_pair()?;
         let (report, report_inside) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        Ok(Self { body: body(request)?, stdio, control, control_inside, report, report_inside })
+        Ok(Self { body: body(request)?, stdio, control, control_inside, report, report_inside, bridge })
     }
 
     /// Waits until the program is being executed, or cannot be.
@@ -209,7 +243,7 @@ impl Order {
         cgroup: Option<CgroupGuard>,
         recorder: Option<OwnerRecorder>,
     ) -> Result<Sandbox, SpawnError> {
-        let Self { stdio, control, control_inside, report, report_inside, .. } = self;
+        let Self { stdio, control, control_inside, report, report_inside, bridge, .. } = self;
         // Only the sandbox's ends may stay open: their closing is what tells of its progress and its end.
         drop((stdio, control_inside, report_inside));
         let Replies { pidfd, terminal, owners, network, created } = Replies::collect(&control)?;
@@ -225,6 +259,7 @@ impl Order {
             exit: None,
             _owners: owners,
             _network: network,
+            _bridge: bridge,
             _launcher: launcher,
         })
     }
@@ -257,11 +292,11 @@ impl Replies {
             match reply {
                 Reply::Cloned => replies.pidfd = descriptors.pop(),
                 Reply::Terminal => replies.terminal = descriptors.pop(),
-                Reply::Network => {
+                Reply::Network(program) => {
                     let process = replies.pidfd.as_ref().ok_or(io::ErrorKind::NotFound);
                     let process = process.map_err(|error| SpawnError::Network(error.into()))?;
                     replies.network =
-                        Some(user_network::attach(process.as_fd()).map_err(SpawnError::Network)?);
+                        Some(user_network::attach(process.as_fd(), program).map_err(SpawnError::Network)?);
                     send(control.as_fd(), b"up", &[]).map_err(SpawnError::LauncherGone)?;
                 }
                 Reply::Owners => replies.owners = descriptors.pop(),

@@ -16,6 +16,7 @@ mod ids;
 mod launcher;
 mod meter;
 mod mount;
+mod net;
 mod overlay;
 mod pretend;
 mod probe;
@@ -38,6 +39,9 @@ pub use meter::Meter;
 pub use mount::{
     MountGuard, OverlayLayers, enter_private_mounts, mount_memory, mount_overlay, remove_mount_points,
 };
+pub use net::{
+    BridgeError, BridgeFacts, BridgeNamespace, BridgeNetwork, BridgePart, abandoned_bridges, sweep_bridges,
+};
 pub use pretend::OwnerRecorder;
 pub use probe::{granted_capabilities, has_whole_proc, upper_refusal};
 pub use sandbox::{Exit, ExitStatus, Sandbox, Stdio, Usage};
@@ -46,5 +50,5 @@ pub use spec::{
     DEFAULT_PATH, DEFAULT_SHM_SIZE, MountSpec, Network, OverlayRoot, Process, Rlimit, RlimitResource, RootFs,
     SandboxSpec, Security, TerminalSize,
 };
-pub use user_network::{USER_NETWORK_RESOLVER, user_network_program};
-pub use userns::{EnterError, Tier, enter, is_privileged, restrictions};
+pub use user_network::{USER_NETWORK_RESOLVER, UserNetworkProgram};
+pub use userns::{EnterError, Tier, chroot_refusal, enter, has_namespaces, is_privileged, restrictions};

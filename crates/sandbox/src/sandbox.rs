@@ -12,6 +12,7 @@ use crate::cgroup::CgroupGuard;
 use crate::error::WaitError;
 use crate::launcher::Running;
 use crate::meter::Meter;
+use crate::net::BridgeNamespace;
 use crate::pretend::Supervisor;
 use crate::spec::TerminalSize;
 use crate::sys;
@@ -92,6 +93,8 @@ pub struct Sandbox {
     pub(crate) _owners: Option<Supervisor>,
     /// Taken down after the processes are gone.
     pub(crate) _network: Option<UserNetwork>,
+    /// Its place on the bridge, free again after the processes are gone.
+    pub(crate) _bridge: Option<BridgeNamespace>,
     /// Keeps the launcher alive: the sandbox would die with it.
     pub(crate) _launcher: Arc<Running>,
 }

@@ -64,6 +64,8 @@ const AUDIT_ARCH_I386: u32 = 0x4000_0003;
 const AUDIT_ARCH_AARCH64: u32 = 0xc000_00b7;
 const X32_BIT: u32 = 0x4000_0000;
 
+/// Calls that reach into other processes of the same user.
+const REACHING: &[&str] = &["ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "kcmp"];
 /// Flags of `clone` that make namespaces: mount, cgroup, uts, ipc, user, pid, net.
 const NAMESPACE_FLAGS: u32 = 0x7e02_0000;
 /// `PER_LINUX`, `PER_LINUX32`, each with `UNAME26`, and the query.
@@ -100,22 +102,31 @@ enum Abi {
 impl Filter {
     /// The profile for a process whose bounding set is `capabilities`.
     pub(crate) fn docker_default(capabilities: CapabilitySet) -> Self {
+        Self::compile(capabilities, &[])
+    }
+
+    fn compile(capabilities: CapabilitySet, refused: &[&str]) -> Self {
         let mut program = vec![statement(LOAD, OFFSET_ARCH)];
         if cfg!(target_arch = "x86_64") {
-            let x32 = numbers_block(Abi::X32, capabilities);
+            let x32 = numbers_block(Abi::X32, capabilities, refused);
             let mut native = vec![statement(LOAD, OFFSET_NUMBER)];
-            native.extend(choose(X32_BIT, numbers_block(Abi::X86_64, capabilities), x32));
+            native.extend(choose(X32_BIT, numbers_block(Abi::X86_64, capabilities, refused), x32));
             let mut i386 = vec![statement(LOAD, OFFSET_NUMBER)];
-            i386.extend(numbers_block(Abi::I386, capabilities));
+            i386.extend(numbers_block(Abi::I386, capabilities, refused));
             program.extend(when_equal(AUDIT_ARCH_X86_64, native));
             program.extend(when_equal(AUDIT_ARCH_I386, i386));
         } else {
             let mut native = vec![statement(LOAD, OFFSET_NUMBER)];
-            native.extend(numbers_block(Abi::Aarch64, capabilities));
+            native.extend(numbers_block(Abi::Aarch64, capabilities, refused));
             program.extend(when_equal(AUDIT_ARCH_AARCH64, native));
         }
         program.push(statement(RETURN, RET_ERRNO | u32::from(ENOSYS)));
         Self { capabilities, program }
+    }
+
+    /// The profile for a process that only another root holds: what reaches into other processes is refused as well.
+    pub(crate) fn within_chroot(capabilities: CapabilitySet) -> Self {
+        Self::compile(capabilities, REACHING)
     }
 
     /// The set it was compiled for.
@@ -144,10 +155,11 @@ fn action(rule: Rule, capabilities: CapabilitySet) -> Action {
 }
 
 /// Code that decides on the number already loaded and always returns.
-fn numbers_block(abi: Abi, capabilities: CapabilitySet) -> Vec<Instruction> {
+fn numbers_block(abi: Abi, capabilities: CapabilitySet, refused: &[&str]) -> Vec<Instruction> {
     let bit = if abi == Abi::X32 { X32_BIT } else { 0 };
     let mut calls: Vec<(u32, Action)> = TABLE
         .iter()
+        .filter(|row| !refused.contains(&row.name))
         .filter_map(|row| {
             Some((u32::try_from(row.numbers[abi as usize]).ok()? | bit, action(row.rule, capabilities)))
         })

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::capability::CapabilitySet;
 use crate::cgroup::{CgroupLimits, CgroupParent};
 use crate::error::SpawnError;
+use crate::user_network::UserNetworkProgram;
 
 /// The search path used when the process's environment has no `PATH`: docker's default for Linux.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -112,6 +113,22 @@ impl SandboxSpec {
         if let Some(mount) = self.mounts.iter().find(|mount| mount.target() == Path::new("/")) {
             return invalid(format!("a mount on the root `{}` itself", mount.target().display()));
         }
+        if matches!(self.rootfs, RootFs::Chroot { .. }) {
+            if self.network != Network::Host {
+                return invalid(
+                    "a network of its own needs a network namespace, which cannot be made here".into(),
+                );
+            }
+            if self.readonly_root {
+                return invalid("a read-only root needs a mount, which cannot be made here".into());
+            }
+            if let Some(mount) = self.mounts.first() {
+                return invalid(format!(
+                    "`{}` needs a mount, which cannot be made here",
+                    mount.target().display()
+                ));
+            }
+        }
         match self.paths().find(|path| path.to_str().is_none_or(|path| path.contains('\0'))) {
             Some(path) => invalid(format!("path `{}` is not UTF-8 or holds a NUL byte", path.display())),
             None => Ok(()),
@@ -127,7 +144,7 @@ impl SandboxSpec {
             [Some(mount.target()), source]
         });
         let root: Vec<&PathBuf> = match &self.rootfs {
-            RootFs::Directory { path } => vec![path],
+            RootFs::Directory { path } | RootFs::Chroot { path } => vec![path],
             RootFs::Overlay(root) => {
                 root.lower.iter().chain([&root.upper, &root.work]).chain(&root.stubs).collect()
             }
@@ -144,6 +161,13 @@ pub enum RootFs {
     Overlay(OverlayRoot),
     /// An existing directory, used in place.
     Directory {
+        /// The directory on the host.
+        path: PathBuf,
+    },
+    /// An existing directory that becomes the root by chroot(2), where no namespaces can be made: no mounts, no
+    /// network, no processes and no host name of its own. It holds all that is to be seen, `/dev` included; a spec
+    /// with mounts or a network is refused.
+    Chroot {
         /// The directory on the host.
         path: PathBuf,
     },
@@ -290,9 +314,12 @@ pub enum Network {
     Host,
     /// A network of its own with nothing but a loopback device that is up.
     None,
-    /// A network of its own that `slirp4netns` connects to the host's; names are resolved by
-    /// [`USER_NETWORK_RESOLVER`](crate::USER_NETWORK_RESOLVER).
-    User,
+    /// A network of its own on a bridge of this process, with NAT; what to write into its `resolv.conf` and hosts is the
+    /// caller's business ([`Launcher::bridge`](crate::Launcher::bridge)).
+    Bridge,
+    /// A network of its own that a program in user space connects to the host's; names are resolved by its
+    /// [`resolver`](UserNetworkProgram::resolver).
+    User(UserNetworkProgram),
 }
 
 /// How far a sandbox is confined.

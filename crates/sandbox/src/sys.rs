@@ -35,6 +35,11 @@ pub(crate) fn clone_into_pid_namespace() -> io::Result<Cloned> {
     clone_process(libc::CLONE_NEWPID)
 }
 
+/// Forks; the child stays when its parent ends. The caller has one thread.
+pub(crate) fn fork_lasting() -> io::Result<Cloned> {
+    clone_process(0)
+}
+
 /// Forks; the child is killed when its parent ends. The caller has one thread.
 pub(crate) fn fork() -> io::Result<Cloned> {
     let cloned = clone_process(0)?;
@@ -106,6 +111,16 @@ pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
         max_rss: usage.ru_maxrss as u64 * 1024,
     };
     Ok(Some(Exit { status, usage }))
+}
+
+/// Waits for the end of the process of `pidfd` and reaps it.
+pub(crate) fn reap_killed(pidfd: BorrowedFd<'_>) -> io::Result<Exit> {
+    loop {
+        wait_readable(pidfd)?;
+        if let Some(exit) = reap(pidfd)? {
+            return Ok(exit);
+        }
+    }
 }
 
 /// Properties to give to mounts.
@@ -351,6 +366,24 @@ pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
 pub(crate) unsafe fn close_from(first: u32) -> io::Result<()> {
     // SAFETY: takes integers only; what is closed is the caller's promise.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) })?;
+    Ok(())
+}
+
+/// Closes every descriptor from 3 on but these.
+///
+/// # Safety
+/// None of the others may be used or dropped by this process from now on.
+pub(crate) unsafe fn close_all_but(kept: &[RawFd]) -> io::Result<()> {
+    let mut kept = kept.to_vec();
+    kept.sort_unstable();
+    let mut first = 3;
+    for fd in kept.into_iter().filter(|fd| *fd >= 3).chain([RawFd::MAX]) {
+        if first < fd {
+            // SAFETY: takes integers only; what is closed is the caller's promise.
+            check(unsafe { libc::syscall(libc::SYS_close_range, first, fd - 1, 0) })?;
+        }
+        first = fd.saturating_add(1);
+    }
     Ok(())
 }
 

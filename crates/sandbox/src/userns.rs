@@ -15,6 +15,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::mount::MountPropagationFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -37,6 +38,11 @@ pub enum Tier {
     AllIds,
     /// Root of a user namespace with the user's subordinate ids.
     SubordinateIds,
+    /// Root of a container that lets nobody make namespaces or mount: another root directory is all there is.
+    Chroot {
+        /// What was refused.
+        reason: String,
+    },
     /// Root of a user namespace that has no id but the user's own.
     SingleId {
         /// Why it has no more.
@@ -53,6 +59,7 @@ impl Tier {
             Self::AllIds => "all-ids",
             Self::SubordinateIds => "subordinate-ids",
             Self::SingleId { .. } => "single-id",
+            Self::Chroot { .. } => "chroot",
         }
     }
 }
@@ -87,9 +94,63 @@ pub fn enter() -> Result<Tier, EnterError> {
     if is_privileged() && private_mounts().is_ok() {
         return Ok(Tier::Root);
     }
-    let tier = enter_user_namespace()?;
-    private_mounts().map_err(EnterError::Mounts)?;
-    Ok(tier)
+    match enter_user_namespace().and_then(|tier| private_mounts().map(|()| tier).map_err(EnterError::Mounts))
+    {
+        Err(error) if chroot_refusal().is_none() => {
+            forgo_namespaces();
+            let cause =
+                std::error::Error::source(&error).map_or_else(String::new, |cause| format!(": {cause}"));
+            Ok(Tier::Chroot { reason: format!("{error}{cause}") })
+        }
+        outcome => outcome,
+    }
+}
+
+static WITHOUT_NAMESPACES: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process can make namespaces and mounts, as far as [`enter`] found out.
+#[must_use]
+pub fn has_namespaces() -> bool {
+    !WITHOUT_NAMESPACES.load(Ordering::Relaxed)
+}
+
+/// From now on there are none.
+pub(crate) fn forgo_namespaces() {
+    WITHOUT_NAMESPACES.store(true, Ordering::Relaxed);
+}
+
+/// What root of a container needs in order to give a process another root, other files and another user.
+const FOR_CHROOT: [Capability; 6] = [
+    Capability::SysChroot,
+    Capability::Chown,
+    Capability::DacOverride,
+    Capability::Fowner,
+    Capability::Setuid,
+    Capability::Setgid,
+];
+
+/// Why this process cannot even change the root of its children; `None` if it can. Forks to find out, and must be
+/// called before a second thread is started.
+#[must_use]
+pub fn chroot_refusal() -> Option<String> {
+    let held = sys::permitted_capabilities().unwrap_or(crate::CapabilitySet::EMPTY);
+    let missing: Vec<&str> =
+        FOR_CHROOT.iter().filter(|capability| !held.contains(**capability)).map(|one| one.name()).collect();
+    if !missing.is_empty() {
+        return Some(format!("{} not held", missing.join(", ")));
+    }
+    if crate::IdMap::current().is_single() {
+        return Some("only one user id".to_owned());
+    }
+    let tried = match sys::fork() {
+        Ok(Cloned::Child) => sys::exit_now(i32::from(rustix::process::chroot("/").is_err())),
+        Ok(Cloned::Parent(child)) => sys::reap_killed(std::os::fd::AsFd::as_fd(&child)),
+        Err(error) => Err(error),
+    };
+    match tried {
+        Ok(exit) if exit.status.success() => None,
+        _ => Some("chroot(2) is refused".to_owned()),
+    }
 }
 
 /// Whether this process may mount without a user namespace of its own.
@@ -306,6 +367,9 @@ pub fn restrictions() -> Vec<String> {
              with `--security-opt seccomp=unconfined`"
                 .into(),
         );
+    }
+    if let Some(refusal) = chroot_refusal().filter(|_| !is_privileged()) {
+        found.push(format!("without namespaces a container's root can build by chroot, but: {refusal}"));
     }
     found
 }

@@ -176,7 +176,7 @@ impl FlatTree {
             }
             names.insert((stat.st_dev, stat.st_ino), path.to_owned());
         }
-        copy_entry(from, to, name, stat)?;
+        copy_entry((from, name), (to, name), stat)?;
         Ok(false)
     }
 
@@ -328,7 +328,8 @@ impl Collection<'_> {
 fn same_directory(from: &OwnedFd, name: &OsStr, to: &Path, stat: &Stat, mark: &str) -> io::Result<()> {
     // Both ends are reached by a name below an open directory.
     let source = rustix::fs::openat(from, name, directory_flags(), Mode::empty())?;
-    settle(&source, &opened(to)?, OsStr::new("."), stat)?;
+    let own = OsStr::new(".");
+    settle((&source, own), (&opened(to)?, own), stat)?;
     if !mark.is_empty() {
         match lremovexattr(to, mark) {
             Ok(()) | Err(Errno::NODATA | Errno::NOTSUP | Errno::PERM) => {}

@@ -27,6 +27,9 @@ const ATTRIBUTES: usize = 64 << 10;
 /// Levels of a tree: one directory is open for each.
 const DEPTH_LIMIT: usize = 2048;
 
+/// An open directory and a name in it.
+pub(crate) type Place<'a> = (&'a OwnedFd, &'a OsStr);
+
 /// A directory being copied, and what of it is left to do.
 struct Level {
     from: OwnedFd,
@@ -34,6 +37,26 @@ struct Level {
     names: std::vec::IntoIter<std::ffi::OsString>,
     path: PathBuf,
     stat: Stat,
+}
+
+/// Copies a file, or a directory and everything in it, to `to`, which must not exist.
+///
+/// # Errors
+/// When something cannot be read or made.
+pub fn copy_tree(from: &Path, to: &Path) -> Result<(), StoreError> {
+    let failed = |source: io::Error| StoreError::Io { action: "copy", path: from.to_owned(), source };
+    let stat = rustix::fs::stat(from).map_err(|error| failed(error.into()))?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        return transplant(from, to);
+    }
+    let parent =
+        |path: &Path| openat(CWD, path.parent().unwrap_or(Path::new("/")), directory(), Mode::empty());
+    let copy = || -> io::Result<()> {
+        let name = |path: &Path| path.file_name().map(OsStr::to_owned).ok_or(Errno::INVAL);
+        let (source, target, new) = (parent(from)?, parent(to)?, name(to)?);
+        copy_entry((&source, &name(from)?), (&target, &new), &stat)
+    };
+    copy().map_err(failed)
 }
 
 /// Copies the directory `from` and everything in it to `to`, which must not exist.
@@ -103,31 +126,32 @@ impl Level {
         if kind == FileType::CharacterDevice && stat.st_rdev == 0 {
             return Ok(owner::make_whiteout(&self.to, name).map(|()| None)?);
         }
-        copy_entry(&self.from, &self.to, name, &stat)?;
+        copy_entry((&self.from, name), (&self.to, name), &stat)?;
         Ok(None)
     }
 
     /// The directory's own properties, once nothing in it changes any more.
     fn finish(&self) -> io::Result<()> {
-        settle(&self.from, &self.to, OsStr::new("."), &self.stat)
+        let own = OsStr::new(".");
+        settle((&self.from, own), (&self.to, own), &self.stat)
     }
 }
 
 /// Copies one entry of a directory that is no directory itself, with everything it has.
-pub(crate) fn copy_entry(from: &OwnedFd, to: &OwnedFd, name: &OsStr, stat: &Stat) -> io::Result<()> {
+pub(crate) fn copy_entry(from: Place<'_>, to: Place<'_>, stat: &Stat) -> io::Result<()> {
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => copy_file(from, to, name, stat)?,
-        FileType::Symlink => symlinkat(readlinkat(from, name, Vec::new())?, to, name)?,
-        kind => owner::make_node(to, name, kind, Mode::from_raw_mode(0o600), stat.st_rdev)?,
+        FileType::RegularFile => copy_file(from, to, stat)?,
+        FileType::Symlink => symlinkat(readlinkat(from.0, from.1, Vec::new())?, to.0, to.1)?,
+        kind => owner::make_node(to.0, to.1, kind, Mode::from_raw_mode(0o600), stat.st_rdev)?,
     }
-    settle(from, to, name, stat)
+    settle(from, to, stat)
 }
 
-fn copy_file(from: &OwnedFd, to: &OwnedFd, name: &OsStr, stat: &Stat) -> io::Result<()> {
+fn copy_file(from: Place<'_>, to: Place<'_>, stat: &Stat) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let from = openat(from, name, flags, Mode::empty())?;
+    let from = openat(from.0, from.1, flags, Mode::empty())?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let to = openat(to, name, flags, Mode::from_raw_mode(0o600))?;
+    let to = openat(to.0, to.1, flags, Mode::from_raw_mode(0o600))?;
     let size = u64::try_from(stat.st_size).unwrap_or(0);
     let mut offset = 0;
     ftruncate(&to, size)?;
@@ -171,7 +195,7 @@ fn dup(fd: &OwnedFd) -> io::Result<std::fs::File> {
 }
 
 /// Owner, mode, attributes and times, in the order in which none undoes another.
-pub(crate) fn settle(from: &OwnedFd, to: &OwnedFd, name: &OsStr, stat: &Stat) -> io::Result<()> {
+pub(crate) fn settle(from: Place<'_>, (to, name): Place<'_>, stat: &Stat) -> io::Result<()> {
     let flags = AtFlags::SYMLINK_NOFOLLOW;
     chownat(to, name, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)), flags)?;
     let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
@@ -180,7 +204,7 @@ pub(crate) fn settle(from: &OwnedFd, to: &OwnedFd, name: &OsStr, stat: &Stat) ->
         FileType::Directory => fchmod(openat(to, name, directory(), Mode::empty())?, mode)?,
         _ => rustix::fs::chmodat(to, name, mode, AtFlags::empty())?,
     }
-    attributes(from, to, name)?;
+    attributes(from, (to, name))?;
     let time = |seconds, nanoseconds| Timespec { tv_sec: seconds, tv_nsec: nanoseconds as _ };
     let times = Timestamps {
         last_access: time(stat.st_atime, stat.st_atime_nsec),
@@ -189,8 +213,9 @@ pub(crate) fn settle(from: &OwnedFd, to: &OwnedFd, name: &OsStr, stat: &Stat) ->
     Ok(utimensat(to, name, &times, flags)?)
 }
 
-fn attributes(from: &OwnedFd, to: &OwnedFd, name: &OsStr) -> io::Result<()> {
-    let through = |fd: &OwnedFd| Path::new("/proc/self/fd").join(fd.as_raw_fd().to_string()).join(name);
+fn attributes(from: Place<'_>, to: Place<'_>) -> io::Result<()> {
+    let through =
+        |(fd, name): Place<'_>| Path::new("/proc/self/fd").join(fd.as_raw_fd().to_string()).join(name);
     let (from, to) = (through(from), through(to));
     let mut list = vec![0; ATTRIBUTES];
     let length = match llistxattr(&from, list.as_mut_slice()) {

@@ -91,6 +91,8 @@ impl<E: Executor> Worker for LocalWorker<E> {
         inputs: &[Ref],
         cx: &JobContext<Session>,
     ) -> Result<Vec<Ref>, OpError> {
+        // Something of the build has to be done: soon a step may ask for a network.
+        self.shared.networks.prepare(cx.session.confinement.network);
         let outputs = match &vertex.op {
             Op::Source(op) => {
                 self.source(vertex, op, cx).await.map(|result| vec![result]).map_err(source_error)

@@ -4,6 +4,7 @@
 
 pub(crate) mod network_files;
 mod runtime;
+pub(crate) mod tree;
 mod usage;
 
 use std::borrow::Cow;
@@ -21,11 +22,14 @@ use stave_sandbox::{
     SandboxSpec, Security, SpawnError, Stdio, WaitError,
 };
 use stave_solver::{EventSubscription, LogStream};
+use stave_store::Store;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 
 pub use self::runtime::{RuntimeError, RuntimeExecutor};
+use self::tree::ProcessTree;
+pub use self::tree::TreeError;
 use crate::redact::Redactions;
 
 /// Bytes of output read at a time.
@@ -135,6 +139,9 @@ pub enum ExecError {
     /// Its output could not be read.
     #[error("reading the output of a process")]
     Output(#[source] io::Error),
+    /// Its file system could not be made a tree.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
     /// The external runtime could not run it.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
@@ -159,23 +166,49 @@ pub trait Executor: Send + Sync + 'static {
 #[derive(Debug, Clone)]
 pub struct SandboxExecutor {
     launcher: Launcher,
+    /// Where nothing can be mounted: the store in which each process gets a tree.
+    trees: Option<Store>,
+}
+
+/// A process that was started. Fields are dropped in order: what it works in goes after it.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) sandbox: Sandbox,
+    pub(crate) tree: Option<ProcessTree>,
 }
 
 impl SandboxExecutor {
     /// An executor; its launcher is started by the first process.
     #[must_use]
     pub fn new(launcher: Launcher) -> Self {
-        Self { launcher: launcher.recording_owners(stave_store::owner::change) }
+        Self { launcher: launcher.recording_owners(stave_store::owner::change), trees: None }
     }
 
     /// Starts a sandbox and returns it running, for those who want to talk to it.
-    pub(crate) async fn spawn(&self, spec: SandboxSpec, stdio: Stdio) -> Result<Sandbox, ExecError> {
-        let launcher = self.launcher.clone();
-        let spawned = tokio::task::spawn_blocking(move || launcher.spawn(&spec, stdio)).await;
-        match spawned {
-            Ok(sandbox) => Ok(sandbox?),
-            Err(join) => std::panic::resume_unwind(join.into_panic()),
-        }
+    pub(crate) async fn spawn(&self, mut spec: SandboxSpec, stdio: Stdio) -> Result<Started, ExecError> {
+        let (launcher, trees) = (self.launcher.clone(), self.trees.clone());
+        awaited(move || {
+            let tree = trees.map(|store| ProcessTree::build(&store, &mut spec)).transpose()?;
+            Ok(Started { sandbox: launcher.spawn(&spec, stdio)?, tree })
+        })
+        .await
+    }
+
+    /// Starts a sandbox without input; what it writes to its two streams comes out of the pipes.
+    async fn spawn_logged(&self, mut spec: SandboxSpec) -> Result<(Started, OwnedFd, OwnedFd), ExecError> {
+        let (launcher, trees) = (self.launcher.clone(), self.trees.clone());
+        awaited(move || {
+            let tree = trees.map(|store| ProcessTree::build(&store, &mut spec)).transpose()?;
+            let pipes = match &tree {
+                Some(tree) => tree.named_pipes(),
+                None => anonymous_pipes(),
+            };
+            let [(stdout, inside_stdout), (stderr, inside_stderr)] = pipes.map_err(ExecError::Output)?;
+            let stdin = null().map_err(ExecError::Output)?;
+            let stdio = Stdio { stdin, stdout: inside_stdout, stderr: inside_stderr };
+            Ok((Started { sandbox: launcher.spawn(&spec, stdio)?, tree }, stdout, stderr))
+        })
+        .await
     }
 }
 
@@ -192,6 +225,12 @@ impl LocalExecutor {
     #[must_use]
     pub fn new(launcher: Launcher, runtime: Option<RuntimeExecutor>) -> Self {
         Self { sandbox: SandboxExecutor::new(launcher), runtime }
+    }
+
+    /// The executor for a machine where nothing can be mounted, if `store` is there.
+    pub(crate) fn in_trees_of(mut self, store: Option<Store>) -> Self {
+        self.sandbox.trees = store;
+        self
     }
 
     /// What starts sandboxes.
@@ -224,16 +263,16 @@ impl Executor for SandboxExecutor {
         cancel: &CancellationToken,
     ) -> Result<Finished, ExecError> {
         let spec = sandbox_spec(process, mounts);
-        let (stdio, output) = match io {
-            ProcessIo::Given(stdio) => (stdio, None),
+        let kills = usage::machine_oom_kills();
+        let (started, output) = match io {
+            ProcessIo::Given(stdio) => (self.spawn(spec, stdio).await?, None),
             ProcessIo::Logged(log) => {
-                let (stdio, stdout, stderr) = logged_stdio().map_err(ExecError::Output)?;
-                (stdio, Some((log, stdout, stderr)))
+                let (started, stdout, stderr) = self.spawn_logged(spec).await?;
+                (started, Some((log, stdout, stderr)))
             }
         };
         let held = output.as_ref().map_or_else(Arc::default, |(log, ..)| Arc::clone(&log.held));
-        let kills = usage::machine_oom_kills();
-        let mut sandbox = self.spawn(spec, stdio).await?;
+        let Started { mut sandbox, tree } = started;
         let tail = Arc::new(Tail::default());
         let reading = async {
             match output {
@@ -261,7 +300,11 @@ impl Executor for SandboxExecutor {
         read.map_err(ExecError::Output)?;
         let created_mount_points = sandbox.created_mount_points().to_vec();
         // The group is removed with the sandbox, which may take a moment.
-        tokio::task::spawn_blocking(move || drop(sandbox)).await.ok();
+        let finished = tokio::task::spawn_blocking(move || {
+            drop(sandbox);
+            tree.map_or(Ok(()), ProcessTree::finish)
+        });
+        finished.await.unwrap_or(Ok(())).map_err(TreeError::Store)?;
         Ok(Finished { status: exit.status, tail: tail.bytes(), created_mount_points, usage })
     }
 }
@@ -309,12 +352,29 @@ pub(crate) async fn wait(sandbox: &mut Sandbox, cancel: &CancellationToken) -> R
     }
 }
 
-fn logged_stdio() -> io::Result<(Stdio, OwnedFd, OwnedFd)> {
+/// The outcome of work that blocks.
+async fn awaited<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ExecError> + Send + 'static,
+) -> Result<T, ExecError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome,
+        Err(join) => std::panic::resume_unwind(join.into_panic()),
+    }
+}
+
+/// Two pipes, each with its reading end first.
+fn anonymous_pipes() -> io::Result<[(OwnedFd, OwnedFd); 2]> {
+    Ok([pipe_with(PipeFlags::CLOEXEC)?, pipe_with(PipeFlags::CLOEXEC)?])
+}
+
+fn null() -> io::Result<OwnedFd> {
     use rustix::fs::{CWD, Mode, OFlags, openat};
-    let stdin = openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let (stdout, stdout_write) = pipe_with(PipeFlags::CLOEXEC)?;
-    let (stderr, stderr_write) = pipe_with(PipeFlags::CLOEXEC)?;
-    Ok((Stdio { stdin, stdout: stdout_write, stderr: stderr_write }, stdout, stderr))
+    Ok(openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+fn logged_stdio() -> io::Result<(Stdio, OwnedFd, OwnedFd)> {
+    let [(stdout, stdout_write), (stderr, stderr_write)] = anonymous_pipes()?;
+    Ok((Stdio { stdin: null()?, stdout: stdout_write, stderr: stderr_write }, stdout, stderr))
 }
 
 /// Sends everything a pipe yields, in order, until its end, with secrets replaced.

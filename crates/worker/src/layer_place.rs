@@ -30,8 +30,8 @@ enum Decision {
 impl LayerPlace {
     /// Begins a layer on a snapshot.
     pub(crate) fn prepare(&self, store: &Store, base: &Snapshot) -> Result<ActiveLayer, StoreError> {
-        // Without a base there is no overlay.
-        if base.is_scratch() {
+        // Without a base there is no overlay, and where nothing can be mounted neither.
+        if base.is_scratch() || !stave_sandbox::has_namespaces() {
             return store.prepare(base);
         }
         let mut decision = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -10,6 +10,7 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
+use stave_store::{FlatTree, Left, StoreError};
 
 /// Symlinks followed while resolving one path (the kernel's own limit is 40; images in the wild chain more
 /// through alternatives, and BuildKit allows 255).
@@ -67,6 +68,8 @@ pub(crate) enum Last {
 #[derive(Debug)]
 pub(crate) struct RootDir {
     fd: OwnedFd,
+    /// The tree it is the root of, where nothing can be mounted.
+    tree: Option<FlatTree>,
 }
 
 impl RootDir {
@@ -74,13 +77,23 @@ impl RootDir {
     pub(crate) fn open(path: &Path) -> Result<Self, IoAt> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::openat(CWD, path, flags, Mode::empty())
-            .map(|fd| Self { fd })
+            .map(|fd| Self { fd, tree: None })
             .at("opening directory", path)
     }
 
     /// Takes an open (`O_PATH` is enough) directory as a root.
     pub(crate) fn from_fd(fd: OwnedFd) -> Self {
-        Self { fd }
+        Self { fd, tree: None }
+    }
+
+    /// Opens a tree, and keeps it.
+    pub(crate) fn of_tree(tree: FlatTree) -> Result<Self, IoAt> {
+        Ok(Self { fd: Self::open(tree.root())?.fd, tree: Some(tree) })
+    }
+
+    /// Makes what changed in a tree the layer in `upper`; in what is mounted it is there already.
+    pub(crate) fn collect(&self, upper: &Path) -> Result<(), StoreError> {
+        self.tree.as_ref().map_or(Ok(()), |tree| tree.collect(upper, &Left::default()))
     }
 
     /// The root itself.

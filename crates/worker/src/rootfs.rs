@@ -1,14 +1,13 @@
 //! What every process gets around its root: the overlay, the network files, the network itself.
 //! Owns what of the host a step may see. Must not know LLB. Read [`overlay_root`] and [`network_mounts`] first.
 
-use std::io::Read as _;
 use std::path::PathBuf;
 
-use stave_sandbox::{MountSpec, Network, OverlayRoot, RootFs};
+use stave_sandbox::{MountSpec, OverlayRoot, RootFs};
 use stave_store::{ActiveLayer, StoreError};
 
-use crate::exec::network_files::{HostEntry, RESOLV_LIMIT, hosts, resolv_conf, with_server};
-use crate::session::StepNetwork;
+use crate::exec::network_files::{HostEntry, hosts};
+use crate::networks::{Connected, NetworkError};
 use crate::worker::Shared;
 
 /// Why a root could not be prepared.
@@ -39,20 +38,8 @@ pub(crate) fn overlay_root(shared: &Shared, layer: &ActiveLayer) -> RootFs {
 }
 
 /// `/etc/hosts` and `/etc/resolv.conf`, in memory, so that neither ever becomes part of an image.
-pub(crate) fn network_mounts(names: &Names, network: StepNetwork) -> Vec<MountSpec> {
-    // What cannot be read is as good as absent: a step without name servers says so itself.
-    let mut host = Vec::new();
-    if let Ok(file) = std::fs::File::open("/etc/resolv.conf")
-        && file.take(RESOLV_LIMIT).read_to_end(&mut host).is_err()
-    {
-        host.clear();
-    }
-    let host = String::from_utf8_lossy(&host);
-    let resolv = match network {
-        StepNetwork::User => with_server(&host, stave_sandbox::USER_NETWORK_RESOLVER),
-        StepNetwork::Host | StepNetwork::None => resolv_conf(&host, network == StepNetwork::Host),
-    };
-    let hosts = hosts(&names.hostname, &names.extra);
+pub(crate) fn network_mounts(names: &Names, network: &Connected) -> Result<Vec<MountSpec>, NetworkError> {
+    let hosts = hosts(&names.hostname, &network.entries(&names.extra)?);
     let file = |target: &str, contents: String| MountSpec::File {
         target: PathBuf::from(target),
         contents: contents.into_bytes(),
@@ -60,14 +47,5 @@ pub(crate) fn network_mounts(names: &Names, network: StepNetwork) -> Vec<MountSp
         uid: 0,
         gid: 0,
     };
-    vec![file("/etc/resolv.conf", resolv), file("/etc/hosts", hosts)]
-}
-
-/// The sandbox's network for a step's.
-pub(crate) fn network(network: StepNetwork) -> Network {
-    match network {
-        StepNetwork::Host => Network::Host,
-        StepNetwork::None => Network::None,
-        StepNetwork::User => Network::User,
-    }
+    Ok(vec![file("/etc/resolv.conf", network.resolv.clone()), file("/etc/hosts", hosts)])
 }

@@ -34,7 +34,8 @@ use crate::exec::network_files::HostEntry;
 use crate::exec::{ExecError, Finished, MountSet, ProcessSpec};
 use crate::file::action::FileError;
 use crate::root::IoAt;
-use crate::rootfs::{Names, network, network_mounts};
+use crate::networks::NetworkError;
+use crate::rootfs::{Names, network_mounts};
 use crate::session::{Secret, Session, StepNetwork};
 use crate::source::image::blocking;
 use crate::users::{Identity, UserError, UserTable};
@@ -52,6 +53,9 @@ const LOCK_POLL: std::time::Duration = std::time::Duration::from_millis(50);
 /// Why a step failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StepError {
+    /// There is no such network here.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The process ended with a code that is not accepted. The text is BuildKit's.
     #[error("process {command:?} did not complete successfully: exit code: {code}")]
     Exit {
@@ -203,7 +207,7 @@ pub(crate) struct Ready {
 /// Prepares a step. Blocks.
 fn begin(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
     let op = &plan.op;
-    let network_mode = step_network(op, &plan.session);
+    let network = plan.shared.networks.connect(step_network(op, &plan.session))?;
     let hostname = if op.hostname.is_empty() { HOSTNAME } else { &op.hostname };
     let names =
         Names { hostname: hostname.to_owned(), extra: op.extra_hosts.iter().map(host_entry).collect() };
@@ -212,7 +216,7 @@ fn begin(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
     let devices = surroundings::devices(op, plan)?;
     prepared.specs.extend(surroundings::device_mounts(&devices));
     let identity = UserTable::read(&prepared.root_view).identity(&op.user)?;
-    let mut specs = network_mounts(&names, network_mode);
+    let mut specs = network_mounts(&names, &network)?;
     specs.extend(prepared.specs.iter().cloned());
     let mut process = Process::new(op.args.clone());
     process.env = environment(op, &identity, &plan.session)?;
@@ -225,7 +229,7 @@ fn begin(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
     let process = ProcessSpec {
         process,
         hostname: hostname.to_owned(),
-        network: network(network_mode),
+        network: network.network,
         security,
         limits: None,
         cgroup_parent: CgroupParent::Default,

@@ -27,6 +27,9 @@ pub enum ViewError {
     /// The kernel refused.
     #[error(transparent)]
     Io(#[from] IoAt),
+    /// No tree could be made in its place.
+    #[error(transparent)]
+    Store(#[from] stave_store::StoreError),
 }
 
 /// The merged content of read-only layers (top first). `empty` stands for a snapshot without layers.

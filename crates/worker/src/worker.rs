@@ -2,9 +2,10 @@
 //! Owns what all ops share: the store, the lease that protects what a build uses, merged views, digests already
 //! made. Must not know scheduling or cache lookup. Read [`LocalWorker`] first.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use dashmap::DashMap;
@@ -13,7 +14,7 @@ use stave_oci::Digest;
 use stave_remotecache::key::ContentPath;
 use stave_sandbox::Launcher;
 use stave_solver::Selector;
-use stave_store::{ActiveLayer, Lease, ScratchDir, Snapshot, Store, StoreError};
+use stave_store::{ActiveLayer, Lease, ScratchDir, Snapshot, Store, StoreError, Taking};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, Peaks};
@@ -26,10 +27,14 @@ use crate::file::action::FileError;
 use crate::input::Input;
 use crate::layer_place::LayerPlace;
 use crate::manifest::Manifest;
+use crate::networks::Networks;
 use crate::root::RootDir;
 use crate::step::failed::FailedStep;
 use crate::step::tries::BuildGroups;
 use crate::view::{ViewError, readable};
+
+/// Trees kept for whoever looks next.
+const KEPT_TREES: usize = 4;
 
 /// What ops consume and produce.
 #[derive(Clone)]
@@ -94,6 +99,7 @@ pub(crate) struct Shared {
     /// Mount-point stubs of this process, and an empty directory that stands for scratch.
     scratch: ScratchDir,
     views: Mutex<HashMap<Snapshot, Weak<RootDir>>>,
+    kept_trees: KeptTrees,
     digests: DashMap<(Snapshot, Selector), ContentDigest>,
     pub(crate) wishes: Arc<Wishes>,
     /// Digests in BuildKit's terms; `None` for what is not there.
@@ -103,9 +109,27 @@ pub(crate) struct Shared {
     pub(crate) groups: BuildGroups,
     /// Where CDI specifications lie, those of a later directory winning.
     pub(crate) device_directories: Vec<PathBuf>,
+    pub(crate) networks: Networks,
     /// What failed steps left, until the process ends.
     pub(crate) failed: Mutex<Vec<FailedStep>>,
     _lease: Lease,
+}
+
+/// The trees looked at last: unlike a mount, making one takes its time.
+#[derive(Debug, Default)]
+struct KeptTrees(Mutex<VecDeque<Arc<RootDir>>>);
+
+impl KeptTrees {
+    fn keep(&self, view: &Arc<RootDir>) {
+        if stave_sandbox::has_namespaces() {
+            return;
+        }
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push_back(Arc::clone(view));
+        if kept.len() > KEPT_TREES {
+            kept.pop_front();
+        }
+    }
 }
 
 impl LocalWorker<LocalExecutor> {
@@ -114,9 +138,13 @@ impl LocalWorker<LocalExecutor> {
     /// # Errors
     /// When the store fails.
     pub fn new(config: LocalWorkerConfig) -> Result<Self, StoreError> {
-        let runtime = config.runtime.map(|program| RuntimeExecutor::new(program, config.store.clone()));
-        let executor = LocalExecutor::new(config.launcher, runtime);
-        Self::assemble(config.store, config.fingerprints, config.device_directories, executor)
+        let runtime = config.runtime.map(|program| {
+            RuntimeExecutor::new(program, config.store.clone()).beside(&config.launcher)
+        });
+        let trees = Some(config.store.clone()).filter(|_| !stave_sandbox::has_namespaces());
+        let networks = Networks::new(&config.launcher);
+        let executor = LocalExecutor::new(config.launcher, runtime).in_trees_of(trees);
+        Self::assemble((config.store, networks), config.fingerprints, config.device_directories, executor)
     }
 }
 
@@ -131,11 +159,11 @@ impl<E> LocalWorker<E> {
         executor: E,
     ) -> Result<Self, StoreError> {
         let devices = SPEC_DIRECTORIES.iter().map(PathBuf::from).collect();
-        Self::assemble(store, fingerprints, devices, executor)
+        Self::assemble((store, Networks::default()), fingerprints, devices, executor)
     }
 
     fn assemble(
-        store: Store,
+        (store, networks): (Store, Networks),
         fingerprints: Option<PathBuf>,
         device_directories: Vec<PathBuf>,
         executor: E,
@@ -154,6 +182,7 @@ impl<E> LocalWorker<E> {
             layer_place: LayerPlace::default(),
             scratch,
             views: Mutex::default(),
+            kept_trees: KeptTrees::default(),
             digests: DashMap::new(),
             wishes: Arc::default(),
             travelling: DashMap::new(),
@@ -161,6 +190,7 @@ impl<E> LocalWorker<E> {
             peaks,
             groups: BuildGroups::default(),
             device_directories,
+            networks,
             failed: Mutex::default(),
             _lease: lease,
         };
@@ -217,10 +247,22 @@ impl Shared {
             return Ok(view);
         }
         let lowers = self.store.layer_paths(snapshot)?;
-        let view = Arc::new(readable(&lowers, &self.empty())?);
+        let view = Arc::new(match lowers.len() > 1 && !stave_sandbox::has_namespaces() {
+            true => self.tree_of(&lowers)?,
+            false => readable(&lowers, &self.empty())?,
+        });
+        self.kept_trees.keep(&view);
         views.retain(|_, view| view.strong_count() > 0);
         views.insert(snapshot.clone(), Arc::downgrade(&view));
         Ok(view)
+    }
+
+    /// Layers as one tree, where nothing can be mounted.
+    fn tree_of(&self, lowers: &[PathBuf]) -> Result<RootDir, ViewError> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let name = format!("tree-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let tree = self.store.flatten(lowers, self.scratch.path().join(name), Taking::Links)?;
+        Ok(RootDir::of_tree(tree)?)
     }
 
     /// What an op can read of a result.
@@ -290,6 +332,9 @@ pub enum DigestError {
 
 /// The writable view of a layer being made.
 pub(crate) fn writable(layer: &ActiveLayer) -> Result<RootDir, ViewError> {
+    if !layer.lowers().is_empty() && !stave_sandbox::has_namespaces() {
+        return Ok(RootDir::of_tree(layer.flatten(Taking::Links)?)?);
+    }
     crate::view::writable(layer.lowers(), layer.upper(), layer.work())
 }
 

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use stave_sandbox::{CgroupHierarchy, IdMap, Tier};
+use stave_sandbox::{BridgeError, BridgeNetwork, CgroupHierarchy, IdMap, Tier, UserNetworkProgram};
 use stave_store::Store;
 
 use super::Form;
@@ -137,6 +137,11 @@ fn privileges(tier: Option<&Tier>) -> Fact {
         Some(Tier::AllIds) => Fact::plain("user namespace with every id of this container")
             .because("root without CAP_SYS_ADMIN")
             .lifted_by("`--privileged`, or `--cap-add SYS_ADMIN`, for the container; nothing is gained but less to do"),
+        Some(Tier::Chroot { reason }) => restricted(
+            Fact::plain("root of this container, without namespaces: steps are confined by chroot alone")
+                .because(format!("{reason}; steps see this container's processes and network, have no /proc, and mounts are copies"))
+                .lifted_by("a container whose filter lets `unshare` and `mount` through: `--security-opt seccomp=unconfined`"),
+        ),
         Some(Tier::SubordinateIds) => {
             let ids = IdMap::current().uid_count();
             Fact::plain(format!("user namespace with {ids} ids")).because("an ordinary user")
@@ -157,6 +162,9 @@ fn privileges(tier: Option<&Tier>) -> Fact {
 }
 
 fn snapshots(store: &Store) -> Result<Fact, Failure> {
+    if !stave_sandbox::has_namespaces() {
+        return Ok(Fact::plain("a copy of its files for each step").because("nothing can be mounted"));
+    }
     let kind = if IdMap::current().is_initial() { "overlay" } else { "overlay (userxattr)" };
     let scratch = store.scratch_dir().map_err(|error| Failure::new(&error))?;
     let refused = stave_sandbox::upper_refusal(scratch.path());
@@ -169,6 +177,10 @@ fn snapshots(store: &Store) -> Result<Fact, Failure> {
 }
 
 fn processes() -> Fact {
+    if !stave_sandbox::has_namespaces() {
+        return Fact::plain("another root, fewer capabilities, a filter, and nothing else")
+            .because("no namespaces can be made here");
+    }
     if stave_sandbox::has_whole_proc() {
         return Fact::plain("own /proc");
     }
@@ -193,13 +205,44 @@ fn control_groups() -> Fact {
         .lifted_by("a delegated group: `systemd-run --user --scope -p Delegate=yes stave …`")
 }
 
+/// What `--network` takes here. The bridge is really made, and taken down again.
 fn networks() -> Fact {
-    if stave_sandbox::user_network_program().is_some() {
-        return Fact::plain("host none slirp4netns");
+    if !stave_sandbox::has_namespaces() {
+        return Fact::plain("host").because("no namespaces can be made here");
     }
-    Fact::plain("host none")
-        .because("a network of a step's own needs `slirp4netns` and /dev/net/tun")
-        .lifted_by("install `slirp4netns`, and let the user open /dev/net/tun: `chmod 666 /dev/net/tun`")
+    let mut names = vec!["host", "none"];
+    let programs = UserNetworkProgram::ALL.into_iter();
+    let (usable, refused): (Vec<_>, Vec<_>) = programs.partition(|program| program.refusal().is_none());
+    let bridge = BridgeNetwork::start().and_then(|bridge| {
+        bridge.take()?;
+        Ok(bridge.facts().without_v6)
+    });
+    let by_program = usable.first().map(|program| program.name());
+    if bridge.is_ok() || (matches!(bridge, Err(BridgeError::Unprivileged)) && by_program.is_some()) {
+        names.push("bridge");
+    }
+    names.extend(usable.iter().map(|program| program.name()));
+    let fact = Fact::plain(names.join(" "));
+    match (&bridge, by_program) {
+        (Ok(None), _) => fact,
+        (Ok(Some(without)), _) => fact.because(format!("`bridge` is without IPv6: {without}")),
+        (Err(BridgeError::Unprivileged), Some(program)) => {
+            fact.because(format!("an ordinary user cannot make a bridge: `bridge` is `{program}`"))
+        }
+        (Err(error), _) => {
+            let refusals = refused.iter().filter_map(|program| program.refusal());
+            let reasons: Vec<String> = std::iter::once(crate::report::chain(error)).chain(refusals).collect();
+            let fact = fact.because(format!("no `bridge`: {}", reasons.join("; ")));
+            let fact = error.remedy().into_iter().fold(fact, Fact::lifted_by);
+            let device = std::fs::File::options().read(true).write(true).open("/dev/net/tun");
+            match (error, device) {
+                (BridgeError::Unprivileged, Err(_)) => {
+                    fact.lifted_by("let the user open /dev/net/tun: `chmod 666 /dev/net/tun`")
+                }
+                _ => fact,
+            }
+        }
+    }
 }
 
 /// Bytes of memory, from `/proc/meminfo`.

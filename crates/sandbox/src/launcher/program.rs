@@ -13,18 +13,23 @@ use rustix::fs::{CWD, MemfdFlags, SealFlags};
 use rustix::mount::OpenTreeFlags;
 use rustix::thread::UnshareFlags;
 
-use super::{LAUNCHER_NAME, LAUNCHER_VARIABLE};
+use super::{LAUNCHER_NAME, LAUNCHER_VARIABLE, WITHOUT_NAMESPACES};
 use crate::sys::{MountFlags, restrict_mount, unshare};
 
 /// Starts the launcher with `socket` as its descriptor 0, in a pid namespace of its own. Later children of the
 /// calling thread would be in that namespace too: call it on a thread made for the purpose.
 pub(super) fn execute_launcher(socket: OwnedFd) -> io::Result<Child> {
     let program = readonly_clone().or_else(|_| sealed_copy())?;
-    unshare(UnshareFlags::NEWPID)?;
+    let mode = if crate::userns::has_namespaces() {
+        unshare(UnshareFlags::NEWPID)?;
+        "1"
+    } else {
+        WITHOUT_NAMESPACES
+    };
     let child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
         .arg0(LAUNCHER_NAME)
         .env_clear()
-        .env(LAUNCHER_VARIABLE, "1")
+        .env(LAUNCHER_VARIABLE, mode)
         .current_dir("/")
         .stdin(Stdio::from(socket))
         .stdout(Stdio::null())

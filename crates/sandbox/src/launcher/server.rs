@@ -9,15 +9,15 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::{LAUNCHER_NAME, LAUNCHER_VARIABLE};
+use super::{LAUNCHER_NAME, LAUNCHER_VARIABLE, WITHOUT_NAMESPACES, keeper};
 use crate::capability::CapabilitySet;
 use crate::cgroup::CgroupHierarchy;
 use crate::channel::{AtStep as _, Failure, Reply, Request, receive, reply};
-use crate::child::{Child, StandardStreams};
+use crate::child::{Child, ReadyNetwork, StandardStreams, bounded};
 use crate::error::SetupStep;
 use crate::sandbox::encode_exit;
 use crate::seccomp::Filter;
-use crate::spec::Security;
+use crate::spec::{RootFs, Security};
 use crate::sys::{self, Cloned};
 
 /// Runs the launcher and never returns, if this process was executed as one; call it first in `main`, before any
@@ -33,7 +33,8 @@ pub fn launcher_entry() {
 /// A sandbox that has not ended.
 struct Live {
     pidfd: OwnedFd,
-    report: OwnedFd,
+    /// Where its end is told; `None` if its keeper does that.
+    report: Option<OwnedFd>,
 }
 
 struct Server {
@@ -49,6 +50,9 @@ fn serve() -> io::Result<()> {
     let socket = detach()?;
     // Looked up here, the answer is inherited by every sandbox's first process.
     let _known = crate::overlay::in_user_namespace();
+    if std::env::var_os(LAUNCHER_VARIABLE).is_some_and(|mode| mode == WITHOUT_NAMESPACES) {
+        crate::userns::forgo_namespaces();
+    }
     let mut server = Server {
         permitted: sys::permitted_capabilities()?,
         bounding: sys::bounding_set(),
@@ -95,7 +99,9 @@ fn report_end(live: &Live) -> bool {
     match sys::reap(live.pidfd.as_fd()) {
         Ok(Some(exit)) => {
             // Nobody reads it when the parent has dropped the sandbox: that is its right.
-            let _unread = rustix::io::write(&live.report, &encode_exit(exit));
+            if let Some(report) = &live.report {
+                let _unread = rustix::io::write(report, &encode_exit(exit));
+            }
             true
         }
         Ok(None) => false,
@@ -110,11 +116,14 @@ impl Server {
         if length == 0 {
             return Ok(false);
         }
-        let Ok([body, stdin, stdout, stderr, control, report]) = <[OwnedFd; 6]>::try_from(descriptors) else {
+        let mut descriptors = descriptors.into_iter();
+        let six: Vec<OwnedFd> = descriptors.by_ref().take(6).collect();
+        let network = descriptors.next().map(ReadyNetwork);
+        let Ok([body, stdin, stdout, stderr, control, report]) = <[OwnedFd; 6]>::try_from(six) else {
             return Ok(true); // cut short for want of descriptors: closing them tells the caller
         };
         let streams = StandardStreams([stdin, stdout, stderr]);
-        if let Err(failure) = self.spawn(body, streams, &control, report) {
+        if let Err(failure) = self.spawn(body, (streams, network), &control, report) {
             let _unread = reply(&control, &Reply::Failed(failure), &[]);
         }
         Ok(true)
@@ -123,35 +132,54 @@ impl Server {
     fn spawn(
         &mut self,
         body: OwnedFd,
-        streams: StandardStreams,
+        (streams, network): (StandardStreams, Option<ReadyNetwork>),
         control: &OwnedFd,
         report: OwnedFd,
     ) -> Result<(), Failure> {
         let request = read_request(body).at(SetupStep::Clone)?;
+        let by_chroot = matches!(request.spec.rootfs, RootFs::Chroot { .. });
         let granted = match request.spec.security {
             Security::Default => request.spec.process.capabilities.intersection(self.permitted),
             Security::Insecure => self.permitted,
         };
+        let granted =
+            if by_chroot && request.spec.security == Security::Default { bounded(granted) } else { granted };
         let filter = (request.spec.security == Security::Default).then_some(granted);
         if let Some(capabilities) = filter
             && self.filter.as_ref().is_none_or(|filter| filter.capabilities() != capabilities)
         {
-            self.filter = Some(Filter::docker_default(capabilities));
+            self.filter = Some(match by_chroot {
+                true => Filter::within_chroot(capabilities),
+                false => Filter::docker_default(capabilities),
+            });
+        }
+        let filter = self.filter.as_ref().filter(|_| filter.is_some());
+        let (bounding, hierarchy) = (self.bounding, self.hierarchy);
+        let child = |streams, control: &OwnedFd| {
+            let capabilities = granted;
+            let request = &request;
+            Child { request, streams, network, control, capabilities, bounding, filter, hierarchy }.run()
+        };
+        if by_chroot {
+            return match sys::fork_lasting().at(SetupStep::Clone)? {
+                Cloned::Child => {
+                    let control = control.try_clone().at(SetupStep::Clone)?;
+                    keeper::keep(control, report, |control| child(streams, control))
+                }
+                Cloned::Parent(pidfd) => {
+                    self.live.push(Live { pidfd, report: None });
+                    Ok(())
+                }
+            };
         }
         match sys::clone_into_pid_namespace().at(SetupStep::Clone)? {
-            Cloned::Child => Child {
-                request: &request,
-                streams,
-                control,
-                capabilities: granted,
-                bounding: self.bounding,
-                filter: self.filter.as_ref().filter(|_| filter.is_some()),
-                hierarchy: self.hierarchy,
+            Cloned::Child => {
+                child(streams, control);
+                sys::exit_now(1)
             }
-            .run(),
             Cloned::Parent(pidfd) => {
                 let _unread = reply(control, &Reply::Cloned, &[pidfd.as_fd()]);
-                self.live.push(Live { pidfd, report });
+                self.live.push(Live { pidfd, report: Some(report) });
                 Ok(())
             }
         }

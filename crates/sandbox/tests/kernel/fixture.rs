@@ -105,11 +105,19 @@ pub(crate) fn bind(source: &Path, target: &str, readonly: bool) -> MountSpec {
 
 /// Starts a sandbox and gives the ends of its streams.
 pub(crate) fn start(spec: &SandboxSpec) -> Result<(Sandbox, File, File), SpawnError> {
+    start_by(&LAUNCHER, spec)
+}
+
+/// The same by another launcher.
+pub(crate) fn start_by(
+    launcher: &Launcher,
+    spec: &SandboxSpec,
+) -> Result<(Sandbox, File, File), SpawnError> {
     let (stdout, stdout_inside) = std::io::pipe().expect("a pipe");
     let (stderr, stderr_inside) = std::io::pipe().expect("a pipe");
     let stdin = File::open("/dev/null").expect("/dev/null").into();
     let stdio = Stdio { stdin, stdout: stdout_inside.into(), stderr: stderr_inside.into() };
-    let sandbox = LAUNCHER.spawn(spec, stdio)?;
+    let sandbox = launcher.spawn(spec, stdio)?;
     Ok((sandbox, OwnedFd::from(stdout).into(), OwnedFd::from(stderr).into()))
 }
 
@@ -123,7 +131,12 @@ pub(crate) fn run(spec: &SandboxSpec) -> Outcome {
 }
 
 pub(crate) fn try_run(spec: &SandboxSpec) -> Result<Outcome, SpawnError> {
-    let (mut sandbox, stdout, stderr) = start(spec)?;
+    run_by(&LAUNCHER, spec)
+}
+
+/// Runs a sandbox of another launcher to its end.
+pub(crate) fn run_by(launcher: &Launcher, spec: &SandboxSpec) -> Result<Outcome, SpawnError> {
+    let (mut sandbox, stdout, stderr) = start_by(launcher, spec)?;
     let (stdout, stderr) = (read(stdout), read(stderr));
     let exit = sandbox.wait().expect("an end");
     Ok(Outcome { stdout, stderr, exit })

@@ -3,11 +3,14 @@
 //! The program is several things by its first argument: the tests, a probe run inside sandboxes, a caller that
 //! exists to be killed, one that counts what it holds, and one whose file is gone. Needs root; without, it fails in CI and elsewhere says why it does nothing.
 
+mod chroot;
+mod defaults;
 mod escape;
 mod fixture;
 mod isolation;
 mod life;
 mod mounts;
+mod network;
 mod probe;
 mod process;
 mod user;
@@ -20,6 +23,7 @@ fn main() -> ExitCode {
     stave_sandbox::launcher_entry();
     let mut arguments = std::env::args().skip(1);
     match (arguments.next().as_deref(), arguments.next()) {
+        (Some("probe"), Some(what)) if what.starts_with("chroot-") => return chroot::be_inside(&what),
         (Some("probe"), Some(what)) => return probe::run(&what),
         (Some("grouped"), Some(_)) => escape::be_grouped(),
         (Some("sweep"), Some(_)) => {
@@ -31,6 +35,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         (Some("caller"), Some(marker)) => return life::be_a_caller(&marker),
+        (Some("bridged"), Some(directory)) => return network::be_bridged(&directory),
         (Some("user"), Some(scenario)) => return user::be_a_user(&scenario),
         (Some("deleted"), Some(word)) => return life::be_a_deleted_caller(&word),
         _ => {}
@@ -43,7 +48,7 @@ fn main() -> ExitCode {
         return if std::env::var_os("CI").is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
     let tests =
-        [escape::TESTS, isolation::TESTS, life::TESTS, mounts::TESTS, process::TESTS, user::TESTS].concat();
+        [chroot::TESTS, defaults::TESTS, escape::TESTS, isolation::TESTS, life::TESTS, mounts::TESTS, network::TESTS, process::TESTS, user::TESTS].concat();
     let trials = tests.into_iter().map(|(name, test)| {
         Trial::test(name, move || {
             test();

@@ -36,6 +36,8 @@ const CALLS: &[(&str, libc::c_long, [usize; 2])] = &[
 
 pub(crate) fn run(what: &str) -> ExitCode {
     match what {
+        "serve" => crate::network::serve(),
+        addresses if addresses.starts_with("fetch ") => crate::network::fetch(&addresses["fetch ".len()..]),
         "calls" => {
             for (name, number, [first, second]) in CALLS {
                 // SAFETY: the arguments are null or invalid for every call that would follow a pointer.
@@ -83,6 +85,7 @@ pub(crate) fn run(what: &str) -> ExitCode {
             drop(block);
         }
         "escapes" => escapes(),
+        "every-call" => every_call(),
         "abstract-socket" => {
             use std::os::linux::net::SocketAddrExt as _;
             use std::os::unix::net::{SocketAddr, UnixStream};
@@ -146,4 +149,44 @@ fn escapes() {
     // SAFETY: the structure is live; the call only reads it.
     let raised = read && unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } == 0;
     tell("raise a hard limit", raised && limit.rlim_max != libc::RLIM_INFINITY);
+}
+
+/// The last number tried: what comes after it is younger than any profile.
+const LAST_CALL: libc::c_long = 470;
+/// `sync`, which takes as long as the machine's disks do.
+const SLOW_CALL: libc::c_long = libc::SYS_sync;
+
+/// Makes every call with arguments that mean nothing, each in a process of its own, and prints what came of it.
+fn every_call() {
+    for number in (0..=LAST_CALL).filter(|number| *number != SLOW_CALL) {
+        // SAFETY: this program has one thread.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            attempt(number);
+        }
+        let mut status = 0;
+        // SAFETY: fills a live integer.
+        unsafe { libc::waitpid(child, &raw mut status, 0) };
+        let word = match libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)) {
+            Some(code) if code == libc::EPERM || code == libc::ENOSYS => word(code),
+            // Killed, or gone by its own call: it was let through.
+            _ => "allowed",
+        };
+        println!("{number} {word}");
+    }
+}
+
+/// Makes one call and ends with its error number.
+fn attempt(number: libc::c_long) -> ! {
+    let soon = libc::itimerval {
+        it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 },
+        it_value: libc::timeval { tv_sec: 0, tv_usec: 50_000 },
+    };
+    // SAFETY: the structure lives; every argument of the call is an invalid pointer, descriptor or number.
+    unsafe {
+        libc::setitimer(libc::ITIMER_REAL, &raw const soon, std::ptr::null_mut());
+        let result = libc::syscall(number, -1_isize, -1_isize, -1_isize, -1_isize, -1_isize, -1_isize);
+        let code = if result < 0 { io::Error::last_os_error().raw_os_error().unwrap_or(0) } else { 0 };
+        libc::_exit(code);
+    }
 }

@@ -10,6 +10,9 @@ const FALLBACK_SERVERS: [&str; 2] = ["8.8.8.8", "8.8.4.4"];
 /// Bytes of the host's `resolv.conf` that are looked at.
 pub(crate) const RESOLV_LIMIT: u64 = 64 << 10;
 
+/// What stands for the host's own address where an extra host is asked for; docker's word.
+pub(crate) const HOST_GATEWAY: &str = "host-gateway";
+
 /// An extra line of `/etc/hosts`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostEntry {

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use stave_sandbox::{
-    CgroupParent, ExitStatus, MountGuard, MountSpec, Network, OverlayLayers, RootFs, SandboxSpec,
-    mount_memory, mount_overlay,
+    BridgeError, BridgeNamespace, CgroupParent, ExitStatus, Launcher, MountGuard, MountSpec, Network,
+    OverlayLayers, RootFs, SandboxSpec, mount_memory, mount_overlay,
 };
 use stave_solver::LogStream;
 use stave_store::{ScratchDir, Store, StoreError};
@@ -51,6 +51,9 @@ pub enum RuntimeError {
         #[source]
         source: io::Error,
     },
+    /// There is no bridge to join.
+    #[error("network `bridge` is not available")]
+    Bridge(#[from] BridgeError),
     /// The bundle's directory could not be had.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -84,13 +87,44 @@ pub enum RuntimeError {
 pub struct RuntimeExecutor {
     program: PathBuf,
     store: Store,
+    /// What has the bridge.
+    launcher: Launcher,
+    _covered: Option<Arc<MountGuard>>,
+}
+
+/// Where the second hierarchy of control groups is beside the first.
+const UNIFIED: &str = "/sys/fs/cgroup/unified";
+
+/// Covers the second hierarchy in this process's mounts for a runtime that refuses a machine on which it has
+/// controllers beside the first. Nothing is lost: there it is used by nobody here.
+fn cover_unified(program: &Path) -> Option<Arc<MountGuard>> {
+    let controllers = fs::read_to_string(Path::new(UNIFIED).join("cgroup.controllers")).unwrap_or_default();
+    if !is_crun(program) || controllers.trim().is_empty() {
+        return None;
+    }
+    let covered = mount_memory(Path::new(UNIFIED));
+    covered
+        .inspect_err(|error| tracing::warn!(%error, "crun may refuse this machine's control groups"))
+        .ok()
+        .map(Arc::new)
+}
+
+fn is_crun(program: &Path) -> bool {
+    program.file_name().is_some_and(|name| name == "crun")
 }
 
 impl RuntimeExecutor {
     /// An executor that calls `program`, looked up in `PATH` when it has no slash.
     #[must_use]
     pub fn new(program: PathBuf, store: Store) -> Self {
-        Self { program, store }
+        let covered = cover_unified(&program);
+        Self { program, store, launcher: Launcher::new(), _covered: covered }
+    }
+
+    /// The executor, with the bridge of this launcher.
+    #[must_use]
+    pub fn beside(self, launcher: &Launcher) -> Self {
+        Self { launcher: launcher.clone(), ..self }
     }
 
     fn failed(&self, action: &'static str) -> impl Fn(io::Error) -> RuntimeError {
@@ -108,6 +142,8 @@ struct Bundle {
     created: Vec<PathBuf>,
     /// Whether nothing is limited.
     without_group: bool,
+    /// The namespace it joins.
+    network: Option<BridgeNamespace>,
 }
 
 impl Bundle {
@@ -133,8 +169,8 @@ impl Executor for RuntimeExecutor {
             )
             .into());
         }
-        if !matches!(process.network, Network::Host | Network::None) {
-            return Err(RuntimeError::Unsupported("a network of the step's own").into());
+        if matches!(process.network, Network::User(_)) {
+            return Err(RuntimeError::Unsupported("a network by `pasta` or `slirp4netns`").into());
         }
         let spec = sandbox_spec(process, mounts);
         let (this, of_bundle) = (self.clone(), spec.clone());
@@ -175,7 +211,7 @@ impl RuntimeExecutor {
         let mut command = Command::new(&self.program);
         command.arg("--root").arg(bundle.path().join(STATE));
         command.arg("--log").arg(bundle.path().join(LOG)).args(["--log-format", "json"]);
-        if bundle.without_group && self.program.file_name().is_some_and(|name| name == "crun") {
+        if bundle.without_group && is_crun(&self.program) {
             // It refuses hosts whose control groups it does not know, needed or not.
             command.arg("--cgroup-manager=disabled");
         }
@@ -232,7 +268,7 @@ impl RuntimeExecutor {
                 };
                 mounts.push(mount_overlay(&layers, &root)?);
             }
-            RootFs::Directory { .. } => {
+            RootFs::Directory { .. } | RootFs::Chroot { .. } => {
                 return Err(RuntimeError::Unsupported("a root that is a directory"));
             }
         }
@@ -243,8 +279,17 @@ impl RuntimeExecutor {
         }
         let created = config::missing(&root, spec);
         let without_group = spec.cgroup.is_none() && spec.cgroup_parent == CgroupParent::Default;
-        let mut bundle = Bundle { mounts, directory, name, created, without_group };
-        let config = config::config(spec, &bundle.name, &files).map_err(self.failed("describe"))?;
+        let network = match spec.network {
+            Network::Bridge => Some(self.launcher.bridge().and_then(|bridge| bridge.take())?),
+            Network::Host | Network::None | Network::User(_) => None,
+        };
+        let mut bundle = Bundle { mounts, directory, name, created, without_group, network };
+        let network = bundle.network.as_ref().map(|network| {
+            use std::os::fd::{AsFd as _, AsRawFd as _};
+            PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), network.as_fd().as_raw_fd()))
+        });
+        let config = config::config(spec, &bundle.name, &files, network.as_deref())
+            .map_err(self.failed("describe"))?;
         let text = serde_json::to_vec(&config).map_err(|error| self.failed("describe")(error.into()))?;
         fs::write(bundle.path().join("config.json"), text).map_err(self.failed("write"))?;
         bundle.mounts.reverse();

@@ -18,10 +18,15 @@ use stave_sandbox::{
 const STANDARD: [&str; 3] = ["/proc", "/sys", "/dev"];
 
 /// The configuration. Files in memory are written below `files`.
-pub(super) fn config(spec: &SandboxSpec, name: &str, files: &Path) -> io::Result<Value> {
+pub(super) fn config(
+    spec: &SandboxSpec,
+    name: &str,
+    files: &Path,
+    network: Option<&Path>,
+) -> io::Result<Value> {
     let confined = spec.security == Security::Default;
     let mut linux = json!({
-        "namespaces": namespaces(spec),
+        "namespaces": namespaces(spec, network),
         "cgroupsPath": group(spec, name),
         "resources": resources(spec)?,
     });
@@ -92,12 +97,14 @@ fn rlimit(limit: &Rlimit) -> Value {
     json!({ "type": name, "soft": limit.soft, "hard": limit.hard })
 }
 
-fn namespaces(spec: &SandboxSpec) -> Vec<Value> {
-    let mut kinds = vec!["pid", "mount", "uts", "ipc"];
-    if spec.network == Network::None {
-        kinds.push("network");
-    }
-    kinds.into_iter().map(|kind| json!({ "type": kind })).collect()
+/// The namespaces, of which `network` is one that is there already.
+fn namespaces(spec: &SandboxSpec, network: Option<&Path>) -> Vec<Value> {
+    let kinds = ["pid", "mount", "uts", "ipc"].map(|kind| json!({ "type": kind }));
+    let network = match network {
+        Some(path) => Some(json!({ "type": "network", "path": path })),
+        None => (spec.network == Network::None).then(|| json!({ "type": "network" })),
+    };
+    kinds.into_iter().chain(network).collect()
 }
 
 /// Where the runtime makes the control group.
@@ -285,7 +292,7 @@ mod tests {
             uid: 0,
             gid: 0,
         });
-        let config = config(&spec, "stave-1", files.path()).expect("a configuration");
+        let config = config(&spec, "stave-1", files.path(), None).expect("a configuration");
         assert_eq!(config["linux"]["resources"]["memory"], json!({ "limit": 64 << 20, "swap": -1 }));
         assert_eq!(config["linux"]["devices"][0]["minor"], 5);
         assert_eq!(config["linux"]["namespaces"].as_array().map(Vec::len), Some(5));

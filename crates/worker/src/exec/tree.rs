@@ -1,0 +1,279 @@
+//! A process over a tree of its own, where nothing can be mounted.
+//!
+//! Owns what stands for mounts there: the merged root as copies, directories that are moved in and back, copies of
+//! what is only read, files, devices; and what of the tree becomes the layer. Must not know ops. Read
+//! [`ProcessTree::build`] first.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _, chown, symlink};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat};
+use stave_sandbox::{MountSpec, Network, RootFs, SandboxSpec};
+use stave_store::{FlatTree, Left, Store, StoreError, Taking, copy_tree};
+
+use crate::file::place::remove_all;
+use crate::root::{Last, RootDir};
+
+/// What every sandbox has at its top and no layer has anything in.
+const PLACES: [&str; 3] = ["proc", "sys", "dev"];
+/// Name, major and minor number.
+const DEVICES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+/// Name and what it points to, as docker has them; without `/proc` they lead nowhere. A step's output gets a named
+/// pipe in place of the last two.
+const LINKS: [(&str, &str); 4] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+];
+/// What `statfs` says of a file system in memory.
+const MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
+
+/// Why there is no tree for a process.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Something could not be put into it.
+    #[error("putting `{}` into the file system of a step", path.display())]
+    Place {
+        /// What, as the step sees it.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A device cannot be made or used: `CAP_MKNOD`, or a file system mounted `nodev`.
+    #[error("`/dev/{name}` cannot be had below the state directory, and there are no mounts here")]
+    Device {
+        /// Its name.
+        name: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// It would have to be written to a disk.
+    #[error(
+        "a secret file at `{}` needs a file system in memory, which cannot be mounted here: pass it as a variable \
+         (`--mount=type=secret,env=NAME`), or put the state directory into memory",
+        .0.display()
+    )]
+    Secret(PathBuf),
+    /// Nothing but a mount will do.
+    #[error("`{}` needs a mount, and nothing can be mounted here", .0.display())]
+    NeedsMount(PathBuf),
+}
+
+/// A directory or file that was moved into the tree.
+#[derive(Debug)]
+struct Moved {
+    home: PathBuf,
+    here: PathBuf,
+}
+
+/// The file system of one process. On drop everything that was moved in is at home again.
+#[derive(Debug)]
+pub(crate) struct ProcessTree {
+    moved: Vec<Moved>,
+    left: Left,
+    upper: PathBuf,
+    tree: FlatTree,
+}
+
+impl Drop for ProcessTree {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+impl ProcessTree {
+    /// Makes the tree of a process and changes `spec` so that it uses it. Blocks as long as copying takes.
+    pub(crate) fn build(store: &Store, spec: &mut SandboxSpec) -> Result<Self, TreeError> {
+        let RootFs::Overlay(root) = &spec.rootfs else {
+            return Err(TreeError::NeedsMount("/".into()));
+        };
+        let tree = store.flatten(&root.lower, root.work.join("tree"), Taking::Copies)?;
+        let mut made = Self { moved: Vec::new(), left: Left::default(), upper: root.upper.clone(), tree };
+        made.basics()?;
+        for mount in std::mem::take(&mut spec.mounts) {
+            made.add(&mount)?;
+        }
+        // What there is of a network is the caller's; only "none" cannot be pretended, and is refused.
+        if spec.network != Network::None {
+            spec.network = Network::Host;
+        }
+        spec.rootfs = RootFs::Chroot { path: made.tree.root().to_owned() };
+        Ok(made)
+    }
+
+    /// Makes what the process changed the layer. Nothing inside runs any more.
+    pub(crate) fn finish(mut self) -> Result<(), StoreError> {
+        self.give_back();
+        self.tree.collect(&self.upper, &self.left)
+    }
+
+    /// Pipes that have a name in the tree, so that a process finds its streams where `/proc` would lead it; each with
+    /// its reading end first.
+    pub(crate) fn named_pipes(&self) -> io::Result<[(OwnedFd, OwnedFd); 2]> {
+        let pipe = |name: &str| -> io::Result<(OwnedFd, OwnedFd)> {
+            let path = self.tree.root().join("dev").join(name);
+            fs::remove_file(&path)?;
+            mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o622), 0)?;
+            fs::set_permissions(&path, Permissions::from_mode(0o622))?;
+            // Who opens to write waits for a reader, and who opens to read would wait for a writer.
+            let read = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let reader = rustix::fs::open(&path, read, Mode::empty())?;
+            let writer = rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+            Ok((reader, writer))
+        };
+        Ok([pipe("stdout")?, pipe("stderr")?])
+    }
+
+    fn basics(&mut self) -> Result<(), TreeError> {
+        let root = self.tree.root().to_owned();
+        let failed = |name: &str| {
+            let path = Path::new("/").join(name);
+            move |source: io::Error| TreeError::Place { path, source }
+        };
+        let top = RootDir::open(&root).map_err(|error| failed("")(io::Error::other(error)))?;
+        for name in PLACES {
+            self.left.out.insert(name.into());
+            let place = root.join(name);
+            remove_all(top.fd(), OsStr::new(name)).map_err(failed(name))?;
+            fs::create_dir(&place).map_err(failed(name))?;
+            fs::set_permissions(&place, Permissions::from_mode(0o755)).map_err(failed(name))?;
+        }
+        let dev = root.join("dev");
+        for (name, mode) in [("pts", 0o755), ("mqueue", 0o1777), ("shm", 0o1777)] {
+            fs::create_dir(dev.join(name)).map_err(failed("dev"))?;
+            fs::set_permissions(dev.join(name), Permissions::from_mode(mode)).map_err(failed("dev"))?;
+        }
+        for (name, target) in LINKS {
+            symlink(target, dev.join(name)).map_err(failed("dev"))?;
+        }
+        for (name, major, minor) in DEVICES {
+            let device = |source: io::Error| TreeError::Device { name, source };
+            let path = dev.join(name);
+            let made = mknodat(
+                CWD,
+                &path,
+                FileType::CharacterDevice,
+                Mode::from_raw_mode(0o666),
+                makedev(major, minor),
+            );
+            made.map_err(|error| device(error.into()))?;
+            fs::set_permissions(&path, Permissions::from_mode(0o666)).map_err(device)?;
+            if name == "null" {
+                fs::File::open(&path).map_err(device)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts what a mount would show where it would be.
+    fn add(&mut self, mount: &MountSpec) -> Result<(), TreeError> {
+        let target = mount.target();
+        let failed = |source: io::Error| TreeError::Place { path: target.to_owned(), source };
+        let path = self.point(target).map_err(failed)?;
+        let here = self.tree.root().join(&path);
+        match mount {
+            MountSpec::File { contents, mode, uid, gid, .. } => {
+                if mode & 0o004 == 0 && !is_in_memory(self.tree.root()).map_err(failed)? {
+                    return Err(TreeError::Secret(target.to_owned()));
+                }
+                let owned = write_new(&here, contents).and_then(|()| chown(&here, Some(*uid), Some(*gid)));
+                owned
+                    .and_then(|()| fs::set_permissions(&here, Permissions::from_mode(*mode)))
+                    .map_err(failed)?;
+            }
+            MountSpec::Tmpfs { mode, .. } => {
+                fs::create_dir(&here).map_err(failed)?;
+                fs::set_permissions(&here, Permissions::from_mode(*mode)).map_err(failed)?;
+            }
+            MountSpec::Bind { source, readonly: true, .. } => copy_tree(source, &here)?,
+            MountSpec::Bind { source, .. } => self.bind(source, target, here)?,
+            MountSpec::Device { .. } => return Err(TreeError::NeedsMount(target.to_owned())),
+        }
+        Ok(())
+    }
+
+    /// Moves a directory or file in; a socket gets a second name, and what is in already a link to it.
+    fn bind(&mut self, source: &Path, target: &Path, here: PathBuf) -> Result<(), TreeError> {
+        let failed = |source: io::Error| TreeError::Place { path: target.to_owned(), source };
+        if let Some(earlier) = self.moved.iter().find(|moved| moved.home == source) {
+            let inside = earlier.here.strip_prefix(self.tree.root()).unwrap_or(&earlier.here);
+            return symlink(Path::new("/").join(inside), here).map_err(failed);
+        }
+        let kind = fs::symlink_metadata(source).map_err(failed)?.file_type();
+        if kind.is_socket() {
+            return fs::hard_link(source, here).map_err(failed);
+        }
+        match fs::rename(source, &here) {
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                return Err(TreeError::NeedsMount(target.to_owned()));
+            }
+            moved => moved.map_err(failed)?,
+        }
+        self.moved.push(Moved { home: source.to_owned(), here });
+        // Whoever is killed before it is moved back leaves an empty one, and no name that leads nowhere.
+        if kind.is_dir() {
+            fs::create_dir(source).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Makes room for a mount at a path as the process sees it; the canonical path, which does not exist then.
+    fn point(&mut self, target: &Path) -> io::Result<PathBuf> {
+        let root = RootDir::open(self.tree.root()).map_err(io::Error::other)?;
+        let path = root.resolve(target, Last::Follow)?;
+        let Some(parent) = path.parent() else { return Err(io::ErrorKind::InvalidInput.into()) };
+        let mut missing = BTreeSet::new();
+        for holder in parent.ancestors().take_while(|holder| !holder.as_os_str().is_empty()) {
+            if root.stat(holder)?.is_some() {
+                break;
+            }
+            missing.insert(holder.to_owned());
+        }
+        let topmost = missing.first().and_then(|first| first.parent()).unwrap_or(parent);
+        let touched = self.tree.root().join(topmost);
+        let before = fs::metadata(&touched)?;
+        for holder in &missing {
+            fs::create_dir(self.tree.root().join(holder))?;
+            fs::set_permissions(self.tree.root().join(holder), Permissions::from_mode(0o755))?;
+        }
+        self.left.holders.extend(missing);
+        let (directory, name) = root.entry(&path)?;
+        remove_all(directory.as_fd(), name)?;
+        // What the image's directory was is what it shall be: its time tells whether the step changed it.
+        fs::File::open(&touched)?.set_modified(before.modified()?)?;
+        self.left.out.insert(path.clone());
+        Ok(path)
+    }
+
+    /// Moves everything home. What the process itself has moved away stays lost to it.
+    fn give_back(&mut self) {
+        for Moved { home, here } in self.moved.drain(..).rev() {
+            // The empty stand-in of a directory gives way to it; a file's place is free.
+            if let Err(error) = fs::rename(&here, &home) {
+                tracing::warn!(path = %home.display(), %error, "a directory that was lent to a step is lost");
+            }
+        }
+    }
+}
+
+fn write_new(path: &Path, contents: &[u8]) -> io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    fs::File::options().write(true).create_new(true).mode(0o600).open(path)?.write_all(contents)
+}
+
+fn is_in_memory(path: &Path) -> io::Result<bool> {
+    Ok(MEMORY.contains(&(rustix::fs::statfs(path)?.f_type as i64)))
+}

@@ -1,0 +1,138 @@
+//! A container whose filter lets nobody make namespaces or mounts, as docker's does: it still builds and runs there.
+//!
+//! Each test is one container of podman's with docker's capabilities. Only root can start those.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use crate::environment::{Environment, Outcome, program, registry, with_images};
+
+/// What docker's profile refuses to those without `CAP_SYS_ADMIN`, as far as it matters here.
+const PROFILE: &str = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+  {"names": ["unshare", "setns", "mount", "umount2", "umount", "pivot_root", "fsopen", "fsconfig", "fsmount", "fspick",
+             "move_mount", "open_tree", "mount_setattr", "keyctl", "sethostname"],
+   "action": "SCMP_ACT_ERRNO", "errnoRet": 1},
+  {"names": ["clone"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1,
+   "args": [{"index": 0, "value": 268435456, "valueTwo": 268435456, "op": "SCMP_CMP_MASKED_EQ"}]},
+  {"names": ["clone"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1,
+   "args": [{"index": 0, "value": 536870912, "valueTwo": 536870912, "op": "SCMP_CMP_MASKED_EQ"}]},
+  {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}]}"#;
+
+const DOCKER: &str = "chown,dac_override,fsetid,fowner,mknod,net_raw,setgid,setuid,setfcap,setpcap,net_bind_service,\
+                      sys_chroot,kill,audit_write";
+
+/// A container, with the test's files at the same place inside.
+struct Container {
+    world: Environment,
+    capabilities: &'static str,
+}
+
+impl Container {
+    /// `None` where there can be none.
+    fn new(capabilities: &'static str) -> Option<Self> {
+        let podman = Command::new("podman").arg("--version").stdout(Stdio::null()).status();
+        if podman.is_err() || !is_root() {
+            eprintln!("not checked: no podman, or not root");
+            return None;
+        }
+        let world = Environment::new();
+        fs::write(world.path("profile.json"), PROFILE).expect("writes");
+        fs::copy(program(), world.path("stave")).expect("copies the program");
+        Some(Self { world, capabilities })
+    }
+
+    fn dockerfile(&self, text: &str) -> &Self {
+        self.world.write("Dockerfile", &with_images(text));
+        self
+    }
+
+    /// Runs a script in the container; `$S` is the program, the context the directory.
+    fn run(&self, script: &str) -> Outcome {
+        let place = self.world.path("").display().to_string();
+        let mut command = Command::new("podman");
+        command.args(["run", "--rm", "--runtime", "runc", "--network", "host", "--tls-verify=false", "-q"]);
+        command.args(["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096", "--log-driver", "none"]);
+        command.args(["--cap-drop", "all", "--cap-add", self.capabilities, "--security-opt"]);
+        command.arg(format!("seccomp={place}/profile.json"));
+        command.args(["-v", &format!("{place}:{place}"), "-w", &self.world.context().display().to_string()]);
+        for variable in [
+            format!("S={place}/stave"),
+            format!("STAVE_ROOT={place}/state"),
+            format!("HOME={place}"),
+            "BUILDKIT_PROGRESS=plain".to_owned(),
+        ] {
+            command.args(["-e", &variable]);
+        }
+        command.args([&format!("{}/busybox", registry()), "sh", "-c", script]).stdin(Stdio::null());
+        Outcome::of(command.output().expect("podman starts"))
+    }
+}
+
+/// Whether this process is root.
+fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
+}
+
+const STAGES: &str = "FROM BUSYBOX AS made\n\
+    RUN --mount=type=cache,target=/cache mkdir -p /out/d && echo hello > /out/d/f && chown 7:8 /out/d/f && \
+      ln /out/d/f /out/hard && ln -s d/f /out/link && echo >> /cache/n && wc -l < /cache/n > /out/n && rm /etc/group\n\
+    RUN --mount=type=cache,target=/cache test $(wc -l < /cache/n) = 1 && echo app:x:1234:1234::/home/app:/bin/sh >> /etc/passwd\n\
+    FROM made\n\
+    COPY --from=made /out /copy\n\
+    COPY --chown=5:6 given /given\n\
+    RUN --mount=type=bind,from=made,source=/out,target=/bound --mount=type=tmpfs,target=/memory \
+      cp /bound/d/f /from-bound && touch /memory/x && test ! -e /copy/none && rm -r /copy/d && (setsid sleep 4242 >/dev/null 2>&1 &)\n\
+    USER app\nWORKDIR /home/app\nRUN id -u > uid; ! touch /etc/x 2>/dev/null\n";
+
+#[test]
+fn a_container_without_namespaces_builds_and_runs() {
+    let Some(container) = Container::new(DOCKER) else { return };
+    container.world.write("given", "given\n");
+    let done = container
+        .dockerfile(STAGES)
+        .run(
+            "$S info | grep -A1 ^Privileges && $S build -q -t made . && ps | grep -c '[s]leep 4242'; \
+             $S run --rm made sh -c 'cat uid; cat /from-bound; ls /copy /memory /bound /cache /etc/group 2>&1; stat -c %u:%g:%h \
+             /copy/hard /given' ; $S run --rm -u 0 made sh -c 'exit 9'; echo $?; $S doctor > /dev/null; echo $?",
+        )
+        .success();
+    let (info, rest) = done.stdout.split_once("sha256:").expect("a digest");
+    assert!(info.contains("chroot alone"), "{info}");
+    let rest = rest.split_once('\n').expect("lines").1;
+    let expected = "0\n1234\nhello\n\
+        ls: /memory: No such file or directory\nls: /bound: No such file or directory\n\
+        ls: /cache: No such file or directory\nls: /etc/group: No such file or directory\n\
+        /copy:\nhard\nlink\nn\n7:8:1\n5:6:1\n9\n0\n";
+    assert_eq!(rest, expected, "{}", done.stderr);
+    // The same image, to the byte, as where everything can be had.
+    let digest = done.stdout.split("sha256:").nth(1).and_then(|rest| rest.lines().next()).expect("a digest");
+    let own = container
+        .world
+        .command()
+        .env("STAVE_ROOT", container.world.path("own"))
+        .args(["build", "-q", "."])
+        .output();
+    let own = String::from_utf8_lossy(&own.expect("builds").stdout).into_owned();
+    assert_eq!(own.trim(), format!("sha256:{digest}"));
+}
+
+#[test]
+fn what_cannot_be_had_without_mounts_is_said() {
+    let Some(container) = Container::new(DOCKER) else { return };
+    container.world.write("token", "s3cr3t-t0ken-value");
+    container.dockerfile("FROM BUSYBOX\nRUN --mount=type=secret,id=t cat /run/secrets/t | wc -c > /n\n");
+    let refused = container.run("$S build --secret id=t,src=token .");
+    refused.exits(1).says("a secret file at `/run/secrets/t` needs a file system in memory");
+    container.dockerfile("FROM BUSYBOX\nRUN --mount=type=secret,id=t,env=T test $T = s3cr3t-t0ken-value\n");
+    container.run("$S build --secret id=t,src=token .").success();
+    container.dockerfile("FROM BUSYBOX\nRUN --network=none true\n");
+    container.run("$S build .").exits(1).says("a network of its own needs a network namespace");
+}
+
+#[test]
+fn without_the_right_to_change_the_root_nothing_is_built() {
+    let Some(container) = Container::new("chown,dac_override,fowner,setgid,setuid") else { return };
+    container.dockerfile("FROM BUSYBOX\nRUN true\n");
+    let refused = container.run("$S build .").exits(1).says("cannot create a user namespace");
+    refused.says("a container's root can build by chroot, but: CAP_SYS_CHROOT not held");
+}
