@@ -2,6 +2,15 @@
 //!
 //! Nothing here starts a process in a sandbox: what a build does is tested elsewhere. Start with [`client`].
 
+#[path = "cases/history.rs"]
+mod history;
+#[path = "cases/page.rs"]
+mod page;
+#[path = "cases/tenants.rs"]
+mod tenants;
+#[path = "cases/watched.rs"]
+mod watched;
+
 mod client;
 
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::ReadFileRequest;

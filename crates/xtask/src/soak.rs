@@ -124,7 +124,7 @@ fn soak(options: &Options, directory: &Path) -> Result<(), Failure> {
 }
 
 fn start(options: &Options, directory: &Path, socket: &Path) -> Result<Daemon, Failure> {
-    let mut config = format!("[store]\ncap = {}\n", options.cap * 1_000_000);
+    let mut config = format!("[store]\nmax-used = {}\n", options.cap * 1_000_000);
     config +=
         &format!("[worker.oci]\nmaxUsedSpace = {}\n[history]\nmaxEntries = 100\n", options.cap * 800_000);
     if let Some(host) = &options.insecure {

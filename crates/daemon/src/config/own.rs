@@ -32,6 +32,6 @@ pub struct WebConfig {
 #[serde(deny_unknown_fields)]
 pub struct StoreConfig {
     /// Bytes that the state directory never passes.
-    #[serde(default)]
+    #[serde(default, rename = "max-used")]
     pub cap: Option<Size>,
 }

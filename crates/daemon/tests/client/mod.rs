@@ -3,7 +3,7 @@
 mod services;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ use stave_registry::{Keychain, RegistryTables};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
 
@@ -34,7 +36,9 @@ pub(crate) struct TestDaemon {
     socket: PathBuf,
     shutdown: CancellationToken,
     serving: tokio::task::JoinHandle<()>,
-    _folder: tempfile::TempDir,
+    /// Where metrics and the page are.
+    pub(crate) watched: Vec<String>,
+    pub(crate) folder: tempfile::TempDir,
 }
 
 /// What a build came to.
@@ -45,9 +49,26 @@ pub(crate) struct Built {
     pub(crate) vertexes: Vec<Vertex>,
 }
 
+/// A connection whose calls show a token.
+pub(crate) type Wire = InterceptedService<Channel, Token>;
+
+/// What every call shows.
+#[derive(Clone, Default)]
+pub(crate) struct Token(Option<String>);
+
+impl Interceptor for Token {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            let value = format!("Bearer {token}").parse().expect("a header");
+            request.metadata_mut().insert("authorization", value);
+        }
+        Ok(request)
+    }
+}
+
 /// A client with an open session.
 pub(crate) struct Client {
-    channel: Channel,
+    channel: Wire,
     session: String,
     pub(crate) files: Files,
     ended: CancellationToken,
@@ -55,7 +76,22 @@ pub(crate) struct Client {
 
 impl TestDaemon {
     pub(crate) async fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
+        Self::start_with(|_, _| {}).await
+    }
+
+    /// A daemon of another configuration, whose files may be in the folder.
+    pub(crate) async fn start_with(change: impl FnOnce(&mut DaemonConfig, &Path)) -> Self {
+        Self::at(tempfile::tempdir().expect("a folder"), change).await
+    }
+
+    /// Another daemon in the place of this one.
+    pub(crate) async fn restart(self) -> Self {
+        self.shutdown.cancel();
+        tokio::time::timeout(END, self.serving).await.expect("ends in time").expect("no panic");
+        Self::at(self.folder, |_, _| {}).await
+    }
+
+    async fn at(folder: tempfile::TempDir, change: impl FnOnce(&mut DaemonConfig, &Path)) -> Self {
         let engine = Engine::open(EngineConfig {
             root: folder.path().join("state"),
             registries: RegistryTables::default(),
@@ -64,16 +100,19 @@ impl TestDaemon {
             oci_runtime: None,
         });
         let socket = folder.path().join("daemon.sock");
-        let config = DaemonConfig {
+        let mut config = DaemonConfig {
             listeners: vec![Listener::Unix { path: socket.clone(), group: None }],
             worker: WorkerConfig { id: "w".to_owned(), ..WorkerConfig::default() },
             patience: Duration::ZERO,
+            ..DaemonConfig::default()
         };
+        change(&mut config, folder.path());
         let daemon = Daemon::bind(Arc::new(engine.expect("opens")), config).await.expect("binds");
+        let watched = daemon.watched_at();
         let shutdown = CancellationToken::new();
         let stop = shutdown.clone();
         let serving = tokio::spawn(async move { daemon.serve(stop).await.expect("serves") });
-        Self { socket, shutdown, serving, _folder: folder }
+        Self { socket, shutdown, serving, watched, folder }
     }
 
     /// Insists that the daemon ends soon.
@@ -83,22 +122,38 @@ impl TestDaemon {
         assert!(!self.socket.exists(), "the socket goes with the daemon");
     }
 
-    async fn channel(&self) -> Channel {
+    async fn channel(&self, token: Option<&str>) -> Wire {
         let socket = self.socket.clone();
         let connect = move |_: Uri| {
             let socket = socket.clone();
             async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
         };
         let endpoint = Endpoint::from_static("http://localhost");
-        endpoint.connect_with_connector(tower::service_fn(connect)).await.expect("connects")
+        let channel = endpoint.connect_with_connector(tower::service_fn(connect)).await.expect("connects");
+        InterceptedService::new(channel, Token(token.map(str::to_owned)))
     }
 
-    pub(crate) async fn control(&self) -> ControlClient<Channel> {
-        ControlClient::new(self.channel().await)
+    pub(crate) async fn control(&self) -> ControlClient<Wire> {
+        ControlClient::new(self.channel(None).await)
+    }
+
+    pub(crate) async fn control_as(&self, token: &str) -> ControlClient<Wire> {
+        ControlClient::new(self.channel(Some(token)).await)
     }
 
     pub(crate) async fn client(&self, session: &str, key: &str, files: Files) -> Client {
-        let channel = self.channel().await;
+        self.client_as(None, session, key, files).await
+    }
+
+    /// A client that shows a token with every call.
+    pub(crate) async fn client_as(
+        &self,
+        token: Option<&str>,
+        session: &str,
+        key: &str,
+        files: Files,
+    ) -> Client {
+        let channel = self.channel(token).await;
         let ended = CancellationToken::new();
         open_session(&channel, session, key, &files, &ended);
         Client { channel, session: session.to_owned(), files, ended }
@@ -106,7 +161,7 @@ impl TestDaemon {
 
     /// Opens a session that is refused; returns how.
     pub(crate) async fn try_client(&self, session: &str, files: Files) -> Option<Status> {
-        let channel = self.channel().await;
+        let channel = self.channel(None).await;
         let failed = open_session(&channel, session, "", &files, &CancellationToken::new());
         tokio::time::timeout(END, failed).await.ok()?.ok()
     }
@@ -114,7 +169,7 @@ impl TestDaemon {
 
 /// Serves a client's side of a session. The value tells how the daemon ended it, if it did.
 fn open_session(
-    channel: &Channel,
+    channel: &Wire,
     session: &str,
     key: &str,
     files: &Files,
