@@ -123,3 +123,23 @@ fn a_configured_cap_holds() {
     assert!(!refused.status.success() && said.contains("the store is full"), "{said}");
     world.stave(["doctor"]).success();
 }
+
+#[test]
+fn a_step_is_stopped_before_it_passes_the_cap() {
+    let world = Environment::new();
+    fs::write(world.path("config.toml"), "[store]\nmax-used = \"40MB\"\n").expect("writes");
+    let build = |size: u32| {
+        world.dockerfile(&format!("FROM BUSYBOX\nRUN head -c {size} /dev/zero > /big; echo $((1 + 1)) > /after\n"));
+        let mut command = world.command();
+        command.env("STAVE_CONFIG", world.path("config.toml")).args(["build", "-t", "it", "."]);
+        command.output().expect("the program starts")
+    };
+    assert!(build(10 << 20).status.success());
+    let refused = build(u32::MAX);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("the store is full"), "{said}");
+    assert!(said.contains("of at most 41943040 bytes"), "it names the cap: {said}");
+    let left = world.stave(["du", "--filter", "type=layer", "--format", "json"]).success().stdout;
+    assert_eq!(left.lines().filter(|line| line.contains("/big")).count(), 1, "{left}");
+    world.stave(["doctor"]).success();
+}

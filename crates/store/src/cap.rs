@@ -68,9 +68,9 @@ impl Reservation {
         let got = match self.store.make_room(wanted) {
             Err(StoreError::CapReached { .. }) if wanted > self.used - self.bytes => {
                 let exact = self.used - self.bytes;
-                self.store.make_room(exact).map(|_| exact)?
+                self.store.make_room(exact).map(|()| exact)?
             }
-            other => other.map(|_| wanted)?,
+            other => other.map(|()| wanted)?,
         };
         self.bytes += got;
         Ok(())
@@ -128,10 +128,21 @@ impl Store {
         Ok(())
     }
 
-    /// Reserves, collecting when needed, and tells how much could still be written. One at a time in a process: two
-    /// that see the same room take it once.
-    pub(crate) fn make_room(&self, bytes: u64) -> Result<u64, StoreError> {
+    /// How much could be written now without a collection.
+    pub(crate) fn room_left(&self) -> Result<u64, StoreError> {
         let Some(cap) = self.cap() else { return Ok(u64::MAX) };
+        let mut known = self.inner.making_room.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = match *known {
+            Some((at, used)) if at.elapsed() < RECKONING => used,
+            _ => self.used_bytes()?,
+        };
+        *known = Some((Instant::now(), used));
+        Ok(cap.saturating_sub(used + self.reserved_by_all()?))
+    }
+
+    /// Reserves, collecting when needed. One at a time in a process: two that see the same room take it once.
+    fn make_room(&self, bytes: u64) -> Result<(), StoreError> {
+        let Some(cap) = self.cap() else { return Ok(()) };
         let mut known = self.inner.making_room.lock().unwrap_or_else(PoisonError::into_inner);
         let reserved = self.reserved_by_all()?;
         let mut used = match *known {
@@ -154,11 +165,11 @@ impl Store {
         }
         self.inner.reserved.fetch_add(bytes, Ordering::Relaxed);
         self.announce();
-        Ok(cap - used - reserved - bytes)
+        Ok(())
     }
 
     /// Gives reserved bytes back.
-    pub(crate) fn release(&self, bytes: u64) {
+    fn release(&self, bytes: u64) {
         self.inner.reserved.fetch_sub(bytes, Ordering::Relaxed);
         self.announce();
     }

@@ -11,12 +11,16 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::cap::{LayerRoom, STEP};
+use crate::cap::LayerRoom;
 use crate::diff::allocated;
 use crate::{ActiveLayer, Store, StoreError};
 
 /// Bytes a second that nothing writes faster than: what is left lasts so long at least.
 const FASTEST: u64 = 4 << 30;
+
+/// Bytes that a step finds no room for, whatever the cap: it may write them while a close look is taken, and while
+/// it is ended. Less in a small store, where it is an eighth.
+const MARGIN: u64 = 64 << 20;
 
 /// The shortest time between two looks.
 const SHORTEST: Duration = Duration::from_millis(2);
@@ -74,7 +78,7 @@ impl Growth {
     pub fn of<'a>(store: &Store, layers: impl IntoIterator<Item = &'a ActiveLayer>) -> Option<Self> {
         let cap = store.cap()?;
         let layers = layers.into_iter().map(|layer| (layer.upper().to_owned(), layer.room().clone()));
-        Some(Self { store: store.clone(), layers: layers.collect(), margin: STEP.min(cap / 16), close: None })
+        Some(Self { store: store.clone(), layers: layers.collect(), margin: MARGIN.min(cap / 8), close: None })
     }
 
     /// Looks, and says after which time to look again. Blocks.
@@ -97,11 +101,11 @@ impl Growth {
                 room.cover(size)
             })?;
         }
-        let mut left = self.store.make_room(0)?;
+        let mut left = self.store.room_left()?;
         if left < self.margin {
             // What may go makes room for the margin as well.
-            left = self.margin + self.store.make_room(self.margin)?;
-            self.store.release(self.margin);
+            self.store.expect_bytes(self.margin)?;
+            left = self.store.room_left()?;
         }
         self.close = Some(Close { at: now, took: now.elapsed(), free, left });
         Ok(next(left, self.margin))
