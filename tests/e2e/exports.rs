@@ -304,7 +304,7 @@ fn an_image_can_be_looked_into() {
     world.write("file", "changed\n");
     world.stave(["build", "-q", "--label", "v=2", "-t", "other", "."]).success();
     let diff = world.stave(["image", "diff", "--ignore-times", "--exit-code", "it", "other"]).exits(1).stdout;
-    assert_eq!(diff, "config config.Labels.v: (none) -> \"2\"\nC /file (content)\n");
+    assert_eq!(diff, "config Labels.v: (none) -> \"2\"\nC /file (content)\n");
     world.stave(["image", "diff", "--exit-code", "it", "it"]).success();
 }
 

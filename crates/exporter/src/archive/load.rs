@@ -84,12 +84,18 @@ pub(crate) fn load(
     let archive = open(context, source)?;
     let mut loader = Loader { context, archive, layers: HashMap::new() };
     // A layout with digests goes before docker's own description of the same images.
-    if let Some(index) = loader.archive.read("index.json", MAX_MANIFEST_SIZE, "`index.json`")? {
-        return loader.layout(&index, platforms);
-    }
+    let index = loader.archive.read("index.json", MAX_MANIFEST_SIZE, "`index.json`")?;
+    let loaded = match index.map(|index| loader.layout(&index, platforms)) {
+        // What docker describes is meant, whatever it is for, unless somebody asks for a platform.
+        Some(Err(LoadErrorKind::Platform { wanted, found })) if platforms.is_empty() => {
+            Err(LoadErrorKind::Platform { wanted, found })
+        }
+        Some(loaded) => return loaded,
+        None => Err(LoadErrorKind::NotImages),
+    };
     match loader.archive.read("manifest.json", MAX_MANIFEST_SIZE, "`manifest.json`")? {
         Some(manifest) => loader.docker(&manifest, platforms),
-        None => Err(LoadErrorKind::NotImages),
+        None => loaded,
     }
 }
 

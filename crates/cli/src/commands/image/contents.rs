@@ -220,6 +220,8 @@ pub(crate) fn diff(arguments: &DiffArguments, global: &GlobalOptions) -> Result<
             if arguments.json {
                 say!("{}", json!({"Config": path, "Before": before, "After": after}));
             } else {
+                // `config.` is the config's part that containers get: nearly all of it.
+                let path = path.strip_prefix("config.").unwrap_or(path);
                 say!("config {path}: {} -> {}", text(before.as_ref()), text(after.as_ref()));
             }
         }

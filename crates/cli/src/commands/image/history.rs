@@ -1,11 +1,10 @@
 //! `stave history`: which instruction made which layer.
 
-use std::collections::HashMap;
-
 use jiff::Timestamp;
 use serde_json::json;
+use stave_exporter::contents::LayerContents;
 use stave_oci::{History, ImageConfig, Platform};
-use stave_store::{LayerId, LocalImage, Store, UsageId};
+use stave_store::{LocalImage, Store};
 
 use super::find_platform;
 use crate::commands::Form;
@@ -47,23 +46,15 @@ pub(crate) fn history(arguments: &HistoryArguments, global: &GlobalOptions) -> R
     })
 }
 
-/// Bytes of each entry's layer; zero for entries without one.
+/// Bytes of the files of each entry's layer, as docker has it; zero for entries without one.
 fn sizes(store: &Store, image: &LocalImage, history: &[History]) -> Result<Vec<u64>, Failure> {
-    let usage = store.disk_usage().map_err(|error| Failure::new(&error))?;
-    let known: HashMap<LayerId, u64> = usage
-        .records
-        .iter()
-        .filter_map(|record| match record.id {
-            UsageId::Layer(layer) => Some((layer, record.size)),
-            _ => None,
-        })
-        .collect();
     let mut layers = image.layers.iter();
     let size = |entry: &History| {
         let layer = if entry.empty_layer { None } else { layers.next() };
-        layer.and_then(|layer| known.get(&layer.layer)).copied().unwrap_or(0)
+        let contents = layer.map(|layer| LayerContents::of(store, layer.layer, false)).transpose();
+        contents.map(|contents| contents.map_or(0, |contents| contents.size()))
     };
-    Ok(history.iter().map(size).collect())
+    history.iter().map(size).collect::<Result<_, _>>().map_err(|error| Failure::new(&error))
 }
 
 fn print(entries: &[(&History, u64)], image: &LocalImage, arguments: &HistoryArguments) {
