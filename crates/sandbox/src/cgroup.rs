@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 
 use controller::Controller;
-pub use place::{CgroupParent, CgroupPlace};
+pub use place::{CgroupParent, CgroupPlace, abandoned_cgroups, sweep_cgroups};
 
 /// Where hosts mount control groups.
 const MOUNT: &str = "/sys/fs/cgroup";

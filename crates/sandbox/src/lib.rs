@@ -31,13 +31,14 @@ mod userns;
 pub use capability::{Capability, CapabilitySet, ParseCapabilityError};
 pub use cgroup::{
     CgroupGuard, CgroupHierarchy, CgroupLimits, CgroupParent, CgroupPlace, CgroupUsage, CpuQuota, Unlimited,
+    abandoned_cgroups, sweep_cgroups,
 };
 pub use error::{MountError, SetupStep, SpawnError, WaitError};
 pub use ids::IdMap;
 pub use launcher::{Launcher, launcher_entry};
 pub use meter::Meter;
 pub use mount::{
-    MountGuard, OverlayLayers, enter_private_mounts, mount_memory, mount_overlay, remove_mount_points,
+    MountGuard, OverlayLayers, detached_overlay, enter_private_mounts, mount_memory, mount_overlay, remove_mount_points,
 };
 pub use net::{
     BridgeError, BridgeFacts, BridgeNamespace, BridgeNetwork, BridgePart, abandoned_bridges, sweep_bridges,

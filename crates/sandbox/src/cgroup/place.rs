@@ -4,7 +4,7 @@
 //! is removed by the next that makes a group beside it; a group with processes cannot be removed, so a mistake about
 //! another pid namespace costs nothing. Read [`CgroupParent`] first.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -164,6 +164,34 @@ fn sweep(base: &Path) {
     }
 }
 
+/// Groups of dead processes in which nothing runs any more, in every hierarchy where ours are made.
+#[must_use]
+pub fn abandoned_cgroups() -> Vec<PathBuf> {
+    let v1 =
+        Controller::ALL.iter().filter_map(|controller| base_v1(*controller, &CgroupParent::Default).ok());
+    let bases: BTreeSet<PathBuf> = v1.chain([Path::new(MOUNT).join(OURS)]).collect();
+    bases.iter().flat_map(|base| abandoned_in(base)).collect()
+}
+
+fn abandoned_in(base: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(base).into_iter().flatten().take(SWEEP_LIMIT).flatten();
+    let is_abandoned = |group: &PathBuf| {
+        let maker = group.file_name().and_then(|name| name.to_str()).and_then(maker);
+        // Made in another pid namespace, it may have processes that are not seen here.
+        let is_empty = fs::read_to_string(group.join("cgroup.procs")).is_ok_and(|text| text.is_empty());
+        maker.is_some_and(|(pid, start)| started(pid) != Some(start)) && is_empty
+    };
+    entries.map(|entry| entry.path()).filter(is_abandoned).collect()
+}
+
+/// Removes what [`abandoned_cgroups`] tells of; returns how many are gone.
+pub fn sweep_cgroups() -> usize {
+    let left = abandoned_cgroups();
+    let bases: BTreeSet<&Path> = left.iter().filter_map(|group| group.parent()).collect();
+    bases.into_iter().for_each(sweep);
+    left.iter().filter(|group| !group.exists()).count()
+}
+
 /// Who made a group of this name.
 fn maker(name: &str) -> Option<(u32, u64)> {
     let mut parts = name.strip_prefix(OURS)?.strip_prefix('-')?.split('-');
@@ -196,6 +224,22 @@ fn group_of(text: &str, controller: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn groups_of_dead_processes_are_told_from_those_of_living_ones() {
+        let base = tempfile::tempdir().expect("a directory");
+        let group = |name: &str, processes: &str| {
+            fs::create_dir(base.path().join(name)).expect("a directory");
+            fs::write(base.path().join(name).join("cgroup.procs"), processes).expect("a file");
+        };
+        let pid = std::process::id();
+        group(&own_name(1), "");
+        group(&format!("{OURS}-{pid}-1-1"), "");
+        group(&format!("{OURS}-{pid}-1-2"), "77\n");
+        group("another", "");
+        assert_eq!(abandoned_in(base.path()), [base.path().join(format!("{OURS}-{pid}-1-1"))]);
+        assert_eq!(abandoned_in(&base.path().join("nowhere")), Vec::<PathBuf>::new());
+    }
 
     #[track_caller]
     fn check_group(text: &str, controller: &str, expected: Option<&str>) {

@@ -37,9 +37,11 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
             say!("{state}: {}: {}", finding.kind.words(), clean(&finding.subject));
         }
     }
-    let wrong = findings.iter().filter(|finding| finding.state != FindingState::Repaired).count();
+    let bridges = bridges(arguments)?;
+    let wrong = bridges + findings.iter().filter(|finding| finding.state != FindingState::Repaired).count();
+    groups(arguments);
     if !arguments.json {
-        match (findings.len(), wrong) {
+        match (findings.len() + bridges, wrong) {
             (0, _) => say!("the store is sound"),
             (count, 0) => say!("{count} found and repaired"),
             (count, wrong) => say!("{count} found, {wrong} not repaired"),
@@ -49,4 +51,39 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
         }
     }
     Ok(u8::from(wrong > 0))
+}
+
+/// Says which bridge networks dead processes left, and removes them with `--repair`; returns how many are left.
+fn bridges(arguments: &Arguments) -> Result<usize, Failure> {
+    let left = stave_sandbox::abandoned_bridges().map_err(|error| Failure::new(&error))?;
+    if arguments.repair && !left.is_empty() {
+        stave_sandbox::sweep_bridges().map_err(|error| Failure::new(&error))?;
+    }
+    let state = if arguments.repair { "repaired" } else { "found" };
+    for device in &left {
+        if arguments.json {
+            say!("{}", json!({ "kind": "Bridge", "subject": device, "state": state }));
+        } else {
+            say!("{state}: a process died and left its bridge network: {device}");
+        }
+    }
+    Ok(if arguments.repair { 0 } else { left.len() })
+}
+
+/// Says which control groups dead processes left on this machine, and removes them with `--repair`. They are no fault
+/// of the store: the next step with limits removes them as well.
+fn groups(arguments: &Arguments) {
+    let left = stave_sandbox::abandoned_cgroups();
+    if left.is_empty() {
+        return;
+    }
+    if arguments.repair {
+        eprintln!(
+            "note: {} of {} control groups of dead processes removed",
+            stave_sandbox::sweep_cgroups(),
+            left.len()
+        );
+    } else {
+        eprintln!("note: dead processes left {} control groups, such as {}", left.len(), left[0].display());
+    }
 }
