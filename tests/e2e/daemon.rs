@@ -18,13 +18,13 @@ const LISTENS: Duration = Duration::from_secs(15);
 const ENDS: Duration = Duration::from_secs(20);
 
 /// A daemon of one test.
-struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
     socket: PathBuf,
 }
 
 impl Daemon {
-    fn start(environment: &Environment, words: &[&str]) -> Self {
+    pub(crate) fn start(environment: &Environment, words: &[&str]) -> Self {
         let socket = environment.path("daemon.sock");
         let address = format!("unix://{}", socket.display());
         let mut command = environment.command();
@@ -35,12 +35,12 @@ impl Daemon {
         daemon
     }
 
-    fn address(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         format!("unix://{}", self.socket.display())
     }
 
     /// Tells it to end, and insists that it does well and leaves nothing.
-    fn stop(mut self, root: &Path) {
+    pub(crate) fn stop(mut self, root: &Path) {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, Signal::TERM).expect("it runs");
         let mut code = None;

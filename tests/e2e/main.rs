@@ -16,6 +16,7 @@ mod environment;
 mod explain;
 mod exports;
 mod failures;
+mod gateway;
 mod hostile;
 mod images;
 mod inputs;

@@ -241,6 +241,7 @@ impl Renderer {
                 self.tracker.name(definition.vertices().iter().map(name));
             }
             EngineEvent::Solve(event) => self.tracker.solve(event, now),
+            EngineEvent::Named { vertex, name } => self.tracker.name(std::iter::once((vertex, name))),
             EngineEvent::Note { vertex, text } => self.tracker.note(&vertex, &text, now),
             EngineEvent::Miss { vertex, reason } => {
                 if reason.is_telling() {

@@ -61,7 +61,7 @@ impl Interrupt {
 /// Opens the engine, runs `command` on it, and waits until nothing of it runs any more.
 pub(crate) fn with_engine(
     global: &GlobalOptions,
-    command: impl AsyncFnOnce(&Engine, &Interrupt) -> Result<u8, Failure>,
+    command: impl AsyncFnOnce(&Arc<Engine>, &Interrupt) -> Result<u8, Failure>,
 ) -> Result<u8, Failure> {
     let config = config::load(&global.config_file()).map_err(|error| Failure::new(&error))?;
     let limits = config.store;
@@ -104,6 +104,23 @@ pub(crate) fn with_shared_engine(
         }
     });
     // Reading standard input blocks a thread of the runtime for as long as nobody types: not waited for.
+    runtime.shutdown_background();
+    result
+}
+
+/// Runs a command whose work is another machine's.
+pub(crate) fn with_client(
+    command: impl AsyncFnOnce(&Interrupt) -> Result<u8, Failure>,
+) -> Result<u8, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::new(&error))?;
+    let result = runtime.block_on(async {
+        let interrupt = listen()?;
+        match (command(&interrupt).await, interrupt.code()) {
+            (Err(failure), Some(code)) => Err(failure.with_code(code)),
+            (result, _) => result,
+        }
+    });
     runtime.shutdown_background();
     result
 }

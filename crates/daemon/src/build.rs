@@ -191,9 +191,8 @@ impl Build {
         origin: Origin,
     ) -> Result<Arc<Target>, Failure> {
         let message = prost::Message::decode(definition.to_wire().as_slice()).unwrap_or_default();
-        let id = random_id();
         let target = Arc::new(Target {
-            id: id.clone(),
+            id: random_id(),
             definition,
             message,
             epoch,
@@ -202,13 +201,42 @@ impl Build {
             session: OnceLock::new(),
             solved: OnceCell::new(),
         });
+        self.insert(&target)?;
+        self.producers.add(&self.gate.owner().namespace, &target);
+        Ok(target)
+    }
+
+    /// Takes up files that are there already, such as those that a failed step left.
+    pub(crate) fn add_solved(&self, snapshot: Snapshot) -> Result<Arc<Target>, Failure> {
+        let target = Arc::new(Target {
+            id: random_id(),
+            definition: stave_llb::builder::GraphBuilder::default().finish(None),
+            message: pb::Definition::default(),
+            epoch: None,
+            origin: Origin::default(),
+            resolved: BTreeMap::new(),
+            session: OnceLock::new(),
+            solved: OnceCell::new_with(Some(Ok(snapshot))),
+        });
+        self.insert(&target)?;
+        Ok(target)
+    }
+
+    /// The op of a vertex of some result, as its client sent it.
+    pub(crate) fn op(&self, vertex: &Digest) -> Option<pb::Op> {
+        let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        let with = targets.values().find(|target| target.definition.vertex(vertex).is_some())?;
+        let bytes = with.message.def.iter().find(|bytes| Digest::sha256(bytes) == *vertex)?;
+        prost::Message::decode(bytes.as_slice()).ok()
+    }
+
+    fn insert(&self, target: &Arc<Target>) -> Result<(), Failure> {
         let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
         if targets.len() >= MAX_TARGETS {
             return Err(Failure::Value(format!("more than {MAX_TARGETS} results in one build")));
         }
-        targets.insert(id, Arc::clone(&target));
-        self.producers.add(&self.gate.owner().namespace, &target);
-        Ok(target)
+        targets.insert(target.id.clone(), Arc::clone(target));
+        Ok(())
     }
 
     /// The result of this id, if it is one of this build.

@@ -205,6 +205,10 @@ pub(crate) fn target(exporter: &Exporter) -> Result<ExportTarget, Failure> {
         exporter.attrs.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     fields.remove("dest");
     let kind = exporter.r#type.as_str();
+    if fields.get("source-date-epoch") == Some(&"") && fields.contains_key("rewrite-timestamp") {
+        // Nothing is rewritten to a time that was taken away.
+        fields.insert("rewrite-timestamp", "false");
+    }
     match kind {
         "oci" | "docker" => {
             // Replaced by a directory of ours, whose content travels.

@@ -186,6 +186,19 @@ impl Failure {
         }
     }
 
+    /// The same, with one more detail; without it when it is too long.
+    pub(crate) fn status_with(&self, kind: &str, value: &Value) -> Status {
+        let status = self.status();
+        let mut all = rpc::Status::decode(status.details()).unwrap_or_default();
+        (all.code, all.message) = (status.code().into(), status.message().to_owned());
+        all.details.push(any(kind, value));
+        let details = all.encode_to_vec();
+        match details.len() > MAX_DETAILS {
+            true => status,
+            false => Status::with_details(status.code(), status.message(), details.into()),
+        }
+    }
+
     fn code(&self) -> Code {
         match self {
             Self::Build { error, .. } => match error.as_ref() {

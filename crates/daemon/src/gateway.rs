@@ -1,6 +1,7 @@
 //! The gateway: what a client's own front end asks of the build it belongs to. Start with [`Gateway`].
 
 pub(crate) mod containers;
+mod failed;
 mod files;
 pub(crate) mod image;
 mod sources;
@@ -104,7 +105,8 @@ impl Gateway {
             outcome = work => outcome,
             () = build.cancel.cancelled() => Err(Failure::Cancelled),
         };
-        let outcome = build.settle(outcome).await?;
+        let outcome = build.settle(outcome).await;
+        let outcome = outcome.map_err(|failure| failed::with_leftovers(&build, failure))?;
         Ok(answer(outcome, request.allow_result_return, request.allow_result_array_ref))
     }
 
@@ -140,7 +142,7 @@ pub(crate) async fn run(shared: &Arc<Shared>, build: &Arc<Build>, asked: Asked<'
     for (name, id) in asked.options {
         // An id of a session is a secret of whoever opened it.
         if let Some(name) = name.strip_prefix("local-sessionid:") {
-            build.files.take_from(name, shared.sessions.get(id).await?);
+            build.files.take_from(name, shared.sessions.of(build.gate.owner(), id).await?);
         }
     }
     match asked.frontend {
@@ -299,7 +301,8 @@ impl LlbBridge for Gateway {
         let evaluated = async {
             let (build, target) = self.target(request.metadata(), &request.get_ref().r#ref).await?;
             let solved = build.solve(&target).await;
-            build.settle(solved).await?;
+            let solved = build.settle(solved).await;
+            solved.map_err(|failure| failed::with_leftovers(&build, failure))?;
             Ok(EvaluateResponse {})
         };
         reply(evaluated.await)

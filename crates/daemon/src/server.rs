@@ -143,6 +143,8 @@ impl Daemon {
             Some(path) => Audit::open(path).map_err(|source| DaemonError::Audit { path: path.clone(), source })?,
             None => Audit::default(),
         };
+        // A build holds its own lease: what it made may go once it is over.
+        engine.let_go();
         let shared = Shared::new(engine, (config.worker, config.tenancy), (audit, config.traces));
         let supervisor = Supervisor::new(config.notify);
         let (patience, reload) = (config.patience, config.reload);

@@ -215,6 +215,15 @@ impl Sessions {
         arrived.ok_or_else(|| SessionError::Absent(id.chars().take(MAX_ID).collect()))
     }
 
+    /// The same, if its owner is in the namespace of this caller: to all others it is nowhere.
+    pub(crate) async fn of(&self, caller: &Caller, id: &str) -> Result<Arc<ClientSession>, SessionError> {
+        let session = self.get(id).await?;
+        match session.owner.namespace == caller.namespace {
+            true => Ok(session),
+            false => Err(SessionError::Absent(id.chars().take(MAX_ID).collect())),
+        }
+    }
+
     /// How many are open.
     pub(crate) fn count(&self) -> usize {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).len()

@@ -6,6 +6,8 @@
 mod history;
 #[path = "cases/page.rs"]
 mod page;
+#[path = "cases/results.rs"]
+mod results;
 #[path = "cases/tenants.rs"]
 mod tenants;
 #[path = "cases/watched.rs"]

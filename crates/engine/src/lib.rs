@@ -98,7 +98,6 @@ pub struct Engine {
     registry: Client,
     worker: Arc<LocalWorker>,
     solvers: tenants::Solvers,
-    index: CacheIndex,
 }
 
 /// Why an engine could not be opened.
@@ -150,13 +149,19 @@ impl Engine {
         let worker = Arc::new(worker.map_err(failed)?);
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let limits = Limits { execs: PARALLEL_EXECS, ..Limits::for_processors(processors) };
-        let solvers = tenants::Solvers::new(Arc::clone(&worker), index.clone(), limits);
-        Ok(Self { store, registry, worker, solvers, index })
+        let solvers = tenants::Solvers::new(Arc::clone(&worker), index, limits);
+        Ok(Self { store, registry, worker, solvers })
     }
 
     /// The store: listings, tags and disk use are asked of it directly.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// From now on each build keeps what it uses for itself, and nothing is kept for the life of the process. Whoever
+    /// asks for parts of builds holds a lease of the store meanwhile.
+    pub fn let_go(&self) {
+        self.worker.let_go();
     }
 
     /// The registry client.

@@ -45,6 +45,23 @@ pub enum SshAgent {
     Remote(Arc<dyn AgentConnector>),
 }
 
+impl SshAgent {
+    /// One connection, over which signatures may be asked for and nothing may be changed. Must be called within a runtime.
+    ///
+    /// # Errors
+    /// When there are no more descriptors.
+    pub fn connect(&self) -> io::Result<UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let agent = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = answer(theirs, &agent).await {
+                tracing::debug!(%error, "a connection to an ssh agent broke");
+            }
+        });
+        Ok(ours)
+    }
+}
+
 /// Shows no key.
 impl fmt::Debug for SshAgent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

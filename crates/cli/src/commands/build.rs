@@ -6,6 +6,7 @@ mod attest;
 mod caches;
 mod confine;
 mod contexts;
+mod elsewhere;
 mod failure;
 mod findings;
 mod includes;
@@ -47,8 +48,14 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
     let config = config::load(&global.config_file()).map_err(|error| Failure::new(&error))?;
     let wishes = request::Wishes::of(arguments, &config)?;
     arguments.failure.check()?;
+    if let Some(builder) = arguments.elsewhere.builder() {
+        return elsewhere::run(arguments, &wishes, builder);
+    }
     with_engine(global, async |engine, interrupt| {
         let input = remote::open(arguments, &wishes, engine, interrupt).await?;
+        if arguments.builds() && names_front_end(&input) {
+            return elsewhere::inside(engine, (arguments, &wishes), &input, interrupt).await;
+        }
         let mut request = wishes.request(&input);
         label_with_checkout(&mut request, arguments).await;
         if let Some(inquiry) = arguments.inquiry.inquiry() {
@@ -75,6 +82,13 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
         }
         Ok(0)
     })
+}
+
+/// Whether the Dockerfile is for a front end that is an image, and not the one inside.
+fn names_front_end(input: &input::Input) -> bool {
+    let line = stave_engine::syntax_line(&input.dockerfile);
+    let image = line.as_deref().and_then(|line| line.split_whitespace().next());
+    image.is_some_and(|image| !stave_engine::is_built_in_frontend(image))
 }
 
 /// Adds the labels of the git checkout where `BUILDX_GIT_LABELS` asks for them; those given by flags win.

@@ -169,6 +169,11 @@ impl<W: Write> Raw<W> {
                 }
             }
             // Beyond BuildKit's protocol.
+            EngineEvent::Named { vertex, name } => {
+                let digest = vertex.to_string();
+                let name = name.clone();
+                self.change(&digest, |vertex| vertex.name = name);
+            }
             EngineEvent::Miss { .. } | EngineEvent::Note { .. } => {}
         }
     }

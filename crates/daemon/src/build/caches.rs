@@ -32,7 +32,11 @@ impl Build {
         Caches {
             from: self.wanted.imports.clone(),
             to: if are_written { self.wanted.exports.clone() } else { Vec::new() },
-            owner: Some(CacheOwner { registry: self.registry.clone(), directories: Arc::new(directories) }),
+            owner: Some(CacheOwner {
+                registry: self.registry.clone(),
+                directories: Arc::new(directories),
+                namespace: self.gate.owner().namespace.clone(),
+            }),
         }
     }
 

@@ -12,7 +12,6 @@ use crate::export::export_all;
 use crate::failure::Failure;
 use crate::history::Recording;
 use crate::gateway::{Asked, run};
-use crate::session::SessionError;
 use crate::state::Shared;
 use crate::wanted::Wanted;
 use crate::tenants::{Caller, Gate};
@@ -69,10 +68,7 @@ async fn solve_for(
     request: &SolveRequest,
 ) -> Result<SolveResponse, Failure> {
     check(request)?;
-    let session = shared.sessions.get(&request.session).await?;
-    if !caller.may_see(&session.owner().namespace) {
-        return Err(SessionError::Absent(short(&request.session)).into());
-    }
+    let session = shared.sessions.of(caller, &request.session).await?;
     allowed(caller, &exporters(request))?;
     let quota = shared.settings.now().tenancy.quota(caller);
     let mut confinement = shared.confinement(&request.entitlements)?;

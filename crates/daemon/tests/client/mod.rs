@@ -1,5 +1,6 @@
 //! A daemon in this process and a small client: what the tests need of each, no more.
 
+mod content;
 mod services;
 
 use std::collections::HashMap;
@@ -185,7 +186,7 @@ fn open_session(
     let headers = request.metadata_mut();
     headers.insert("x-docker-expose-session-uuid", session.parse().expect("a header"));
     headers.insert("x-docker-expose-session-sharedkey", key.parse().expect("a header"));
-    for method in services::METHODS {
+    for method in services::METHODS.iter().chain(&content::METHODS) {
         headers.append("x-docker-expose-session-grpc-method", method.parse().expect("a header"));
     }
     let (told, failed) = tokio::sync::oneshot::channel();
@@ -229,6 +230,16 @@ impl Client {
     }
 
     pub(crate) async fn build(&mut self, id: &str, exporter: &str) -> Result<Built, Status> {
+        self.build_with(id, exporter, |request| request).await
+    }
+
+    /// Builds with a request that was changed before it is sent.
+    pub(crate) async fn build_with(
+        &mut self,
+        id: &str,
+        exporter: &str,
+        change: impl FnOnce(SolveRequest) -> SolveRequest,
+    ) -> Result<Built, Status> {
         self.files.forget();
         let mut control = ControlClient::new(self.channel.clone());
         let mut status = control.clone();
@@ -243,7 +254,7 @@ impl Client {
                 Ok::<_, Status>(vertexes)
             }
         });
-        let solved = control.solve(self.request(id, exporter)).await;
+        let solved = control.solve(change(self.request(id, exporter))).await;
         let vertexes = tokio::time::timeout(END, watching).await.expect("the status ends").expect("no panic");
         let response = solved?.into_inner().exporter_response;
         Ok(Built { archive: self.files.received(), response, vertexes: vertexes? })

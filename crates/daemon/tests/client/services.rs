@@ -16,6 +16,7 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Shared;
+use super::content::{Blobs, ContentServer};
 
 /// What the client says that it serves.
 pub(crate) const METHODS: [&str; 2] =
@@ -42,6 +43,7 @@ pub(crate) struct Files {
     asked: Shared<Vec<String>>,
     received: Shared<Vec<u8>>,
     called: Arc<Notify>,
+    blobs: Blobs,
 }
 
 impl Files {
@@ -54,11 +56,21 @@ impl Files {
             asked: Shared::default(),
             received: Shared::default(),
             called: Arc::default(),
+            blobs: Blobs::default(),
         }
     }
 
     pub(crate) fn with_path(self, path: &str) -> Self {
         Self { manner: Manner::Path(path.to_owned()), ..self }
+    }
+
+    /// What the client's stores hold.
+    pub(crate) fn blobs(&self) -> Blobs {
+        Arc::clone(&self.blobs)
+    }
+
+    pub(crate) fn with_blobs(self, blobs: Blobs) -> Self {
+        Self { blobs, ..self }
     }
 
     pub(crate) fn unasked(self) -> Self {
@@ -111,6 +123,7 @@ pub(crate) async fn serve(files: Files, connection: DuplexStream) {
     let connections = stream::once(async { Ok::<_, std::io::Error>(connection) }).chain(stream::pending());
     let server = Server::builder()
         .add_service(FileSyncServer::new(files.clone()))
+        .add_service(ContentServer(files.blobs()))
         .add_service(FileSendServer::new(files));
     server.serve_with_incoming(connections).await.ok();
 }

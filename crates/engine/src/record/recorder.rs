@@ -154,6 +154,11 @@ impl std::fmt::Debug for LogWriter {
 impl Recorder {
     /// Begins a record in `store`, and lets old ones go beside the build.
     pub fn begin(store: &Store, beginning: Beginning) -> Self {
+        Self::begin_keeping(store, beginning, Retention::default())
+    }
+
+    /// The same, with `keep` saying which old ones stay.
+    pub fn begin_keeping(store: &Store, beginning: Beginning, keep: Retention) -> Self {
         let started_at = Timestamp::now();
         let mut salt = [0; 2];
         if rustix::rand::getrandom(&mut salt, rustix::rand::GetRandomFlags::empty()).is_err() {
@@ -183,7 +188,7 @@ impl Recorder {
         });
         let history = History::of(store);
         let pruning = std::thread::Builder::new().name("builds".to_owned()).spawn(move || {
-            if let Err(error) = history.prune(&Retention::default()) {
+            if let Err(error) = history.prune(&keep) {
                 tracing::debug!(%error, "old build records stay");
             }
         });
@@ -198,6 +203,12 @@ impl Recorder {
     /// The build's name.
     pub fn id(&self) -> &BuildId {
         &self.shared.id
+    }
+
+    /// Takes down the Dockerfile, for a build that begins before it is read.
+    pub fn read_dockerfile(&self, name: &str, text: &str) {
+        let dockerfile = DockerfileRecord { name: name.to_owned(), digest: Digest::sha256(text.as_bytes()) };
+        self.lock().record.dockerfile = dockerfile;
     }
 
     /// An observer that records what it passes on to `next`.
@@ -281,7 +292,8 @@ impl Recorder {
                     step.reason = Some((**reason).clone());
                 }
             }
-            EngineEvent::Note { .. }
+            EngineEvent::Named { .. }
+            | EngineEvent::Note { .. }
             | EngineEvent::StepProgress { .. }
             | EngineEvent::StepPart { .. }
             | EngineEvent::Warning(_) => {}

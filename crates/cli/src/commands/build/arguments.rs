@@ -54,8 +54,9 @@ pub(crate) struct Arguments {
     /// Set a label of the image
     #[arg(long = "label", value_name = "NAME=VALUE")]
     pub(super) labels: Vec<String>,
-    /// Network of RUN steps: `default`, `none`, `host` or `slirp4netns`
-    #[arg(long, value_name = "MODE", default_value = "default")]
+    /// Network of RUN steps: `default`, `none`, `host`, `bridge` (one of its own for each, with NAT), `pasta` or
+    /// `slirp4netns`
+    #[arg(long, alias = "network-mode", value_name = "MODE", default_value = "default")]
     pub(super) network: NetworkMode,
     /// Add a line to /etc/hosts of RUN steps (`name:address`)
     #[arg(long = "add-host", value_name = "NAME:ADDRESS")]
@@ -67,6 +68,8 @@ pub(crate) struct Arguments {
     pub(super) result: super::outputs::Flags,
     #[command(flatten)]
     pub(super) caches: super::caches::CacheFlags,
+    #[command(flatten)]
+    pub(super) elsewhere: super::elsewhere::Flags,
     #[command(flatten)]
     pub(super) inquiry: super::inquiry::Flags,
     /// How progress is shown: `auto`, `plain`, `tty`, `grouped`, `rawjson` or `quiet`
@@ -129,7 +132,11 @@ pub(crate) enum NetworkMode {
     None,
     /// The host's
     Host,
+    /// One of its own for each step, on a bridge with NAT
+    Bridge,
     /// One of its own for each step, connected by the program of that name; needs no privileges
+    Pasta,
+    /// The same by another program
     Slirp4netns,
 }
 

@@ -7,10 +7,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use stave_sandbox::UserNetworkProgram;
 use stave_worker::{Confinement, StepNetwork};
 
 use super::arguments::NetworkMode;
 use crate::commands::limits;
+use crate::config::NetworkName;
 use crate::report::Failure;
 use crate::state::docker_config;
 
@@ -36,7 +38,7 @@ const PROXIES: [(&str, &str); 5] = [
 pub(crate) struct Flags {
     /// Grant steps a right: `network.host`, `security.insecure`, `device[=NAME]`
     #[arg(long, value_name = "ENTITLEMENT")]
-    allow: Vec<String>,
+    pub(super) allow: Vec<String>,
     /// Give every step a device, by its CDI name (`vendor.com/class=name`)
     #[arg(long = "device", value_name = "NAME")]
     devices: Vec<String>,
@@ -61,12 +63,26 @@ pub(crate) struct Flags {
 }
 
 impl Flags {
+    /// Whether steps or the build are limited.
+    pub(super) fn has_limits(&self) -> bool {
+        !self.resources.is_empty() || self.limits.limits().is_ok_and(|limits| !limits.is_empty())
+    }
+
     /// What they say together.
-    pub(super) fn confinement(&self, network: NetworkMode) -> Result<Confinement, Failure> {
+    /// `usual` is what the configuration says for `--network=default`.
+    pub(super) fn confinement(
+        &self,
+        network: NetworkMode,
+        usual: Option<NetworkName>,
+    ) -> Result<Confinement, Failure> {
         let mut confinement = Confinement {
             network: match network {
-                NetworkMode::Slirp4netns => StepNetwork::User,
-                NetworkMode::Default | NetworkMode::Host | NetworkMode::None => StepNetwork::default(),
+                NetworkMode::Default => usual.map_or(StepNetwork::default(), NetworkName::step_network),
+                NetworkMode::Bridge => StepNetwork::Bridge,
+                NetworkMode::Pasta => StepNetwork::User(UserNetworkProgram::Pasta),
+                NetworkMode::Slirp4netns => StepNetwork::User(UserNetworkProgram::Slirp4netns),
+                NetworkMode::Host => StepNetwork::Host,
+                NetworkMode::None => StepNetwork::None,
             },
             step_limits: limits::resources(&self.resources)?,
             build_limits: self.limits.limits()?,

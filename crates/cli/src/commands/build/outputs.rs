@@ -25,16 +25,16 @@ pub(super) struct Flags {
     tags: Vec<Tag>,
     /// Where the result goes (`type=oci|docker|local|tar|image|registry,dest=PATH`, or a directory)
     #[arg(short, long = "output", value_name = "SPEC")]
-    outputs: Vec<String>,
+    pub(super) outputs: Vec<String>,
     /// Push the image to its registry (`--output type=image,push=true`)
     #[arg(long)]
-    push: bool,
+    pub(super) push: bool,
     /// Load the image into the local store (the default)
     #[arg(long)]
-    load: bool,
+    pub(super) load: bool,
     /// Add an annotation (`[manifest|index|manifest-descriptor|index-descriptor[PLATFORM]:]NAME=VALUE`)
     #[arg(long = "annotation", value_name = "[TYPE:]NAME=VALUE")]
-    annotations: Vec<Annotation>,
+    pub(super) annotations: Vec<Annotation>,
     /// Times in the image: `reproducible` (none later than SOURCE_DATE_EPOCH, else the clean git checkout's
     /// commit, else the newest base image) or `preserve`
     #[arg(long, value_name = "HOW", default_value = "reproducible")]
@@ -47,13 +47,21 @@ pub(super) struct Flags {
     pub(super) verify: bool,
     /// Attest how the image was made (`true`, `mode=min|max,version=v0.2|v1,builder-id=ID`)
     #[arg(long, value_name = "BOOL|SPEC", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    provenance: Option<String>,
+    pub(super) provenance: Option<String>,
     /// Attest what is in the image (`true`, `generator=IMAGE`)
     #[arg(long, value_name = "BOOL|SPEC", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    sbom: Option<String>,
+    pub(super) sbom: Option<String>,
     /// Attest (`type=provenance|sbom,KEY=VALUE…`)
     #[arg(long, value_name = "SPEC")]
-    attest: Vec<String>,
+    pub(super) attest: Vec<String>,
+}
+
+impl Flags {
+    /// The image's names.
+    pub(super) fn names(&self) -> Vec<String> {
+        let own = self.tags.iter().filter(|tag| tag.stage.is_none());
+        own.map(|tag| tag.name.to_string()).collect()
+    }
 }
 
 /// A name for the image or for a stage.

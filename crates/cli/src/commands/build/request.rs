@@ -23,17 +23,17 @@ const MAX_SECRET: u64 = 500 << 10;
 
 /// Everything the flags say, checked, before anything is read.
 pub(super) struct Wishes {
-    plan: PlanRequest,
+    pub(super) plan: PlanRequest,
     pull: PullPolicy,
     context_modes: ContextModes,
     contexts: BTreeMap<String, PathBuf>,
-    layouts: BTreeMap<String, PathBuf>,
-    platforms: Vec<Platform>,
-    ssh: BTreeMap<String, SshAgent>,
+    pub(super) layouts: BTreeMap<String, PathBuf>,
+    pub(super) platforms: Vec<Platform>,
+    pub(super) ssh: BTreeMap<String, SshAgent>,
     known_hosts: Option<String>,
-    secrets: BTreeMap<String, Secret>,
-    confinement: Confinement,
-    result: outputs::Outcome,
+    pub(super) secrets: BTreeMap<String, Secret>,
+    pub(super) confinement: Confinement,
+    pub(super) result: outputs::Outcome,
     caches: Caches,
 }
 
@@ -52,7 +52,7 @@ impl Wishes {
             ssh: agents(arguments)?,
             known_hosts: ssh::known_hosts(std::env::var_os("HOME").as_deref().map(Path::new)),
             secrets: secrets(&arguments.secrets)?,
-            confinement: arguments.confine.confinement(arguments.network)?,
+            confinement: arguments.confine.confinement(arguments.network, config.build.network)?,
             result: outputs::read(arguments)?,
             caches: arguments.caches.caches()?,
         })
@@ -142,7 +142,9 @@ fn plan(arguments: &Arguments) -> Result<PlanRequest, Failure> {
             (false, stages) => NoCache::Stages(stages.to_vec()),
         },
         network: match arguments.network {
-            NetworkMode::Default | NetworkMode::Slirp4netns => BuildNetwork::Sandbox,
+            NetworkMode::Default | NetworkMode::Bridge | NetworkMode::Pasta | NetworkMode::Slirp4netns => {
+                BuildNetwork::Sandbox
+            }
             NetworkMode::None => BuildNetwork::None,
             NetworkMode::Host => BuildNetwork::Host,
         },

@@ -5,15 +5,17 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::exec_message::Input;
-use bollard_buildkit_proto::moby::buildkit::v1::frontend::{ExecMessage, InitMessage, StartedMessage};
+use bollard_buildkit_proto::moby::buildkit::v1::frontend::{
+    DoneMessage, ExecMessage, InitMessage, StartedMessage,
+};
 use futures::Stream;
 use stave_worker::TerminalSize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status, Streaming};
 
-use super::process::{self, Order, Process};
-use super::{Containers, message};
+use super::process::{self, Order, Process, Started};
+use super::{Containers, Open, message};
 use crate::build::Build;
 use crate::failure::Failure;
 use crate::gateway::Gateway;
@@ -119,17 +121,33 @@ impl Call {
         if self.processes.len() >= MAX_PROCESSES {
             return Err(Status::new(Code::ResourceExhausted, "too many processes in one call"));
         }
-        let told = |failure: Failure| failure.status();
-        let open = self.containers.get(&init.container_id).map_err(told)?;
-        let (fds, tty) = (init.fds.clone(), init.tty);
-        let op = message::process(init).map_err(told)?;
-        let session = self.build.session_for(&op).await.map_err(told)?;
-        let started = process::start(&open, (op, session), (&fds, tty)).await.map_err(told)?;
-        let message = ExecMessage { process_id: id.clone(), input: Some(Input::Started(StartedMessage {})) };
+        let open = self.containers.get(&init.container_id).map_err(|failure| failure.status())?;
+        let started = self.begin(&open, init).await;
         // A client that is gone is seen by the caller.
-        self.answers.send(Ok(message)).await.ok();
-        let process = started.run(id.clone(), open, self.answers.clone(), self.over.child_token());
-        self.processes.insert(id, process);
+        self.say(&id, Input::Started(StartedMessage {})).await;
+        match started {
+            Ok(started) => {
+                let process = started.run(id.clone(), open, self.answers.clone(), self.over.child_token());
+                self.processes.insert(id, process);
+            }
+            // Clients wait for the start whatever comes, and hear of a process that could not be from its end.
+            Err(failure) => {
+                self.say(&id, Input::Exit(process::not_started(&failure))).await;
+                self.say(&id, Input::Done(DoneMessage {})).await;
+            }
+        }
         Ok(())
+    }
+
+    async fn begin(&self, open: &Arc<Open>, init: InitMessage) -> Result<Started, Failure> {
+        let (fds, tty) = (init.fds.clone(), init.tty);
+        let op = message::process(init)?;
+        let session = self.build.session_for(&op).await?;
+        process::start(open, (op, session), (&fds, tty)).await
+    }
+
+    async fn say(&self, id: &str, input: Input) {
+        let message = ExecMessage { process_id: id.to_owned(), input: Some(input) };
+        self.answers.send(Ok(message)).await.ok();
     }
 }

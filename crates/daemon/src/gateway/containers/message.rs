@@ -99,7 +99,7 @@ pub(super) fn process(message: InitMessage) -> Result<ExecOp, Failure> {
     let security = match pb::SecurityMode::try_from(message.security) {
         Ok(pb::SecurityMode::Sandbox) => SecurityMode::Sandbox,
         Ok(pb::SecurityMode::Insecure) => SecurityMode::Insecure,
-        Err(_) => return Err(Failure::Value(format!("unknown security mode {}", message.security))),
+        Err(_) => return Err(Failure::Value(format!("invalid security mode {}", message.security))),
     };
     let meta = message.meta.unwrap_or_default();
     if meta.args.is_empty() {

@@ -61,6 +61,14 @@ pub(super) struct Started {
     permit: OwnedSemaphorePermit,
 }
 
+/// The end of a process that could not be started.
+pub(super) fn not_started(failure: &Failure) -> ExitMessage {
+    let status = failure.status();
+    let error =
+        rpc::Status { code: status.code().into(), message: status.message().to_owned(), details: Vec::new() };
+    ExitMessage { code: UNKNOWN_CODE, error: Some(error) }
+}
+
 /// Starts a process in a container. Of its descriptors, 0 is read by it and the others are written; one that the client
 /// does not name leads nowhere.
 pub(super) async fn start(
