@@ -1,5 +1,5 @@
 //! Answers to questions about a Dockerfile: what is asked is read, planned or looked up, and printed on
-//! standard output. Nothing runs and nothing is exported.
+//! standard output. Nothing is exported, and nothing runs but what the graph itself depends on.
 
 use serde_json::Value;
 use stave_engine::{BuildError, BuildRequest, Engine, Inspected};
@@ -68,7 +68,10 @@ pub(super) async fn answer(
                 Print::Ast => sound(&request).map_err(explain)?.to_json(),
                 Print::Plan => planned(&request).map_err(explain)?.to_json(),
                 Print::Llb => {
-                    let found = inspect(engine, &request, arguments, interrupt).await.map_err(explain)?;
+                    let display = Display::start(arguments.form(), &request.dockerfile);
+                    let found = engine.inspect_graph(&request, display.observer(), interrupt.token()).await;
+                    display.abandon();
+                    let found = found.map_err(explain)?;
                     graph(&found, &request).map_err(explain)?
                 }
             };
