@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 use stave_registry::RegistryTables;
+use stave_sandbox::UserNetworkProgram;
+use stave_worker::StepNetwork;
 
 pub(crate) use self::store::StoreTable;
 use crate::state::ConfigFile;
@@ -40,6 +42,37 @@ pub(crate) struct Config {
 pub(crate) struct Build {
     /// As `--context-modes`.
     pub(crate) context_modes: Option<ModesName>,
+    /// What `--network=default` means.
+    pub(crate) network: Option<NetworkName>,
+}
+
+/// A network that steps, or containers, can have by default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum NetworkName {
+    /// The host's.
+    Host,
+    /// None.
+    None,
+    /// One of its own, with NAT.
+    Bridge,
+    /// One of its own, by the program of that name.
+    Pasta,
+    /// The same by another program.
+    Slirp4netns,
+}
+
+impl NetworkName {
+    /// What the worker calls it.
+    pub(crate) fn step_network(self) -> StepNetwork {
+        match self {
+            Self::Host => StepNetwork::Host,
+            Self::None => StepNetwork::None,
+            Self::Bridge => StepNetwork::Bridge,
+            Self::Pasta => StepNetwork::User(UserNetworkProgram::Pasta),
+            Self::Slirp4netns => StepNetwork::User(UserNetworkProgram::Slirp4netns),
+        }
+    }
 }
 
 /// What `--context-modes` takes.

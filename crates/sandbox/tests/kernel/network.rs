@@ -30,6 +30,10 @@ fn leave_network() {
     // SAFETY: takes integers only, and concerns the calling thread alone.
     assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "{}", std::io::Error::last_os_error());
     ip("link set lo up");
+    // As it is where nobody asked for more, whatever the machine's own network inherited to this one.
+    for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        std::fs::write(format!("/proc/sys/net/{switch}"), "0").expect("a switch");
+    }
 }
 
 /// Runs `ip` in the calling thread's network.
@@ -64,7 +68,7 @@ impl Host {
         let rules = Command::new("nft").args(["list", "tables"]).output().expect("nftables").stdout;
         let switches: String = ["wan", "lo"]
             .map(|device| format!("/proc/sys/net/ipv4/conf/{device}/forwarding"))
-            .map(|switch| std::fs::read_to_string(thread_local(&switch)).expect("a switch"))
+            .map(|switch| std::fs::read_to_string(switch).expect("a switch"))
             .concat();
         let files = std::fs::read_dir(self.directory.path()).expect("a directory").count();
         format!(
@@ -73,11 +77,6 @@ impl Host {
             switches.replace('\n', " ")
         )
     }
-}
-
-/// `/proc/sys/net` is that of the calling thread already.
-fn thread_local(path: &str) -> &Path {
-    Path::new(path)
 }
 
 /// Does something on a host of its own, whose default routes lead to a world where `203.0.113.2` and `2001:db8::2` answer

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use stave_frontend_dockerfile::request::ExtraHost;
+use stave_frontend_dockerfile::request::{ExtraHost, HostAddress};
 use stave_oci::{Platform, PlatformError};
 
 /// A flag's value that cannot be used.
@@ -20,9 +20,6 @@ pub(crate) enum ValueError {
     /// `--add-host` of another form.
     #[error("invalid add-host `{0}`: expected `name:address`")]
     Host(String),
-    /// `host-gateway` needs a bridge to know the gateway of.
-    #[error("add-host `{0}`: `host-gateway` is not supported yet; give the address")]
-    HostGateway(String),
     /// `--secret` of another form.
     #[error("invalid secret `{spec}`: {problem}")]
     Secret {
@@ -102,11 +99,11 @@ pub(crate) fn hosts(words: &[String]) -> Result<Vec<ExtraHost>, ValueError> {
         let (name, address) =
             split.filter(|(name, _)| !name.is_empty()).ok_or_else(|| ValueError::Host(word.clone()))?;
         if address == "host-gateway" {
-            return Err(ValueError::HostGateway(word.clone()));
+            return Ok(ExtraHost { host: name.to_owned(), address: HostAddress::Gateway });
         }
         let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
         let address: IpAddr = bare.parse().map_err(|_| ValueError::Host(word.clone()))?;
-        Ok(ExtraHost { host: name.to_owned(), address })
+        Ok(ExtraHost { host: name.to_owned(), address: HostAddress::Ip(address) })
     };
     words.iter().map(host).collect()
 }
@@ -201,7 +198,7 @@ mod tests {
         assert_eq!(shown, ["a 1.2.3.4", "b ::1", "c fe80::1", "d 2001:db8::1"]);
         assert_eq!(hosts(&words(&["a"])), Err(ValueError::Host("a".to_owned())));
         assert_eq!(hosts(&words(&["a:x"])), Err(ValueError::Host("a:x".to_owned())));
-        assert!(matches!(hosts(&words(&["a:host-gateway"])), Err(ValueError::HostGateway(_))));
+        assert_eq!(hosts(&words(&["a:host-gateway"])).expect("a host")[0].address, HostAddress::Gateway);
     }
 
     #[track_caller]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use stave_oci::Platform;
-use stave_sandbox::{CgroupLimits, CgroupParent, Rlimit, RlimitResource};
+use stave_sandbox::{CgroupLimits, CgroupParent, Rlimit, RlimitResource, UserNetworkProgram};
 use stave_worker::{Bind, StepNetwork};
 
 use crate::commands::build::{size, ulimits};
@@ -37,8 +37,8 @@ pub(crate) struct Arguments {
     /// Mount a file or directory of the host
     #[arg(short, long, value_name = "SOURCE:TARGET[:ro]")]
     volume: Vec<String>,
-    /// Network: `host`, `none` or `slirp4netns`
-    #[arg(long, alias = "net", value_name = "MODE", default_value = "host")]
+    /// Network: `host`, `none`, `bridge` (one of its own, with NAT), `pasta` or `slirp4netns`
+    #[arg(long, aliases = ["net", "network-mode"], value_name = "MODE", default_value = "host")]
     network: NetworkMode,
     /// Refuse writes to the root file system
     #[arg(long)]
@@ -80,7 +80,11 @@ pub(crate) enum NetworkMode {
     Host,
     /// Only a loopback device
     None,
+    /// One of its own, on a bridge with NAT
+    Bridge,
     /// One of its own, connected by the program of that name; needs no privileges
+    Pasta,
+    /// The same by another program
     Slirp4netns,
 }
 
@@ -134,7 +138,9 @@ impl Arguments {
             network: match self.network {
                 NetworkMode::Host => StepNetwork::Host,
                 NetworkMode::None => StepNetwork::None,
-                NetworkMode::Slirp4netns => StepNetwork::User,
+                NetworkMode::Bridge => StepNetwork::Bridge,
+                NetworkMode::Pasta => StepNetwork::User(UserNetworkProgram::Pasta),
+                NetworkMode::Slirp4netns => StepNetwork::User(UserNetworkProgram::Slirp4netns),
             },
             limits: self.limits.limits()?,
             cgroup_parent: self
