@@ -75,6 +75,8 @@ pub enum Misbehaviour {
     CutAfter(usize),
     /// The connection breaks before any answer.
     Drop,
+    /// No answer at all, nothing done, and the connection stays open.
+    Hang,
     /// The answer stops after this many bytes of its body, and the connection stays open.
     StallAfter(usize),
     /// Other bytes of the same length.
@@ -323,7 +325,12 @@ fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
         // A request that fails or is sent elsewhere has not done its work.
         let is_replaced = matches!(
             misbehaviour,
-            Some(Misbehaviour::Status(..) | Misbehaviour::StatusWith(..) | Misbehaviour::Redirect(_))
+            Some(
+                Misbehaviour::Status(..)
+                    | Misbehaviour::StatusWith(..)
+                    | Misbehaviour::Redirect(_)
+                    | Misbehaviour::Hang
+            )
         );
         let response = match is_replaced {
             true => Response::new(500),
@@ -381,8 +388,10 @@ fn send(
             connection.close()?;
             return Ok(false);
         }
-        Some(Misbehaviour::StallAfter(count)) => {
-            connection.write_part(&response, count)?;
+        Some(silence @ (Misbehaviour::Hang | Misbehaviour::StallAfter(_))) => {
+            if let Misbehaviour::StallAfter(count) = silence {
+                connection.write_part(&response, count)?;
+            }
             // Waits for the other side to give up, or for the registry's end.
             let mut rest = [0; 64];
             while connection.stream().read(&mut rest)? > 0 {}

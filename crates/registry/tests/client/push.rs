@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use stave_oci::{Descriptor, Digest, media_type};
@@ -97,6 +98,28 @@ async fn an_upload_cut_anywhere_is_made_whole() {
         assert_eq!(registry.blob(&format!("app{cut}"), &blob.digest).as_deref(), Some(&bytes[..]), "{cut}");
         assert_eq!(registry.faults_left(), 0, "cut after {cut}");
     }
+}
+
+#[tokio::test]
+async fn a_push_that_hangs_is_given_up() {
+    let registry = TestRegistry::start();
+    let (blob, bytes) = blob(3000);
+    for _ in 0..9 {
+        registry.script("PUT", "/uploads/", Misbehaviour::Hang);
+    }
+    let mut config = config("", Keychain::anonymous());
+    let short = Duration::from_millis(200);
+    config.limits = Limits {
+        attempts: 2,
+        connect_timeout: short,
+        idle_timeout: short,
+        commit_timeout: short,
+        ..limits()
+    };
+    let client = Client::new(config).expect("the tables are valid");
+    let name = registry.reference("app:1");
+    let error = client.push_blob(&name, &blob, BlobContent::new(bytes), None).await.expect_err("no answer");
+    assert!(matches!(*error.kind, ErrorKind::Timeout(_)), "{error:?}");
 }
 
 #[tokio::test]
