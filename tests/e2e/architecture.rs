@@ -139,6 +139,7 @@ fn the_top_level_is_what_a_reader_expects() {
         "LICENSE",
         "README.md",
         "crates",
+        "deploy",
         "docs",
         "rustfmt.toml",
         "target",

@@ -289,7 +289,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_is_gone_when_its_connection_is_even_before_its_stream_ends() {
-        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let ((ours, mut near), (mut far, theirs)) = (tokio::io::duplex(1 << 16), tokio::io::duplex(1 << 16));
+        let wire = tokio::spawn(async move { tokio::io::copy_bidirectional(&mut near, &mut far).await });
         let connections = futures::StreamExt::chain(
             futures::stream::iter([Ok::<_, std::io::Error>(theirs)]),
             futures::stream::pending(),
@@ -305,10 +306,11 @@ mod tests {
             ended: CancellationToken::new(),
         };
         assert!(!session.is_gone().await, "it answers, if only that it serves no such thing");
-        serving.abort();
-        assert!(serving.await.expect_err("was stopped").is_cancelled());
+        wire.abort();
+        assert!(wire.await.expect_err("was stopped").is_cancelled());
         assert!(session.is_gone().await);
         assert!(!session.ended().is_cancelled());
+        serving.abort();
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use stave_cache::CacheIndex;
 use stave_llb::{Definition, Op, SourceIdentifier, Vertex};
 use stave_oci::{Digest, ImageConfig, Platform, Reference};
 use stave_registry::Client;
@@ -19,7 +20,7 @@ use stave_remotecache::import::{Imports, SourceKeys, Warn};
 use stave_remotecache::key::{http_source, image_source};
 use stave_remotecache::place::{Contents, Elsewhere, Place, PlaceError, S3Store};
 use stave_remotecache::spec::{ExportSpec, ExportTarget, ImportSpec, RegistryPlace};
-use stave_worker::Travel;
+use stave_worker::{Namespace, Travel};
 
 use crate::Engine;
 use crate::event::Steps;
@@ -48,6 +49,8 @@ pub struct CacheOwner {
     pub registry: Client,
     /// His directories, by the path he names.
     pub directories: Arc<dyn Fn(&Path) -> Arc<dyn Contents> + Send + Sync>,
+    /// Whose cache records are his.
+    pub namespace: Namespace,
 }
 
 impl std::fmt::Debug for CacheOwner {
@@ -78,6 +81,8 @@ pub struct Journey {
     definition: Arc<Definition>,
     sources: SourceKeys,
     outgoing: Vec<Outgoing>,
+    /// The cache's index as whoever builds sees it.
+    index: CacheIndex,
 }
 
 impl ImageLayers {
@@ -141,7 +146,9 @@ impl Engine {
         let listener = (!outgoing.is_empty()).then(|| export::listener(&outgoing, &definition));
         let mounts = mounts::imports(self, caches, warning(steps)).await;
         let travel = Arc::new(Travel::new(imports, mounts, listener));
-        Ok(Some(Journey { travel, definition, sources, outgoing }))
+        let namespace = caches.owner.as_ref().map(|owner| owner.namespace.clone()).unwrap_or_default();
+        let index = self.solvers.index_of(&namespace);
+        Ok(Some(Journey { travel, definition, sources, outgoing, index }))
     }
 
     /// The place a registry cache lies at.

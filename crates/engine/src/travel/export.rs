@@ -380,7 +380,7 @@ impl Journey {
                 None => unknown.push(vertex),
             }
         }
-        let (index, worker) = (engine.index.clone(), Arc::clone(&engine.worker));
+        let (index, worker) = (self.index.clone(), Arc::clone(&engine.worker));
         let keys = definition_keys(&self.definition);
         let looked_up = tokio::task::spawn_blocking(move || {
             let mut found = Vec::new();

@@ -1,3 +1,5 @@
+//! Tokens that let somebody in, and those that do not; made with openssl by keys that are nowhere else.
+
 use super::*;
 
 const KEYS: &[u8] = include_bytes!("../../../../../testdata/daemon/keys.json");
