@@ -6,13 +6,13 @@ use std::os::unix::fs::PermissionsExt as _;
 use serde_json::Value;
 
 use crate::environment::Environment;
-use crate::scenarios::{Runner, all, run};
+use crate::scenarios::{all, run};
 
 #[test]
 fn cache_scenarios() {
     let scenarios = all();
     assert!(scenarios.len() >= 60, "{}", scenarios.len());
-    run(&scenarios, &Runner { first: Vec::new(), second: Vec::new(), between: &|_| (), explains: true });
+    run(&scenarios);
 }
 
 #[test]

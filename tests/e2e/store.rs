@@ -129,7 +129,9 @@ fn a_step_is_stopped_before_it_passes_the_cap() {
     let world = Environment::new();
     fs::write(world.path("config.toml"), "[store]\nmax-used = \"40MB\"\n").expect("writes");
     let build = |size: u32| {
-        world.dockerfile(&format!("FROM BUSYBOX\nRUN head -c {size} /dev/zero > /big; echo $((1 + 1)) > /after\n"));
+        world.dockerfile(&format!(
+            "FROM BUSYBOX\nRUN head -c {size} /dev/zero > /big; echo $((1 + 1)) > /after\n"
+        ));
         let mut command = world.command();
         command.env("STAVE_CONFIG", world.path("config.toml")).args(["build", "-t", "it", "."]);
         command.output().expect("the program starts")

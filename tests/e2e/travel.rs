@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use stave_test_support::TestBucket;
+use stave_test_support::bucket::{ACCESS_KEY, SECRET_KEY};
+
 use crate::environment::{Environment, Outcome, registry};
 
 const STEPS: &str = "FROM BUSYBOX AS tools\nRUN echo tool > /tool\nCOPY src /src\n\
@@ -65,6 +68,28 @@ fn through_a_registry_in_every_form() {
         let (world, name) = (project(), name(tag));
         travels(&world, &format!("type=registry,ref={name}{options}"), &name);
     }
+}
+
+#[test]
+fn through_a_bucket() {
+    let (world, bucket) = (project(), TestBucket::start().expect("a server"));
+    let place = |secret: &str| {
+        format!(
+            "type=s3,bucket=caches,region=eu-test-1,endpoint_url={},use_path_style=true,name=app,prefix=a b/,\
+             access_key_id={ACCESS_KEY},secret_access_key={secret}",
+            bucket.url()
+        )
+    };
+    let from = place(SECRET_KEY);
+    travels(&world, &format!("{from},mode=max"), &from);
+    let objects = bucket.objects();
+    assert!(objects.contains(&"/caches/a%20b/manifests/app".to_owned()), "{objects:?}");
+    assert!(objects.iter().any(|name| name.starts_with("/caches/a%20b/blobs/sha256:")), "{objects:?}");
+    // What is there is touched, not sent again.
+    build(&world, &["--no-cache-filter", "nothing", "--cache-to", &format!("{from},mode=max")]).success();
+    assert!(bucket.touched() > 0 && bucket.objects() == objects);
+    let wrong = build(&world, &["--cache-to", &place("guessed")]).exits(1);
+    wrong.says("SignatureDoesNotMatch").never_says("guessed");
 }
 
 #[test]
