@@ -2,7 +2,10 @@
 //!
 //! Owns what `# syntax=` says about it. Must not know what the languages differ in. Start with [`Dialect`].
 
-use crate::ast::{DirectiveKind, Dockerfile};
+use crate::{
+    ast::{DirectiveKind, Dockerfile},
+    grammar,
+};
 
 /// The name of our own language in `# syntax=`.
 pub const OWN_SYNTAX: &str = "stave/1";
@@ -47,9 +50,53 @@ impl Dockerfile {
     }
 }
 
+/// The value of `syntax` in a text of whatever language: `# syntax=`, `// syntax=`, or a JSON object's member. A line
+/// `#!` before the first two is passed over.
+pub fn syntax_of(text: &str) -> Option<String> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let text = if text.starts_with("#!") { text.split_once('\n').map_or("", |(_, rest)| rest) } else { text };
+    directive_behind("#", text).or_else(|| directive_behind("//", text)).or_else(|| {
+        let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).ok()?;
+        object.get("syntax")?.as_str().map(str::to_owned)
+    })
+}
+
+/// `syntax` among the directives that the text begins with.
+fn directive_behind(comment: &str, text: &str) -> Option<String> {
+    let mut seen = Vec::new();
+    for line in text.lines() {
+        let (name, value) = grammar::directive(line.strip_prefix(comment)?.trim_start())?;
+        let name = name.to_ascii_lowercase();
+        if name == "syntax" {
+            return Some(value.to_owned());
+        }
+        if !matches!(name.as_str(), "escape" | "check") || seen.contains(&name) {
+            return None;
+        }
+        seen.push(name);
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_syntax_of_any_text() {
+        let check =
+            |text: &str, expected: Option<&str>| assert_eq!(syntax_of(text).as_deref(), expected, "{text}");
+        check("# syntax = a/b // opts\nFROM x", Some("a/b // opts"));
+        check("\u{feff}#!/bin/sh\r\n# escape=`\r\n# SYNTAX=a\r\n", Some("a"));
+        check("#!/bin/sh\n\n# syntax=a", None);
+        check("# other=1\n# syntax=a", None);
+        check(" # syntax=a", None);
+        check("//syntax=a\n//key=value", Some("a"));
+        check("{\"syntax\": \"a\", \"bar\": [\"b\"]}", Some("a"));
+        check("{\"syntax\": \"a\"", None);
+        check("{\"syntax\": \"a\"}\n# syntax=b", None);
+        check("", None);
+    }
 
     #[track_caller]
     fn check(value: &str, expected: Option<Dialect>) {

@@ -53,7 +53,7 @@ mod view;
 pub use ast::Dockerfile;
 pub use check::CheckReport;
 pub use diagnostic::{Code, Diagnostic, Severity};
-pub use dialect::{Dialect, OWN_SYNTAX};
+pub use dialect::{Dialect, OWN_SYNTAX, syntax_of};
 pub use include::{Includes, TooMuchIncluded};
 pub use input::{ContextSource, NamedContext};
 pub use lower::{LowerError, Lowered, lower};

@@ -5,7 +5,7 @@
 
 use crate::{
     diagnostic::{Code, Diagnostic},
-    lower::lower,
+    lower::{LowerError, lower},
     plan::{BuildPlan, PlanError},
     request::ResolvedSources,
     source::Span,
@@ -29,7 +29,7 @@ impl CheckReport {
         warnings.extend(scopes::of_plan(plan, resolved));
         let error = match plan.checks.verdict(&warnings) {
             Some(message) => Some(Diagnostic::error(Code::Lower, Span::default(), message)),
-            None => lower(plan, resolved).err().map(|failure| *failure.diagnostic),
+            None => lower_unrun(plan, resolved).err().map(|failure| *failure.diagnostic),
         };
         Self { warnings, error }
     }
@@ -44,6 +44,20 @@ impl CheckReport {
     /// Whether there is nothing to report.
     pub fn is_clean(&self) -> bool {
         self.warnings.is_empty() && self.error.is_none()
+    }
+}
+
+/// Lowers without a command being run: each `$(…)` stands for itself.
+fn lower_unrun(plan: &BuildPlan, resolved: &ResolvedSources) -> Result<(), LowerError> {
+    let mut resolved = resolved.clone();
+    loop {
+        let commands = plan.commands(&resolved)?;
+        if commands.is_empty() {
+            return lower(plan, &resolved).map(drop);
+        }
+        for command in commands {
+            resolved.insert_output(command.key, plan.dockerfile.source.slice(command.span).to_owned());
+        }
     }
 }
 
@@ -86,6 +100,9 @@ mod tests {
             &["StageNameCasing"],
             Some("invalid stage index 9"),
         );
+        let own = "# syntax=stave/1\nFROM scratch\nENV A=$(x)\n";
+        check(&format!("{own}ENV B=$(y $A)\nRUN z\n"), &[], None);
+        check(&format!("{own}STOPSIGNAL nonsense\n"), &[], Some("invalid signal: nonsense"));
         check("FROM scratch\nFRO x\n", &[], Some("unknown instruction: FRO"));
         let bad = report("FROM scratch\nCOPY a /\nSTOPSIGNAL nonsense\n", |_| {});
         assert!(bad.warnings.is_empty() && bad.error.is_some(), "lowering's errors count: {bad:?}");
