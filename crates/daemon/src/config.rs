@@ -12,7 +12,7 @@ use serde::Deserialize;
 use stave_engine::record::Retention;
 use stave_registry::RegistryTables;
 use stave_store::GcRule;
-use stave_worker::Confinement;
+use stave_worker::{Confinement, StepNetwork};
 
 use crate::tenants::{Tenancy, TenancyConfig};
 
@@ -340,7 +340,7 @@ pub struct OciWorker {
     /// `sandbox`.
     #[serde(default, rename = "noProcessSandbox")]
     pub no_process_sandbox: Option<bool>,
-    /// `host` or `auto`.
+    /// `host`, `bridge` or `auto`, which is `host`.
     #[serde(default, rename = "networkMode")]
     pub network_mode: Option<String>,
     /// Platforms shown to clients; taken.
@@ -358,6 +358,17 @@ pub struct OciWorker {
     /// Rules of the collection; with one, the sizes above have none.
     #[serde(default)]
     pub gcpolicy: Vec<GcPolicyConfig>,
+}
+
+impl OciWorker {
+    /// The network of steps that ask for none in particular.
+    #[must_use]
+    pub fn network(&self) -> StepNetwork {
+        match self.network_mode.as_deref() {
+            Some("bridge") => StepNetwork::Bridge,
+            _ => StepNetwork::Host,
+        }
+    }
 }
 
 /// A configuration that cannot be honoured.
@@ -403,7 +414,7 @@ impl FileConfig {
         if !matches!(oci.snapshotter.as_deref(), None | Some("" | "auto" | "overlayfs")) {
             return unsupported("worker.oci.snapshotter");
         }
-        if !matches!(oci.network_mode.as_deref(), None | Some("" | "auto" | "host")) {
+        if !matches!(oci.network_mode.as_deref(), None | Some("" | "auto" | "host" | "bridge")) {
             return unsupported("worker.oci.networkMode");
         }
         if oci.no_process_sandbox == Some(true) {

@@ -4,6 +4,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::types::{BuildkitVersion, GcPolic
 use bollard_buildkit_proto::pb;
 use stave_oci::Platform;
 use stave_store::GcRule;
+use stave_worker::StepNetwork;
 
 use crate::state::Shared;
 
@@ -21,10 +22,14 @@ pub(crate) fn version(shared: &Shared) -> BuildkitVersion {
 
 /// The one worker there is.
 pub(crate) fn record(shared: &Shared) -> WorkerRecord {
+    let network = match shared.settings.now().worker.confinement.network {
+        StepNetwork::Bridge => "bridge",
+        _ => "host",
+    };
     let own = [
         ("executor", "oci"),
         ("snapshotter", "overlayfs"),
-        ("network", "host"),
+        ("network", network),
         ("oci.process-mode", "sandbox"),
     ];
     let own = own.map(|(name, value)| (format!("{LABEL}{name}"), value.to_owned()));

@@ -15,6 +15,7 @@ use stave_engine::EngineConfig;
 use stave_oci::Digest;
 use stave_registry::Keychain;
 use stave_store::GcRule;
+use stave_worker::{Confinement, StepNetwork};
 
 use crate::config;
 use crate::report::Failure;
@@ -129,6 +130,7 @@ enum Snapshotter {
 enum Network {
     Auto,
     Host,
+    Bridge,
 }
 
 /// What cannot be honoured of the flags or the file.
@@ -339,8 +341,14 @@ impl Arguments {
         entitlements.extend(self.allow_insecure_entitlement.clone());
         let directory = file.provenance_environment.as_deref();
         let directory = directory.unwrap_or_else(|| Path::new(PROVENANCE_DIRECTORY));
+        let network = match self.worker.oci_worker_net {
+            Some(Network::Bridge) => StepNetwork::Bridge,
+            Some(Network::Auto | Network::Host) => StepNetwork::Host,
+            None => file.worker.oci.network(),
+        };
         Ok(WorkerConfig {
             id: worker_id(root),
+            confinement: Confinement { network, ..Confinement::default() },
             labels,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             entitlements,

@@ -231,7 +231,10 @@ fn networks() -> Fact {
         }
         (Err(error), _) => {
             let refusals = refused.iter().filter_map(|program| program.refusal());
-            let reasons: Vec<String> = std::iter::once(crate::report::chain(error)).chain(refusals).collect();
+            let mut reasons: Vec<String> =
+                std::iter::once(crate::report::chain(error)).chain(refusals).collect();
+            // Both programs need the same device.
+            reasons.dedup();
             let fact = fact.because(format!("no `bridge`: {}", reasons.join("; ")));
             let fact = error.remedy().into_iter().fold(fact, Fact::lifted_by);
             let device = std::fs::File::options().read(true).write(true).open("/dev/net/tun");
