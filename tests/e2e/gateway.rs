@@ -8,7 +8,7 @@ fn a_build_on_a_daemon_gets_what_it_needs_and_is_remembered() {
     let environment = Environment::new();
     environment.dockerfile(
         "FROM BUSYBOX\nARG A\nCOPY . /context/\n\
-         RUN --mount=type=secret,id=s cat /run/secrets/s > /out && echo $A >> /out && ls /context >> /out && echo said\n",
+         RUN --mount=type=secret,id=s wc -c < /run/secrets/s > /out && echo $A >> /out && ls /context >> /out && echo said\n",
     );
     environment
         .write("f", "")
@@ -21,7 +21,7 @@ fn a_build_on_a_daemon_gets_what_it_needs_and_is_remembered() {
     let secret = format!("id=s,src={secret}");
     let words = ["build", "--builder", &address, "--secret", &secret, "--build-arg", "A=b", "-o", &dest, "."];
     environment.stave(words).success().says("RUN --mount=type=secret");
-    assert_eq!(std::fs::read_to_string(out.join("out")).expect("is there"), "hidden\nb\nf\n");
+    assert_eq!(std::fs::read_to_string(out.join("out")).expect("is there"), "7\nb\nf\n");
 
     environment.dockerfile("FROM BUSYBOX\nRUN false\n");
     let failed = environment.stave(["build", "--builder", &address, "."]).exits(1);
@@ -49,7 +49,7 @@ fn what_a_daemon_cannot_be_asked_for_is_an_error() {
     check(&["."], "cannot connect to `unix:///nowhere/at.all`");
     check(&["--squash", "."], "not supported yet with --builder: --squash");
     check(&["--retry", "2", "."], "not supported yet with --builder: --retry");
-    check(&["-o", "type=local", "."], "dest is required");
+    check(&["-o", "type=local", "."], "type `local` needs `dest`");
     environment.stave(["build", "--builder", "builder:1", "."]).exits(2).says("invalid address `builder:1`");
 }
 

@@ -24,8 +24,8 @@ use stave_engine::Observer;
 use stave_registry::Keychain;
 use stave_worker::{Secret, SshAgent};
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
 
 pub use self::connect::{ClientTls, ConnectError, DaemonAddress};
 pub use self::outputs::Sink;
@@ -199,10 +199,11 @@ fn map(values: &BTreeMap<String, String>) -> HashMap<String, String> {
     values.clone().into_iter().collect()
 }
 
-/// What a daemon said went wrong, with the place it named.
+/// What a daemon said went wrong, with the place it named; or what is wrong with the connection.
 fn failure(status: &Status) -> RemoteError {
-    if status.code() == Code::Cancelled {
-        return RemoteError::Cancelled;
-    }
-    RemoteError::Build { message: status.message().to_owned(), place: status::place(status).map(Box::new) }
+    let message = match std::error::Error::source(status) {
+        Some(cause) => format!("{}: {}", status.message(), crate::failure::one_line(cause)),
+        None => status.message().to_owned(),
+    };
+    RemoteError::Build { message, place: status::place(status).map(Box::new) }
 }

@@ -276,3 +276,27 @@ fn spec(build: &Build, program: Program, env: Vec<String>, metadata: &std::path:
         terminal: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(label: Option<&str>, wanted: Option<&str>, has_inputs: bool, expected: Option<&str>) {
+        let mut config = ImageConfig::default();
+        config.config.labels.extend(label.map(|label| (CAPABILITIES.to_owned(), label.to_owned())));
+        let options = wanted.map(|caps| ("frontend.caps".to_owned(), caps.to_owned())).into_iter().collect();
+        let inputs = has_inputs.then(|| ("i".to_owned(), pb::Definition::default())).into_iter().collect();
+        let asked =
+            Asked { frontend: "gateway.v0", options: &options, definition: None, inputs: &inputs, depth: 0 };
+        assert_eq!(missing_capability(&config, &asked).as_deref(), expected);
+    }
+
+    #[test]
+    fn a_front_end_must_say_that_it_can_what_is_wanted() {
+        check(None, None, false, None);
+        check(None, None, true, Some(INPUTS));
+        check(Some("moby.buildkit.frontend.inputs+x,a"), Some("a+forward"), true, None);
+        check(Some("a"), Some("a,b"), false, Some("b"));
+    }
+}

@@ -122,15 +122,15 @@ impl Call {
             return Err(Status::new(Code::ResourceExhausted, "too many processes in one call"));
         }
         let open = self.containers.get(&init.container_id).map_err(|failure| failure.status())?;
-        let started = self.begin(&open, init).await;
-        // A client that is gone is seen by the caller.
+        // At once, as BuildKit does: clients wait for it whatever comes, and one that connects two processes reads
+        // nothing of the first before the second has started.
         self.say(&id, Input::Started(StartedMessage {})).await;
-        match started {
+        match self.begin(&open, init).await {
             Ok(started) => {
                 let process = started.run(id.clone(), open, self.answers.clone(), self.over.child_token());
                 self.processes.insert(id, process);
             }
-            // Clients wait for the start whatever comes, and hear of a process that could not be from its end.
+            // Clients hear of a process that could not be from its end.
             Err(failure) => {
                 self.say(&id, Input::Exit(process::not_started(&failure))).await;
                 self.say(&id, Input::Done(DoneMessage {})).await;
@@ -148,6 +148,7 @@ impl Call {
 
     async fn say(&self, id: &str, input: Input) {
         let message = ExecMessage { process_id: id.to_owned(), input: Some(input) };
+        // A client that is gone is seen by the caller.
         self.answers.send(Ok(message)).await.ok();
     }
 }
