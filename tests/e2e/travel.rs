@@ -84,7 +84,7 @@ fn through_a_bucket() {
     travels(&world, &format!("{from},mode=max"), &from);
     let objects = bucket.objects();
     assert!(objects.contains(&"/caches/a%20b/manifests/app".to_owned()), "{objects:?}");
-    assert!(objects.iter().any(|name| name.starts_with("/caches/a%20b/blobs/sha256:")), "{objects:?}");
+    assert!(objects.iter().any(|name| name.starts_with("/caches/a%20b/blobs/sha256%3A")), "{objects:?}");
     // What is there is touched, not sent again.
     build(&world, &["--no-cache-filter", "nothing", "--cache-to", &format!("{from},mode=max")]).success();
     assert!(bucket.touched() > 0 && bucket.objects() == objects);

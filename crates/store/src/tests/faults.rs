@@ -36,7 +36,6 @@ fn tar() -> Vec<u8> {
     add("d/file", tar::EntryType::Regular, None, b"3");
     add("e/.wh.gone", tar::EntryType::Regular, None, b"");
     add("e/.wh..wh..opq", tar::EntryType::Regular, None, b"");
-    drop(add);
     let mut attributes = tar::Header::new_ustar();
     attributes.set_size(1);
     attributes.set_mode(0o755);
