@@ -476,9 +476,7 @@ fn foreign_syntax(dockerfile: &Dockerfile) -> Option<Diagnostic> {
 
 /// What `# syntax=` says, whatever language the rest of the file is in.
 pub fn syntax_line(source: &Source) -> Option<String> {
-    let dockerfile = parse(source).dockerfile;
-    let mut directives = dockerfile.directives.into_iter();
-    directives.find(|directive| directive.kind == DirectiveKind::Syntax).map(|directive| directive.value)
+    stave_frontend_dockerfile::syntax_of(&source.text)
 }
 
 /// Whether a front end image is one of the reference's own, which the front end inside stands for.
