@@ -123,7 +123,7 @@ fn what_cannot_be_had_without_mounts_is_said() {
     container.dockerfile("FROM BUSYBOX\nRUN --mount=type=secret,id=t cat /run/secrets/t | wc -c > /n\n");
     let refused = container.run("$S build --secret id=t,src=token .");
     refused.exits(1).says("a secret file at `/run/secrets/t` needs a file system in memory");
-    container.dockerfile("FROM BUSYBOX\nRUN --mount=type=secret,id=t,env=T test $T = s3cr3t-t0ken-value\n");
+    container.dockerfile("FROM BUSYBOX\nRUN --mount=type=secret,id=t,env=T test ${#T} = 18\n");
     container.run("$S build --secret id=t,src=token .").success();
     container.dockerfile("FROM BUSYBOX\nRUN --network=none true\n");
     container.run("$S build .").exits(1).says("a network of its own needs a network namespace");

@@ -81,6 +81,19 @@ pub fn mount_overlay(layers: &OverlayLayers, at: &Path) -> Result<MountGuard, Mo
     Ok(MountGuard { at: at.into() })
 }
 
+/// An overlay that is mounted nowhere, as kernels before 6.5 make one: by way of the existing directory `at`, in this
+/// thread's mount namespace, which nobody else may use meanwhile.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn detached_overlay(layers: &OverlayLayers, at: &Path) -> Result<OwnedFd, MountError> {
+    crate::overlay::detached_legacy(layers, at).map_err(|source| MountError {
+        action: "mount an overlay",
+        at: at.into(),
+        source,
+    })
+}
+
 /// Mounts an empty file system in memory at the existing directory `at`, in this thread's mount namespace.
 ///
 /// # Errors

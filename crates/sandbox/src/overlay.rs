@@ -8,11 +8,14 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, move_mount, open_tree,
+    unmount,
 };
 
 use crate::mount::OverlayLayers;
@@ -30,23 +33,43 @@ pub(crate) fn mount_overlay_at(layers: &OverlayLayers, nodev: bool, at: &Path) -
         let reason = format!("{} layers, expected 1 to {MAX_LOWER_LAYERS}", layers.lower.len());
         return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
     }
-    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    match append_lower(&context, &layers.lower[0]) {
-        // Kernels before 6.5 do not know `lowerdir+`.
-        Err(rustix::io::Errno::INVAL) => return mount_legacy(layers, nodev, at),
-        other => other?,
+    if LEGACY.load(Ordering::Relaxed) {
+        return mount_legacy(layers, nodev, at);
     }
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let mounted = configure(&context, layers).and_then(|()| {
         let attributes = if nodev { MountAttrFlags::MOUNT_ATTR_NODEV } else { MountAttrFlags::empty() };
         fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
     });
-    let mounted = mounted.map_err(|error| explain(&context, error))?;
+    let mounted = match mounted {
+        // Kernels before 6.5 do not know `lowerdir+`, and say so at the end only.
+        Err(rustix::io::Errno::INVAL) if mount_legacy(layers, nodev, at).is_ok() => {
+            LEGACY.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
+        mounted => mounted.map_err(|error| explain(&context, error))?,
+    };
     move_mount(&mounted, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     Ok(())
 }
 
+/// Whether only `mount(2)` takes many layers here.
+static LEGACY: AtomicBool = AtomicBool::new(false);
+
+/// An overlay that is mounted nowhere, by way of the existing directory `at`, which nobody else may use meanwhile: for
+/// kernels before 6.5, whose new mount calls take no list of layers.
+pub(crate) fn detached_legacy(layers: &OverlayLayers, at: &Path) -> io::Result<OwnedFd> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    mount_legacy(layers, false, at)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let detached = open_tree(CWD, at, flags);
+    unmount(at, UnmountFlags::DETACH)?;
+    Ok(detached?)
+}
+
 fn configure(context: &OwnedFd, layers: &OverlayLayers) -> rustix::io::Result<()> {
-    for lower in &layers.lower[1..] {
+    for lower in &layers.lower {
         append_lower(context, lower)?;
     }
     if let Some((upper, work)) = &layers.upper {
@@ -155,6 +178,22 @@ mod tests {
             test();
         });
         run.join().expect("the test passes");
+    }
+
+    #[test]
+    fn older_kernels_get_a_mount_without_a_place() {
+        privately(|| {
+            let place = tempfile::tempdir_in("/var/tmp").expect("a directory");
+            let path = |name: &str| place.path().join(name);
+            for name in ["a", "b", "at"] {
+                fs::create_dir(path(name)).expect("a directory");
+                fs::write(path(name).join(format!("in-{name}")), "").expect("a file");
+            }
+            let layers = OverlayLayers { lower: vec![path("a"), path("b")], upper: None, volatile: false };
+            let view = detached_legacy(&layers, &path("at")).expect("a mount");
+            assert!(rustix::fs::statat(&view, "in-a", rustix::fs::AtFlags::empty()).is_ok());
+            assert!(path("at/in-at").exists());
+        });
     }
 
     #[test]

@@ -253,7 +253,7 @@ fn begin(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
 fn commit(ready: Ready, created: &[PathBuf]) -> Result<Vec<Ref>, StepError> {
     let Ready { process, prepared, touched, .. } = ready;
     let Prepared { root, root_output, written, contexts, guards, root_view, caches, .. } = prepared;
-    guards.iter().try_for_each(|guard| guard.collect())?;
+    guards.iter().try_for_each(mounts::Mounted::collect)?;
     // Everything that has the layers mounted goes first; the view is of those below.
     drop((guards, caches));
     if !created.is_empty() {

@@ -7,11 +7,13 @@ use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
     fsmount, fsopen,
 };
+use stave_sandbox::{OverlayLayers, detached_overlay};
 
 use crate::root::{At as _, IoAt, RootDir};
 
@@ -55,7 +57,31 @@ fn overlay(lowers: &[PathBuf], upper: Option<(&Path, &Path)>) -> Result<RootDir,
         return Err(ViewError::TooManyLayers(lowers.len()));
     }
     let place = upper.map_or_else(|| lowers[0].as_path(), |(upper, _)| upper);
-    Ok(RootDir::from_fd(mount(lowers, upper).at("mounting an overlay of", place)?))
+    let mounted = match mount(lowers, upper) {
+        // Kernels before 6.5 do not know `lowerdir+`.
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
+            legacy(lowers, upper).map_err(|_| error)
+        }
+        mounted => mounted,
+    };
+    Ok(RootDir::from_fd(mounted.at("mounting an overlay of", place)?))
+}
+
+/// The same by `mount(2)`, which needs a place for a moment.
+fn legacy(lowers: &[PathBuf], upper: Option<(&Path, &Path)>) -> std::io::Result<OwnedFd> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let name = format!("view-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let at = match upper {
+        // Beside the layer, in a directory that is removed with it.
+        Some((upper, _)) => upper.with_file_name(name),
+        None => std::env::temp_dir().join(name),
+    };
+    std::fs::create_dir(&at)?;
+    let upper = upper.map(|(upper, work)| (upper.to_owned(), work.to_owned()));
+    let layers = OverlayLayers { lower: lowers.to_vec(), volatile: upper.is_some(), upper };
+    let mounted = detached_overlay(&layers, &at);
+    std::fs::remove_dir(&at)?;
+    mounted.map_err(|error| error.source)
 }
 
 fn mount(lowers: &[PathBuf], upper: Option<(&Path, &Path)>) -> std::io::Result<OwnedFd> {

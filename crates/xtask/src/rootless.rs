@@ -30,6 +30,9 @@ const NEEDS_ROOT: &[&str] = &[
     "rights_are_refused_unless_granted",
     // Other programs as root: an external runtime gets no user namespace from us.
     "runc_runs_steps",
+    "crun_runs_steps",
+    // Containers of root's, with root's podman.
+    "chroot::",
     // Nodes of devices and other users' files, which a user may not make outside of layers.
     "devices_are_never_usable",
     "a_directory_gets_the_root_file_system",
