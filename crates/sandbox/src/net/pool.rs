@@ -107,6 +107,12 @@ impl BridgeNetwork {
         &self.0.facts
     }
 
+    /// How many namespaces wait to be taken now.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.0.shared.lock().ready.len()
+    }
+
     /// A namespace of one's own. Waits only when more are taken than were made.
     ///
     /// # Errors
