@@ -44,9 +44,9 @@ pub struct Asked {
     /// The version of the Dockerfile language.
     pub language: Option<String>,
     /// What made the graphs that went in, by their names.
-    pub inputs: BTreeMap<String, Asked>,
+    pub inputs: BTreeMap<String, Self>,
     /// What the client asked for that asked for this.
-    pub root: Option<Box<Asked>>,
+    pub root: Option<Box<Self>>,
 }
 
 /// What is to be attested; by default nothing is.

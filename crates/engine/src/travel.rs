@@ -42,13 +42,16 @@ pub struct Caches {
     pub owner: Option<CacheOwner>,
 }
 
+/// Finds a directory by the path that its owner names.
+pub type Directories = dyn Fn(&Path) -> Arc<dyn Contents> + Send + Sync;
+
 /// Somebody for whom this machine builds: caches are read and written with his credentials, in his directories.
 #[derive(Clone)]
 pub struct CacheOwner {
     /// Asks registries.
     pub registry: Client,
     /// His directories, by the path he names.
-    pub directories: Arc<dyn Fn(&Path) -> Arc<dyn Contents> + Send + Sync>,
+    pub directories: Arc<Directories>,
     /// Whose cache records are his.
     pub namespace: Namespace,
 }
