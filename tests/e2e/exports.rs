@@ -232,12 +232,15 @@ fn statements_are_pushed_as_an_index_or_as_referrers() {
             let image = at(0);
             let tag = image.rsplit_once('@').expect("a digest").1.replace(':', "-");
             let listed = raw(&format!("{base}:{tag}"));
-            assert_eq!(listed["manifests"][0]["digest"], index["manifests"][1]["digest"]);
+            // Earlier runs at this registry made the same image, and other statements of it.
+            let wanted = &index["manifests"][1]["digest"];
+            let own = |list: &[Value]| list.iter().find(|one| one["digest"] == *wanted).cloned();
+            assert!(own(listed["manifests"].as_array().expect("a list")).is_some(), "{listed}");
             let platform = stave_oci::Platform::host().to_string();
             let words = ["image", "referrers", "--json", "--platform", &platform, &name];
             let found = lines(&world.stave(words).success().stdout);
-            assert_eq!((found.len(), &found[0]["digest"]), (1, &index["manifests"][1]["digest"]));
-            assert_eq!(found[0]["artifactType"], "application/vnd.docker.attestation.manifest.v1+json");
+            let found = own(&found).expect("is listed");
+            assert_eq!(found["artifactType"], "application/vnd.docker.attestation.manifest.v1+json");
         }
         // Whoever knows nothing of statements gets the image.
         let other = Environment::new();
