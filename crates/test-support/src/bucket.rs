@@ -99,7 +99,12 @@ impl Shared {
     fn answer(&self, stream: &TcpStream) -> io::Result<()> {
         let request = Request::read(stream)?;
         if let Err(code) = request.check_signature() {
-            return refuse(stream, 403, code);
+            // An answer to HEAD has no body.
+            return if request.method == "HEAD" {
+                respond(stream, 403, b"", false)
+            } else {
+                refuse(stream, 403, code)
+            };
         }
         let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
         match request.method.as_str() {
