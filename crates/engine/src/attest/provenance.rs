@@ -285,7 +285,10 @@ impl Facts<'_> {
             for mount in &exec.mounts {
                 match mount {
                     Mount::Secret { id, optional, .. } => drop(secrets.insert(id.clone(), *optional)),
-                    Mount::Ssh { id, optional, .. } => drop(agents.insert(id.clone(), *optional)),
+                    Mount::Ssh { id, optional, .. } => {
+                        let id = if id.is_empty() { stave_worker::DEFAULT_AGENT } else { id };
+                        agents.insert(id.to_owned(), *optional);
+                    }
                     _ => {}
                 }
             }
