@@ -69,7 +69,9 @@ pub use stave_remotecache::spec as cache_spec;
 pub use tenants::ProbeError;
 pub use timeline::{CriticalPath, PathEntry, Span, Subject, Timeline};
 pub use stave_remotecache::place as cache_place;
-pub use travel::{CacheExportError, CacheOwner, Caches, ImageLayers, Journey, LocalMount, MountCopyError};
+pub use travel::{
+    CacheExportError, CacheOwner, Caches, Directories, ImageLayers, Journey, LocalMount, MountCopyError,
+};
 pub use verify::{Deviation, Verified};
 
 /// Processes of RUN steps at once. They mostly wait (for a network, for each other), and a build's own

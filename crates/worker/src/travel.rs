@@ -174,6 +174,9 @@ impl Shared {
         };
         let digest = contenthash::digest(&self.input(result)?, paths, files)?;
         if let Some(key) = memo {
+            if self.travelling.len() >= crate::worker::MAX_DIGESTS {
+                self.travelling.clear();
+            }
             self.travelling.insert(key, digest.clone());
         }
         Ok(digest)

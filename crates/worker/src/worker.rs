@@ -83,12 +83,16 @@ pub struct LocalWorkerConfig {
     pub runtime: Option<PathBuf>,
 }
 
-/// Runs ops on this machine. While it lives, nothing it used or made is collected.
+/// Runs ops on this machine. While it lives, nothing it used or made is collected, unless it was told to
+/// [let go](Self::let_go).
 #[derive(Debug)]
 pub struct LocalWorker<E = LocalExecutor> {
     pub(crate) shared: Arc<Shared>,
     pub(crate) executor: E,
 }
+
+/// Digests that are remembered, of either kind.
+pub(crate) const MAX_DIGESTS: usize = 10_000;
 
 /// What ops running at the same time share.
 #[derive(Debug)]
@@ -112,7 +116,7 @@ pub(crate) struct Shared {
     pub(crate) networks: Networks,
     /// What failed steps left, until the process ends.
     pub(crate) failed: Mutex<Vec<FailedStep>>,
-    _lease: Lease,
+    lease: Mutex<Option<Lease>>,
 }
 
 /// The trees looked at last: unlike a mount, making one takes its time.
@@ -192,7 +196,7 @@ impl<E> LocalWorker<E> {
             device_directories,
             networks,
             failed: Mutex::default(),
-            _lease: lease,
+            lease: Mutex::new(Some(lease)),
         };
         Ok(Self { shared: Arc::new(shared), executor })
     }
@@ -221,6 +225,12 @@ impl<E> LocalWorker<E> {
     /// From now on the layers that these vertices make are digested as soon as they are there.
     pub fn hash_ahead(&self, vertices: std::collections::BTreeSet<stave_oci::Digest>) -> HashAhead {
         HashAhead::new(&self.shared.wishes, vertices)
+    }
+
+    /// From now on only the leases of those for whom it works keep what it uses and makes: what lives for long must
+    /// not keep everything.
+    pub fn let_go(&self) {
+        drop(self.shared.lease.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// The store the worker works in.
@@ -284,6 +294,10 @@ impl Shared {
         let digest = ContentDigest::from_bytes(digest);
         self.keep_manifest(&digest, &digested);
         if let Some(key) = memo {
+            // A daemon lives long: what was forgotten is made again.
+            if self.digests.len() >= MAX_DIGESTS {
+                self.digests.clear();
+            }
             self.digests.insert(key, digest);
         }
         Ok(digest)
