@@ -206,7 +206,7 @@ async fn wait(
         let error = rpc::Status { code: Code::Unknown.into(), message: words, details: Vec::new() };
         ExitMessage { code, error: Some(error) }
     };
-    match ended.map(|status| status.code()) {
+    match ended.map(stave_worker::ExitStatus::code) {
         Ok(0) => ExitMessage { code: 0, error: None },
         Ok(code) => exit(u32::try_from(code).unwrap_or(UNKNOWN_CODE), format!("exit code: {code}")),
         Err(ExecError::Cancelled) => exit(137, "exit code: 137: context canceled".to_owned()),

@@ -109,8 +109,11 @@ pub(super) fn attestations(flags: &outputs::Flags) -> Result<BTreeMap<String, St
     Ok(found)
 }
 
+/// A cache's kind and its options.
+pub(super) type Cache = (String, BTreeMap<String, String>);
+
 /// `--cache-from` and `--cache-to`.
-pub(super) fn caches(specs: &[String]) -> Result<Vec<(String, BTreeMap<String, String>)>, Failure> {
+pub(super) fn caches(specs: &[String]) -> Result<Vec<Cache>, Failure> {
     let read = |spec: &String| {
         if !spec.contains('=') {
             return Ok(("registry".to_owned(), BTreeMap::from([owned(("ref", spec))])));
