@@ -31,6 +31,8 @@ const NEEDS_ROOT: &[&str] = &[
     // Other programs as root: an external runtime gets no user namespace from us.
     "runc_runs_steps",
     "crun_runs_steps",
+    // A file given to a group that the user is not in.
+    "a_group_may_use_the_socket",
     // Containers of root's, with root's podman.
     "chroot::",
     // Nodes of devices and other users' files, which a user may not make outside of layers.
