@@ -31,7 +31,7 @@ const NEEDS_ROOT: &[&str] = &[
     // Other programs as root: an external runtime gets no user namespace from us.
     "runc_runs_steps",
     "crun_runs_steps",
-    // A file given to a group that the user is not in.
+    // A limit: the user's group has another number, or none, in the namespace that the daemon is in.
     "a_group_may_use_the_socket",
     // Containers of root's, with root's podman.
     "chroot::",
