@@ -4,8 +4,6 @@
 
 #[path = "cases/history.rs"]
 mod history;
-#[path = "cases/page.rs"]
-mod page;
 #[path = "cases/results.rs"]
 mod results;
 #[path = "cases/tenants.rs"]

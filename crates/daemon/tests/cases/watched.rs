@@ -1,6 +1,6 @@
 //! The daemon over the listeners of those who watch it: metrics, readiness, dumps, the web page.
 //!
-//! A small client of our own speaks HTTP/1.1 here; the page in a browser is tested in `page.rs`. Start with [`client`].
+//! A small client of our own speaks HTTP/1.1 here. Start with [`client`].
 
 use crate::client::{Files, TestDaemon};
 use stave_daemon::{Address, WebPage};
