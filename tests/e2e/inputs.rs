@@ -603,15 +603,3 @@ fn what_cannot_be_reached_or_is_ignored_is_not_walked() {
         assert!(!line.contains("/context/other") && !line.contains("\"other\""), "{line}");
     }
 }
-
-#[test]
-fn a_time_that_a_source_has_is_refused_by_name() {
-    let world = Environment::new();
-    world.dockerfile(
-        "FROM scratch AS dated\nADD https://127.0.0.1:1/file /\nFROM scratch\nCOPY Dockerfile /\n",
-    );
-    world
-        .stave(["build", "--build-arg", "SOURCE_DATE_EPOCH=dated", "."])
-        .exits(1)
-        .says("not supported yet: a `SOURCE_DATE_EPOCH` that names a context or a stage");
-}

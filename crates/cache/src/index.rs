@@ -117,7 +117,8 @@ impl CacheIndex {
                  FROM keys k JOIN records r ON r.id = k.record WHERE k.key = ?1",
             )?;
             for place in self.scope.places(key) {
-                let found = statement.query_row([place.as_bytes()], |row| read_record(row, *key)).optional()?;
+                let found =
+                    statement.query_row([place.as_bytes()], |row| read_record(row, *key)).optional()?;
                 if let Some(found) = found.flatten() {
                     return Ok(Some(found));
                 }

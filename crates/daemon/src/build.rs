@@ -439,7 +439,13 @@ pub(crate) struct RunningBuild<'a> {
 
 impl Builds {
     pub(crate) fn new(engine: Arc<Engine>, metrics: Arc<Metrics>) -> Self {
-        Self { producers: Arc::default(), engine, metrics, running: Mutex::default(), changed: watch::Sender::new(()) }
+        Self {
+            producers: Arc::default(),
+            engine,
+            metrics,
+            running: Mutex::default(),
+            changed: watch::Sender::new(()),
+        }
     }
 
     /// Begins a build.

@@ -123,7 +123,8 @@ impl Service for Control {
     }
 
     async fn prune(&self, request: Request<PruneRequest>) -> Result<Response<Self::PruneStream>, Status> {
-        let pruned = usage::prune(&self.shared, &caller(&request)?, request.into_inner()).await.map_err(told)?;
+        let pruned =
+            usage::prune(&self.shared, &caller(&request)?, request.into_inner()).await.map_err(told)?;
         Ok(Response::new(stream::iter(pruned.into_iter().map(Ok)).boxed()))
     }
 

@@ -307,7 +307,8 @@ fn place_of(definition: &Definition, vertex: &Digest) -> Option<Place> {
 
 fn source(place: &Place) -> Value {
     // A range each line: what clients count.
-    let lines = place.lines.iter().flat_map(|(first, last)| *first..=(*last).min(first.saturating_add(MAX_LINES)));
+    let lines =
+        place.lines.iter().flat_map(|(first, last)| *first..=(*last).min(first.saturating_add(MAX_LINES)));
     let ranges: Vec<_> =
         lines.map(|line| json!({ "start": { "line": line }, "end": { "line": line } })).collect();
     json!({

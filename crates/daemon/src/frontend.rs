@@ -129,11 +129,7 @@ async fn bring_layouts(
 }
 
 /// What statements say that this front end was asked.
-fn asked(
-    options: &HashMap<String, String>,
-    attributes: &Attributes,
-    loaded: &definition::Loaded,
-) -> Asked {
+fn asked(options: &HashMap<String, String>, attributes: &Attributes, loaded: &definition::Loaded) -> Asked {
     let mut asked = crate::wanted::asked(FRONTEND, options);
     if loaded.is_dockerfile_local {
         asked.locals.insert(attributes.dockerfile_name.clone());

@@ -135,7 +135,11 @@ pub(crate) struct Asked<'a> {
 }
 
 /// Runs a front end, or takes up a graph.
-pub(crate) async fn run(shared: &Arc<Shared>, build: &Arc<Build>, asked: Asked<'_>) -> Result<Outcome, Failure> {
+pub(crate) async fn run(
+    shared: &Arc<Shared>,
+    build: &Arc<Build>,
+    asked: Asked<'_>,
+) -> Result<Outcome, Failure> {
     if !asked.frontend.is_empty() || asked.definition.is_some() {
         build.enter().await?;
     }
@@ -170,11 +174,7 @@ pub(crate) async fn run(shared: &Arc<Shared>, build: &Arc<Build>, asked: Asked<'
 }
 
 /// The front end inside, unless the Dockerfile names another.
-async fn dockerfile(
-    shared: &Arc<Shared>,
-    build: &Arc<Build>,
-    asked: Asked<'_>,
-) -> Result<Outcome, Failure> {
+async fn dockerfile(shared: &Arc<Shared>, build: &Arc<Build>, asked: Asked<'_>) -> Result<Outcome, Failure> {
     match Box::pin(frontend::dockerfile(build, asked.options, asked.inputs)).await? {
         Made::Outcome(outcome) => Ok(outcome),
         Made::Forward { source, line } => {

@@ -19,10 +19,10 @@ mod frontend;
 mod fsutil;
 mod gateway;
 mod health;
+mod history;
 mod identity;
 mod metrics;
 mod monitor;
-mod history;
 mod progress;
 mod server;
 mod session;
@@ -31,13 +31,13 @@ mod state;
 mod supervisor;
 mod tenants;
 mod traces;
-mod web;
 mod wanted;
+mod web;
 mod workers;
 
 pub use config::{
-    Address, AddressError, DaemonConfig, FileConfig, InheritedSocket, Listener, Reload, Reloaded, TlsIdentity,
-    WebPage, WorkerConfig,
+    Address, AddressError, DaemonConfig, FileConfig, InheritedSocket, Listener, Reload, Reloaded,
+    TlsIdentity, WebPage, WorkerConfig,
 };
 pub use server::{Daemon, DaemonError};
 pub use tenants::{Quota, Tenancy, TenancyConfig, TenancyError};

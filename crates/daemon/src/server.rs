@@ -133,14 +133,20 @@ impl Daemon {
         let mut watched = Vec::new();
         if let Some(address) = config.monitor {
             let listener = bind(unprotected(address)).await?;
-            watched.push(Watched { listener, routes: |shared, _| monitor::router(shared), hosts: Vec::new() });
+            watched.push(Watched {
+                listener,
+                routes: |shared, _| monitor::router(shared),
+                hosts: Vec::new(),
+            });
         }
         if let Some(page) = config.web {
             let listener = bind(unprotected(page.address)).await?;
             watched.push(Watched { listener, routes: web::router, hosts: page.hosts });
         }
         let audit = match &config.audit {
-            Some(path) => Audit::open(path).map_err(|source| DaemonError::Audit { path: path.clone(), source })?,
+            Some(path) => {
+                Audit::open(path).map_err(|source| DaemonError::Audit { path: path.clone(), source })?
+            }
             None => Audit::default(),
         };
         // A build holds its own lease: what it made may go once it is over.

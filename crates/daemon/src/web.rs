@@ -142,11 +142,11 @@ fn listed(record: &BuildHistoryRecord) -> Value {
     let millis = |time: &Option<_>| time.as_ref().map(events::millis);
     let target = record.frontend_attrs.get("target").map_or("", String::as_str);
     let file = record.frontend_attrs.get("filename").map_or("Dockerfile", String::as_str);
-    let names = record.exporters.iter().filter_map(|exporter| exporter.attrs.get("name"));
+    let mut names = record.exporters.iter().filter_map(|exporter| exporter.attrs.get("name"));
     json!({
         "ref": record.r#ref,
         "state": match &record.error { None => "succeeded", Some(error) if error.code == 1 => "cancelled", _ => "failed" },
-        "title": names.cloned().next().unwrap_or_else(|| format!("{file} {target}").trim().to_owned()),
+        "title": names.next().cloned().unwrap_or_else(|| format!("{file} {target}").trim().to_owned()),
         "started": millis(&record.created_at),
         "ended": millis(&record.completed_at),
         "steps": record.num_total_steps,

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use stave_exporter::{ExportError, ExportTarget, Exported, Image, ImageLayerRef};
 use stave_frontend_dockerfile::ast::DirectiveKind;
 use stave_frontend_dockerfile::{
-    BuildPlan, Code, Diagnostic, Dialect, Dockerfile, Lowered, PlanRequest, Severity, Source, lower,
-    parse, plan,
+    BuildPlan, Code, Diagnostic, Dialect, Dockerfile, Lowered, PlanRequest, Severity, Source, lower, parse,
+    plan,
 };
 use stave_llb::{Definition, Op, Vertex};
 use stave_oci::{Digest, ImageConfig, Platform, Reference};
@@ -360,7 +360,11 @@ impl Engine {
     }
 
     /// The layers of an image that was pulled, with the blobs they came as.
-    pub(crate) fn base_layers(&self, name: &Reference, platform: &Platform) -> Result<Vec<ImageLayerRef>, StoreError> {
+    pub(crate) fn base_layers(
+        &self,
+        name: &Reference,
+        platform: &Platform,
+    ) -> Result<Vec<ImageLayerRef>, StoreError> {
         let Some(image) = self.local_image(name, platform)? else { return Ok(Vec::new()) };
         let origin = image.manifest.is_some().then(|| name.clone());
         let layer = |layer: stave_store::ImageLayer| ImageLayerRef {

@@ -206,7 +206,7 @@ mod tests {
             std::fs::write(layer.upper().join(name), vec![1; 100_000]).expect("a file");
             layer.commit().expect("a commit");
         }
-        drop(store.mutable_dir("c", Sharing::Shared).and_then(|mount| mount.initialised()));
+        drop(store.mutable_dir("c", Sharing::Shared).and_then(stave_store::MutableDir::initialised));
         collect(&store, &DiskPolicy { cap: None, rules }).expect("a collection");
         let usage = store.disk_usage().expect("a listing");
         let kinds = |wanted| usage.records.iter().filter(|record| record.id.kind() == wanted).count();

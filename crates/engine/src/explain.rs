@@ -126,14 +126,7 @@ impl Explainer {
         recorder: Recorder,
         definition: Arc<Definition>,
     ) -> Self {
-        let shared = Shared {
-            index,
-            manifests,
-            history,
-            recorder,
-            definition,
-            earlier: Mutex::new(None),
-        };
+        let shared = Shared { index, manifests, history, recorder, definition, earlier: Mutex::new(None) };
         Self { shared: Arc::new(shared) }
     }
 

@@ -65,10 +65,10 @@ pub use run::{RunError, RunRequest};
 pub use source_time::epoch_source;
 pub use stages::StageTag;
 pub use stave_remotecache::mounts::{MountEntry, Saved as SavedMounts};
+pub use stave_remotecache::place as cache_place;
 pub use stave_remotecache::spec as cache_spec;
 pub use tenants::ProbeError;
 pub use timeline::{CriticalPath, PathEntry, Span, Subject, Timeline};
-pub use stave_remotecache::place as cache_place;
 pub use travel::{
     CacheExportError, CacheOwner, Caches, Directories, ImageLayers, Journey, LocalMount, MountCopyError,
 };

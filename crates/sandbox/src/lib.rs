@@ -38,7 +38,8 @@ pub use ids::IdMap;
 pub use launcher::{Launcher, launcher_entry};
 pub use meter::Meter;
 pub use mount::{
-    MountGuard, OverlayLayers, detached_overlay, enter_private_mounts, mount_memory, mount_overlay, remove_mount_points,
+    MountGuard, OverlayLayers, detached_overlay, enter_private_mounts, mount_memory, mount_overlay,
+    remove_mount_points,
 };
 pub use net::{
     BridgeError, BridgeFacts, BridgeNamespace, BridgeNetwork, BridgePart, abandoned_bridges, sweep_bridges,

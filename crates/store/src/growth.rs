@@ -78,7 +78,12 @@ impl Growth {
     pub fn of<'a>(store: &Store, layers: impl IntoIterator<Item = &'a ActiveLayer>) -> Option<Self> {
         let cap = store.cap()?;
         let layers = layers.into_iter().map(|layer| (layer.upper().to_owned(), layer.room().clone()));
-        Some(Self { store: store.clone(), layers: layers.collect(), margin: MARGIN.min(cap / 8), close: None })
+        Some(Self {
+            store: store.clone(),
+            layers: layers.collect(),
+            margin: MARGIN.min(cap / 8),
+            close: None,
+        })
     }
 
     /// Looks, and says after which time to look again. Blocks.

@@ -309,7 +309,8 @@ impl Store {
     pub fn layer_created(&self, layer: LayerId) -> Result<Option<SystemTime>, StoreError> {
         self.inner.database.read(|tx| {
             let query = "SELECT created FROM layer WHERE id = ?1 AND state = 0";
-            let found: Option<i64> = tx.prepare_cached(query)?.query_row([layer.0], |row| row.get(0)).optional()?;
+            let found: Option<i64> =
+                tx.prepare_cached(query)?.query_row([layer.0], |row| row.get(0)).optional()?;
             Ok(found.map(time))
         })
     }

@@ -480,10 +480,9 @@ fn source_error(error: SourceError) -> OpError {
         | SourceError::Http { .. }
         | SourceError::Layout { .. }
         | SourceError::Git(_) => OpErrorKind::Source,
-        SourceError::Layer { .. }
-        | SourceError::Room { .. }
-        | SourceError::Store(_)
-        | SourceError::Io(_) => OpErrorKind::System,
+        SourceError::Layer { .. } | SourceError::Room { .. } | SourceError::Store(_) | SourceError::Io(_) => {
+            OpErrorKind::System
+        }
     };
     OpError::new(kind, error)
 }

@@ -116,7 +116,8 @@ impl Chain<'_> {
                 let source = self.source(action.secondary)?;
                 let request = request(root, copy)?;
                 let is_local = matches!(source, Input::Context(_));
-                if layer.reuse.is_none() && is_local && self.only_copies() && stave_sandbox::has_namespaces() {
+                if layer.reuse.is_none() && is_local && self.only_copies() && stave_sandbox::has_namespaces()
+                {
                     layer.reuse = Reuse::open(&self.shared.store, self.step.vertex, index, &layer.active);
                 }
                 let reuse = layer.reuse.as_ref().filter(|_| is_local);

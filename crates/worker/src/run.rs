@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use stave_oci::Platform;
 use stave_sandbox::{
-    CgroupLimits, CgroupParent, DEFAULT_PATH, ExitStatus, MountSpec, Network, Process, Rlimit, Sandbox, Security,
-    Stdio, TerminalSize,
+    CgroupLimits, CgroupParent, DEFAULT_PATH, ExitStatus, MountSpec, Network, Process, Rlimit, Sandbox,
+    Security, Stdio, TerminalSize,
 };
 use stave_store::{ActiveLayer, Snapshot};
 use tokio_util::sync::CancellationToken;
@@ -205,8 +205,8 @@ impl LocalWorker<LocalExecutor> {
         };
         let nothing = || std::fs::File::options().read(true).write(true).open("/dev/null");
         let streams = nothing().and_then(|stdin| Ok((stdin, nothing()?, nothing()?)));
-        let (stdin, stdout, stderr) = streams
-            .map_err(|source| RunError::Bind { path: "/dev/null".into(), source })?;
+        let (stdin, stdout, stderr) =
+            streams.map_err(|source| RunError::Bind { path: "/dev/null".into(), source })?;
         let stdio = Stdio { stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into() };
         match self.start(spec, stdio).await {
             Err(error) if error.exit_code() == NOT_FOUND => Ok(()),

@@ -142,9 +142,9 @@ impl LocalWorker<LocalExecutor> {
     /// # Errors
     /// When the store fails.
     pub fn new(config: LocalWorkerConfig) -> Result<Self, StoreError> {
-        let runtime = config.runtime.map(|program| {
-            RuntimeExecutor::new(program, config.store.clone()).beside(&config.launcher)
-        });
+        let runtime = config
+            .runtime
+            .map(|program| RuntimeExecutor::new(program, config.store.clone()).beside(&config.launcher));
         let trees = Some(config.store.clone()).filter(|_| !stave_sandbox::has_namespaces());
         let networks = Networks::new(&config.launcher);
         let executor = LocalExecutor::new(config.launcher, runtime).in_trees_of(trees);

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use stave_daemon::config::{Size, environment};
 use stave_daemon::{
-    Address, Daemon, DaemonConfig, FileConfig, InheritedSocket, Listener, Reload, Reloaded, Tenancy, TlsIdentity,
-    WebPage, WorkerConfig,
+    Address, Daemon, DaemonConfig, FileConfig, InheritedSocket, Listener, Reload, Reloaded, Tenancy,
+    TlsIdentity, WebPage, WorkerConfig,
 };
 use stave_engine::EngineConfig;
 use stave_oci::Digest;
@@ -195,10 +195,15 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
     let root = if is_buildkitd() { root.join("stave") } else { root };
     let mut config = arguments.config(&file, &root).map_err(failed)?;
     config.reload = Some(Reload(Box::new({
-        let (arguments, global, root, before) = (arguments.clone(), global.clone(), root.clone(), fixed(&file));
+        let (arguments, global, root, before) =
+            (arguments.clone(), global.clone(), root.clone(), fixed(&file));
         move || arguments.reload(&global, &root, &before).map_err(|error| crate::report::chain(&error))
     })));
-    let cap = file.store.cap.as_ref().map(|size| size.bytes(disk(&root)).ok_or_else(|| StartError::Size(size.to_string())));
+    let cap = file
+        .store
+        .cap
+        .as_ref()
+        .map(|size| size.bytes(disk(&root)).ok_or_else(|| StartError::Size(size.to_string())));
     let cap = cap.transpose().map_err(failed)?;
     let directories = file.cdi.directories();
     let registries = match &global.config {
@@ -240,7 +245,8 @@ fn address(text: Option<&String>) -> Result<Option<Address>, StartError> {
 
 fn collector(text: &str) -> Result<url::Url, StartError> {
     let url: Option<url::Url> = text.parse().ok();
-    url.filter(|url| url.scheme() == "http" && url.has_host()).ok_or_else(|| StartError::Collector(text.to_owned()))
+    url.filter(|url| url.scheme() == "http" && url.has_host())
+        .ok_or_else(|| StartError::Collector(text.to_owned()))
 }
 
 /// What counts from the start to the end of a daemon, as text to compare.
@@ -293,7 +299,12 @@ impl Arguments {
             audit: watch.audit_log.clone().or_else(|| file.audit.path.clone()),
             monitor: address(watch.metrics_addr.as_ref().or(file.grpc.debug_address.as_ref()))?,
             web: self.web(file)?,
-            traces: watch.otlp_endpoint.as_deref().filter(|text| !text.is_empty()).map(collector).transpose()?,
+            traces: watch
+                .otlp_endpoint
+                .as_deref()
+                .filter(|text| !text.is_empty())
+                .map(collector)
+                .transpose()?,
             notify: std::env::var_os("NOTIFY_SOCKET").map(PathBuf::from),
             reload: None,
         })
@@ -355,7 +366,6 @@ impl Arguments {
             gc: self.gc(file, root)?,
             history: file.history.retention()?,
             environment: environment::read(directory)?,
-            ..WorkerConfig::default()
         })
     }
 

@@ -16,7 +16,10 @@ use crate::frontend::graph_of;
 
 /// The results of all builds.
 #[derive(Debug, Default)]
-pub(crate) struct Producers(Mutex<HashMap<Digest, Vec<(Namespace, Weak<Target>)>>>);
+pub(crate) struct Producers(Mutex<HashMap<Digest, Vec<Produced>>>);
+
+/// A result, and whose it is.
+type Produced = (Namespace, Weak<Target>);
 
 impl Producers {
     /// Takes up a result. It is forgotten with its build.

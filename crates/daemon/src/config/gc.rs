@@ -102,8 +102,11 @@ impl GcPolicyConfig {
 mod tests {
     use super::*;
 
+    /// Filters, seconds and bytes of a rule.
+    type Shape = (usize, u64, Option<u64>);
+
     #[track_caller]
-    fn check(text: &str, expected: Result<&[(usize, u64, Option<u64>)], &str>) {
+    fn check(text: &str, expected: Result<&[Shape], &str>) {
         let config: Result<OciWorker, _> = toml::from_str(text);
         let found = config.map_err(|error| error.to_string());
         let found = found.and_then(|config| config.rules(1000).map_err(|error| error.to_string()));

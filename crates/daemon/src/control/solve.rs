@@ -10,11 +10,11 @@ use crate::audit::short;
 use crate::build::{Beginning, Outcome, RunningBuild};
 use crate::export::export_all;
 use crate::failure::Failure;
-use crate::history::Recording;
 use crate::gateway::{Asked, run};
+use crate::history::Recording;
 use crate::state::Shared;
-use crate::wanted::Wanted;
 use crate::tenants::{Caller, Gate};
+use crate::wanted::Wanted;
 
 /// Builds what a client asks for. Dropping the future stops all of it.
 pub(super) async fn solve(
@@ -78,7 +78,7 @@ async fn solve_for(
         id: request.r#ref.clone(),
         session,
         inputs: request.frontend_inputs.clone(),
-        wanted: Wanted::read(&request)?,
+        wanted: Wanted::read(request)?,
         environment: shared.settings.now().worker.environment.clone(),
         confinement,
         gate: Gate::new(caller.clone(), quota, Arc::clone(&shared.slots)),
@@ -151,7 +151,8 @@ fn exporters(request: &SolveRequest) -> Vec<Exporter> {
 /// The store's names are everybody's: a tenant that gave one would give others its image for theirs.
 fn allowed(caller: &Caller, exporters: &[Exporter]) -> Result<(), Failure> {
     let is_yes = |text: &String| !matches!(text.as_str(), "" | "0" | "f" | "F" | "false" | "FALSE" | "False");
-    let stores = |exporter: &Exporter| exporter.r#type == "image" && exporter.attrs.get("store").is_some_and(is_yes);
+    let stores =
+        |exporter: &Exporter| exporter.r#type == "image" && exporter.attrs.get("store").is_some_and(is_yes);
     match !caller.is_trusted() && exporters.iter().any(stores) {
         true => {
             let who = caller.identity.to_string();

@@ -35,10 +35,16 @@ pub(super) async fn disk_usage(
     Ok(DiskUsageResponse { record })
 }
 
-pub(super) async fn prune(shared: &Shared, caller: &Caller, request: Request) -> Result<Vec<Record>, Failure> {
+pub(super) async fn prune(
+    shared: &Shared,
+    caller: &Caller,
+    request: Request,
+) -> Result<Vec<Record>, Failure> {
     let pruned = prune_for(shared, caller, request).await;
     let more = match &pruned {
-        Ok(gone) => json!({ "records": gone.len(), "bytes": gone.iter().map(|record| record.size).sum::<i64>() }),
+        Ok(gone) => {
+            json!({ "records": gone.len(), "bytes": gone.iter().map(|record| record.size).sum::<i64>() })
+        }
         Err(_) => json!({}),
     };
     shared.audit.write(caller, "prune", pruned.as_ref().map(drop).map_err(ToString::to_string), more);

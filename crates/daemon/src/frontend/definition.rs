@@ -81,7 +81,7 @@ fn sources_of(attributes: &Attributes, context: &ContextSource) -> Result<Vec<So
     let Some(mut request) = attributes.requests.first().cloned() else { return Ok(Vec::new()) };
     request.context = context.clone();
     let definition = request.remote_context().map_err(Failure::Value)?;
-    let vertices = definition.iter().flat_map(|definition| definition.vertices());
+    let vertices = definition.iter().flat_map(stave_llb::Definition::vertices);
     let source = |vertex: &stave_llb::Vertex| match &vertex.op {
         Op::Source(source) => Some(source.clone()),
         _ => None,

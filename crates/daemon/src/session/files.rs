@@ -53,15 +53,15 @@ struct Wanted {
 pub(crate) enum FetchedDirectory {
     /// Kept for the client's next build.
     Kept(MutableDir),
-    /// Part of something that the client sent as a whole.
-    Sent(PathBuf, Uploaded),
+    /// Part of something that the client sent as a whole, which stays while this does.
+    Sent { path: PathBuf, _whole: Uploaded },
 }
 
 impl FetchedDirectory {
     pub(crate) fn path(&self) -> PathBuf {
         match self {
             Self::Kept(directory) => directory.path().to_owned(),
-            Self::Sent(path, _) => path.clone(),
+            Self::Sent { path, .. } => path.clone(),
         }
     }
 }
@@ -80,7 +80,7 @@ impl ClientFiles {
     /// From now on the directory of this name is the one that was sent.
     pub(crate) fn give(&self, name: &str, directory: PathBuf, sent: Uploaded) {
         let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        given.insert(name.to_owned(), Arc::new(FetchedDirectory::Sent(directory, sent)));
+        given.insert(name.to_owned(), Arc::new(FetchedDirectory::Sent { path: directory, _whole: sent }));
     }
 
     /// From now on the directory of this name is another session's.

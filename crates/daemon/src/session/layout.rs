@@ -29,12 +29,15 @@ const MAX_LAYOUTS: usize = 256;
 /// Layers on their way at once.
 const PARALLEL: usize = 4;
 
+/// A store of the client, an image in it and the platform that is wanted of it.
+type Wish = (String, Digest, Platform);
+
 /// The layouts of one build's client.
 #[derive(Debug)]
 pub(crate) struct ClientLayouts {
     session: Arc<ClientSession>,
     store: Store,
-    brought: Mutex<HashMap<(String, Digest, Platform), Arc<OnceCell<()>>>>,
+    brought: Mutex<HashMap<Wish, Arc<OnceCell<()>>>>,
     directories: Mutex<BTreeMap<String, Arc<ScratchDir>>>,
 }
 

@@ -54,7 +54,11 @@ impl SecretWatch {
                 steps.insert(vertex.digest.clone(), seen);
             }
         }
-        (!steps.is_empty()).then(|| Self { history: History::of(store).within(&session.namespace), recorder, steps })
+        (!steps.is_empty()).then(|| Self {
+            history: History::of(store).within(&session.namespace),
+            recorder,
+            steps,
+        })
     }
 
     /// A step runs with these secrets.

@@ -99,8 +99,11 @@ impl History {
     pub fn give(&self, id: &BuildId, namespace: &Namespace) -> Result<(), HistoryError> {
         let Namespace::Own(name) = namespace else { return Ok(()) };
         let path = self.place(id).join(OWNER);
-        fs::write(&path, name.as_bytes())
-            .map_err(|source| HistoryError::Directory { action: "change", path, source })
+        fs::write(&path, name.as_bytes()).map_err(|source| HistoryError::Directory {
+            action: "change",
+            path,
+            source,
+        })
     }
 
     fn sees(&self, id: &BuildId) -> bool {

@@ -109,10 +109,7 @@ pub(crate) fn start(spec: &SandboxSpec) -> Result<(Sandbox, File, File), SpawnEr
 }
 
 /// The same by another launcher.
-pub(crate) fn start_by(
-    launcher: &Launcher,
-    spec: &SandboxSpec,
-) -> Result<(Sandbox, File, File), SpawnError> {
+pub(crate) fn start_by(launcher: &Launcher, spec: &SandboxSpec) -> Result<(Sandbox, File, File), SpawnError> {
     let (stdout, stdout_inside) = std::io::pipe().expect("a pipe");
     let (stderr, stderr_inside) = std::io::pipe().expect("a pipe");
     let stdin = File::open("/dev/null").expect("/dev/null").into();

@@ -47,8 +47,18 @@ fn main() -> ExitCode {
         eprintln!("the kernel tests need root: {error}: {:?}", std::error::Error::source(&error));
         return if std::env::var_os("CI").is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
-    let tests =
-        [chroot::TESTS, defaults::TESTS, escape::TESTS, isolation::TESTS, life::TESTS, mounts::TESTS, network::TESTS, process::TESTS, user::TESTS].concat();
+    let tests = [
+        chroot::TESTS,
+        defaults::TESTS,
+        escape::TESTS,
+        isolation::TESTS,
+        life::TESTS,
+        mounts::TESTS,
+        network::TESTS,
+        process::TESTS,
+        user::TESTS,
+    ]
+    .concat();
     let trials = tests.into_iter().map(|(name, test)| {
         Trial::test(name, move || {
             test();

@@ -211,7 +211,9 @@ impl Extractor {
         refused("unpack-owner")
             .and_then(|()| owner::give(fd, entry.uid, entry.gid))
             .map_err(|source| LayerErrorKind::Io { action: "change the owner", source })?;
-        refused("unpack-mode").and_then(|()| fchmod(fd, Mode::from_raw_mode(entry.mode))).map_err(io_error("change the mode"))?;
+        refused("unpack-mode")
+            .and_then(|()| fchmod(fd, Mode::from_raw_mode(entry.mode)))
+            .map_err(io_error("change the mode"))?;
         self.each_xattr(entry, |name, value| fsetxattr(fd, name, value, XattrFlags::empty()))
     }
 
@@ -265,11 +267,15 @@ impl Extractor {
                     seek(&file, rustix::fs::SeekFrom::Start(*offset)).map_err(io_error("seek"))?;
                     self.copy(&file, *length, archive)?;
                 }
-                refused("unpack-size").and_then(|()| ftruncate(&file, entry.size)).map_err(io_error("set the size"))?;
+                refused("unpack-size")
+                    .and_then(|()| ftruncate(&file, entry.size))
+                    .map_err(io_error("set the size"))?;
             }
         }
         self.set_attributes(&file, entry)?;
-        refused("unpack-times").and_then(|()| futimens(&file, &times(entry.mtime))).map_err(io_error("set the times"))
+        refused("unpack-times")
+            .and_then(|()| futimens(&file, &times(entry.mtime)))
+            .map_err(io_error("set the times"))
     }
 
     fn copy<R: Read>(&mut self, file: &OwnedFd, mut length: u64, archive: &mut Archive<R>) -> Step<()> {
@@ -379,8 +385,9 @@ impl Extractor {
         if matches!(hidden, b"" | b"." | b"..") {
             return Err(LayerErrorKind::Whiteout);
         }
-        let make =
-            || refused("unpack-whiteout").and_then(|()| owner::make_whiteout(parent, OsStr::from_bytes(hidden)));
+        let make = || {
+            refused("unpack-whiteout").and_then(|()| owner::make_whiteout(parent, OsStr::from_bytes(hidden)))
+        };
         match make() {
             Ok(()) => Ok(()),
             Err(Errno::EXIST) => match lookup(parent, hidden)? {

@@ -19,6 +19,7 @@ use stave_registry::Keychain;
 
 use super::arguments::{Arguments, NetworkMode};
 use super::input::Input;
+use super::outputs::TimestampMode;
 use super::request::Wishes;
 use crate::progress::Display;
 use crate::report::Failure;
@@ -132,6 +133,9 @@ fn refuse(arguments: &Arguments, wishes: &Wishes, place: &str) -> Result<(), Fai
         ("--check, --print and --call", arguments.inquiry.inquiry().is_some()),
         ("--verify", arguments.result.verify),
         ("--squash", wishes.result.squash.is_some()),
+        // A builder keeps times unless it is told which to write (`SOURCE_DATE_EPOCH`).
+        ("--timestamps=reproducible", arguments.result.timestamps == Some(TimestampMode::Reproducible)),
+        ("--no-secret-scan", !confinement.secret_scan),
         ("-t STAGE=NAME", !wishes.result.stages.is_empty()),
         ("--annotation", !arguments.result.annotations.is_empty()),
         ("--context-modes", arguments.context_modes.is_some()),

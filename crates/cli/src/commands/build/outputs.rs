@@ -35,10 +35,10 @@ pub(super) struct Flags {
     /// Add an annotation (`[manifest|index|manifest-descriptor|index-descriptor[PLATFORM]:]NAME=VALUE`)
     #[arg(long = "annotation", value_name = "[TYPE:]NAME=VALUE")]
     pub(super) annotations: Vec<Annotation>,
-    /// Times in the image: `reproducible` (none later than SOURCE_DATE_EPOCH, else the clean git checkout's
-    /// commit, else the newest base image) or `preserve`
-    #[arg(long, value_name = "HOW", default_value = "reproducible")]
-    timestamps: TimestampMode,
+    /// Times in the image: `reproducible`, the default (none later than SOURCE_DATE_EPOCH, else the clean git
+    /// checkout's commit, else the newest base image) or `preserve`
+    #[arg(long, value_name = "HOW")]
+    pub(super) timestamps: Option<TimestampMode>,
     /// Make one layer of those of this build (`new`), or of all
     #[arg(long, value_name = "WHICH", num_args = 0..=1, require_equals = true, default_missing_value = "new")]
     squash: Option<SquashMode>,
@@ -85,7 +85,7 @@ impl FromStr for Tag {
 
 /// `--timestamps`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum TimestampMode {
+pub(super) enum TimestampMode {
     /// Equal inputs give equal images
     Reproducible,
     /// Files keep the times of this build
@@ -118,8 +118,8 @@ pub(super) fn read(arguments: &Arguments) -> Result<Outcome, Failure> {
     Ok(Outcome {
         exports: exports(flags)?,
         timestamps: match flags.timestamps {
-            TimestampMode::Reproducible => Timestamps::Reproducible,
-            TimestampMode::Preserve => Timestamps::Preserve,
+            None | Some(TimestampMode::Reproducible) => Timestamps::Reproducible,
+            Some(TimestampMode::Preserve) => Timestamps::Preserve,
         },
         attest,
         squash: flags.squash.map(|mode| match mode {

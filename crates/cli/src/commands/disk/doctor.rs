@@ -37,11 +37,11 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
             say!("{state}: {}: {}", finding.kind.words(), clean(&finding.subject));
         }
     }
-    let bridges = bridges(arguments)?;
-    let wrong = bridges + findings.iter().filter(|finding| finding.state != FindingState::Repaired).count();
+    let wrong = findings.iter().filter(|finding| finding.state != FindingState::Repaired).count();
+    bridges(arguments)?;
     groups(arguments);
     if !arguments.json {
-        match (findings.len() + bridges, wrong) {
+        match (findings.len(), wrong) {
             (0, _) => say!("the store is sound"),
             (count, 0) => say!("{count} found and repaired"),
             (count, wrong) => say!("{count} found, {wrong} not repaired"),
@@ -53,8 +53,9 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
     Ok(u8::from(wrong > 0))
 }
 
-/// Says which bridge networks dead processes left, and removes them with `--repair`; returns how many are left.
-fn bridges(arguments: &Arguments) -> Result<usize, Failure> {
+/// Says which bridge networks dead processes left on this machine, and removes them with `--repair`. They are no fault
+/// of the store: the next process with a bridge removes them as well.
+fn bridges(arguments: &Arguments) -> Result<(), Failure> {
     let left = stave_sandbox::abandoned_bridges().map_err(|error| Failure::new(&error))?;
     if arguments.repair && !left.is_empty() {
         stave_sandbox::sweep_bridges().map_err(|error| Failure::new(&error))?;
@@ -67,7 +68,7 @@ fn bridges(arguments: &Arguments) -> Result<usize, Failure> {
             say!("{state}: a process died and left its bridge network: {device}");
         }
     }
-    Ok(if arguments.repair { 0 } else { left.len() })
+    Ok(())
 }
 
 /// Says which control groups dead processes left on this machine, and removes them with `--repair`. They are no fault
