@@ -27,6 +27,8 @@ pub enum ImagePrune {
     Keep,
     /// Those without a name.
     Dangling,
+    /// Those that came with a manifest or went out with one: they are somewhere else, too.
+    Elsewhere,
     /// All.
     All,
 }
@@ -184,6 +186,7 @@ fn remove_images(tx: &Transaction<'_>, request: &PruneRequest) -> Result<Vec<Dig
         ImagePrune::Dangling => {
             "id NOT IN (SELECT image FROM image_name UNION SELECT image FROM image_variant)"
         }
+        ImagePrune::Elsewhere => "manifest IS NOT NULL",
         ImagePrune::All => "1",
     };
     let latest = request.cutoff().and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());

@@ -14,6 +14,7 @@ CREATE TABLE lease (
 );
 
 -- state: 0 ready, 1 being deleted. Times are milliseconds since the epoch.
+-- `parent` is what a layer was made on, if anything; that may be gone.
 CREATE TABLE layer (
     id INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
@@ -25,7 +26,6 @@ CREATE TABLE layer (
     created INTEGER NOT NULL,
     used INTEGER NOT NULL,
     use_seq INTEGER NOT NULL,
-    -- What it was made on, if anything; that may be gone.
     parent INTEGER
 );
 CREATE INDEX layer_by_diff_id ON layer (diff_id) WHERE diff_id IS NOT NULL;

@@ -63,8 +63,9 @@ async fn prune_for(shared: &Shared, caller: &Caller, request: Request) -> Result
     let bytes = |bytes: i64| u64::try_from(bytes).ok().filter(|bytes| *bytes > 0);
     let is_everything = request.all && request.filter.is_empty() && caller.is_trusted();
     let wanted = PruneRequest {
-        // To clients, an image that was pulled is cache like any other: all of it is all.
-        images: if is_everything { ImagePrune::All } else { ImagePrune::Keep },
+        // To clients, an image that was pulled is cache like any other. One that was built into the store and is
+        // nowhere else is somebody's work, and stays.
+        images: if is_everything { ImagePrune::Elsewhere } else { ImagePrune::Keep },
         unused_for: bytes(request.keep_duration).map(Duration::from_nanos),
         filters: filters(&request.filter)?,
         limits: KeepLimits {

@@ -1,3 +1,5 @@
+//! Trees of their own against the snapshots they were made of, and what is told apart as their changes.
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 

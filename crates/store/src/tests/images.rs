@@ -63,6 +63,17 @@ fn a_moved_name_leaves_a_dangling_image() {
 }
 
 #[test]
+fn images_that_are_nowhere_else_can_be_kept() {
+    let test = TestStore::new();
+    let (pulled, built) = (image(&test, "pulled"), LocalImage { manifest: None, ..image(&test, "built") });
+    test.store.put_image(&[name("pulled")], &pulled).expect("a record");
+    test.store.put_image(&[name("built")], &built).expect("a record");
+    let request = PruneRequest { images: ImagePrune::Elsewhere, ..PruneRequest::unused() };
+    assert_eq!(test.store.prune(&request).expect("a collection").images, vec![pulled.id]);
+    assert!(test.store.exists(&built.snapshot()).expect("an image keeps its layers"));
+}
+
+#[test]
 fn tags_come_and_go() {
     let test = TestStore::new();
     let image = image(&test, "{}");
