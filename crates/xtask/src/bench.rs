@@ -170,6 +170,9 @@ impl Bench {
             Operation::Edits => builder.edits(case, context, round),
             Operation::PushGzip => builder.perform(case, context, &Wish::push(&reference, "gzip")),
             Operation::PushZstd => builder.perform(case, context, &Wish::push(&reference, "zstd")),
+            Operation::Export => {
+                builder.perform(case, context, &Wish::cold_export(&format!("{reference}-cache")))
+            }
             Operation::Fresh => builder.fresh(round)?.perform(case, context, &Wish::default()),
             Operation::Import => {
                 let exported = self.reference(case, builder, 0);

@@ -57,6 +57,10 @@ impl Wish {
         Self { cache_to: Some(reference.to_owned()), ..Self::default() }
     }
 
+    pub(crate) fn cold_export(reference: &str) -> Self {
+        Self { no_cache: true, ..Self::export(reference) }
+    }
+
     pub(crate) fn import(reference: &str) -> Self {
         Self { cache_from: Some(reference.to_owned()), ..Self::default() }
     }

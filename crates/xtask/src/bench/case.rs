@@ -23,6 +23,8 @@ pub(crate) enum Operation {
     PushZstd,
     /// On an empty state directory: everything is pulled and unpacked.
     Fresh,
+    /// As cold, and the cache of every step goes to a registry.
+    Export,
     /// On an empty state directory, with a cache that was exported to a registry.
     Import,
     /// A container that does nothing.
@@ -39,6 +41,7 @@ impl Operation {
             Self::PushGzip => "cold + push gzip",
             Self::PushZstd => "cold + push zstd",
             Self::Fresh => "pull + unpack",
+            Self::Export => "cold + cache export",
             Self::Import => "cache import",
             Self::Start => "run --rm busybox true",
         }
@@ -99,13 +102,13 @@ impl Case {
     }
 
     pub(crate) fn operations(self) -> &'static [Operation] {
-        use Operation::{Cold, Edits, Fresh, Import, OneFile, PushGzip, PushZstd, Start, Warm};
+        use Operation::{Cold, Edits, Export, Fresh, Import, OneFile, PushGzip, PushZstd, Start, Warm};
         match self {
             Self::One(Workload::HelloC | Workload::ManyFiles) => &[Cold, Warm, OneFile],
-            Self::One(Workload::NodeApp | Workload::PythonApp) => &[Cold, Warm, OneFile, Import],
+            Self::One(Workload::NodeApp | Workload::PythonApp) => &[Cold, Export, Warm, OneFile, Import],
             Self::One(Workload::ManyFiles200k) => &[Warm, OneFile],
             Self::One(Workload::BigLayer | Workload::BigLayer2G) => &[Cold, Warm, PushGzip, PushZstd],
-            Self::One(Workload::Chain60) => &[Cold, Warm, Import],
+            Self::One(Workload::Chain60) => &[Cold, Export, Warm, Import],
             Self::One(Workload::Toolchain) => &[Fresh],
             Self::One(_) => &[Cold, Warm],
             Self::Sixteen => &[Cold],
