@@ -30,6 +30,17 @@ fn a_check_of_a_clean_file() {
 }
 
 #[test]
+fn a_build_that_a_check_stops_says_why() {
+    let world = Environment::new();
+    world.dockerfile("# check=error=true\nFROM scratch AS Base\nCOPY Dockerfile /\n");
+    world
+        .stave(["build", "."])
+        .exits(1)
+        .says("lint violation found for rules: StageNameCasing")
+        .says("warning: Stage name 'Base' should be lowercase");
+}
+
+#[test]
 fn a_check_lists_what_it_finds_and_fails() {
     let world = Environment::new();
     world.dockerfile(FAULTY);

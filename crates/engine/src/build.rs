@@ -457,9 +457,14 @@ pub(crate) fn read(request: &BuildRequest, steps: &Steps) -> Result<Dockerfile, 
 /// Parses a Dockerfile; its errors are the build's.
 pub(crate) fn read_text(source: &Source) -> Result<Dockerfile, BuildError> {
     let parsed = parse(source);
-    let mut errors: Vec<Diagnostic> = parsed.diagnostics.into_iter().filter(Diagnostic::is_error).collect();
-    errors.extend(foreign_syntax(&parsed.dockerfile));
-    if errors.is_empty() { Ok(parsed.dockerfile) } else { Err(BuildError::Dockerfile(errors)) }
+    let (mut found, warnings): (Vec<_>, Vec<_>) =
+        parsed.diagnostics.into_iter().partition(Diagnostic::is_error);
+    found.extend(foreign_syntax(&parsed.dockerfile));
+    if found.is_empty() {
+        return Ok(parsed.dockerfile);
+    }
+    found.extend(warnings);
+    Err(BuildError::Dockerfile(found))
 }
 
 /// `# syntax=` names a front end image. The one inside serves the reference's own, whatever mirror they are

@@ -8,7 +8,8 @@ use crate::{
     ast::{DirectiveKind, Dockerfile},
     diagnostic::Diagnostic,
     grammar,
-    request::PlanRequest,
+    plan::BuildPlan,
+    request::{PlanRequest, ResolvedSources},
     source::Span,
 };
 
@@ -22,7 +23,6 @@ mod unused;
 use findings::Findings;
 pub use report::CheckReport;
 pub use rule::Rule;
-pub(crate) use scopes::of_plan;
 pub(crate) use text::of_text;
 
 /// The build arg that stands in for `# check=`.
@@ -52,6 +52,13 @@ pub enum CheckOptionsError {
     /// `error=` something that is neither true nor false.
     #[error("failed to parse check options: failed to parse check option {}: strconv.ParseBool: parsing {}: invalid syntax", crate::quote::quote(.0), crate::quote::quote(.1))]
     NotBool(String, String),
+}
+
+/// Everything that is found in a plan, in the order in which the reference says it.
+pub(crate) fn of_build(plan: &BuildPlan, resolved: &ResolvedSources) -> Vec<Diagnostic> {
+    let mut found = plan.warnings.clone();
+    found.extend(scopes::of_plan(plan, resolved));
+    found
 }
 
 impl Selection {

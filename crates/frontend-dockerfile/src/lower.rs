@@ -62,18 +62,20 @@ pub struct LowerError {
     pub diagnostic: Box<Diagnostic>,
     /// What else is wrong in stages that do not need the one of `diagnostic`.
     pub more: Vec<Diagnostic>,
+    /// What the checks found, whatever stopped the build.
+    pub warnings: Vec<Diagnostic>,
 }
 
 impl LowerError {
-    /// All that is wrong, in order.
+    /// All that is wrong, in order, then the warnings.
     pub fn into_diagnostics(self) -> Vec<Diagnostic> {
-        std::iter::once(*self.diagnostic).chain(self.more).collect()
+        std::iter::once(*self.diagnostic).chain(self.more).chain(self.warnings).collect()
     }
 }
 
 impl From<Diagnostic> for LowerError {
     fn from(diagnostic: Diagnostic) -> Self {
-        Self { diagnostic: Box::new(diagnostic), more: Vec::new() }
+        Self { diagnostic: Box::new(diagnostic), more: Vec::new(), warnings: Vec::new() }
     }
 }
 
@@ -100,6 +102,11 @@ struct Lowering<'a> {
 /// For an instruction whose expanded values are not sound, an image that is not among `resolved`, and
 /// for what is not supported yet.
 pub fn lower(plan: &BuildPlan, resolved: &ResolvedSources) -> Result<Lowered, LowerError> {
+    lower_sound(plan, resolved)
+        .map_err(|failure| LowerError { warnings: check::of_build(plan, resolved), ..failure })
+}
+
+fn lower_sound(plan: &BuildPlan, resolved: &ResolvedSources) -> Result<Lowered, LowerError> {
     let mut lowering = Lowering::new(plan, resolved)?;
     lowering.all_stages()?;
     if let Some(command) = lowering.commands.first() {
@@ -144,7 +151,7 @@ impl Lowering<'_> {
         }
         let mut errors = errors.into_iter();
         match errors.next() {
-            Some(diagnostic) => Err(LowerError { diagnostic: Box::new(diagnostic), more: errors.collect() }),
+            Some(first) => Err(LowerError { more: errors.collect(), ..first.into() }),
             None => Ok(()),
         }
     }
@@ -239,8 +246,7 @@ impl Lowering<'_> {
         self.context.finish(&mut self.graph);
         self.locals.finish(&mut self.graph);
         let definition = self.graph.finish(output);
-        let mut warnings = self.plan.warnings.clone();
-        warnings.extend(check::of_plan(self.plan, self.resolved));
+        let warnings = check::of_build(self.plan, self.resolved);
         match self.plan.checks.verdict(&warnings) {
             None => Ok(Lowered { definition, image, warnings }),
             Some(message) => Err(error(Span::default(), message)),

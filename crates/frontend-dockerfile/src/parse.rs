@@ -29,7 +29,8 @@ const MAX_INCLUDES: usize = 1000;
 pub struct Parsed {
     /// The tree; with errors it is incomplete and [`crate::plan()`] refuses it.
     pub dockerfile: Dockerfile,
-    /// Errors, the most basic first, then the warnings that need no more than the text.
+    /// Errors, the most basic first, then the warnings that need no more than the text; beside errors only those
+    /// about what stands before the first.
     pub diagnostics: Vec<Diagnostic>,
     /// Files that are included and not in the source: whoever can read them adds them with
     /// [`Source::with_included`] and parses again. Each is an error as long as it is missing.
@@ -210,8 +211,12 @@ impl Tree {
             errors.push(error);
         }
         dockerfile.errors.clone_from(&errors);
+        let mut warnings = check::of_text(&dockerfile, &Checks::of(&dockerfile));
+        if let Some(first) = errors.iter().map(|error| error.span.start).min() {
+            warnings.retain(|warning| warning.span.start < first);
+        }
         let mut diagnostics = errors;
-        diagnostics.extend(check::of_text(&dockerfile, &Checks::of(&dockerfile)));
+        diagnostics.append(&mut warnings);
         Parsed { dockerfile, diagnostics, missing_includes }
     }
 }

@@ -11,8 +11,6 @@ use crate::{
     source::Span,
 };
 
-use super::scopes;
-
 /// What a build check found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckReport {
@@ -25,8 +23,7 @@ pub struct CheckReport {
 impl CheckReport {
     /// The report on a plan all of whose images are resolved.
     pub fn of(plan: &BuildPlan, resolved: &ResolvedSources) -> Self {
-        let mut warnings = plan.warnings.clone();
-        warnings.extend(scopes::of_plan(plan, resolved));
+        let warnings = super::of_build(plan, resolved);
         let error = match plan.checks.verdict(&warnings) {
             Some(message) => Some(Diagnostic::error(Code::Lower, Span::default(), message)),
             None => lower_unrun(plan, resolved).err().map(|failure| *failure.diagnostic),

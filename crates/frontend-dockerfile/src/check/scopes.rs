@@ -42,7 +42,7 @@ struct Scope {
 }
 
 /// The findings in the stages the target needs.
-pub(crate) fn of_plan(plan: &BuildPlan, resolved: &ResolvedSources) -> Vec<Diagnostic> {
+pub(super) fn of_plan(plan: &BuildPlan, resolved: &ResolvedSources) -> Vec<Diagnostic> {
     let ignored = PatternMatcher::new(&plan.request.dockerignore).unwrap_or_default();
     let mut walk = Walk { plan, ignored, found: Vec::new() };
     let mut scopes: Vec<Option<Scope>> = Vec::with_capacity(plan.stages.len());

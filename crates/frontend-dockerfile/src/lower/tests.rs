@@ -144,6 +144,17 @@ fn stages_that_do_not_need_each_other_fail_together() {
 }
 
 #[test]
+fn what_the_checks_found_comes_with_an_error() {
+    for text in ["# check=error=true\nFROM scratch AS Bad\n", "FROM scratch AS Bad\nSTOPSIGNAL q\n"] {
+        let dockerfile = parse(&Source::new("Dockerfile", text)).dockerfile;
+        let plan = crate::plan(&dockerfile, &request()).expect("plans");
+        let failure = lower(&plan, &ResolvedSources::default()).expect_err("is refused");
+        let found: Vec<_> = failure.into_diagnostics().iter().map(crate::Diagnostic::is_error).collect();
+        assert_eq!(found, [true, false], "{text}");
+    }
+}
+
+#[test]
 fn several_platforms_show_in_names() {
     let request = with(|request| {
         request.multi_platform = true;

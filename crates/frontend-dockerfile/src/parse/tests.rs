@@ -220,6 +220,17 @@ fn every_error_is_reported_once() {
 }
 
 #[test]
+fn warnings_about_what_stands_before_an_error_come_with_it() {
+    let parsed = read("FROM scratch AS Bad\nMAINTAINER x\nRUNX\nFROM scratch AS Worse\n");
+    let found: Vec<_> = parsed.diagnostics.iter().map(|found| found.message.as_str()).collect();
+    let warnings = [
+        "Stage name 'Bad' should be lowercase",
+        "Maintainer instruction is deprecated in favor of using label",
+    ];
+    assert_eq!(found, ["unknown instruction: RUNX", warnings[0], warnings[1]]);
+}
+
+#[test]
 fn triggers_are_single_instructions() {
     let from = &read("FROM a").dockerfile.stages[0].instruction;
     let trigger = parse_trigger("RUN <<E\nx\nE", from, crate::Dialect::Stable).expect("sound");
