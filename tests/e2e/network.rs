@@ -175,8 +175,8 @@ fn nothing_of_a_bridge_outlives_its_users() {
                 cat /proc/sys/net/ipv4/conf/lo/forwarding; $STAVE doctor | grep -c bridge || true";
     let script = format!(
         "for n in 1 2 3; do $STAVE run --network bridge plain true & done; wait; {left}; \
-         $STAVE run --network bridge plain sleep 1000 & victim=$!; \
-         until ip -o link | grep -q stv; do :; done; kill -9 $victim; wait $victim || true; \
+         $STAVE run --network bridge plain sleep 7171 & victim=$!; \
+         until pgrep -fx 'sleep 7171' > /dev/null; do :; done; kill -9 $victim; wait $victim || true; \
          $STAVE doctor || true; $STAVE run --network bridge plain ls /sys/class/net; \
          while ip -o link | grep -q stv; do :; done; {left}"
     );
