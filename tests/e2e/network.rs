@@ -150,9 +150,12 @@ fn programs_in_user_space_connect_a_step_or_say_why_not() {
 /// A shell script in a network of its own, with `$STAVE` for the program; its output.
 fn in_own_network(world: &Environment, script: &str) -> String {
     let stave = format!("{} --root {}", program().display(), world.root().display());
+    // The script waits for links to come and go: what never happens shall not hold the tests up for ever.
     tool(
-        "unshare",
+        "timeout",
         &[
+            "120",
+            "unshare",
             "--net",
             "sh",
             "-ec",

@@ -48,6 +48,8 @@ const NEEDS_IDS: &[&str] =
 
 /// Tests that need more than a container without privileges has.
 const NEEDS_A_MACHINE: &[&str] = &[
+    // The image has no `systemd-socket-activate`.
+    "a_socket_that_is_handed_over_is_served_and_stays",
     // Its filter lets nobody set a host name.
     "the_sandbox_hides_the_host",
     // Its hidden parts of `/sys` keep the kernel from showing another network's devices there.

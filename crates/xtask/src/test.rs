@@ -9,7 +9,8 @@ use crate::suite::Suite;
 use crate::{Failure, images, instructions, machine, rootless};
 
 /// Real clients and tools that the integration tests call.
-const PACKAGES: &[&str] = &["skopeo", "podman", "buildah", "runc", "crun", "iproute2", "procps", "curl"];
+const PACKAGES: &[&str] =
+    &["skopeo", "podman", "buildah", "runc", "crun", "iproute2", "procps", "curl", "systemd"];
 
 /// What to leave out.
 #[derive(Args)]
