@@ -5,18 +5,22 @@
 
 mod archive;
 mod extract;
+mod inflate;
 mod pax;
 #[cfg(test)]
 mod tests;
 
 use std::io::{self, Read};
+use std::panic::resume_unwind;
+use std::sync::mpsc::sync_channel;
 
-use stave_oci::{Algorithm, Compression, Digest, Hasher};
+use stave_oci::{Compression, Digest};
 
 use crate::cap::Reservation;
 use crate::{LayerError, LayerErrorKind, LayerId, Snapshot, Store, StoreError};
 use archive::Archive;
 use extract::Extractor;
+use inflate::{Inflated, Inflating, PIECES};
 
 /// What one layer archive may demand. Beyond: [`crate::LayerErrorKind`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,36 +96,48 @@ impl Store {
     /// to its end. On an error nothing of it stays.
     pub fn apply_layer(
         &self,
-        archive: impl Read,
+        archive: impl Read + Send,
         options: &ApplyOptions,
     ) -> Result<AppliedLayer, StoreError> {
         let mut active = self.prepare(&Snapshot::scratch())?.described(&options.description);
         let room = Reservation::new(self);
-        let stream =
-            Hashing::new(decompress(archive, options.compression)?, options.limits.total_bytes, room);
-        let mut archive = Archive::new(stream, options.limits);
-        let mut extractor = Extractor::new(active.upper(), self.inner.config.xattrs, options)?;
-        loop {
-            let entry = match archive.next() {
-                Ok(Some(entry)) => entry,
-                Ok(None) => break,
-                Err((path, kind)) => return Err(at(&path, limit_passed(kind, &options.limits), &active)),
-            };
-            extractor
-                .unpack(&entry, &mut archive)
-                .map_err(|kind| at(&entry.path, limit_passed(kind, &options.limits), &active))?;
-        }
-        extractor.finish().map_err(|kind| at(b"(directory times)", kind, &active))?;
+        let stream = Inflating::new(archive, options.compression, options.limits.total_bytes, room);
+        let stream = stream.map_err(|error| at(b"(start)", LayerErrorKind::Stream(error), &active))?;
+        let (sender, receiver) = sync_channel(PIECES);
         // The room is held until the layer's row says what it takes.
-        let (diff_id, size, _room) = archive.into_inner().finish().map_err(|error| {
-            at(b"(end)", limit_passed(LayerErrorKind::Stream(error), &options.limits), &active)
+        let whole = std::thread::scope(|scope| {
+            let inflating = scope.spawn(move || stream.run(&sender));
+            self.extract(Inflated::new(receiver), options, &active)?;
+            let whole = inflating.join().unwrap_or_else(|panic| resume_unwind(panic));
+            whole.ok_or_else(|| at(b"(end)", LayerErrorKind::Truncated, &active))
         })?;
-        if let Some(expected) = options.diff_id.clone().filter(|expected| *expected != diff_id) {
-            return Err(at(b"(end)", LayerErrorKind::DiffId { expected, found: diff_id }, &active));
+        if let Some(expected) = options.diff_id.clone().filter(|expected| *expected != whole.diff_id) {
+            return Err(at(b"(end)", LayerErrorKind::DiffId { expected, found: whole.diff_id }, &active));
         }
         crate::fault::reach("layer-unpacked");
-        let layer = active.commit_layer(Some(&diff_id))?;
-        Ok(AppliedLayer { layer, diff_id, size })
+        let layer = active.commit_layer(Some(&whole.diff_id))?;
+        drop(whole.room);
+        Ok(AppliedLayer { layer, diff_id: whole.diff_id, size: whole.size })
+    }
+
+    /// Puts the entries of an uncompressed archive into the layer's directory and reads to the stream's end,
+    /// since an archive may be padded.
+    fn extract(
+        &self,
+        stream: Inflated,
+        options: &ApplyOptions,
+        active: &crate::ActiveLayer,
+    ) -> Result<(), StoreError> {
+        let failed = |entry: &[u8], kind| at(entry, limit_passed(kind, &options.limits), active);
+        let mut archive = Archive::new(stream, options.limits);
+        let mut extractor = Extractor::new(active.upper(), self.inner.config.xattrs, options)?;
+        while let Some(entry) = archive.next().map_err(|(path, kind)| failed(&path, kind))? {
+            extractor.unpack(&entry, &mut archive).map_err(|kind| failed(&entry.path, kind))?;
+        }
+        extractor.finish().map_err(|kind| failed(b"(directory times)", kind))?;
+        io::copy(&mut archive.into_inner(), &mut io::sink())
+            .map_err(|error| failed(b"(end)", LayerErrorKind::Stream(error)))?;
+        Ok(())
     }
 }
 
@@ -147,65 +163,5 @@ fn limit_passed(kind: LayerErrorKind, limits: &LayerLimits) -> LayerErrorKind {
             LayerErrorKind::TooLarge(limits.total_bytes)
         }
         kind => kind,
-    }
-}
-
-/// The uncompressed stream.
-fn decompress<'a>(
-    mut input: impl Read + 'a,
-    compression: Option<Compression>,
-) -> Result<Box<dyn Read + 'a>, StoreError> {
-    let failed = |error| LayerError { entry: "(start)".to_owned(), kind: LayerErrorKind::Stream(error) };
-    let mut head = Vec::with_capacity(4);
-    if compression.is_none() {
-        (&mut input).take(4).read_to_end(&mut head).map_err(failed)?;
-    }
-    let compression = compression.unwrap_or_else(|| Compression::sniff(&head));
-    let input = io::Cursor::new(head).chain(input);
-    let input = io::BufReader::with_capacity(BUFFER, input);
-    Ok(match compression {
-        Compression::None => Box::new(input),
-        Compression::Gzip => {
-            Box::new(io::BufReader::with_capacity(BUFFER, flate2::bufread::MultiGzDecoder::new(input)))
-        }
-        Compression::Zstd => {
-            let decoder = zstd::Decoder::with_buffer(input).map_err(failed)?;
-            Box::new(io::BufReader::with_capacity(BUFFER, decoder))
-        }
-    })
-}
-
-/// Hashes and counts what is read, up to a limit.
-struct Hashing<R> {
-    inner: R,
-    hasher: Hasher,
-    read: u64,
-    limit: u64,
-    room: Reservation,
-}
-
-impl<R: Read> Hashing<R> {
-    fn new(inner: R, limit: u64, room: Reservation) -> Self {
-        Self { inner, hasher: Hasher::new(Algorithm::Sha256), read: 0, limit, room }
-    }
-
-    /// Reads the rest (an archive may be padded) and gives the digest and size of everything.
-    fn finish(mut self) -> io::Result<(Digest, u64, Reservation)> {
-        io::copy(&mut self, &mut io::sink())?;
-        Ok((self.hasher.finish(), self.read, self.room))
-    }
-}
-
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.hasher.update(&buffer[..count]);
-        self.read += count as u64;
-        if self.read > self.limit {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        // What was read is about to be written; what that takes beyond its bytes is measured at the end.
-        self.room.grow(count as u64).map_err(io::Error::other)?;
-        Ok(count)
     }
 }

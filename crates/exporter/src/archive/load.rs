@@ -385,7 +385,12 @@ impl Loader<'_> {
         }
     }
 
-    fn unpack(&mut self, path: &str, content: impl Read, diff_id: &Digest) -> Result<LayerId, LoadErrorKind> {
+    fn unpack(
+        &mut self,
+        path: &str,
+        content: impl Read + Send,
+        diff_id: &Digest,
+    ) -> Result<LayerId, LoadErrorKind> {
         let cancel = &self.context.cancel;
         let content = Cancellable { input: content, cancelled: || cancel.is_cancelled() };
         let options = ApplyOptions {
