@@ -4,7 +4,7 @@
 //! the directories they name: patterns of ignore files are filled in by the caller. Start with
 //! [`PlanRequest::of_attributes`].
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
 
 use stave_oci::{Platform, PlatformError};
 
@@ -166,7 +166,10 @@ fn resolve_mode(mode: &str) -> Result<ImageResolveMode, AttributeError> {
 
 fn list(name: &'static str, text: &str) -> Result<Vec<String>, AttributeError> {
     let failed = |error: grammar::FieldsError| AttributeError::List { name, reason: error.to_string() };
-    if text.is_empty() { Ok(Vec::new()) } else { grammar::fields(text).map_err(failed) }
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(grammar::fields(text).map_err(failed)?.into_iter().map(Cow::into_owned).collect())
 }
 
 fn hosts(text: &str) -> Result<Vec<ExtraHost>, AttributeError> {

@@ -36,17 +36,18 @@ pub(crate) fn source(
     globals: &Variables,
 ) -> Result<Option<Definition>, Diagnostic> {
     let key = context_name(value);
-    let named = request.named_contexts.iter().find(|(name, _)| context_name(name) == key);
+    let of_platform = format!("{key}::{}", request.platform());
+    let named = request.named_contexts.get(&of_platform).or_else(|| request.named_contexts.get(&key));
     let op = match named {
         _ if value == "context" => {
             context(request).map_err(|message| error(declared_at(dockerfile), message))?
         }
-        Some((_, NamedContext::Git(text))) => {
+        Some(NamedContext::Git(text)) => {
             let git = git_source(text, false, true);
             Some(git.map_err(|message| error(declared_at(dockerfile), message))?.0)
         }
-        Some((_, NamedContext::Http(url))) => Some(download_op(url)),
-        Some((_, NamedContext::Graph { definition, .. })) => only_source(definition),
+        Some(NamedContext::Http(url)) => Some(download_op(url)),
+        Some(NamedContext::Graph { definition, .. }) => only_source(definition),
         Some(_) => None,
         None => {
             let has_name = |stage: &&Stage| {

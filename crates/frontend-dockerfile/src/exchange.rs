@@ -10,11 +10,12 @@ use stave_oci::{Digest, Platform};
 
 use crate::{
     attributes::Attributes,
+    diagnostic::Diagnostic,
     dockerignore,
     input::{ContextForm, ContextSource, NamedContext, is_archive},
-    lower::{Lowered, lower},
+    lower::{Lowered, lower, report},
     parse::parse,
-    plan::{BuildPlan, plan},
+    plan::{BuildPlan, PlanError, plan},
     request::{ImageOrigin, PlanRequest, ResolvedImage, ResolvedSources, SourceRequest},
     source::Source,
 };
@@ -90,7 +91,10 @@ pub fn answer(line: &str, images: &Images) -> Result<Value, ExchangeError> {
     let mut rows = Vec::new();
     for request in &requests {
         match lowered(&source, request, images) {
-            Err(message) => return Ok(json!({"id": id, "error": message})),
+            Err(Refused { message, warnings }) => {
+                let warnings = report::warnings(&source, &warnings);
+                return Ok(json!({"id": id, "error": message, "warnings": warnings}));
+            }
             Ok(lowered) => rows.push((request.platform().to_string(), lowered.report(&source))),
         }
     }
@@ -162,20 +166,34 @@ fn of_options(case: &Value) -> Result<Vec<PlanRequest>, String> {
     Ok(requests.into_iter().map(complete).collect())
 }
 
-fn lowered(source: &Source, request: &PlanRequest, images: &Images) -> Result<Lowered, String> {
+/// Why there is no graph, and what the checks found before.
+struct Refused {
+    message: String,
+    warnings: Vec<Diagnostic>,
+}
+
+impl From<PlanError> for Refused {
+    fn from(error: PlanError) -> Self {
+        Self { message: error.to_string(), warnings: error.diagnostics }
+    }
+}
+
+fn lowered(source: &Source, request: &PlanRequest, images: &Images) -> Result<Lowered, Refused> {
     let parsed = parse(source);
-    let mut plan = plan(&parsed.dockerfile, request).map_err(|error| error.to_string())?;
+    let mut plan = plan(&parsed.dockerfile, request)?;
     let mut resolved = ResolvedSources::default();
     loop {
         let missing = plan.missing(&resolved);
         if missing.is_empty() {
-            return lower(&plan, &resolved).map_err(|error| error.to_string());
+            return lower(&plan, &resolved)
+                .map_err(|error| Refused { message: error.to_string(), warnings: error.warnings });
         }
         for request in missing {
-            let image = images.find(&plan, &request)?;
+            let image = images.find(&plan, &request);
+            let image = image.map_err(|message| Refused { message, warnings: plan.warnings.clone() })?;
             resolved.insert(request, image);
         }
-        plan = plan.with_triggers(&resolved).map_err(|error| error.to_string())?;
+        plan = plan.with_triggers(&resolved)?;
     }
 }
 

@@ -131,12 +131,22 @@ impl Expander {
         self.unsplit(word, variables).map(|expansion| expansion.text)
     }
 
+    /// Whether there is nothing in `word` to expand, as in most words.
+    pub(crate) fn is_plain(&self, word: &str) -> bool {
+        let escape = u8::try_from(self.escape).ok().filter(u8::is_ascii);
+        match escape {
+            Some(escape) => {
+                word.bytes().all(|byte| !matches!(byte, b'$' | b'\'' | b'"' | b'<') && byte != escape)
+            }
+            None => !word.contains(['$', '\'', '"', '<', self.escape]),
+        }
+    }
+
     fn read(&self, word: &str, variables: &dyn Lookup, split: bool) -> Result<Expansion, ExpandError> {
         // The reference's scanner takes one for the mark of a file.
         let written = word;
         let word = word.strip_prefix('\u{feff}').unwrap_or(word);
-        // Most words have nothing to expand.
-        if !word.contains(['$', '\'', '"', '<', self.escape]) {
+        if self.is_plain(word) {
             let words = split.then(|| word.split_whitespace().map(str::to_owned).collect());
             let words = words.unwrap_or_default();
             return Ok(Expansion { text: word.to_owned(), words, ..Expansion::default() });

@@ -3,7 +3,7 @@
 //! Owns the grammar: its rules never leave this file. Callers see [`Piece`]s: text and where it
 //! stands in the line. Must not know what an instruction takes.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 use pest::{Parser as _, iterators::Pair};
 
@@ -22,6 +22,9 @@ const SHADOW_OTHER: char = '\u{1a}';
 const SHADOW_SPACE_2: char = '\u{85}';
 /// As [`SHADOW_SPACE_2`], for that of three bytes.
 const SHADOW_SPACE_3: char = '\u{3000}';
+
+/// What makes words more than text between blanks.
+const QUOTING: [char; 3] = ['\'', '"', SHADOW_ESCAPE];
 
 /// A line and the shadow of it the grammar reads; both are of equal length.
 #[derive(Clone, Debug)]
@@ -93,6 +96,42 @@ impl LineText {
     /// The parts of the instruction in `range`, as `ONBUILD` has one inside.
     pub(crate) fn parts_of(&self, range: Range<usize>) -> Option<LineParts> {
         let range = self.trim(range);
+        self.plain_parts(range.clone()).or_else(|| self.parsed_parts(range))
+    }
+
+    /// As the rule `line` has it, where no flag has quotes or escapes: then blanks alone tell words apart, and
+    /// looking for them is much less work.
+    fn plain_parts(&self, range: Range<usize>) -> Option<LineParts> {
+        let shadow = &self.shadow[range.clone()];
+        let piece = |start: usize, end: usize| self.slice(range.start + start..range.start + end);
+        let word_end = |from: usize| shadow[from..].find(' ').map_or(shadow.len(), |length| from + length);
+        let mut at = word_end(0);
+        if at == 0 {
+            return None;
+        }
+        let keyword = piece(0, at);
+        let mut flags = Vec::new();
+        loop {
+            at += shadow[at..].len() - shadow[at..].trim_start_matches(' ').len();
+            let end = word_end(at);
+            let word = &shadow[at..end];
+            if word == "--" {
+                at = end;
+                break;
+            }
+            if !word.starts_with("--") {
+                break;
+            }
+            if word.contains(QUOTING) {
+                return None;
+            }
+            flags.push(self.flag(piece(at, end)));
+            at = end;
+        }
+        Some(LineParts { keyword, flags, arguments: self.trim(range.start + at..range.end) })
+    }
+
+    fn parsed_parts(&self, range: Range<usize>) -> Option<LineParts> {
         let line = DockerfileGrammar::parse(Rule::line, &self.shadow[range.clone()]).ok()?.next()?;
         let mut keyword = None;
         let mut flags = Vec::new();
@@ -118,7 +157,7 @@ impl LineText {
 
     fn unquoted(&self, piece: Piece) -> Piece {
         let shadow = &self.shadow[piece.range.clone()];
-        if !shadow.contains(['\'', '"', SHADOW_ESCAPE]) {
+        if !shadow.contains(QUOTING) {
             return piece;
         }
         let Ok(pairs) = DockerfileGrammar::parse(Rule::flag_text, shadow) else { return piece };
@@ -129,20 +168,34 @@ impl LineText {
 
     /// Words, their quotes and escapes kept.
     pub(crate) fn words(&self, range: Range<usize>) -> Vec<Piece> {
-        self.collect(Rule::words, Rule::word, range)
+        match self.shadow[range.clone()].contains(QUOTING) {
+            true => self.parsed_words(range),
+            false => self.between(range, &[' ', SHADOW_SPACE_2, SHADOW_SPACE_3]),
+        }
     }
 
-    /// What stands between blanks.
-    pub(crate) fn items(&self, range: Range<usize>) -> Vec<Piece> {
-        self.collect(Rule::items, Rule::item, range)
-    }
-
-    fn collect(&self, rule: Rule, wanted: Rule, range: Range<usize>) -> Vec<Piece> {
-        let Ok(pairs) = DockerfileGrammar::parse(rule, &self.shadow[range.clone()]) else {
+    fn parsed_words(&self, range: Range<usize>) -> Vec<Piece> {
+        let Ok(pairs) = DockerfileGrammar::parse(Rule::words, &self.shadow[range.clone()]) else {
             return Vec::new();
         };
-        let inner = pairs.flat_map(Pair::into_inner).filter(|pair| pair.as_rule() == wanted);
+        let inner = pairs.flat_map(Pair::into_inner).filter(|pair| pair.as_rule() == Rule::word);
         inner.map(|pair| self.piece(&pair, range.start)).collect()
+    }
+
+    /// What stands between blanks: quotes and escapes mean nothing here.
+    pub(crate) fn items(&self, range: Range<usize>) -> Vec<Piece> {
+        self.between(range, &[' '])
+    }
+
+    fn between(&self, range: Range<usize>, separators: &[char]) -> Vec<Piece> {
+        let mut start = range.start;
+        let words = self.shadow[range].split_inclusive(separators).filter_map(|word| {
+            let begin = start;
+            start += word.len();
+            let length = word.trim_end_matches(separators).len();
+            (length > 0).then(|| self.slice(begin..begin + length))
+        });
+        words.collect()
     }
 
     /// The first word and, behind the blanks after it, the rest.
@@ -182,13 +235,13 @@ fn shadow_of_ascii(text: &str, escape: char) -> Option<String> {
 }
 
 /// Splits comma-separated options, taking quotes away.
-pub(crate) fn fields(text: &str) -> Result<Vec<String>, FieldsError> {
+pub(crate) fn fields(text: &str) -> Result<Vec<Cow<'_, str>>, FieldsError> {
     if text.is_empty() {
         return Err(FieldsError::Empty);
     }
     // Options with quotes are rare, and those without need no grammar.
     if !text.contains('"') {
-        return Ok(text.split(',').map(str::to_owned).collect());
+        return Ok(text.split(',').map(Cow::Borrowed).collect());
     }
     let pairs = DockerfileGrammar::parse(Rule::fields, text).map_err(|error| {
         let at = match error.location {
@@ -207,7 +260,7 @@ pub(crate) fn fields(text: &str) -> Result<Vec<String>, FieldsError> {
         Rule::bare_field => Some(pair.as_str().to_owned()),
         _ => None,
     };
-    Ok(pairs.flat_map(Pair::into_inner).filter_map(unquote).collect())
+    Ok(pairs.flat_map(Pair::into_inner).filter_map(unquote).map(Cow::Owned).collect())
 }
 
 /// Name and value of a comment that has a parser directive's form.
@@ -276,6 +329,21 @@ mod tests {
         check_words('\\', "\\", &[]);
     }
 
+    proptest::proptest! {
+        /// What is read without the grammar is what the grammar reads.
+        #[test]
+        fn short_cuts_read_as_the_grammar(text in "([a-c=,\"'\\\\ \t\u{a0}\u{3000}\u{1b}-]|--| --a=){0,24}") {
+            let line = LineText::new(text.clone(), '\\');
+            let range = line.trim(0..text.len());
+            let whole = |parts: LineParts| (parts.keyword, parts.flags, parts.arguments);
+            if let Some(parts) = line.plain_parts(range.clone()) {
+                let parsed = line.parsed_parts(range.clone());
+                proptest::prop_assert_eq!(Some(whole(parts)), parsed.map(whole));
+            }
+            proptest::prop_assert_eq!(line.words(range.clone()), line.parsed_words(range));
+        }
+    }
+
     #[test]
     fn fields_are_separated_by_commas() {
         let split = |text| fields(text).map_err(|error| error.to_string());
@@ -283,7 +351,7 @@ mod tests {
             split("type=bind,\"source=a,b\"\"c\",ro"),
             Ok(vec!["type=bind".into(), "source=a,b\"c".into(), "ro".into()])
         );
-        assert_eq!(split("a,,b"), Ok(vec!["a".into(), String::new(), "b".into()]));
+        assert_eq!(split("a,,b"), Ok(vec!["a".into(), "".into(), "b".into()]));
         assert_eq!(split("a\"b"), Err("parse error on line 1, column 2: bare \" in non-quoted field".into()));
     }
 

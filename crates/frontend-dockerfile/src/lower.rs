@@ -28,7 +28,7 @@ mod mounts;
 mod named;
 mod own;
 mod ports;
-mod report;
+pub(crate) mod report;
 mod run;
 mod signal;
 mod stage;

@@ -3,6 +3,8 @@
 //! Owns the comma-separated form and which option goes with which kind of mount. Expansion of values
 //! is the caller's: [`parse`] is handed a function for it. Start with [`Mount`].
 
+use std::borrow::Cow;
+
 use crate::{ast::Device, expand::ExpandError, grammar, quote::quote, suggest};
 
 mod draft;
@@ -230,7 +232,7 @@ where
         match field.split_once('=') {
             Some((key, value)) => {
                 let value = expand(value)?;
-                draft.set(&key.to_lowercase(), value, &field)?;
+                draft.set(&lower_case(key), value, &field)?;
             }
             None => draft.switch(&field)?,
         }
@@ -254,15 +256,23 @@ pub(crate) fn parse_device(options: &str) -> Result<Device, MountError> {
             ("required", value) => device.required = value.map_or(Ok(true), |value| boolean(&key, value))?,
             ("name", Some(_)) if !device.name.is_empty() => return Err(MountError::SecondName(device.name)),
             ("name", Some(value)) => value.clone_into(&mut device.name),
-            _ if device.name.is_empty() => device.name = field,
-            (_, None) => return Err(MountError::NoValue(field)),
-            (_, Some(_)) => return Err(MountError::UnknownDeviceKey { key, field }),
+            _ if device.name.is_empty() => device.name = field.into_owned(),
+            (_, None) => return Err(MountError::NoValue(field.into_owned())),
+            (_, Some(_)) => return Err(MountError::UnknownDeviceKey { key, field: field.into_owned() }),
         }
     }
     Ok(device)
 }
 
-fn fields(options: &str) -> Result<Vec<String>, MountError> {
+/// Nearly all options are in lower case as they stand.
+fn lower_case(key: &str) -> Cow<'_, str> {
+    match key.bytes().all(|letter| letter.is_ascii_lowercase()) {
+        true => Cow::Borrowed(key),
+        false => Cow::Owned(key.to_lowercase()),
+    }
+}
+
+fn fields(options: &str) -> Result<Vec<Cow<'_, str>>, MountError> {
     grammar::fields(options).map_err(|error| MountError::Form(error.to_string()))
 }
 

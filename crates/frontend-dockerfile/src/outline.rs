@@ -200,7 +200,7 @@ impl<'a> Reader<'a> {
                     .iter()
                     .map(|pair| (self.expand(&pair.name.text, scope), self.expand(&pair.value.text, scope)))
                     .collect();
-                values.into_iter().for_each(|(name, value)| scope.set(name, value));
+                values.into_iter().for_each(|(name, value)| scope.set(&name, value));
             }
             InstructionKind::Run(run) => self.run(found, scope, instruction, run),
             _ => {}

@@ -3,13 +3,14 @@
 //! Owns cleaning and joining as Go's `path` does them. Must not look at a file system. Start with
 //! [`clean`].
 
+use std::borrow::Cow;
+
 pub(crate) mod windows;
 
 /// The shortest equal path: no `.`, no `..` that can be resolved, no doubled slashes; `.` for nothing.
 pub(crate) fn clean(path: &str) -> String {
     let rooted = path.starts_with('/');
-    // Most paths are clean.
-    if path.split('/').skip(usize::from(rooted)).all(|part| !matches!(part, "" | "." | "..")) {
+    if is_clean(path) {
         return path.to_owned();
     }
     let mut parts: Vec<&str> = Vec::new();
@@ -33,6 +34,22 @@ pub(crate) fn clean(path: &str) -> String {
     }
 }
 
+/// Whether no part but what stands before the first slash is empty, `.` or `..`, as in most paths.
+fn is_clean(path: &str) -> bool {
+    let bytes = path.as_bytes();
+    let mut start = usize::from(path.starts_with('/'));
+    let sound = |part: &[u8]| !matches!(part, b"" | b"." | b"..");
+    for (at, byte) in bytes.iter().enumerate().skip(start) {
+        if *byte == b'/' {
+            if !sound(&bytes[start..at]) {
+                return false;
+            }
+            start = at + 1;
+        }
+    }
+    sound(&bytes[start..])
+}
+
 /// `path` below `parent`, cleaned.
 pub(crate) fn join(parent: &str, path: &str) -> String {
     match (parent.is_empty(), path.is_empty()) {
@@ -54,16 +71,15 @@ pub(crate) fn base(path: &str) -> &str {
 
 /// `path` seen from directory `parent`, absolute. An absolute path is not cleaned.
 pub(crate) fn absolute(parent: &str, path: &str) -> String {
-    let parent = match parent {
-        "" => "/".to_owned(),
-        relative if !relative.starts_with('/') => join("/", relative),
-        absolute => absolute.to_owned(),
-    };
-    match path {
-        "" => parent,
-        absolute if absolute.starts_with('/') => absolute.to_owned(),
-        relative => join(&parent, relative),
+    if path.starts_with('/') {
+        return path.to_owned();
     }
+    let parent = match parent {
+        "" => Cow::Borrowed("/"),
+        relative if !relative.starts_with('/') => Cow::Owned(join("/", relative)),
+        absolute => Cow::Borrowed(absolute),
+    };
+    if path.is_empty() { parent.into_owned() } else { join(&parent, path) }
 }
 
 /// As [`absolute`], then cleaned, but a final `/` or `/.` stays: it says that a directory is meant.

@@ -33,18 +33,29 @@ impl Variables {
     }
 
     /// Sets `name`, moving it to the end.
-    pub fn set(&mut self, name: impl Into<String>, value: impl Into<String>) {
-        let name = name.into();
-        self.unset(&name);
-        self.places.insert(name.clone(), self.entries.len());
+    pub fn set(&mut self, name: &str, value: impl Into<String>) {
+        let last = self.entries.len();
+        let known = match self.places.get_mut(name) {
+            Some(place) => self.entries[std::mem::replace(place, last)].take(),
+            None => {
+                self.places.insert(name.to_owned(), last);
+                None
+            }
+        };
+        let name = known.map_or_else(|| name.to_owned(), |(name, _)| name);
         self.entries.push(Some((name, value.into())));
+        self.close_gaps();
     }
 
     /// Removes `name`.
     pub fn unset(&mut self, name: &str) {
         let Some(place) = self.places.remove(name) else { return };
         self.entries[place] = None;
-        // Gaps never outnumber what is set by much.
+        self.close_gaps();
+    }
+
+    /// Gaps never outnumber what is set by much.
+    fn close_gaps(&mut self) {
         if self.entries.len() > 2 * self.places.len() + 16 {
             self.entries.retain(Option::is_some);
             for (place, (name, _)) in self.entries.iter().flatten().enumerate() {

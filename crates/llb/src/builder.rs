@@ -4,7 +4,8 @@
 //! operation at its end, so that equal steps have BuildKit's digests. Must not know Dockerfiles. Start
 //! with [`GraphBuilder`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use stave_oci::{Digest, Platform};
 
@@ -210,7 +211,8 @@ impl GraphBuilder {
     /// Nodes below `root` and `root`, inputs first, in the order in which a depth-first walk leaves them.
     fn order(&self, root: usize) -> Vec<usize> {
         let mut order = Vec::new();
-        let mut seen = BTreeSet::from([root]);
+        let mut seen = vec![false; self.nodes.len()];
+        seen[root] = true;
         // An explicit stack: a long chain of steps must not exhaust the thread's.
         let mut stack = vec![(root, self.nodes[root].walk(), 0)];
         while let Some((node, inputs, next)) = stack.last_mut() {
@@ -218,7 +220,7 @@ impl GraphBuilder {
                 Some(input) => {
                     let input = input.node;
                     *next += 1;
-                    if seen.insert(input) {
+                    if !std::mem::replace(&mut seen[input], true) {
                         stack.push((input, self.nodes[input].walk(), 0));
                     }
                 }
@@ -274,7 +276,7 @@ impl Node {
         let Self { kind, platform, about } = self;
         let mut inputs = Inputs { edges: Vec::new(), digests };
         let mut metadata = about.metadata;
-        let mut add = |all: &[&str]| metadata.caps.extend(all.iter().map(|cap| (*cap).to_owned()));
+        let mut add = |all: &[&'static str]| metadata.caps.extend(all.iter().copied().map(Cow::Borrowed));
         let op = match kind {
             NodeKind::Imported { vertex, bytes, .. } => return (*vertex, bytes),
             NodeKind::Source(source) => {

@@ -4,6 +4,7 @@
 //! exist, stand before their users, and there is no cycle. Must not know how vertices are carried out.
 //! Start with [`Definition`] and [`Vertex`].
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use petgraph::graph::DiGraph;
@@ -70,7 +71,7 @@ pub struct VertexMetadata {
     /// Whether its result is exported with the cache; `None` leaves it to the exporter.
     pub export_cache: Option<bool>,
     /// What a solver must be able to do.
-    pub caps: BTreeSet<String>,
+    pub caps: BTreeSet<Cow<'static, str>>,
     /// The group it is shown in.
     pub progress_group: Option<ProgressGroup>,
 }

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::io::{self, Write};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256, Sha512};
@@ -51,9 +52,9 @@ pub enum DigestError {
 /// A content digest.
 ///
 /// Invariant: the text is `algorithm:hex`, with a known algorithm and lower-case hex of its exact
-/// length; so it is safe as a file name and in a URL.
+/// length; so it is safe as a file name and in a URL. Copies share the text: graphs and caches hold many.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Digest(Box<str>);
+pub struct Digest(Arc<str>);
 
 impl Digest {
     /// The SHA-256 digest of `bytes`.
@@ -63,7 +64,16 @@ impl Digest {
 
     /// The digest whose raw SHA-256 value is `raw`.
     pub fn from_sha256(raw: [u8; 32]) -> Self {
-        Self(format!("sha256:{}", hex(&raw)).into_boxed_str())
+        Self::of(Algorithm::Sha256, &raw)
+    }
+
+    fn of(algorithm: Algorithm, raw: &[u8]) -> Self {
+        let name = algorithm.name();
+        let mut text = String::with_capacity(name.len() + 1 + 2 * raw.len());
+        text.push_str(name);
+        text.push(':');
+        push_hex(raw, &mut text);
+        Self(text.into())
     }
 
     /// The whole text, `algorithm:hex`.
@@ -87,14 +97,12 @@ impl Digest {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+fn push_hex(bytes: &[u8], text: &mut String) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut text = String::with_capacity(bytes.len() * 2);
     for byte in bytes {
         text.push(char::from(DIGITS[usize::from(byte >> 4)]));
         text.push(char::from(DIGITS[usize::from(byte & 15)]));
     }
-    text
 }
 
 impl FromStr for Digest {
@@ -174,11 +182,10 @@ impl Hasher {
 
     /// The digest of all bytes added.
     pub fn finish(self) -> Digest {
-        let (algorithm, digits) = match self.0 {
-            State::Sha256(state) => (Algorithm::Sha256, hex(&state.finalize())),
-            State::Sha512(state) => (Algorithm::Sha512, hex(&state.finalize())),
-        };
-        Digest(format!("{}:{digits}", algorithm.name()).into_boxed_str())
+        match self.0 {
+            State::Sha256(state) => Digest::of(Algorithm::Sha256, &state.finalize()),
+            State::Sha512(state) => Digest::of(Algorithm::Sha512, &state.finalize()),
+        }
     }
 }
 

@@ -104,7 +104,8 @@ impl Walk<'_> {
         }
         let platform = stage.platform.as_ref().unwrap_or_else(|| self.plan.request.platform());
         scope.is_windows = platform.os == "windows";
-        if scope.variables.value("PATH").is_none() {
+        // What Windows looks through is its own affair.
+        if !scope.is_windows && scope.variables.value("PATH").is_none() {
             scope.variables.set("PATH", DEFAULT_PATH);
         }
         scope
@@ -122,7 +123,7 @@ impl Walk<'_> {
             InstructionKind::Env(pairs) => {
                 for (name, value) in self.pairs(scope, instruction, pairs)? {
                     self.findings(instruction).variable_name("ENV", &name);
-                    scope.variables.set(name, value);
+                    scope.variables.set(&name, value);
                 }
             }
             InstructionKind::Unset(unset) => {
@@ -134,7 +135,11 @@ impl Walk<'_> {
                 }
             }
             InstructionKind::Label(pairs) => {
-                self.pairs(scope, instruction, pairs)?;
+                for pair in pairs {
+                    self.look(scope, instruction, &pair.name)?;
+                    self.look(scope, instruction, &pair.value)?;
+                }
+                self.legacy_pairs(instruction, pairs);
             }
             InstructionKind::Arg(arguments) => self.arguments(scope, instruction, arguments)?,
             InstructionKind::Workdir(word) => {
@@ -149,10 +154,10 @@ impl Walk<'_> {
                 scope.has_workdir = true;
             }
             InstructionKind::User(word) | InstructionKind::StopSignal(word) => {
-                self.expand(scope, instruction, &word.text)?;
+                self.look(scope, instruction, word)?;
             }
             InstructionKind::Volume(words) => {
-                words.iter().try_for_each(|word| self.expand(scope, instruction, &word.text).map(drop))?;
+                words.iter().try_for_each(|word| self.look(scope, instruction, word))?;
             }
             InstructionKind::Expose(words) => self.ports(scope, instruction, words)?,
             InstructionKind::Run(run) => self.mounts(scope, instruction, run)?,
@@ -208,7 +213,15 @@ impl Walk<'_> {
     }
 
     fn flag(&mut self, scope: &Scope, instruction: &Instruction, word: Option<&Word>) -> Result<(), Stopped> {
-        word.map_or(Ok(()), |word| self.expand(scope, instruction, &word.text).map(drop))
+        word.map_or(Ok(()), |word| self.look(scope, instruction, word))
+    }
+
+    /// A word of which only matters what it asks for.
+    fn look(&mut self, scope: &Scope, instruction: &Instruction, word: &Word) -> Result<(), Stopped> {
+        if Expander::new(self.plan.dockerfile.escape).is_plain(&word.text) {
+            return Ok(());
+        }
+        self.expand(scope, instruction, &word.text).map(drop)
     }
 
     fn pairs(
@@ -222,10 +235,14 @@ impl Walk<'_> {
             let name = self.expand(scope, instruction, &pair.name.text)?;
             expanded.push((name, self.expand(scope, instruction, &pair.value.text)?));
         }
+        self.legacy_pairs(instruction, pairs);
+        Ok(expanded)
+    }
+
+    fn legacy_pairs(&mut self, instruction: &Instruction, pairs: &[Pair]) {
         for _ in pairs.iter().filter(|pair| pair.legacy) {
             self.findings(instruction).legacy_pair(&instruction.keyword);
         }
-        Ok(expanded)
     }
 
     fn arguments(
@@ -300,7 +317,7 @@ impl Walk<'_> {
         for source in &transfer.sources {
             sources.push(self.expand(scope, instruction, &source.text)?);
         }
-        self.expand(scope, instruction, &transfer.destination.text)?;
+        self.look(scope, instruction, &transfer.destination)?;
         for file in transfer.inline.iter().filter(|file| file.expand) {
             self.expand_with(Expander::content(), scope, instruction, &file.content)?;
         }

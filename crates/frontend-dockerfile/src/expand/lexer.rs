@@ -56,6 +56,11 @@ impl WordList {
     }
 }
 
+/// A letter as a byte that is one whatever stands beside it.
+fn ascii(letter: char) -> Option<u8> {
+    u8::try_from(letter).ok().filter(u8::is_ascii)
+}
+
 /// Reads a word and expands what it meets.
 pub(super) struct Lexer<'a> {
     rules: Expander,
@@ -114,6 +119,14 @@ impl<'a> Lexer<'a> {
         run
     }
 
+    /// The same for letters all of which are ASCII.
+    fn run_to(&mut self, ends: impl Fn(u8) -> bool) -> &'a str {
+        let rest = self.rest();
+        let run = &rest[..rest.bytes().position(ends).unwrap_or(rest.len())];
+        self.at += run.len();
+        run
+    }
+
     fn lookup(&mut self, name: &str) -> Result<Option<&'a str>, ExpandErrorKind> {
         let value = self.variables.value(name);
         // Without a limit a few lines of `ENV x=$x$x` fill any memory.
@@ -149,9 +162,14 @@ impl<'a> Lexer<'a> {
         let mut words = WordList::new(self.split);
         let escape = self.rules.escape;
         loop {
-            let plain = self.run(|letter| {
-                matches!(letter, '$' | '<' | '\'' | '"') || letter == escape || stop == Some(letter)
-            });
+            let plain = match ascii(escape).zip(stop.map_or(Some(b'$'), ascii)) {
+                Some((escape, stop)) => self.run_to(|letter| {
+                    matches!(letter, b'$' | b'<' | b'\'' | b'"') || letter == escape || letter == stop
+                }),
+                None => self.run(|letter| {
+                    matches!(letter, '$' | '<' | '\'' | '"') || letter == escape || stop == Some(letter)
+                }),
+            };
             words.split(plain);
             text.push_str(plain);
             let Some(letter) = self.peek() else { break };

@@ -116,7 +116,7 @@ impl Lowering<'_> {
                 Some(old) => *old = entry,
                 None => state.image.config.env.push(entry),
             }
-            state.env.set(name, value);
+            state.env.set(&name, value);
         }
         Ok(message)
     }
@@ -273,20 +273,24 @@ fn healthcheck(state: &mut StageState, check: &Healthcheck) -> String {
 
 /// `RUN`'s line in the history: the `ARG`s in effect, then the command.
 pub(super) fn run_message(state: &StageState, args: &[String]) -> String {
-    let mut entries: Vec<(&str, String)> = Vec::new();
+    let mut entries: Vec<(&str, &str)> = Vec::new();
     for (name, value) in &state.args {
         let value = state.env.value(name).or(value.as_deref()).unwrap_or_default();
-        let entry = [name, "=", value].concat();
         match entries.iter_mut().find(|(known, _)| known == name) {
-            Some(old) => old.1 = entry,
-            None => entries.push((name, entry)),
+            Some(old) => old.1 = value,
+            None => entries.push((name, value)),
         }
     }
-    let mut words = Vec::new();
+    let mut message = "RUN ".to_owned();
     if !entries.is_empty() {
-        words.push(format!("|{}", entries.len()));
-        words.extend(entries.into_iter().map(|(_, entry)| entry));
+        message.extend(["|", &entries.len().to_string(), " "]);
+        for (name, value) in entries {
+            message.extend([name, "=", value, " "]);
+        }
     }
-    words.extend_from_slice(args);
-    format!("RUN {} # buildkit", words.join(" "))
+    for arg in args {
+        message.extend([arg, " "]);
+    }
+    message.push_str("# buildkit");
+    message
 }

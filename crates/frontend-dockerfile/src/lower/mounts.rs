@@ -77,6 +77,9 @@ impl Lowering<'_> {
         if target == "/" {
             return Err(error(span, format!("invalid mount target \"{target}\"")));
         }
+        // Without `from`, a cache is of the stage `scratch`, if there is one, and all else of the build context.
+        let is_cache = matches!(options.kind, MountKind::Cache { .. });
+        let source = source.filter(|_| options.from.is_some() || is_cache);
         let mut input = match (options.kind, source) {
             (MountKind::Tmpfs { .. }, _) => None,
             (_, Some(stage)) => self.source_stage(stage, span)?.output,
@@ -88,7 +91,7 @@ impl Lowering<'_> {
             let root = self.source_stage(stage, span)?.root;
             self.locals.uses(root, &from);
         }
-        if source.is_none() && !matches!(options.kind, MountKind::Cache { .. }) {
+        if source.is_none() && !is_cache {
             self.context.uses(&from);
         }
         let mut selector = String::new();

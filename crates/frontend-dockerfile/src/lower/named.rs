@@ -122,10 +122,8 @@ impl Lowering<'_> {
             NamedContext::Scratch => return Ok(None),
             NamedContext::Graph { definition, .. } => return Ok(self.graph.import(definition)),
             NamedContext::Image { reference, written } => {
-                let found = self.plan.request_of(index);
-                let found = found.and_then(|request| self.resolved.get(&request));
-                let digest = found.map(|image| image.digest.clone()).ok_or_else(|| self.unresolved(index))?;
-                let name = reference.pinned(digest).canonical();
+                // Not pinned, unlike images that `FROM` names: so the reference has it.
+                let name = reference.canonical();
                 (SourceOp::new(format!("docker-image://{name}"), BTreeMap::new()), titled(written))
             }
             NamedContext::OciLayout { store, digest } => {

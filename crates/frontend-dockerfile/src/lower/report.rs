@@ -14,15 +14,19 @@ use crate::{
 
 impl Lowered {
     /// `{"vertices", "image", "warnings"}`: each vertex with digest, operation and description, the
-    /// image config without times, each warning with rule, message and line in `source`.
+    /// image config without times, each warning with rule, message, and first and last line in `source`.
     pub fn report(&self, source: &Source) -> Value {
-        let warnings: Vec<Value> = self.warnings.iter().map(|one| warning(source, one)).collect();
         json!({
             "vertices": stave_llb::json::vertices(&self.definition),
             "image": image(&self.image),
-            "warnings": warnings,
+            "warnings": warnings(source, &self.warnings),
         })
     }
+}
+
+/// The warnings among `diagnostics`, as [`Lowered::report`] has them.
+pub(crate) fn warnings(source: &Source, diagnostics: &[Diagnostic]) -> Vec<Value> {
+    diagnostics.iter().filter(|one| !one.is_error()).map(|one| warning(source, one)).collect()
 }
 
 fn image(config: &ImageConfig) -> Value {
@@ -49,5 +53,6 @@ fn warning(source: &Source, diagnostic: &Diagnostic) -> Value {
         _ => "",
     };
     let line = source.position(diagnostic.span.start).line;
-    json!({"rule": rule, "message": diagnostic.message, "line": line})
+    let last = source.position(diagnostic.span.end.saturating_sub(1)).line.max(line);
+    json!({"rule": rule, "message": diagnostic.message, "line": line, "last_line": last})
 }

@@ -3,6 +3,8 @@
 //! Owns the process a step runs: its arguments, heredocs included, network, confinement and name.
 //! Start with [`Lowering::run`].
 
+use std::borrow::Cow;
+
 use stave_llb::{
     CdiDevice, ContentCache, ExecOp, FileActionKind, HostIp, MkfileAction, Mount, NetMode, ProxyEnv,
     SecurityMode, Ulimit,
@@ -65,7 +67,10 @@ impl Lowering<'_> {
             names: secret_env.iter().map(|secret| secret.name.as_str()).collect(),
             variables: &state.env,
         };
-        let code = format!("{}{summary}", instruction.code);
+        let code = match summary.is_empty() {
+            true => Cow::Borrowed(&*instruction.code),
+            false => Cow::Owned([&*instruction.code, &*summary].concat()),
+        };
         let shown = state.shown(Expander::display(self.escape()), &code, &masked);
         let mut about = About::named(state.step_name(self.plan, &shown))
             .described("com.docker.dockerfile.v1.command", &*instruction.code);
@@ -74,10 +79,10 @@ impl Lowering<'_> {
         }
         about.metadata.ignore_cache = self.plan.stages[state.index.0].ignore_cache;
         about.locations.push(self.location(instruction));
-        let op = ExecOp { args: args.clone(), secret_env, ..self.process(state, run) };
         // The history shows variables as they were before the step.
         let message = run_message(state, &args);
-        let platform = state.platform.clone();
+        let op = ExecOp { args, secret_env, ..self.process(state, run) };
+        let platform = state.process_platform();
         state.output = Some(self.graph.exec(ExecSpec { op, mounts: all, platform, about }));
         commit(&mut state.image, message, true, self.plan.epoch);
         Ok(())

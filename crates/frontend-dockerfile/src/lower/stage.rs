@@ -3,6 +3,8 @@
 //! Owns the stage's files, environment and image config, the numbering of its steps and the expansion
 //! of words in it. Start with [`StageState`].
 
+use std::fmt::Write as _;
+
 use stave_llb::builder::Output;
 use stave_oci::{ImageConfig, Platform};
 
@@ -94,17 +96,19 @@ impl StageState {
         if total == 0 {
             return text.to_owned();
         }
-        let mut prefix = String::new();
+        let mut name = String::with_capacity(text.len() + stage.display_name.len() + 32);
+        name.push('[');
         if plan.request.multi_platform {
-            prefix = format!("{}{} ", self.platform, cross_target(&self.platform, &self.env));
+            name.extend([&*self.platform.to_string(), &cross_target(&self.platform, &self.env), " "]);
         }
         if !stage.display_name.is_empty() {
-            prefix.push_str(&stage.display_name);
-            prefix.push(' ');
+            name.extend([&stage.display_name, " "]);
         }
         let width = total.ilog10() as usize + 1;
         let trigger = if self.on_build { "ONBUILD " } else { "" };
-        format!("[{prefix}{:width$}/{total}] {trigger}{text}", self.step)
+        // Writing to a String cannot fail.
+        let _infallible = write!(name, "{:width$}/{total}] {trigger}{text}", self.step);
+        name
     }
 
     /// The bytes of what the next step repeats: variables, and the last line of history.
@@ -126,11 +130,13 @@ impl StageState {
 
     /// An instruction's text as its name shows it: its keyword in capitals, variables filled in.
     pub(super) fn shown(&self, expander: Expander, code: &str, variables: &dyn Lookup) -> String {
-        let text = expander.text(code, variables).unwrap_or_else(|_| code.to_owned());
-        match text.split_once(' ') {
-            Some((keyword, rest)) => [&keyword.to_uppercase(), " ", rest].concat(),
-            None => text.to_uppercase(),
+        let mut text = expander.text(code, variables).unwrap_or_else(|_| code.to_owned());
+        let end = text.find(' ').unwrap_or(text.len());
+        if text[..end].is_ascii() {
+            text[..end].make_ascii_uppercase();
+            return text;
         }
+        [&text[..end].to_uppercase(), &text[end..]].concat()
     }
 
     /// Changes the working directory; the result is its new value.
@@ -151,6 +157,12 @@ impl StageState {
         self.image.config.working_dir =
             if is_windows { directory.replace('/', "\\") } else { directory.clone() };
         Ok(directory)
+    }
+
+    /// The platform of its steps as processes have it: in its usual form, while images keep what was written.
+    pub(super) fn process_platform(&self) -> Platform {
+        let Platform { os, architecture, variant, os_version, os_features } = self.platform.clone();
+        Platform { os_version, os_features, ..Platform::new(&os, &architecture, variant.as_deref()) }
     }
 
     /// Whether paths in it are those of Windows.

@@ -13,6 +13,7 @@ use crate::{
 mod limits;
 mod named;
 mod own;
+mod unusual;
 
 fn request() -> PlanRequest {
     let platform = Platform::new("linux", "amd64", None);

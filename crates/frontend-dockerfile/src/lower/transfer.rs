@@ -204,14 +204,23 @@ impl Lowering<'_> {
     }
 
     fn message(&self, state: &StageState, of: &Expanded<'_>) -> Result<String, Diagnostic> {
-        let mut words = vec![of.keyword.to_owned()];
-        words.extend(of.parents.then(|| "--parents".to_owned()));
-        words.extend((!of.chown.is_empty()).then(|| format!("--chown={}", of.chown)));
-        words.extend((!of.chmod.is_empty()).then(|| format!("--chmod={}", of.chmod)));
-        words.extend(of.shown_sources.iter().cloned());
-        words.extend(of.transfer.inline.iter().map(|file| format!("<<{}", file.name)));
-        words.push(state.expand(self.escape(), &of.transfer.destination)?);
-        Ok(format!("{} # buildkit", words.join(" ")))
+        let mut message = of.keyword.to_owned();
+        if of.parents {
+            message.push_str(" --parents");
+        }
+        for (flag, value) in [(" --chown=", &of.chown), (" --chmod=", &of.chmod)] {
+            if !value.is_empty() {
+                message.extend([flag, value]);
+            }
+        }
+        for source in &of.shown_sources {
+            message.extend([" ", source]);
+        }
+        for file in &of.transfer.inline {
+            message.extend([" <<", &file.name]);
+        }
+        message.extend([" ", &state.expand(self.escape(), &of.transfer.destination)?, " # buildkit"]);
+        Ok(message)
     }
 
     fn source_step(
@@ -226,7 +235,9 @@ impl Lowering<'_> {
             None if is_url(source) && of.add.is_none() => Err("source can't be a URL for COPY".to_owned()),
             None if is_url(source) => self.http_step(of, source, state),
             None => {
-                let copy = local(of, source).map_err(|cause| without_drive(&cause))?;
+                // Both the path and whoever asks for it say so in the reference.
+                let copy = local(of, source)
+                    .map_err(|cause| format!("removing drive letter: {}", without_drive(&cause)))?;
                 Ok(FileStep { kind: FileActionKind::Copy(copy), source: of.from })
             }
         }

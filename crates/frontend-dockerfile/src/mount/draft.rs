@@ -4,7 +4,7 @@
 
 use crate::boolean;
 
-use super::{KINDS, Mount, MountError, MountKind, Sharing};
+use super::{KINDS, Mount, MountError, MountKind, Sharing, lower_case};
 
 pub(super) fn boolean(key: &str, value: &str) -> Result<bool, MountError> {
     let bad = || MountError::Value { key: key.to_owned(), value: value.to_owned() };
@@ -45,7 +45,7 @@ fn size(text: &str) -> Option<i64> {
 /// A mount while its options are read: the type may come after some of them.
 #[derive(Default)]
 pub(super) struct Draft {
-    kind: Option<String>,
+    kind: Option<&'static str>,
     from: Option<String>,
     source: Option<String>,
     target: Option<String>,
@@ -62,8 +62,8 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    fn kind(&self) -> &str {
-        self.kind.as_deref().unwrap_or("bind")
+    fn kind(&self) -> &'static str {
+        self.kind.unwrap_or("bind")
     }
 
     fn only_for(&self, key: &str, kinds: &[&str]) -> Result<(), MountError> {
@@ -75,7 +75,7 @@ impl Draft {
 
     /// An option without a value.
     pub(super) fn switch(&mut self, field: &str) -> Result<(), MountError> {
-        match field.to_lowercase().as_str() {
+        match &*lower_case(field) {
             "readonly" | "ro" => self.read_only = Some(true),
             "readwrite" | "rw" => self.read_only = Some(false),
             "required" => {
@@ -91,7 +91,7 @@ impl Draft {
         let filled = |value: String| Some(value).filter(|value| !value.is_empty());
         match key {
             "type" => match KINDS.iter().find(|kind| kind.eq_ignore_ascii_case(&value)) {
-                Some(kind) => self.kind = Some((*kind).to_owned()),
+                Some(kind) => self.kind = Some(kind),
                 None => return Err(MountError::UnknownType(value)),
             },
             "from" => self.from = filled(value),
@@ -109,7 +109,7 @@ impl Draft {
             }
             "id" => self.id = filled(value),
             "sharing" => {
-                self.sharing = Some(match value.to_lowercase().as_str() {
+                self.sharing = Some(match &*lower_case(&value) {
                     "shared" => Sharing::Shared,
                     "private" => Sharing::Private,
                     "locked" => Sharing::Locked,
@@ -127,21 +127,21 @@ impl Draft {
     }
 
     pub(super) fn finish(self) -> Result<Mount, MountError> {
-        let kind = self.kind().to_owned();
-        if matches!(kind.as_str(), "bind" | "tmpfs") {
+        let kind = self.kind();
+        if matches!(kind, "bind" | "tmpfs") {
             let owner = [("mode", self.mode), ("uid", self.uid), ("gid", self.gid)];
             if let Some((key, _)) = owner.iter().find(|(_, value)| value.is_some()) {
-                return Err(MountError::NoOwner { key, kind });
+                return Err(MountError::NoOwner { key, kind: kind.to_owned() });
             }
         }
         if kind == "secret" {
             self.check_secret()?;
         }
         if self.sharing.is_some() && kind != "cache" {
-            return Err(MountError::NoSharing(kind));
+            return Err(MountError::NoSharing(kind.to_owned()));
         }
-        let read_only = self.read_only.unwrap_or(!matches!(kind.as_str(), "cache" | "tmpfs"));
-        let kind = match kind.as_str() {
+        let read_only = self.read_only.unwrap_or(!matches!(kind, "cache" | "tmpfs"));
+        let kind = match kind {
             "cache" => MountKind::Cache { sharing: self.sharing.unwrap_or_default() },
             "tmpfs" => MountKind::Tmpfs { size: self.size },
             "secret" => MountKind::Secret { required: self.required },

@@ -31,7 +31,8 @@ const MAX_STAGES: usize = 10_000;
 pub(super) struct Links {
     stages: Vec<PlannedStage>,
     by_name: BTreeMap<String, StageIndex>,
-    contexts: BTreeMap<String, (String, NamedContext)>,
+    /// By name or `name::platform`, as clients say them.
+    contexts: BTreeMap<String, NamedContext>,
     /// The platform of what names none.
     platform: Platform,
     expander: Expander,
@@ -41,16 +42,10 @@ pub(super) struct Links {
 
 impl Links {
     pub(super) fn new(request: &PlanRequest, expander: Expander) -> Self {
-        let contexts = request.named_contexts.iter();
-        let contexts = contexts.map(|(name, context)| {
-            let (plain, platform) = name.split_once("::").unwrap_or((name, ""));
-            let key = context_key(&context_name(plain), platform);
-            (key.clone(), (key, context.clone()))
-        });
         Self {
             stages: Vec::new(),
             by_name: BTreeMap::new(),
-            contexts: contexts.collect(),
+            contexts: request.named_contexts.clone(),
             platform: request.platform().clone(),
             expander,
             bad_references: Vec::new(),
@@ -89,9 +84,9 @@ impl Links {
     /// The named context that stands for `name`; one for this very platform comes first.
     fn context(&self, name: &str, platform: Option<&Platform>, replaces_stage: bool) -> Option<Base> {
         let name = context_name(name);
-        let platform = platform.unwrap_or(&self.platform).to_string();
-        let (shown, source) =
-            self.contexts.get(&context_key(&name, &platform)).or_else(|| self.contexts.get(&name))?.clone();
+        let of_platform = format!("{name}::{}", platform.unwrap_or(&self.platform));
+        let found = self.contexts.get_key_value(&of_platform).or_else(|| self.contexts.get_key_value(&name));
+        let (shown, source) = found.map(|(shown, source)| (shown.clone(), source.clone()))?;
         Some(Base::Context(ContextBase { name, shown, source, replaces_stage }))
     }
 
@@ -258,7 +253,8 @@ impl Links {
         let mut sources = Vec::with_capacity(run.mounts.len());
         for mount in &run.mounts {
             sources.push(match &mount.from {
-                None => None,
+                // A mount of nothing is one of a stage that is called so.
+                None => self.by_name.get(SCRATCH).copied(),
                 Some(from) => Some(match self.by_name.get(&from.to_lowercase()) {
                     Some(&stage) => stage,
                     None => {
@@ -397,11 +393,6 @@ fn late_source(planned: &PlannedInstruction, at: usize, stage: &str) -> Diagnost
         }
         _ => error(instruction.span, "a stage is used before it is defined"),
     }
-}
-
-/// A name and a platform as one text, as clients write it.
-fn context_key(name: &str, platform: &str) -> String {
-    if platform.is_empty() { name.to_owned() } else { format!("{name}::{platform}") }
 }
 
 /// A context's name as images are called for short, without `:latest`.

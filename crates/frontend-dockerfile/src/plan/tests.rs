@@ -227,10 +227,9 @@ fn unsound_triggers_are_errors_at_their_from() {
 fn named_contexts_stand_for_stages_and_images() {
     let request = with(|request| {
         request.named_contexts.insert("one".into(), NamedContext::parse("one", "local:dir").expect("is one"));
-        request.named_contexts.insert(
-            "docker.io/library/b".into(),
-            NamedContext::parse("b", "docker-image://c:1").expect("is one"),
-        );
+        request
+            .named_contexts
+            .insert("b".into(), NamedContext::parse("b", "docker-image://c:1").expect("is one"));
     });
     let plan = planned("FROM a AS one\nRUN x\nFROM b:latest\nCOPY --from=one x y", &request);
     assert_eq!(shape(&plan), "one=[one] stage-1=[b]");

@@ -2,6 +2,7 @@
 //!
 //! Owns which operation asks for what, by BuildKit's names (`solver/pb/caps.go`).
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use crate::{
@@ -61,17 +62,17 @@ pub(super) fn of_exec(exec: &ExecOp) -> Vec<&'static str> {
 }
 
 /// What the definition as a whole asks for, said at its last operation.
-pub(super) fn of_definition(vertices: &[Vertex]) -> BTreeSet<String> {
-    let mut caps = BTreeSet::from(["constraints".to_owned(), "platform".to_owned()]);
+pub(super) fn of_definition(vertices: &[Vertex]) -> BTreeSet<Cow<'static, str>> {
+    let mut caps = BTreeSet::from(["constraints", "platform"].map(Cow::Borrowed));
     for Vertex { metadata, .. } in vertices {
         if metadata.ignore_cache {
-            caps.insert("meta.ignorecache".to_owned());
+            caps.insert("meta.ignorecache".into());
         }
         if !metadata.description.is_empty() {
-            caps.insert("meta.description".to_owned());
+            caps.insert("meta.description".into());
         }
         if metadata.export_cache.is_some() {
-            caps.insert("meta.exportcache".to_owned());
+            caps.insert("meta.exportcache".into());
         }
     }
     caps

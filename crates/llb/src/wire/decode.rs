@@ -128,7 +128,7 @@ fn metadata_of(from: pb::OpMetadata) -> VertexMetadata {
         ignore_cache: from.ignore_cache,
         description: from.description,
         export_cache: from.export_cache.map(|export| export.value),
-        caps: from.caps.into_iter().filter(|(_, on)| *on).map(|(cap, _)| cap).collect::<BTreeSet<_>>(),
+        caps: from.caps.into_iter().filter(|(_, on)| *on).map(|(cap, _)| cap.into()).collect::<BTreeSet<_>>(),
         progress_group: from.progress_group.map(|group| ProgressGroup {
             id: group.id,
             name: group.name,

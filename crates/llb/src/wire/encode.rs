@@ -14,6 +14,7 @@ use prost::{
 use super::to_wire;
 use crate::{
     definition::{Definition, Edge, VertexMetadata},
+    exec::ExecOp,
     op::Op,
     source_map::{Position, SourceMap, SourceRange},
 };
@@ -26,13 +27,22 @@ pub(crate) fn encode_op(
     platform: Option<&Platform>,
     constraints: Option<&[String]>,
 ) -> Vec<u8> {
-    let frame = pb::Op {
-        inputs: inputs.iter().map(to_wire::edge).collect(),
-        platform: platform.map(to_wire::platform),
-        constraints: constraints.map(|filter| pb::WorkerConstraints { filter: filter.to_vec() }),
-        op: None,
-    };
-    let mut bytes = frame.encode_to_vec();
+    let mut bytes = Vec::with_capacity((inputs.len() + 1) * MAX_INPUT_BYTES);
+    for edge in inputs {
+        let mut input = Vec::with_capacity(MAX_INPUT_BYTES);
+        field(1, edge.vertex.as_str().as_bytes(), &mut input);
+        if edge.output != 0 {
+            encoding::int64::encode(2, &i64::from(edge.output), &mut input);
+        }
+        field(1, &input, &mut bytes);
+    }
+    if let Some(platform) = platform {
+        encoding::message::encode(10, &to_wire::platform(platform), &mut bytes);
+    }
+    if let Some(filter) = constraints {
+        let constraints = pb::WorkerConstraints { filter: filter.to_vec() };
+        encoding::message::encode(11, &constraints, &mut bytes);
+    }
     match op {
         Op::Source(source) => {
             let mut body = Vec::new();
@@ -42,13 +52,38 @@ pub(crate) fn encode_op(
             string_map(2, &source.attrs, &mut body);
             field(3, &body, &mut bytes);
         }
+        Op::Exec(exec) => field(2, &exec_op(exec), &mut bytes),
         Op::Build(build) => field(5, &build_op(build), &mut bytes),
         other => {
-            let message = pb::Op { op: to_wire::op(other, inputs.len()), ..Default::default() };
-            bytes.extend(message.encode_to_vec());
+            if let Some(message) = to_wire::op(other, inputs.len()) {
+                message.encode(&mut bytes);
+            }
         }
     }
     bytes
+}
+
+/// Most bytes of an input: a digest, its length and tag, and an index.
+const MAX_INPUT_BYTES: usize = 96;
+
+/// What a process has much of, its arguments and variables, is written without a copy of it in between; these
+/// fields have the lowest tags and thus come first.
+fn exec_op(exec: &ExecOp) -> Vec<u8> {
+    let texts = exec.args.iter().chain(&exec.env).chain([&exec.cwd, &exec.user]);
+    // A tag and a length of three bytes each.
+    let mut meta = Vec::with_capacity(texts.map(|text| text.len() + 4).sum::<usize>() + 64);
+    encoding::string::encode_repeated(1, &exec.args, &mut meta);
+    encoding::string::encode_repeated(2, &exec.env, &mut meta);
+    for (tag, text) in [(3, &exec.cwd), (4, &exec.user)] {
+        if !text.is_empty() {
+            encoding::string::encode(tag, text, &mut meta);
+        }
+    }
+    to_wire::rest_of_meta(exec).encode_raw(&mut meta);
+    let mut body = Vec::with_capacity(meta.len() + 64 * (exec.mounts.len() + 1));
+    field(1, &meta, &mut body);
+    to_wire::rest_of_exec(exec).encode_raw(&mut body);
+    body
 }
 
 /// The bytes of the last operation, which only names outputs.
@@ -65,7 +100,7 @@ pub(crate) fn encode_definition(definition: &Definition) -> Vec<u8> {
     definition_message(definition).encode_to_vec()
 }
 
-pub(super) fn definition_message(definition: &Definition) -> pb::Definition {
+fn definition_message(definition: &Definition) -> pb::Definition {
     if definition.outputs.is_empty() && definition.vertices.is_empty() {
         return pb::Definition::default();
     }
@@ -85,7 +120,7 @@ fn metadata(from: &VertexMetadata) -> pb::OpMetadata {
         ignore_cache: from.ignore_cache,
         description: from.description.clone(),
         export_cache: from.export_cache.map(|value| pb::ExportCache { value }),
-        caps: from.caps.iter().map(|cap| (cap.clone(), true)).collect(),
+        caps: from.caps.iter().map(|cap| (cap.to_string(), true)).collect(),
         progress_group: from.progress_group.as_ref().map(|group| pb::ProgressGroup {
             id: group.id.clone(),
             name: group.name.clone(),

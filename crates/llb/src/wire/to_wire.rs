@@ -31,40 +31,28 @@ pub(crate) fn platform(of: &Platform) -> pb::Platform {
     }
 }
 
-/// The message of an operation whose vertex has `inputs` inputs. Sources and inline definitions are
-/// [`super::encode`]'s own.
-pub(crate) fn op(of: &Op, inputs: usize) -> Option<pb::op::Op> {
-    Some(match of {
-        Op::Source(source) => {
-            pb::op::Op::Source(pb::SourceOp { identifier: source.raw.clone(), attrs: source.attrs.clone() })
-        }
-        Op::Exec(exec) => pb::op::Op::Exec(exec_op(exec)),
-        Op::File(file) => pb::op::Op::File(pb::FileOp {
+/// The message of an operation whose vertex has `inputs` inputs; `None` for sources, processes and inline
+/// definitions, which are [`super::encode`]'s own.
+pub(super) fn op(of: &Op, inputs: usize) -> Option<pb::op::Op> {
+    match of {
+        Op::Source(_) | Op::Exec(_) | Op::Build(_) => None,
+        Op::File(file) => Some(pb::op::Op::File(pb::FileOp {
             actions: file.actions.iter().map(|action| file_action(action, inputs)).collect(),
-        }),
-        Op::Merge(merge) => pb::op::Op::Merge(pb::MergeOp {
+        })),
+        Op::Merge(merge) => Some(pb::op::Op::Merge(pb::MergeOp {
             inputs: merge.inputs.iter().map(|input| pb::MergeInput { input: index(*input) }).collect(),
-        }),
-        Op::Diff(diff) => pb::op::Op::Diff(pb::DiffOp {
+        })),
+        Op::Diff(diff) => Some(pb::op::Op::Diff(pb::DiffOp {
             lower: Some(pb::LowerDiffInput { input: index(diff.lower) }),
             upper: Some(pb::UpperDiffInput { input: index(diff.upper) }),
-        }),
-        Op::Build(build) => pb::op::Op::Build(pb::BuildOp {
-            builder: index(build.builder),
-            inputs: build
-                .inputs
-                .iter()
-                .map(|(name, input)| (name.clone(), pb::BuildInput { input: index(*input) }))
-                .collect(),
-            def: build.definition.as_deref().map(super::encode::definition_message),
-            attrs: build.attrs.clone(),
-        }),
-    })
+        })),
+    }
 }
 
-fn exec_op(exec: &ExecOp) -> pb::ExecOp {
+/// All of a process but its `meta`.
+pub(super) fn rest_of_exec(exec: &ExecOp) -> pb::ExecOp {
     pb::ExecOp {
-        meta: Some(meta(exec)),
+        meta: None,
         mounts: exec.mounts.iter().map(mount).collect(),
         network: match exec.network {
             NetMode::Default => pb::NetMode::Unset,
@@ -92,12 +80,9 @@ fn exec_op(exec: &ExecOp) -> pb::ExecOp {
     }
 }
 
-fn meta(exec: &ExecOp) -> pb::Meta {
+/// All of a process's `meta` but its arguments, variables, directory and user.
+pub(super) fn rest_of_meta(exec: &ExecOp) -> pb::Meta {
     pb::Meta {
-        args: exec.args.clone(),
-        env: exec.env.clone(),
-        cwd: exec.cwd.clone(),
-        user: exec.user.clone(),
         proxy_env: exec.proxy_env.as_ref().map(|proxy| pb::ProxyEnv {
             http_proxy: proxy.http_proxy.clone(),
             https_proxy: proxy.https_proxy.clone(),
@@ -119,6 +104,7 @@ fn meta(exec: &ExecOp) -> pb::Meta {
         cgroup_parent: exec.cgroup_parent.clone(),
         remove_mount_stubs_recursive: exec.remove_mount_stubs,
         valid_exit_codes: exec.valid_exit_codes.clone(),
+        ..pb::Meta::default()
     }
 }
 

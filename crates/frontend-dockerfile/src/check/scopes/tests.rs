@@ -133,6 +133,16 @@ fn bases_should_fit_the_platform() {
 }
 
 #[test]
+fn windows_has_no_search_path_of_its_own() {
+    let windows = |request: &mut PlanRequest| {
+        request.target_platform = Some(Platform::new("windows", "amd64", None));
+    };
+    let text = "FROM scratch\nENV PATH=/a:$PATH\n";
+    check_with(text, windows, &["2 UndefinedVar: Usage of undefined variable '$PATH'"]);
+    check(text, &[]);
+}
+
+#[test]
 fn ports_should_be_plain() {
     check(
         "FROM base\nEXPOSE 80/TCP 8080:80 80/udp\n",
