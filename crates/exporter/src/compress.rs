@@ -2,46 +2,68 @@
 //!
 //! Input is cut at fixed offsets, each piece becomes a gzip member (RFC 1952 section 2.2 allows any
 //! number of them in a row) or a zstd frame (RFC 8878 section 3), and pieces are written in order.
+//! Where nobody asked for a level, pieces without repeats are not searched for them ([`kind`]).
 //! Must not know where bytes come from or go to.
 //!
 //! Read [`Compressor`] first.
 
+mod kind;
+mod literal;
+
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use stave_oci::Compression;
+
+use kind::Kind;
 
 /// Bytes of input in one gzip member. Changing this changes the digest of every layer pushed.
 pub const GZIP_MEMBER: usize = 1 << 20;
 /// Bytes of input in one zstd frame. Changing this changes the digest of every layer pushed.
 pub const ZSTD_FRAME: usize = 4 << 20;
-/// The gzip level used when none is asked for: zlib's own default ratio.
-pub const DEFAULT_GZIP_LEVEL: i32 = 6;
+/// The gzip level used when none is asked for: libdeflate's fastest whose layers are not larger than BuildKit's.
+pub const DEFAULT_GZIP_LEVEL: i32 = 2;
 /// The zstd level used when none is asked for, as BuildKit's.
 pub const DEFAULT_ZSTD_LEVEL: i32 = 3;
+/// The zstd level of pieces without repeats: their bytes' frequencies are used at every positive level.
+const ZSTD_LITERALS: i32 = 1;
 
 /// Pieces in flight per thread of the pool: enough to keep it busy, little enough to bound memory.
 const PIECES_PER_THREAD: usize = 2;
 
-/// An algorithm with its level settled.
+/// How much work is put into a piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Effort {
+    /// The default level, less where it gains nothing.
+    Sampled,
+    /// This level, whatever the piece is like.
+    Level(i32),
+}
+
+/// An algorithm with its effort settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Codec {
     /// Bytes pass unchanged.
     Store,
-    /// gzip at a libdeflate level, 0 to 12.
-    Gzip(i32),
-    /// zstd at a level of 1 to 22.
-    Zstd(i32),
+    /// gzip; libdeflate's levels, 0 to 12.
+    Gzip(Effort),
+    /// zstd; levels of 1 to 22.
+    Zstd(Effort),
 }
 
 impl Codec {
     /// The codec for `algorithm` at `level`, or at this crate's default level.
     pub(crate) fn new(algorithm: Compression, level: Option<i32>) -> Self {
+        let effort = |least, most| match level {
+            Some(level) => Effort::Level(level.clamp(least, most)),
+            None => Effort::Sampled,
+        };
         match algorithm {
             Compression::None => Self::Store,
-            Compression::Gzip => Self::Gzip(level.unwrap_or(DEFAULT_GZIP_LEVEL).clamp(0, 12)),
-            Compression::Zstd => Self::Zstd(level.unwrap_or(DEFAULT_ZSTD_LEVEL).clamp(1, 22)),
+            Compression::Gzip => Self::Gzip(effort(0, 12)),
+            Compression::Zstd => Self::Zstd(effort(1, 22)),
         }
     }
 
@@ -53,23 +75,99 @@ impl Codec {
         }
     }
 
-    fn compress(self, input: &[u8]) -> io::Result<Vec<u8>> {
+    fn compress(self, input: &[u8], scratch: &mut Scratch) -> io::Result<()> {
         match self {
-            Self::Store => Ok(input.to_vec()),
-            Self::Gzip(level) => {
-                let level = libdeflater::CompressionLvl::new(level)
-                    .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "gzip level out of range"))?;
-                let mut compressor = libdeflater::Compressor::new(level);
-                let mut output = vec![0; compressor.gzip_compress_bound(input.len())];
-                let length = compressor
-                    .gzip_compress(input, &mut output)
-                    .map_err(|error| io::Error::other(error.to_string()))?;
-                output.truncate(length);
-                Ok(output)
+            Self::Store => {
+                scratch.room(input.len())[..input.len()].copy_from_slice(input);
+                scratch.length = input.len();
+                Ok(())
             }
-            Self::Zstd(level) => zstd::bulk::compress(input, level),
+            Self::Gzip(effort) => scratch.gzip(input, effort),
+            Self::Zstd(effort) => scratch.zstd(input, effort),
         }
     }
+}
+
+/// What one thread compresses with and into: kept from piece to piece, since fresh memory costs as much as fast
+/// compression does.
+#[derive(Default)]
+struct Scratch {
+    searcher: Option<libdeflater::Compressor>,
+    output: Vec<u8>,
+    /// Bytes of `output` that are the result.
+    length: usize,
+}
+
+impl Scratch {
+    /// At least `length` bytes of output, whatever stands in them.
+    fn room(&mut self, length: usize) -> &mut [u8] {
+        if self.output.len() < length {
+            self.output.resize(length, 0);
+        }
+        &mut self.output
+    }
+
+    fn gzip(&mut self, input: &[u8], effort: Effort) -> io::Result<()> {
+        let level = match effort {
+            Effort::Sampled => DEFAULT_GZIP_LEVEL,
+            Effort::Level(level) => level,
+        };
+        let level = libdeflater::CompressionLvl::new(level)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "gzip level out of range"))?;
+        // One scratch serves one stream, and so one level.
+        let mut searcher = self.searcher.take().unwrap_or_else(|| libdeflater::Compressor::new(level));
+        let bound = searcher.gzip_compress_bound(input.len()).max(literal::bound(input.len()));
+        let output = self.room(bound);
+        let written =
+            if effort == Effort::Sampled && gzip_kind(input, &mut searcher, output) == Kind::Literals {
+                Ok(literal::gzip_member(input, output))
+            } else {
+                searcher.gzip_compress(input, output)
+            };
+        self.searcher = Some(searcher);
+        self.length = written.map_err(|error| io::Error::other(error.to_string()))?;
+        Ok(())
+    }
+
+    fn zstd(&mut self, input: &[u8], effort: Effort) -> io::Result<()> {
+        let output = self.room(zstd::zstd_safe::compress_bound(input.len()));
+        let level = match effort {
+            Effort::Level(level) => level,
+            Effort::Sampled => match zstd_kind(input, output) {
+                Kind::Literals => ZSTD_LITERALS,
+                Kind::Repeats => DEFAULT_ZSTD_LEVEL,
+            },
+        };
+        // A context of its own: at high levels what one has compressed before changes what it makes.
+        self.length = zstd::bulk::compress_to_buffer(input, output, level)?;
+        Ok(())
+    }
+}
+
+fn zstd_kind(input: &[u8], output: &mut [u8]) -> Kind {
+    Kind::of(input, |sample| {
+        // The piece itself will tell why it cannot be compressed.
+        zstd::bulk::compress_to_buffer(sample, output, DEFAULT_ZSTD_LEVEL).unwrap_or(usize::MAX)
+    })
+}
+
+fn gzip_kind(input: &[u8], searcher: &mut libdeflater::Compressor, output: &mut [u8]) -> Kind {
+    Kind::of(input, |sample| searcher.deflate_compress(sample, output).unwrap_or(usize::MAX))
+}
+
+/// What waits to be used again.
+#[derive(Default)]
+struct Spare {
+    scratches: Mutex<Vec<Scratch>>,
+    pieces: Mutex<Vec<Vec<u8>>>,
+}
+
+fn take<T: Default>(spare: &Mutex<Vec<T>>) -> T {
+    spare.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+}
+
+fn give<T>(spare: &Mutex<Vec<T>>, used: T) {
+    spare.lock().unwrap_or_else(PoisonError::into_inner).push(used);
 }
 
 /// A writer whose input reaches `W` compressed. [`Compressor::finish`] must be called; a dropped
@@ -78,8 +176,9 @@ pub(crate) struct Compressor<W: Write> {
     output: W,
     codec: Codec,
     piece: Vec<u8>,
-    in_flight: VecDeque<Receiver<io::Result<Vec<u8>>>>,
+    in_flight: VecDeque<Receiver<io::Result<Scratch>>>,
     most_in_flight: usize,
+    spare: Arc<Spare>,
     wrote_any: bool,
 }
 
@@ -91,6 +190,7 @@ impl<W: Write> Compressor<W> {
             piece: Vec::new(),
             in_flight: VecDeque::new(),
             most_in_flight: rayon::current_num_threads() * PIECES_PER_THREAD,
+            spare: Arc::default(),
             wrote_any: false,
         }
     }
@@ -113,19 +213,26 @@ impl<W: Write> Compressor<W> {
         }
         self.wrote_any = true;
         let (sender, receiver) = sync_channel(1);
-        let (piece, codec) = (std::mem::take(&mut self.piece), self.codec);
+        let (mut piece, codec) = (std::mem::take(&mut self.piece), self.codec);
+        let spare = Arc::clone(&self.spare);
         self.in_flight.push_back(receiver);
         rayon::spawn(move || {
+            let mut scratch = take(&spare.scratches);
+            let result = codec.compress(&piece, &mut scratch);
+            piece.clear();
+            give(&spare.pieces, piece);
             // The receiver is gone when the writer failed; then nobody wants the piece.
-            let _unwanted = sender.send(codec.compress(&piece));
+            let _unwanted = sender.send(result.map(|()| scratch));
         });
         Ok(())
     }
 
     fn write_first(&mut self) -> io::Result<()> {
         let Some(receiver) = self.in_flight.pop_front() else { return Ok(()) };
-        let piece = receiver.recv().map_err(|_| io::Error::other("a compression thread died"))??;
-        self.output.write_all(&piece)
+        let scratch = receiver.recv().map_err(|_| io::Error::other("a compression thread died"))??;
+        self.output.write_all(&scratch.output[..scratch.length])?;
+        give(&self.spare.scratches, scratch);
+        Ok(())
     }
 }
 
@@ -137,6 +244,7 @@ impl<W: Write> Write for Compressor<W> {
         }
         let length = self.codec.piece_length();
         if self.piece.capacity() == 0 {
+            self.piece = take(&self.spare.pieces);
             self.piece.reserve_exact(length);
         }
         let count = bytes.len().min(length - self.piece.len());
@@ -192,7 +300,14 @@ mod tests {
 
     #[test]
     fn what_goes_in_comes_out_at_every_length() {
-        let codecs = [Codec::Store, Codec::Gzip(6), Codec::Gzip(0), Codec::Zstd(3)];
+        let codecs = [
+            Codec::Store,
+            Codec::Gzip(Effort::Sampled),
+            Codec::Gzip(Effort::Level(6)),
+            Codec::Gzip(Effort::Level(0)),
+            Codec::Zstd(Effort::Sampled),
+            Codec::Zstd(Effort::Level(3)),
+        ];
         for codec in codecs {
             for length in [0, 1, GZIP_MEMBER - 1, GZIP_MEMBER, GZIP_MEMBER + 1, ZSTD_FRAME + 7] {
                 let input = sample(length);
@@ -204,7 +319,9 @@ mod tests {
     #[test]
     fn bytes_depend_on_the_input_alone() {
         let input = sample(3 * GZIP_MEMBER + 5);
-        for codec in [Codec::Gzip(6), Codec::Zstd(3)] {
+        for codec in
+            [Codec::Gzip(Effort::Sampled), Codec::Gzip(Effort::Level(6)), Codec::Zstd(Effort::Sampled)]
+        {
             let whole = compress(&input, codec, usize::MAX);
             assert_eq!(compress(&input, codec, 1000), whole);
             let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("a pool");
@@ -214,8 +331,8 @@ mod tests {
 
     #[test]
     fn levels_stay_in_range() {
-        assert_eq!(Codec::new(Compression::Gzip, None), Codec::Gzip(6));
-        assert_eq!(Codec::new(Compression::Zstd, Some(0)), Codec::Zstd(1));
+        assert_eq!(Codec::new(Compression::Gzip, None), Codec::Gzip(Effort::Sampled));
+        assert_eq!(Codec::new(Compression::Zstd, Some(0)), Codec::Zstd(Effort::Level(1)));
         assert_eq!(Codec::new(Compression::None, Some(5)), Codec::Store);
     }
 }

@@ -15,6 +15,7 @@ use stave_store::Store;
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::{self, LoadSource, LoadedImage};
+use crate::blob;
 use crate::error::{ExportError, ExportErrorKind, LoadError, LoadErrorKind};
 use crate::event::{ExportEvents, ExportStep};
 use crate::files;
@@ -303,7 +304,7 @@ impl Exporter {
         layers_as: LayerFormat,
     ) -> Result<PreparedSet, ExportErrorKind> {
         for image in images {
-            prepare::fetch_missing(&self.context(), image).await?;
+            blob::fetch_missing(&self.context(), image).await?;
         }
         let (images, names, format) = (images.to_vec(), names.to_vec(), format.clone());
         self.blocking(move |context| {

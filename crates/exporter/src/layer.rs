@@ -1,11 +1,12 @@
 //! Single layers as blobs, for those who carry layers elsewhere than in an image: caches that travel.
-//! Owns nothing but the way in; which bytes represent a layer is [`prepare`]'s rule.
+//! Owns nothing but the way in; which bytes represent a layer is [`blob`]'s rule.
 
 use std::fs::File;
 
 use stave_oci::{Compression, Descriptor, Digest};
 
 use crate::Exporter;
+use crate::blob;
 use crate::error::{ExportError, ExportErrorKind};
 use crate::image::ImageLayerRef;
 use crate::prepare::{self, LayerFormat};
@@ -35,17 +36,17 @@ impl Exporter {
         let format = LayerFormat::push(&format);
         let failed = |kind| ExportError { target: "layer".to_owned(), kind: Box::new(kind) };
         if let (Some(blob), Some(diff_id)) = (&layer.blob, &layer.diff_id)
-            && prepare::wanted(blob, &format)
+            && blob::wanted(blob, &format)
         {
             return Ok(LayerBlob { descriptor: blob.clone(), diff_id: diff_id.clone() });
         }
         if layer.blob.is_some() {
-            prepare::fetch(&self.context(), layer).await.map_err(failed)?;
+            blob::fetch(&self.context(), layer).await.map_err(failed)?;
         }
         let layer = layer.clone();
         self.blocking(move |context| {
             let sealed = prepare::seal_layer(&context.store, &layer, None)?;
-            let descriptor = prepare::blob(&context.store, &layer, &sealed, &format, &context.cancel)?;
+            let descriptor = blob::make(&context.store, (&layer, &sealed), &format, &context.cancel, None)?;
             Ok(LayerBlob { descriptor, diff_id: sealed.diff_id })
         })
         .await
@@ -68,7 +69,7 @@ impl Exporter {
         if let Some(file) = has(digest).map_err(failed)? {
             return Ok((blob.clone(), file));
         }
-        prepare::fetch(&self.context(), layer).await.map_err(failed)?;
+        blob::fetch(&self.context(), layer).await.map_err(failed)?;
         if let Some(file) = has(digest).map_err(failed)? {
             return Ok((blob.clone(), file));
         }

@@ -9,6 +9,7 @@
 
 mod archive;
 mod attestation;
+mod blob;
 mod compress;
 pub mod contents;
 mod docker_api;
@@ -17,6 +18,7 @@ mod error;
 mod event;
 mod exporter;
 mod files;
+mod growing;
 mod image;
 mod layer;
 mod merged;

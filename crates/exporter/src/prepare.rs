@@ -1,38 +1,24 @@
 //! From an image to the blobs and documents a sink writes.
 //!
-//! Owns which bytes represent a layer: the blob it came as, a blob made before (the store remembers),
-//! or a new one. Must not know where they go.
+//! Owns how layers and documents are to be written, and when their every byte is settled; which blob stands for a layer
+//! is [`blob`]'s. Must not know where they go.
 //!
 //! Read [`LayerFormat`] and [`PreparedImage`] first.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
 use std::num::NonZero;
 use std::sync::Mutex;
 
-use futures::TryStreamExt as _;
 use rayon::prelude::*;
-use stave_oci::{
-    Compression, Descriptor, Digest, ImageConfig, Manifest, Platform, Reference, Sha256Writer,
-    layer_media_type,
-};
+use stave_oci::{Compression, Descriptor, Digest, ImageConfig, Manifest, Platform, Reference};
 use stave_store::{LayerTar, Store};
-use tokio_util::io::SyncIoBridge;
-use tokio_util::sync::CancellationToken;
 
 use crate::attestation::{self, AttestationManifest};
-use crate::compress::{Codec, Compressor};
+use crate::blob;
 use crate::document::{self, Document, Documents, PlatformEntry};
 use crate::error::ExportErrorKind;
 use crate::exporter::{ArchiveLayout, Context};
 use crate::image::{ConfigDocument, Image, ImageLayerRef};
-use crate::output::Counted;
 use crate::spec::{Annotations, ImageFormat, MediaTypes};
-
-/// Blobs fetched back from their registry at once.
-const FETCHES: usize = 4;
-/// Bytes of the largest layer blob written.
-const MAX_LAYER_BLOB: u64 = 1 << 40;
 
 /// The annotation of a layer whose times were rewritten: to which.
 const REWRITTEN: &str = "buildkit/rewritten-timestamp";
@@ -181,6 +167,8 @@ pub(crate) enum LayerContent {
 pub(crate) struct SealedLayer {
     pub(crate) tar: LayerTar,
     pub(crate) diff_id: Digest,
+    /// The digest was made here, of what the layer's files give: writing them again gives the same tar.
+    pub(crate) is_own: bool,
 }
 
 /// An image whose config is complete.
@@ -231,12 +219,14 @@ pub(crate) fn seal_layer(
     if let Some(diff_id) = &layer.diff_id {
         // One that is not known to be of these files can still be: writing it will tell.
         let tar = store.tar_of(layer.layer, diff_id)?.unwrap_or(LayerTar::plain(layer.layer));
-        return Ok(SealedLayer { tar, diff_id: diff_id.clone() });
+        // A plain tar's digest may be that of the archive that the files came from.
+        return Ok(SealedLayer { tar, diff_id: diff_id.clone(), is_own: tar.clamp.is_some() });
     }
     // What was unpacked came with its times, which are its image's and not this build's.
     let clamp = if layer.blob.is_some() { None } else { epoch };
     let tar = LayerTar { layer: layer.layer, clamp };
-    Ok(SealedLayer { diff_id: store.tar_diff_id(tar)?, tar })
+    let is_own = layer.blob.is_none() && clamp.is_some();
+    Ok(SealedLayer { diff_id: store.tar_diff_id(tar)?, tar, is_own })
 }
 
 /// Settles an image in `format`, several layers at a time.
@@ -330,139 +320,14 @@ fn prepare_layer(
     format: &LayerFormat,
 ) -> Result<PreparedLayer, ExportErrorKind> {
     if format.algorithm == Compression::None
-        && (format.force || kept_blob(&context.store, layer, sealed.tar, format)?.is_none())
+        && (format.force || blob::kept(&context.store, layer, sealed.tar, format)?.is_none())
     {
-        let mut sink = io::sink();
-        let mut counted = Counted::new(&mut sink, &context.cancel);
-        write_plain(&context.store, layer, sealed, &mut counted)?;
+        let length = blob::plain_length(context, layer, sealed)?;
         let media_type = Compression::None.oci_media_type();
-        let descriptor = Descriptor::new(media_type, sealed.diff_id.clone(), counted.written);
+        let descriptor = Descriptor::new(media_type, sealed.diff_id.clone(), length);
         let content = LayerContent::Plain(Box::new((layer.clone(), sealed.clone())));
         return Ok(PreparedLayer { descriptor, content });
     }
-    let descriptor = blob(&context.store, layer, sealed, format, &context.cancel)?;
+    let descriptor = blob::make(&context.store, (layer, sealed), format, &context.cancel, None)?;
     Ok(PreparedLayer { descriptor, content: LayerContent::Blob })
-}
-
-/// The layer's blob in the store, made if there is none that will do.
-pub(crate) fn blob(
-    store: &Store,
-    layer: &ImageLayerRef,
-    sealed: &SealedLayer,
-    format: &LayerFormat,
-    cancel: &CancellationToken,
-) -> Result<Descriptor, ExportErrorKind> {
-    if let Some(kept) = kept_blob(store, layer, sealed.tar, format)? {
-        return Ok(kept);
-    }
-    let mut writer = store.blob_writer(None, MAX_LAYER_BLOB)?;
-    let mut counted = Counted::new(&mut writer, cancel);
-    let mut compressor = Compressor::new(&mut counted, Codec::new(format.algorithm, format.level));
-    write_plain(store, layer, sealed, &mut compressor)?;
-    compressor.finish()?;
-    let (digest, size) = writer.commit()?;
-    let descriptor = Descriptor::new(format.algorithm.oci_media_type(), digest, size);
-    if format.level.is_none() {
-        store.set_compressed_tar(sealed.tar, format.algorithm, &descriptor)?;
-    }
-    Ok(descriptor)
-}
-
-/// A blob that is in the store and need not be made again.
-pub(crate) fn kept_blob(
-    store: &Store,
-    layer: &ImageLayerRef,
-    tar: LayerTar,
-    format: &LayerFormat,
-) -> Result<Option<Descriptor>, ExportErrorKind> {
-    if let Some(blob) = &layer.blob
-        && wanted(blob, format)
-        && store.has_blob(&blob.digest)?
-    {
-        return Ok(Some(blob.clone()));
-    }
-    // What the store remembers was made at the default level.
-    if format.level.is_none()
-        && let Some(blob) = store.compressed_tar(tar, format.algorithm)?
-        && store.has_blob(&blob.digest)?
-    {
-        return Ok(Some(blob));
-    }
-    Ok(None)
-}
-
-/// Whether a layer may stay the blob it came as.
-pub(crate) fn wanted(blob: &Descriptor, format: &LayerFormat) -> bool {
-    let compression = layer_media_type(&blob.media_type).map(|media_type| media_type.compression);
-    !format.force || (compression == Some(format.algorithm) && format.level.is_none())
-}
-
-/// Writes the layer's uncompressed tar, and makes sure that it is the one its image names.
-pub(crate) fn write_plain(
-    store: &Store,
-    layer: &ImageLayerRef,
-    sealed: &SealedLayer,
-    output: &mut dyn Write,
-) -> Result<(), ExportErrorKind> {
-    let diff_id = &sealed.diff_id;
-    let mut hashing = Sha256Writer::new(output);
-    // An archive's tar is not the one we would write of its files, so its blob goes first.
-    match source_blob(store, layer)? {
-        Some(file) => {
-            io::copy(&mut decompress(file)?, &mut hashing)?;
-        }
-        None => store.write_layer_tar(layer.layer, &mut hashing, &sealed.tar.options())?,
-    }
-    let (_, found, _) = hashing.finish();
-    if found != *diff_id {
-        return Err(ExportErrorKind::LayerChanged { expected: diff_id.clone(), found });
-    }
-    Ok(())
-}
-
-fn source_blob(store: &Store, layer: &ImageLayerRef) -> Result<Option<File>, ExportErrorKind> {
-    match &layer.blob {
-        Some(blob) => Ok(store.open_blob(&blob.digest)?),
-        None => Ok(None),
-    }
-}
-
-/// Reads a blob uncompressed, by what its first bytes say.
-pub(crate) fn decompress(file: File) -> io::Result<Box<dyn Read>> {
-    use std::os::unix::fs::FileExt as _;
-    let mut magic = [0; 4];
-    let count = file.read_at(&mut magic, 0)?;
-    Ok(match Compression::sniff(&magic[..count]) {
-        Compression::None => Box::new(file),
-        Compression::Gzip => {
-            Box::new(flate2::read::MultiGzDecoder::new(io::BufReader::with_capacity(128 << 10, file)))
-        }
-        Compression::Zstd => Box::new(zstd::stream::read::Decoder::new(file)?),
-    })
-}
-
-/// Brings back blobs of pulled layers that the store let go, from where they came.
-pub(crate) async fn fetch_missing(context: &Context, image: &Image) -> Result<(), ExportErrorKind> {
-    let layers = futures::stream::iter(image.layers.iter().map(Ok));
-    layers.try_for_each_concurrent(FETCHES, |layer| fetch(context, layer)).await
-}
-
-/// Brings one layer's blob back. A layer without a known origin stays as it is: perhaps its own
-/// files give the same tar.
-pub(crate) async fn fetch(context: &Context, layer: &ImageLayerRef) -> Result<(), ExportErrorKind> {
-    let (Some(blob), Some(origin)) = (&layer.blob, &layer.origin) else { return Ok(()) };
-    if context.store.has_blob(&blob.digest)? {
-        return Ok(());
-    }
-    let stream = context.client.fetch_blob(origin, blob).await?;
-    let (store, digest, size) = (context.store.clone(), blob.digest.clone(), blob.size);
-    let cancel = context.cancel.clone();
-    let mut reader = SyncIoBridge::new(stream.into_async_read());
-    let copied = tokio::task::spawn_blocking(move || -> Result<(), ExportErrorKind> {
-        let mut writer = store.blob_writer(Some(&digest), size)?;
-        io::copy(&mut reader, &mut Counted::new(&mut writer, &cancel))?;
-        writer.commit()?;
-        Ok(())
-    });
-    copied.await.unwrap_or(Err(ExportErrorKind::ThreadDied))
 }

@@ -3,6 +3,8 @@
 //! Owns the order that registries demand (blobs, then the manifest that names them) and the choice
 //! between keeping, mounting, fetching back and sending a blob. Must not know the protocol.
 
+mod ahead;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -10,12 +12,15 @@ use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use stave_oci::{Descriptor, Digest, Reference};
 use stave_registry::{BlobContent, BlobPush};
+use tokio::sync::oneshot;
 
 use crate::attestation::{self, AttestationManifest};
+use crate::blob;
 use crate::document::{self, Document, Documents, PlatformEntry};
 use crate::error::ExportErrorKind;
 use crate::event::{ExportEvent, ExportStep};
 use crate::exporter::Context;
+use crate::growing::Growing;
 use crate::image::ImageLayerRef;
 use crate::prepare::{self, LayerFormat, Sealed, SealedLayer};
 use crate::spec::{ImageFormat, PushOptions};
@@ -188,26 +193,40 @@ async fn push_layer(
     sealed: &SealedLayer,
 ) -> Result<Descriptor, ExportErrorKind> {
     if let Some(blob) = &layer.blob
-        && prepare::wanted(blob, &job.layers_as)
+        && blob::wanted(blob, &job.layers_as)
         && !context.store.has_blob(&blob.digest)?
     {
         if at_all(context, repositories, layer, blob).await? {
             return Ok(blob.clone());
         }
-        prepare::fetch(context, layer).await?;
+        blob::fetch(context, layer).await?;
     }
+    let (started, growing) = oneshot::channel();
     let (store, cancel, format) = (context.store.clone(), context.cancel.clone(), job.layers_as.clone());
     let (made, sealed) = (layer.clone(), sealed.clone());
-    let compressed =
-        tokio::task::spawn_blocking(move || prepare::blob(&store, &made, &sealed, &format, &cancel));
-    let descriptor = compressed.await.unwrap_or(Err(ExportErrorKind::ThreadDied))?;
-    for repository in repositories {
+    let making = tokio::task::spawn_blocking(move || {
+        blob::make(&store, (&made, &sealed), &format, &cancel, Some(started))
+    });
+    let making = async { making.await.unwrap_or(Err(ExportErrorKind::ThreadDied)) };
+    let (descriptor, rest) = match (large(growing).await, repositories.split_first()) {
+        (Some(growing), Some((first, rest))) => (ahead::push(context, first, growing, making).await?, rest),
+        _ => (making.await?, repositories),
+    };
+    for repository in rest {
         let file = context.store.open_blob(&descriptor.digest)?;
         let file = file.ok_or_else(|| ExportErrorKind::BlobMissing(descriptor.digest.clone()))?;
         send(context, repository, &descriptor, BlobContent::new(file), mount_source(layer, repository))
             .await?;
     }
     Ok(descriptor)
+}
+
+/// The blob that is being made, once that is large enough to be sent before it is whole.
+async fn large(growing: oneshot::Receiver<Arc<Growing>>) -> Option<Arc<Growing>> {
+    let growing = growing.await.ok()?;
+    let waiting = Arc::clone(&growing);
+    let is_large = tokio::task::spawn_blocking(move || waiting.grows_beyond(ahead::LARGE)).await.ok()?;
+    is_large.then_some(growing)
 }
 
 /// Whether every repository has the blob, or takes it from where the layer came from: then its bytes

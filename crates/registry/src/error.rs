@@ -162,6 +162,9 @@ pub enum ErrorKind {
     /// The configuration allows no host for this use.
     #[error("no host of registry `{0}` is configured for this: check its `capabilities`")]
     NoEndpoint(String),
+    /// A tag's list of referrers that others keep writing.
+    #[error("the list of referrers `{0}` is being written by others, and does not keep what is added to it")]
+    ListContended(String),
     /// A host or path that makes no URL.
     #[error("`{0}` is not a valid registry address")]
     Address(String),

@@ -6,6 +6,7 @@
 //!
 //! Start with [`Client`]; then [`ResolvedImage`], [`BlobStream`], [`Keychain`] and [`RegistryError`].
 
+mod ahead;
 mod answer;
 mod auth;
 mod blob;
@@ -16,6 +17,7 @@ mod error;
 mod insecure;
 mod keychain;
 mod limits;
+mod loaded;
 mod login;
 mod manifest;
 mod push;
@@ -24,6 +26,7 @@ mod request;
 mod transport;
 mod upload;
 
+pub use ahead::UploadAhead;
 pub use blob::BlobStream;
 pub use client::{Client, ClientConfig};
 pub use config::{Capability, ConfigError, KeyPair, RegistryConfig, RegistryTables};

@@ -28,6 +28,8 @@ pub(crate) const MAX_INDEX_DEPTH: usize = 3;
 pub(crate) const MAX_FOREIGN_URLS: usize = 8;
 /// Most pages read of a list of referrers.
 pub(crate) const MAX_REFERRER_PAGES: u64 = 64;
+/// How often a list of referrers under a tag is written while others write it, too.
+pub(crate) const MAX_LIST_ATTEMPTS: u32 = 8;
 /// Most challenges read from one answer.
 pub(crate) const MAX_CHALLENGES: usize = 8;
 /// Most tokens, host states or bad-content notes kept per client.

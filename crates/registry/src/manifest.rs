@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use reqwest::Method;
-use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue};
 use stave_oci::{
     Descriptor, Digest, Hasher, ImageConfig, Index, Manifest, ManifestOrIndex, Platform, Reference,
     media_type,
@@ -188,6 +188,14 @@ pub(crate) async fn download(
     exchange: &Exchange,
     reference: &Reference,
 ) -> Result<FetchedManifest, ErrorKind> {
+    download_tagged(exchange, reference).await.map(|(found, _)| found)
+}
+
+/// The same with its entity tag (RFC 9110 section 8.8.3), if the registry gives one.
+pub(crate) async fn download_tagged(
+    exchange: &Exchange,
+    reference: &Reference,
+) -> Result<(FetchedManifest, Option<String>), ErrorKind> {
     let mut attempt = 1;
     loop {
         let answer = request_manifest(exchange, reference, Method::GET).await?;
@@ -196,8 +204,9 @@ pub(crate) async fn download(
             None => answer.digest_header()?,
         };
         let media_type = answer.header(CONTENT_TYPE.as_str()).map(essence).unwrap_or_default().to_owned();
+        let entity_tag = answer.header(ETAG.as_str()).map(str::to_owned);
         match answer.body("manifest", MAX_MANIFEST_BYTES).await {
-            Ok(bytes) => return verified(bytes, &media_type, expected),
+            Ok(bytes) => return Ok((verified(bytes, &media_type, expected)?, entity_tag)),
             // A manifest is small: it is asked for again as a whole.
             Err(kind) => exchange.pause(&mut attempt, kind.into()).await?,
         }

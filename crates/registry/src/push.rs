@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, IF_MATCH};
 use reqwest::{Method, StatusCode};
 use stave_oci::{Descriptor, Digest, ManifestError, Reference, media_type};
 use url::Url;
@@ -16,10 +16,10 @@ use crate::client::Subject;
 use crate::config::Capability;
 use crate::endpoint::endpoints;
 use crate::error::{Action, ErrorKind};
-use crate::limits::MAX_MANIFEST_BYTES;
+use crate::limits::{MAX_LIST_ATTEMPTS, MAX_MANIFEST_BYTES};
 use crate::referrers::{SUBJECT_HEADER, referrer, with_referrer};
 use crate::request::{Call, Exchange, Payload};
-use crate::upload::{Upload, holds, next_location};
+use crate::upload::{self, Upload, holds, next_location};
 use crate::{Client, RegistryError};
 
 /// Where an upload's bytes come from, at any offset: an upload that was cut resumes in the middle.
@@ -135,7 +135,7 @@ impl Client {
             let mounting = Session::open(self, name, Some(from)).await?;
             match mounting.mount(&blob.digest, from).await.map_err(|kind| session.error(kind))? {
                 Mounting::Done => return Ok(BlobPush::Mounted),
-                Mounting::Uploading(location) => opened = Some(location),
+                Mounting::Uploading(location) => opened = Some(upload::Session { location, received: 0 }),
                 Mounting::Refused => {}
             }
         }
@@ -158,18 +158,18 @@ impl Client {
     ) -> Result<Digest, RegistryError> {
         let session = Session::open(self, name, None).await?;
         let referrer = referrer(&bytes, media_type);
-        let put = session.put_manifest(name, media_type, bytes).await;
+        let put = session.put_manifest(name, media_type, bytes, None).await;
         let put = put.map_err(|kind| session.error(kind))?;
         if let Some((subject, referrer)) = referrer.filter(|_| !put.is_listed) {
-            session.list(&subject, referrer).await.map_err(|kind| session.error(kind))?;
+            session.list(&subject, &referrer).await.map_err(|kind| session.error(kind))?;
         }
         Ok(put.digest)
     }
 }
 
 /// Writing to one repository.
-struct Session<'a> {
-    exchange: Exchange,
+pub(crate) struct Session<'a> {
+    pub(crate) exchange: Exchange,
     name: &'a Reference,
 }
 
@@ -189,7 +189,11 @@ enum Mounting {
 }
 
 impl<'a> Session<'a> {
-    async fn open(client: &Client, name: &'a Reference, from: Option<&str>) -> Result<Self, RegistryError> {
+    pub(crate) async fn open(
+        client: &Client,
+        name: &'a Reference,
+        from: Option<&str>,
+    ) -> Result<Self, RegistryError> {
         let subject = Subject::of(Action::Push, name);
         let registry = name.registry();
         let tables = &client.shared.config.registries;
@@ -203,7 +207,7 @@ impl<'a> Session<'a> {
         exchange.map(|exchange| Self { exchange, name }).map_err(|kind| subject.error(&host, kind))
     }
 
-    fn error(&self, kind: ErrorKind) -> RegistryError {
+    pub(crate) fn error(&self, kind: ErrorKind) -> RegistryError {
         Subject::of(Action::Push, self.name).error(&self.exchange.endpoint.host, kind)
     }
 
@@ -230,7 +234,14 @@ impl<'a> Session<'a> {
         }
     }
 
-    async fn put_manifest(&self, name: &Reference, media_type: &str, bytes: Bytes) -> Result<Put, ErrorKind> {
+    /// Writes it; if `replaces` is given, only over what has that entity tag.
+    async fn put_manifest(
+        &self,
+        name: &Reference,
+        media_type: &str,
+        bytes: Bytes,
+        replaces: Option<&str>,
+    ) -> Result<Put, ErrorKind> {
         let digest = Digest::sha256(&bytes);
         if bytes.len() as u64 > MAX_MANIFEST_BYTES {
             return Err(ErrorKind::TooLarge { what: "manifest", limit: MAX_MANIFEST_BYTES });
@@ -241,6 +252,8 @@ impl<'a> Session<'a> {
         let content_type = HeaderValue::from_str(media_type)
             .map_err(|_| ErrorKind::Manifest(ManifestError::MediaType(media_type.to_owned())))?;
         call.headers = HeaderMap::from_iter([(CONTENT_TYPE, content_type)]);
+        let condition = replaces.and_then(|entity_tag| HeaderValue::from_str(entity_tag).ok());
+        call.headers.extend(condition.map(|entity_tag| (IF_MATCH, entity_tag)));
         call.payload = Payload::Bytes(bytes);
         let answer = self.exchange.send(&call).await?;
         if !answer.response.status().is_success() {
@@ -255,11 +268,27 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Adds to the list of what refers to `subject`, which registries without one keep under a tag.
-    async fn list(&self, subject: &Digest, referrer: Descriptor) -> Result<(), ErrorKind> {
-        let listed = with_referrer(&self.exchange, self.name, subject, referrer).await?;
-        if let Some((tag, bytes)) = listed {
-            self.put_manifest(&tag, media_type::OCI_INDEX, bytes).await?;
+    /// Adds to the list of what refers to `subject`, which registries without one keep under a tag. Others may write
+    /// it meanwhile: the list is replaced on condition where the registry heeds one, and read again in any case, since
+    /// the distribution specification knows no other way to tell that nothing was lost.
+    async fn list(&self, subject: &Digest, referrer: &Descriptor) -> Result<(), ErrorKind> {
+        let mut attempt = 1;
+        while let Some(list) = with_referrer(&self.exchange, self.name, subject, referrer).await? {
+            if attempt > MAX_LIST_ATTEMPTS {
+                return Err(ErrorKind::ListContended(list.tag.familiar()));
+            }
+            if attempt > 1 {
+                tokio::time::sleep(self.exchange.shared.config.limits.backoff_before(attempt)).await;
+            }
+            attempt += 1;
+            let put =
+                self.put_manifest(&list.tag, media_type::OCI_INDEX, list.bytes, list.replaces.as_deref());
+            match put.await {
+                Ok(_) => {}
+                // Somebody else was first.
+                Err(ErrorKind::Status(fault)) if fault.code == StatusCode::PRECONDITION_FAILED.as_u16() => {}
+                Err(kind) => return Err(kind),
+            }
         }
         Ok(())
     }

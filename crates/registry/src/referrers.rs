@@ -16,7 +16,7 @@ use crate::config::Capability;
 use crate::endpoint::endpoints;
 use crate::error::{Action, ErrorKind};
 use crate::limits::{MAX_MANIFEST_BYTES, MAX_REFERRER_PAGES};
-use crate::manifest::download;
+use crate::manifest::{download, download_tagged};
 use crate::request::{Call, Exchange};
 use crate::{Client, RegistryError};
 
@@ -73,23 +73,37 @@ pub(crate) fn referrer(bytes: &[u8], media_type: &str) -> Option<(Digest, Descri
     Some((subject?.digest, descriptor))
 }
 
-/// The tag under which referrers are listed where a registry does not do it, with `referrer` among them; the
-/// index to put there, or `None` if it is there already.
+/// The list to put where a registry keeps none itself.
+pub(crate) struct NewList {
+    /// Its tag.
+    pub(crate) tag: Reference,
+    pub(crate) bytes: Bytes,
+    /// The entity tag of the list it replaces, where the registry gave one.
+    pub(crate) replaces: Option<String>,
+}
+
+/// The tag under which referrers are listed where a registry does not do it, with `referrer` among them; `None` if it
+/// is there already.
 pub(crate) async fn with_referrer(
     exchange: &Exchange,
     name: &Reference,
     subject: &Digest,
-    referrer: Descriptor,
-) -> Result<Option<(Reference, Bytes)>, ErrorKind> {
-    let mut index = listed_by_tag(exchange, name, subject).await?;
+    referrer: &Descriptor,
+) -> Result<Option<NewList>, ErrorKind> {
+    let tag = fallback_tag(name, subject)?;
+    let (mut index, replaces) = match download_tagged(exchange, &tag).await {
+        Ok((found, entity_tag)) => (index(&found.bytes, &found.descriptor.media_type)?, entity_tag),
+        Err(ErrorKind::NotFound) => (empty(), None),
+        Err(kind) => return Err(kind),
+    };
     if index.manifests.iter().any(|known| known.digest == referrer.digest) {
         return Ok(None);
     }
-    index.manifests.push(referrer);
+    index.manifests.push(referrer.clone());
     let bytes = serde_json::to_vec(&index).map_err(|source| {
         ErrorKind::Manifest(ManifestError::Json { media_type: media_type::OCI_INDEX.to_owned(), source })
     })?;
-    Ok(Some((fallback_tag(name, subject)?, bytes.into())))
+    Ok(Some(NewList { tag, bytes: bytes.into(), replaces }))
 }
 
 fn fallback_tag(name: &Reference, subject: &Digest) -> Result<Reference, ErrorKind> {

@@ -53,9 +53,9 @@ pub(crate) enum Payload {
     Bytes(Bytes),
     /// Bytes that are not sent to wherever a redirect points.
     Secret(Bytes),
-    /// Made afresh for each attempt. The length must be exact.
+    /// Made afresh for each attempt. The length must be exact; without one, the body ends where it ends.
     Stream {
-        length: u64,
+        length: Option<u64>,
         open: Arc<dyn Fn() -> reqwest::Body + Send + Sync>,
         /// Bytes given to the connection so far.
         handed_out: Arc<AtomicU64>,
@@ -240,8 +240,11 @@ impl Exchange {
         let (request, upload) = match payload {
             Payload::Empty => (request, None),
             Payload::Bytes(bytes) | Payload::Secret(bytes) => (request.body(bytes.clone()), None),
-            Payload::Stream { length, open, handed_out } => {
+            Payload::Stream { length: Some(length), open, handed_out } => {
                 (request.header(CONTENT_LENGTH, *length).body(open()), Some((*length, handed_out)))
+            }
+            Payload::Stream { length: None, open, handed_out } => {
+                (request.body(open()), Some((u64::MAX, handed_out)))
             }
         };
         let sending = request.send();

@@ -21,30 +21,30 @@ use crate::request::{Call, Exchange, Failure, Payload, location, shown};
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
 /// What is to be uploaded.
-#[derive(Clone)]
 pub(crate) struct Upload {
     pub(crate) blob: Descriptor,
     pub(crate) content: BlobContent,
 }
 
 /// An open session at the registry: where the next bytes go, and how many it has.
-struct Session {
-    location: Url,
-    received: u64,
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) location: Url,
+    pub(crate) received: u64,
 }
 
 impl Upload {
-    /// Sends the blob. `first` is a session's address if the registry has opened one already.
+    /// Sends the blob. `first` is the session that the registry has opened already, if it has.
     pub(crate) async fn run(
         &self,
         exchange: &Exchange,
         repository: &str,
-        first: Option<Url>,
+        first: Option<Session>,
     ) -> Result<(), ErrorKind> {
         let mut attempt = 1;
         let mut session = match first {
-            Some(location) => Session { location, received: 0 },
-            None => start(exchange, repository).await?,
+            Some(session) if session.received <= self.blob.size => session,
+            _ => start(exchange, repository).await?,
         };
         loop {
             let failure = match self.fill(exchange, &mut session).await {
@@ -102,77 +102,80 @@ impl Upload {
         url: Url,
         range: std::ops::Range<u64>,
     ) -> Result<Answer, Failure> {
-        let mut headers = HeaderMap::from_iter([(CONTENT_TYPE, OCTETS)]);
+        let mut headers = HeaderMap::new();
         if method == Method::PATCH {
             // Both ends inclusive, and no unit: the distribution specification's form.
             let text = format!("{}-{}", range.start, range.end.saturating_sub(1));
             headers.extend(HeaderValue::from_str(&text).ok().map(|value| (CONTENT_RANGE, value)));
         }
-        let unreadable = Arc::new(Mutex::new(None));
-        let payload = self.payload(range, &unreadable);
-        let sent = exchange.send_once(&Call { method, url, headers, payload, is_verified: false }).await;
-        // A source that fails breaks the connection; the reason is here, not there.
-        match lock(&unreadable).take() {
-            Some(error) => Err(ErrorKind::Source(error).into()),
-            None => sent,
-        }
+        let call = Call { method, url, headers, payload: Payload::Empty, is_verified: false };
+        send_bytes(exchange, call, &self.content, (range.start, Some(range.end))).await
     }
+}
 
-    fn payload(&self, range: std::ops::Range<u64>, unreadable: &Arc<Mutex<Option<io::Error>>>) -> Payload {
-        if range.is_empty() {
-            return Payload::Bytes(Bytes::new());
-        }
-        let handed_out = Arc::new(AtomicU64::new(0));
-        let length = range.end - range.start;
-        let open = {
-            let (upload, handed_out, unreadable) =
-                (self.clone(), Arc::clone(&handed_out), Arc::clone(unreadable));
-            move || {
-                handed_out.store(0, Ordering::Relaxed);
-                let (upload, handed_out, unreadable) =
-                    (upload.clone(), Arc::clone(&handed_out), Arc::clone(&unreadable));
-                let first = Reading { upload, handed_out, unreadable, position: range.start, end: range.end };
-                reqwest::Body::wrap_stream(stream::try_unfold(first, Reading::next))
-            }
-        };
-        Payload::Stream { length, open: Arc::new(open), handed_out }
+/// Sends `content` from the first offset to the other, or to where it ends, as the call's body.
+pub(crate) async fn send_bytes(
+    exchange: &Exchange,
+    call: Call,
+    content: &BlobContent,
+    range: (u64, Option<u64>),
+) -> Result<Answer, Failure> {
+    let unreadable = Arc::new(Mutex::new(None));
+    let mut headers = call.headers;
+    headers.insert(CONTENT_TYPE, OCTETS);
+    let call = Call { headers, payload: payload(content, range, &unreadable), ..call };
+    let sent = exchange.send_once(&call).await;
+    // A source that fails breaks the connection; the reason is here, not there.
+    match lock(&unreadable).take() {
+        Some(error) => Err(ErrorKind::Source(error).into()),
+        None => sent,
     }
+}
 
-    async fn read(&self, position: u64, end: u64) -> io::Result<Bytes> {
-        let length = usize::try_from(end - position).unwrap_or(usize::MAX).min(UPLOAD_READ_BYTES);
-        let source = Arc::clone(&self.content.source);
-        let piece = tokio::task::spawn_blocking(move || source.read_at(position, length)).await;
-        let mut piece = piece.map_err(io::Error::other)??;
-        if piece.is_empty() {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the data is shorter than its descriptor says",
-            ));
-        }
-        piece.truncate(length);
-        Ok(piece)
+fn payload(
+    content: &BlobContent,
+    (start, end): (u64, Option<u64>),
+    unreadable: &Arc<Mutex<Option<io::Error>>>,
+) -> Payload {
+    if end == Some(start) {
+        return Payload::Bytes(Bytes::new());
     }
+    let handed_out = Arc::new(AtomicU64::new(0));
+    let open = {
+        let (content, handed_out, unreadable) =
+            (content.clone(), Arc::clone(&handed_out), Arc::clone(unreadable));
+        move || {
+            handed_out.store(0, Ordering::Relaxed);
+            let (content, handed_out, unreadable) =
+                (content.clone(), Arc::clone(&handed_out), Arc::clone(&unreadable));
+            let first = Reading { content, handed_out, unreadable, position: start, end };
+            reqwest::Body::wrap_stream(stream::try_unfold(first, Reading::next))
+        }
+    };
+    Payload::Stream { length: end.map(|end| end.saturating_sub(start)), open: Arc::new(open), handed_out }
 }
 
 /// The bytes of one request's body on their way out.
 struct Reading {
-    upload: Upload,
+    content: BlobContent,
     handed_out: Arc<AtomicU64>,
     unreadable: Arc<Mutex<Option<io::Error>>>,
     position: u64,
-    end: u64,
+    /// `None`: as far as there are bytes.
+    end: Option<u64>,
 }
 
 impl Reading {
     async fn next(mut self) -> io::Result<Option<(Bytes, Self)>> {
-        if self.position >= self.end {
+        if self.end.is_some_and(|end| self.position >= end) {
             return Ok(None);
         }
-        match self.upload.read(self.position, self.end).await {
-            Ok(piece) => {
+        match self.read().await {
+            Ok(None) => Ok(None),
+            Ok(Some(piece)) => {
                 self.position += piece.len() as u64;
                 self.handed_out.fetch_add(piece.len() as u64, Ordering::Relaxed);
-                if let Some(progress) = &self.upload.content.progress {
+                if let Some(progress) = &self.content.progress {
                     progress(self.position);
                 }
                 Ok(Some((piece, self)))
@@ -183,6 +186,25 @@ impl Reading {
                 Err(broken)
             }
         }
+    }
+
+    async fn read(&self) -> io::Result<Option<Bytes>> {
+        let left = self.end.map_or(u64::MAX, |end| end - self.position);
+        let length = usize::try_from(left).unwrap_or(usize::MAX).min(UPLOAD_READ_BYTES);
+        let (source, position) = (Arc::clone(&self.content.source), self.position);
+        let piece = tokio::task::spawn_blocking(move || source.read_at(position, length)).await;
+        let mut piece = piece.map_err(io::Error::other)??;
+        if piece.is_empty() {
+            return match self.end {
+                None => Ok(None),
+                Some(_) => Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the data is shorter than its descriptor says",
+                )),
+            };
+        }
+        piece.truncate(length);
+        Ok(Some(piece))
     }
 }
 
@@ -199,7 +221,7 @@ pub(crate) async fn holds(exchange: &Exchange, repository: &str, digest: &Digest
 }
 
 /// Opens a session.
-async fn start(exchange: &Exchange, repository: &str) -> Result<Session, ErrorKind> {
+pub(crate) async fn start(exchange: &Exchange, repository: &str) -> Result<Session, ErrorKind> {
     let url = exchange.url(&format!("{repository}/blobs/uploads/"))?;
     let mut call = Call::new(Method::POST, url);
     call.payload = Payload::Bytes(Bytes::new());
@@ -211,7 +233,7 @@ async fn start(exchange: &Exchange, repository: &str) -> Result<Session, ErrorKi
 }
 
 /// Asks a session how far it has come. `None` where it cannot say: then a new one is opened.
-async fn resume(exchange: &Exchange, session: &Session) -> Option<Session> {
+pub(crate) async fn resume(exchange: &Exchange, session: &Session) -> Option<Session> {
     let answer = exchange.send(&Call::get(session.location.clone())).await.ok()?;
     if !answer.response.status().is_success() {
         return None;

@@ -43,6 +43,11 @@ impl BlobWriter {
         io::Write::write_all(self, bytes).map_err(|error| StoreError::io("write", &self.path, error))
     }
 
+    /// The same bytes for reading, as far as they are written; they stay readable after [`Self::commit`].
+    pub fn reader(&self) -> Result<File, StoreError> {
+        File::open(&self.path).map_err(|error| StoreError::io("open", &self.path, error))
+    }
+
     /// Verifies the digest and puts the blob in place. Returns its digest and size in bytes.
     pub fn commit(mut self) -> Result<(Digest, u64), StoreError> {
         let hasher = std::mem::replace(&mut self.hasher, Hasher::new(Algorithm::Sha256));

@@ -53,6 +53,8 @@ impl Default for TarOptions {
 
 /// Bytes of a path in an archive (the kernel's `PATH_MAX`): a longer one could not be unpacked again.
 const MAX_PATH: usize = 4095;
+/// An archive's unit: a file's data is padded to it, in bytes.
+const RECORD: u64 = 512;
 /// Bytes copied at once.
 const BUFFER: usize = 128 << 10;
 /// What an error in writing the archive itself is about.
@@ -74,6 +76,19 @@ impl Store {
             writer.directory(&path)?;
         }
         writer.finish()
+    }
+
+    /// The number of bytes that [`Self::write_layer_tar`] writes. No file is read for it.
+    pub fn layer_tar_length(&self, layer: LayerId, options: &TarOptions) -> Result<u64, StoreError> {
+        let mut counted = Length(0);
+        let mut writer = TarWriter::new(&mut counted, *options, self.inner.config.xattrs);
+        writer.skipped = Some(0);
+        for path in self.layer_paths(&Snapshot::new(vec![layer]))? {
+            writer.directory(&path)?;
+        }
+        let skipped = writer.skipped.unwrap_or_default();
+        writer.finish()?;
+        Ok(counted.0 + skipped)
     }
 
     /// Writes the whole file system of a snapshot as one tar, as `-o type=tar` gives it.
@@ -131,6 +146,22 @@ struct TarWriter<'a, W> {
     xattrs: OverlayXattrs,
     links: HashMap<(u64, u64), Vec<u8>>,
     buffer: Vec<u8>,
+    /// Bytes of files and their padding that were left out, where only the length is asked for.
+    skipped: Option<u64>,
+}
+
+/// Counts what is written to it.
+struct Length(u64);
+
+impl Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The digest of what [`Store::write_layer_tar`] writes of the layer in this directory.
@@ -152,7 +183,7 @@ fn write_failed(error: io::Error) -> StoreError {
 
 impl<'a, W: Write> TarWriter<'a, W> {
     fn new(output: &'a mut W, options: TarOptions, xattrs: OverlayXattrs) -> Self {
-        Self { output, options, xattrs, links: HashMap::new(), buffer: vec![0; BUFFER] }
+        Self { output, options, xattrs, links: HashMap::new(), buffer: vec![0; BUFFER], skipped: None }
     }
 
     fn finish(self) -> Result<(), StoreError> {
@@ -245,6 +276,10 @@ impl<'a, W: Write> TarWriter<'a, W> {
         }
         header.size = u64::try_from(stat.st_size).unwrap_or(0);
         header.write(self.output).map_err(write_failed)?;
+        if let Some(skipped) = &mut self.skipped {
+            *skipped += header.size.next_multiple_of(RECORD);
+            return Ok(());
+        }
         self.data(&mut entry.open()?, header.size, path)
     }
 

@@ -108,6 +108,8 @@ pub struct Recorded {
     pub range: Option<String>,
     /// Bytes of body announced.
     pub length: u64,
+    /// The `If-Match` header.
+    pub condition: Option<String>,
 }
 
 /// An image put into the registry.

@@ -322,7 +322,7 @@ impl Loader<'_> {
         };
         let mut nowhere = io::sink();
         let mut hashing = Sha256Writer::new(Counted::new(&mut nowhere, &self.context.cancel));
-        io::copy(&mut crate::prepare::decompress(file)?, &mut hashing)?;
+        io::copy(&mut crate::blob::decompress(file)?, &mut hashing)?;
         let found = hashing.finish().1;
         if found == *diff_id {
             return Ok(());

@@ -12,11 +12,12 @@ use std::path::Path;
 use stave_oci::{Digest, Index, Reference};
 use stave_store::Store;
 
+use crate::blob;
 use crate::document::{self, CONTAINERD_NAME, DockerArchiveEntry, IndexEntry, REF_NAME};
 use crate::error::ExportErrorKind;
 use crate::exporter::{ArchiveLayout, Context};
 use crate::output;
-use crate::prepare::{self, LayerContent, PreparedImage, PreparedSet};
+use crate::prepare::{LayerContent, PreparedImage, PreparedSet};
 use crate::spec::{ArchiveDestination, Destination};
 use crate::tar_writer::TarWriter;
 
@@ -146,7 +147,7 @@ fn write_blob(store: &Store, blob: Blob<'_>, out: &mut dyn Write) -> Result<(), 
             let layer = &image.layers[index];
             let digest = &layer.descriptor.digest;
             match &layer.content {
-                LayerContent::Plain(source) => prepare::write_plain(store, &source.0, &source.1, out),
+                LayerContent::Plain(source) => blob::write_plain(store, &source.0, &source.1, out),
                 LayerContent::Blob => {
                     let file = store.open_blob(digest)?;
                     let mut file = file.ok_or_else(|| ExportErrorKind::BlobMissing(digest.clone()))?;

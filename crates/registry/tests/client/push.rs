@@ -122,6 +122,52 @@ async fn a_push_that_hangs_is_given_up() {
     assert!(matches!(*error.kind, ErrorKind::Timeout(_)), "{error:?}");
 }
 
+/// What was written, and the lengths announced.
+fn sent(registry: &TestRegistry) -> Vec<(String, u64)> {
+    let writes = |method: &str| matches!(method, "POST" | "PUT" | "PATCH");
+    let requests = registry.requests().into_iter().filter(|request| writes(&request.method));
+    requests.map(|request| (request.method, request.length)).collect()
+}
+
+/// Sends a blob before its digest is told, at a registry with a fault for that.
+async fn check_ahead(fault: Option<Misbehaviour>, expected: &[(&str, u64)]) {
+    let registry = TestRegistry::start();
+    let name = registry.reference("app:1");
+    let (blob, bytes) = blob(300_000);
+    if let Some(fault) = fault {
+        registry.script("PATCH", "/uploads/", fault);
+    }
+    let content = BlobContent::new(bytes.clone());
+    let ahead = client().upload_ahead(&name, content.clone()).await;
+    client().finish_blob(&name, &blob, content, ahead).await.expect("it is taken");
+    assert_eq!(registry.blob("app", &blob.digest).as_deref(), Some(&bytes[..]));
+    let expected: Vec<_> = expected.iter().map(|(method, length)| ((*method).to_owned(), *length)).collect();
+    assert_eq!(sent(&registry), expected);
+}
+
+#[tokio::test]
+async fn what_is_sent_before_its_digest_is_known_is_sent_once() {
+    // A body without a length announces none.
+    check_ahead(None, &[("POST", 0), ("PATCH", 0), ("PUT", 0)]).await;
+    let cut = Some(Misbehaviour::CutAfter(100_000));
+    check_ahead(cut, &[("POST", 0), ("PATCH", 0), ("PATCH", 200_000), ("PUT", 0)]).await;
+    // A server that wants lengths.
+    let refused = Some(Misbehaviour::Status(411, None, String::new()));
+    check_ahead(refused, &[("POST", 0), ("PATCH", 0), ("POST", 0), ("PUT", 300_000)]).await;
+    let lies = Some(Misbehaviour::Header("Range", "0-99".to_owned()));
+    check_ahead(lies, &[("POST", 0), ("PATCH", 0), ("PUT", 0)]).await;
+}
+
+#[tokio::test]
+async fn bytes_that_stop_coming_are_no_blob() {
+    let registry = TestRegistry::start();
+    let ahead = client().upload_ahead(&registry.reference("app:1"), BlobContent::new(Failing)).await;
+    let (blob, bytes) = blob(3000);
+    let name = registry.reference("app:1");
+    client().finish_blob(&name, &blob, BlobContent::new(bytes), ahead).await.expect("it is sent anew");
+    assert!(registry.blob("app", &blob.digest).is_some());
+}
+
 #[tokio::test]
 async fn an_upload_whose_session_is_gone_starts_over() {
     let registry = TestRegistry::start();

@@ -71,6 +71,40 @@ async fn a_tag_lists_them_where_the_registry_does_not() {
 }
 
 #[tokio::test]
+async fn a_list_that_others_write_keeps_what_is_added() {
+    let (registry, client) = (TestRegistry::start(), client());
+    let (image, first) = push(&client, &registry, &[SIGNATURE]).await;
+    let tag = tag_of(&image);
+    // The list was replaced since it was read, and then our own is.
+    registry.script("GET", &tag, Misbehaviour::Header("ETag", "\"one\"".to_owned()));
+    registry.script("PUT", &tag, Misbehaviour::Status(412, None, String::new()));
+    registry.script("PUT", &tag, Misbehaviour::StatusWith(201, Vec::new()));
+    let bytes = artifact(&registry, &image, REPORT, 7);
+    let name = registry.reference(&format!("app@{}", Digest::sha256(&bytes)));
+    let second = client.push_manifest(&name, media_type::OCI_MANIFEST, bytes).await.expect("it is listed");
+    assert_eq!(registry.faults_left(), 0);
+    let conditions: Vec<_> =
+        registry.requests().into_iter().filter_map(|request| request.condition).collect();
+    assert_eq!(conditions, ["\"one\""]);
+    let mut expected = vec![first[0].clone(), second];
+    expected.sort();
+    assert_eq!(listed(&client, &registry, &image, None).await, expected);
+}
+
+#[tokio::test]
+async fn a_list_that_keeps_nothing_is_given_up() {
+    let (registry, client) = (TestRegistry::start(), client());
+    let (image, _) = push(&client, &registry, &[]).await;
+    for _ in 0..20 {
+        registry.script("PUT", &tag_of(&image), Misbehaviour::StatusWith(201, Vec::new()));
+    }
+    let bytes = artifact(&registry, &image, REPORT, 0);
+    let name = registry.reference(&format!("app@{}", Digest::sha256(&bytes)));
+    let error = client.push_manifest(&name, media_type::OCI_MANIFEST, bytes).await.expect_err("never kept");
+    assert!(matches!(*error.kind, ErrorKind::ListContended(_)), "{error:?}");
+}
+
+#[tokio::test]
 async fn the_registrys_own_list_is_asked_for_page_by_page() {
     let (registry, client) = (TestRegistry::start(), client());
     registry.list_referrers();

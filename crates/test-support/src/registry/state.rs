@@ -55,6 +55,7 @@ impl State {
             authorization: head.header("authorization").map(str::to_owned),
             range: head.header("range").map(str::to_owned),
             length: head.length(),
+            condition: head.header("if-match").map(str::to_owned),
         });
         let matches = |fault: &Fault| fault.method == head.method && head.target.contains(&fault.path);
         let position = self.faults.iter().position(matches)?;

@@ -1,0 +1,179 @@
+//! The bytes that represent a layer: the blob it came as, one made before, or a new one.
+//!
+//! Owns which of them it is, and the one pass over a layer's files that makes a new one. Must not know where blobs go.
+//!
+//! Start with [`make`].
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+
+use futures::TryStreamExt as _;
+use stave_oci::{Compression, Descriptor, Sha256Writer, layer_media_type};
+use stave_store::{LayerTar, Store};
+use tokio::sync::oneshot;
+use tokio_util::io::SyncIoBridge;
+use tokio_util::sync::CancellationToken;
+
+use crate::compress::{Codec, Compressor};
+use crate::error::ExportErrorKind;
+use crate::exporter::Context;
+use crate::growing::{Growing, GrowingWriter};
+use crate::image::{Image, ImageLayerRef};
+use crate::output::Counted;
+use crate::prepare::{LayerFormat, SealedLayer};
+
+/// Blobs fetched back from their registry at once.
+const FETCHES: usize = 4;
+/// Bytes of the largest layer blob written.
+const MAX_LAYER_BLOB: u64 = 1 << 40;
+
+/// The layer's blob in the store, made if there is none that will do. `started` gets it while it is made, for whoever
+/// wants to send it meanwhile.
+pub(crate) fn make(
+    store: &Store,
+    (layer, sealed): (&ImageLayerRef, &SealedLayer),
+    format: &LayerFormat,
+    cancel: &CancellationToken,
+    started: Option<oneshot::Sender<Arc<Growing>>>,
+) -> Result<Descriptor, ExportErrorKind> {
+    if let Some(kept) = kept(store, layer, sealed.tar, format)? {
+        return Ok(kept);
+    }
+    let mut writer = store.blob_writer(None, MAX_LAYER_BLOB)?;
+    let mut watched = GrowingWriter::new(&mut writer)?;
+    if let Some(started) = started {
+        // Nobody may be left to send it.
+        drop(started.send(watched.growing()));
+    }
+    let mut counted = Counted::new(&mut watched, cancel);
+    let mut compressor = Compressor::new(&mut counted, Codec::new(format.algorithm, format.level));
+    write_plain(store, layer, sealed, &mut compressor)?;
+    compressor.finish()?;
+    watched.finish();
+    let (digest, size) = writer.commit()?;
+    let descriptor = Descriptor::new(format.algorithm.oci_media_type(), digest, size);
+    if format.level.is_none() {
+        store.set_compressed_tar(sealed.tar, format.algorithm, &descriptor)?;
+    }
+    Ok(descriptor)
+}
+
+/// A blob that is in the store and need not be made again.
+pub(crate) fn kept(
+    store: &Store,
+    layer: &ImageLayerRef,
+    tar: LayerTar,
+    format: &LayerFormat,
+) -> Result<Option<Descriptor>, ExportErrorKind> {
+    if let Some(blob) = &layer.blob
+        && wanted(blob, format)
+        && store.has_blob(&blob.digest)?
+    {
+        return Ok(Some(blob.clone()));
+    }
+    // What the store remembers was made at the default level.
+    if format.level.is_none()
+        && let Some(blob) = store.compressed_tar(tar, format.algorithm)?
+        && store.has_blob(&blob.digest)?
+    {
+        return Ok(Some(blob));
+    }
+    Ok(None)
+}
+
+/// Whether a layer may stay the blob it came as.
+pub(crate) fn wanted(blob: &Descriptor, format: &LayerFormat) -> bool {
+    let compression = layer_media_type(&blob.media_type).map(|media_type| media_type.compression);
+    !format.force || (compression == Some(format.algorithm) && format.level.is_none())
+}
+
+/// Writes the layer's uncompressed tar, and makes sure that it is the one its image names. One that was digested here
+/// is not digested again: layers do not change.
+pub(crate) fn write_plain(
+    store: &Store,
+    layer: &ImageLayerRef,
+    sealed: &SealedLayer,
+    output: &mut dyn Write,
+) -> Result<(), ExportErrorKind> {
+    // An archive's tar is not the one we would write of its files, so its blob goes first.
+    let source = source(store, layer)?;
+    if sealed.is_own && source.is_none() {
+        let mut output = output;
+        return Ok(store.write_layer_tar(layer.layer, &mut output, &sealed.tar.options())?);
+    }
+    let diff_id = &sealed.diff_id;
+    let mut hashing = Sha256Writer::new(output);
+    match source {
+        Some(file) => {
+            io::copy(&mut decompress(file)?, &mut hashing)?;
+        }
+        None => store.write_layer_tar(layer.layer, &mut hashing, &sealed.tar.options())?,
+    }
+    let (_, found, _) = hashing.finish();
+    if found != *diff_id {
+        return Err(ExportErrorKind::LayerChanged { expected: diff_id.clone(), found });
+    }
+    Ok(())
+}
+
+/// Bytes of the layer's uncompressed tar.
+pub(crate) fn plain_length(
+    context: &Context,
+    layer: &ImageLayerRef,
+    sealed: &SealedLayer,
+) -> Result<u64, ExportErrorKind> {
+    let Some(file) = source(&context.store, layer)? else {
+        return Ok(context.store.layer_tar_length(layer.layer, &sealed.tar.options())?);
+    };
+    let mut sink = io::sink();
+    let mut counted = Counted::new(&mut sink, &context.cancel);
+    Ok(io::copy(&mut decompress(file)?, &mut counted)?)
+}
+
+fn source(store: &Store, layer: &ImageLayerRef) -> Result<Option<File>, ExportErrorKind> {
+    match &layer.blob {
+        Some(blob) => Ok(store.open_blob(&blob.digest)?),
+        None => Ok(None),
+    }
+}
+
+/// Reads a blob uncompressed, by what its first bytes say.
+pub(crate) fn decompress(file: File) -> io::Result<Box<dyn Read>> {
+    use std::os::unix::fs::FileExt as _;
+    let mut magic = [0; 4];
+    let count = file.read_at(&mut magic, 0)?;
+    Ok(match Compression::sniff(&magic[..count]) {
+        Compression::None => Box::new(file),
+        Compression::Gzip => {
+            Box::new(flate2::read::MultiGzDecoder::new(io::BufReader::with_capacity(128 << 10, file)))
+        }
+        Compression::Zstd => Box::new(zstd::stream::read::Decoder::new(file)?),
+    })
+}
+
+/// Brings back blobs of pulled layers that the store let go, from where they came.
+pub(crate) async fn fetch_missing(context: &Context, image: &Image) -> Result<(), ExportErrorKind> {
+    let layers = futures::stream::iter(image.layers.iter().map(Ok));
+    layers.try_for_each_concurrent(FETCHES, |layer| fetch(context, layer)).await
+}
+
+/// Brings one layer's blob back. A layer without a known origin stays as it is: perhaps its own
+/// files give the same tar.
+pub(crate) async fn fetch(context: &Context, layer: &ImageLayerRef) -> Result<(), ExportErrorKind> {
+    let (Some(blob), Some(origin)) = (&layer.blob, &layer.origin) else { return Ok(()) };
+    if context.store.has_blob(&blob.digest)? {
+        return Ok(());
+    }
+    let stream = context.client.fetch_blob(origin, blob).await?;
+    let (store, digest, size) = (context.store.clone(), blob.digest.clone(), blob.size);
+    let cancel = context.cancel.clone();
+    let mut reader = SyncIoBridge::new(stream.into_async_read());
+    let copied = tokio::task::spawn_blocking(move || -> Result<(), ExportErrorKind> {
+        let mut writer = store.blob_writer(Some(&digest), size)?;
+        io::copy(&mut reader, &mut Counted::new(&mut writer, &cancel))?;
+        writer.commit()?;
+        Ok(())
+    });
+    copied.await.unwrap_or(Err(ExportErrorKind::ThreadDied))
+}
