@@ -22,7 +22,7 @@ pub type Attributes = BTreeMap<String, String>;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AttributeError {
     /// `platform`
-    #[error("failed to parse target platform {text}: {reason}")]
+    #[error("failed to parse target platform {text}: {reason}: invalid argument")]
     Platform {
         /// One of the list.
         text: String,
@@ -42,7 +42,7 @@ pub enum AttributeError {
     #[error("failed to parse additional hosts: failed to parse IP {0}")]
     Address(String),
     /// `shm-size`
-    #[error("failed to parse shm size: {} is not a number", quote(.0))]
+    #[error("failed to parse shm size: strconv.ParseInt: parsing {}: invalid syntax", quote(.0))]
     ShmSize(String),
     /// `ulimit`
     #[error("failed to parse ulimit: invalid ulimit argument: {0}")]
@@ -61,6 +61,12 @@ pub enum AttributeError {
     /// `multi-platform=false` with several.
     #[error("conflicting config: returning multiple target platforms is not allowed")]
     ManyPlatforms,
+    /// What the reference had once.
+    #[error("support for \"override-copy-image\" was removed in BuildKit 0.11")]
+    CopyImage,
+    /// The same.
+    #[error("support for \"BUILDKIT_DISABLE_FILEOP\" build-arg was removed in BuildKit 0.11")]
+    DisableFileOp,
     /// `context:NAME`
     #[error(transparent)]
     Context(#[from] ContextError),
@@ -75,6 +81,12 @@ impl PlanRequest {
     pub fn of_attributes(attributes: &Attributes, build: Platform) -> Result<Vec<Self>, AttributeError> {
         let get = |name: &str| attributes.get(name).map(String::as_str).unwrap_or_default();
         let some = |name: &str| attributes.get(name).filter(|value| !value.is_empty()).cloned();
+        if !get("override-copy-image").is_empty() {
+            return Err(AttributeError::CopyImage);
+        }
+        if boolean::parse(get("build-arg:BUILDKIT_DISABLE_FILEOP")) == Some(true) {
+            return Err(AttributeError::DisableFileOp);
+        }
         let platforms = platforms(get("platform"))?;
         let argument = |name: &str| some(&format!("build-arg:{name}"));
         let request = Self {
@@ -269,7 +281,22 @@ mod tests {
         check_error(
             "platform",
             "a/b/c/d",
-            "failed to parse target platform a/b/c/d: \"a/b/c/d\": cannot parse platform specifier",
+            "failed to parse target platform a/b/c/d: \"a/b/c/d\": cannot parse platform specifier: invalid argument",
+        );
+        check_error(
+            "shm-size",
+            "x",
+            "failed to parse shm size: strconv.ParseInt: parsing \"x\": invalid syntax",
+        );
+        check_error(
+            "override-copy-image",
+            "x",
+            "support for \"override-copy-image\" was removed in BuildKit 0.11",
+        );
+        check_error(
+            "build-arg:BUILDKIT_DISABLE_FILEOP",
+            "1",
+            "support for \"BUILDKIT_DISABLE_FILEOP\" build-arg was removed in BuildKit 0.11",
         );
     }
 }

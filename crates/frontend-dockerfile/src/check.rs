@@ -26,7 +26,7 @@ pub use rule::Rule;
 pub(crate) use text::of_text;
 
 /// The build arg that stands in for `# check=`.
-const CHECK_BUILD_ARG: &str = "BUILDKIT_DOCKERFILE_CHECK";
+pub(crate) const CHECK_BUILD_ARG: &str = "BUILDKIT_DOCKERFILE_CHECK";
 
 /// Which checks are made, as `# check=` and the build say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,10 +47,10 @@ struct Selection {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CheckOptionsError {
     /// An option without value or of an unknown name.
-    #[error("failed to parse check options: invalid check option {}", crate::quote::quote(.0))]
+    #[error("invalid check option {}", crate::quote::quote(.0))]
     Unknown(String),
     /// `error=` something that is neither true nor false.
-    #[error("failed to parse check options: failed to parse check option {}: strconv.ParseBool: parsing {}: invalid syntax", crate::quote::quote(.0), crate::quote::quote(.1))]
+    #[error("failed to parse check option {}: strconv.ParseBool: parsing {}: invalid syntax", crate::quote::quote(.0), crate::quote::quote(.1))]
     NotBool(String, String),
 }
 

@@ -202,7 +202,8 @@ impl Tree {
             let check = dockerfile.directives.iter().find(|directive| directive.kind == DirectiveKind::Check);
             let span = check.map_or(end, |directive| directive.span);
             let help = "the options are skip, experimental and error, as in `# check=skip=all;error=true`";
-            errors.insert(0, Diagnostic::error(Code::Syntax, span, failure.to_string()).with_help(help));
+            let message = format!("failed to parse check options: {failure}");
+            errors.insert(0, Diagnostic::error(Code::Syntax, span, message).with_help(help));
         }
         errors.append(&mut dockerfile.errors);
         if errors.is_empty() && dockerfile.stages.is_empty() && !lost_stage {

@@ -168,7 +168,8 @@ fn plan_sound(
     warnings: &mut Vec<Diagnostic>,
 ) -> Result<BuildPlan, PlanError> {
     let checks = Checks::of_build(dockerfile, request)
-        .map_err(|failure| error(Span::default(), failure.to_string()))?;
+        .map_err(|failure| format!("failed to parse build-arg:{}: {failure}", check::CHECK_BUILD_ARG))
+        .map_err(|message| error(Span::default(), message))?;
     *warnings = check::of_text(dockerfile, &checks);
     globals::check_defaults(dockerfile, request, &checks, warnings);
     let (mut globals, declared) = globals::build(dockerfile, request, &request.build_args)?;

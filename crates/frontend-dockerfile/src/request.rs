@@ -258,7 +258,7 @@ impl PlanRequest {
     /// single platform changes nothing but the target; warnings are the first one's.
     pub fn for_platforms(&self, platforms: &[Platform]) -> Vec<Self> {
         let one = |platform: &Platform| Self {
-            target_platform: Some(platform.clone()),
+            target_platform: Some(platform.normalized()),
             multi_platform: self.multi_platform || platforms.len() > 1,
             ..self.clone()
         };

@@ -61,6 +61,13 @@ impl Platform {
         Self { architecture, os, os_version: None, os_features: Vec::new(), variant }
     }
 
+    /// The same in its usual form, as [`Platform::new`] has it; what a version and features say stays.
+    #[must_use]
+    pub fn normalized(&self) -> Self {
+        let Self { os, architecture, variant, os_version, os_features } = self.clone();
+        Self { os_version, os_features, ..Self::new(&os, &architecture, variant.as_deref()) }
+    }
+
     /// The platform of this program: what RUN steps execute on without emulation.
     pub fn host() -> Self {
         let architecture = match std::env::consts::ARCH {

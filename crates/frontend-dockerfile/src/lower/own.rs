@@ -108,7 +108,7 @@ impl Lowering<'_> {
         about.metadata.ignore_cache = self.plan.stages[state.index.0].ignore_cache;
         about.locations.push(self.location(instruction));
         let mounts = vec![mount("/", state.output), mount(OUTPUT_TARGET, Some(place))];
-        let root = graph.exec(ExecSpec { op, mounts, platform: state.process_platform(), about });
+        let root = graph.exec(ExecSpec { op, mounts, platform: state.platform.normalized(), about });
         self.context.finish(&mut graph);
         self.locals.finish(&mut graph);
         let definition = graph.finish(Some(root.mounted(1)));

@@ -41,8 +41,11 @@ fn image(config: &ImageConfig) -> Value {
         }
     }
     if config.rootfs.diff_ids.is_empty() {
-        // The form Go gives a list that was never filled.
+        // The form Go gives a list that was never filled, and a config.
         value["rootfs"]["diff_ids"] = Value::Null;
+        if config.architecture.is_empty() {
+            value["rootfs"]["type"] = Value::String(String::new());
+        }
     }
     value
 }

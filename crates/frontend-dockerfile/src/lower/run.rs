@@ -82,7 +82,8 @@ impl Lowering<'_> {
         // The history shows variables as they were before the step.
         let message = run_message(state, &args);
         let op = ExecOp { args, secret_env, ..self.process(state, run) };
-        let platform = state.process_platform();
+        // Processes have the usual form, while images keep what was written.
+        let platform = state.platform.normalized();
         state.output = Some(self.graph.exec(ExecSpec { op, mounts: all, platform, about }));
         commit(&mut state.image, message, true, self.plan.epoch);
         Ok(())

@@ -159,12 +159,6 @@ impl StageState {
         Ok(directory)
     }
 
-    /// The platform of its steps as processes have it: in its usual form, while images keep what was written.
-    pub(super) fn process_platform(&self) -> Platform {
-        let Platform { os, architecture, variant, os_version, os_features } = self.platform.clone();
-        Platform { os_version, os_features, ..Platform::new(&os, &architecture, variant.as_deref()) }
-    }
-
     /// Whether paths in it are those of Windows.
     pub(super) fn is_windows(&self) -> bool {
         self.platform.os == "windows"

@@ -69,12 +69,14 @@ impl BuildPlan {
         match &self.stages[stage.0].base {
             Base::Scratch => Some(Vec::new()),
             Base::Stage(base) => {
-                let instructions = self.stages[base.0].instructions.iter();
+                // As written: they count even where a named context stands for the stage.
+                let stage = self.dockerfile.stages.get(base.0);
+                let instructions = stage.into_iter().flat_map(|stage| &stage.instructions);
                 let expression = |kind: &InstructionKind| match kind {
                     InstructionKind::Onbuild(onbuild) => Some(onbuild.expression.clone()),
                     _ => None,
                 };
-                Some(instructions.filter_map(|planned| expression(&planned.instruction.kind)).collect())
+                Some(instructions.filter_map(|instruction| expression(&instruction.kind)).collect())
             }
             Base::Context(ContextBase { source: NamedContext::Graph { config, .. }, .. }) => {
                 Some(config.iter().flat_map(|config| config.config.on_build.clone()).collect())

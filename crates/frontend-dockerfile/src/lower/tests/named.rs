@@ -105,6 +105,12 @@ fn whole_stages_are_replaced() {
     let names: Vec<_> = lowered.definition.vertices().iter().filter_map(Vertex::name).collect();
     assert_eq!(names, ["[context one] trigger:1", "[stage-1 1/1] RUN kept"]);
     assert!(lowered.image.config.on_build.is_empty());
+    let lowered = super::lowered("FROM a AS one\nONBUILD RUN triggered\nFROM one\nRUN kept", &request);
+    let names: Vec<_> = lowered.definition.vertices().iter().filter_map(Vertex::name).collect();
+    assert_eq!(
+        names,
+        ["[context one] trigger:1", "[stage-1 1/2] ONBUILD RUN triggered", "[stage-1 2/2] RUN kept"]
+    );
 }
 
 #[test]
