@@ -202,7 +202,8 @@ fn plan_sound(
     };
     plan.mark_reachable();
     plan.check_order()?;
-    Ok(plan)
+    // Where no image is missing, nobody adds triggers later.
+    plan.with_triggers(&ResolvedSources::default())
 }
 
 impl BuildPlan {

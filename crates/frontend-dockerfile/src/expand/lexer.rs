@@ -158,7 +158,7 @@ impl<'a> Lexer<'a> {
     }
 
     fn until_inner(&mut self, stop: Option<char>) -> Result<(String, Vec<String>), ExpandErrorKind> {
-        let mut text = String::new();
+        let mut text = String::with_capacity(self.rest().len());
         let mut words = WordList::new(self.split);
         let escape = self.rules.escape;
         loop {

@@ -281,7 +281,8 @@ pub(super) fn run_message(state: &StageState, args: &[String]) -> String {
             None => entries.push((name, value)),
         }
     }
-    let mut message = "RUN ".to_owned();
+    let mut message = String::with_capacity(args.iter().map(|arg| arg.len() + 1).sum::<usize>() + 64);
+    message.push_str("RUN ");
     if !entries.is_empty() {
         message.extend(["|", &entries.len().to_string(), " "]);
         for (name, value) in entries {

@@ -48,6 +48,16 @@ fn a_cache_of_nothing_is_one_of_the_stage_that_is_called_so() {
 }
 
 #[test]
+fn triggers_of_the_files_own_stages_need_no_image() {
+    let text = "FROM scratch AS base\nONBUILD RUN triggered\nFROM base\nCOPY a b\n";
+    let names =
+        ["[internal] load build context", "[stage-1 1/2] ONBUILD RUN triggered", "[stage-1 2/2] COPY a b"];
+    let lowered = lowered(text, &request());
+    let found: Vec<_> = lowered.definition.vertices().iter().filter_map(Vertex::name).collect();
+    assert_eq!(found, [names[1], names[0], names[2]]);
+}
+
+#[test]
 fn other_drives_of_windows() {
     let windows = with(|request| request.target_platform = Some(Platform::new("windows", "amd64", None)));
     let drive = "removing drive letter: The specified path is not on the system drive (C:)";
