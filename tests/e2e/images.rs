@@ -124,6 +124,33 @@ fn platforms_are_chosen_from_what_is_here() {
 }
 
 #[test]
+fn platforms_are_pulled_together_and_pushed_as_they_came() {
+    let world = Environment::new();
+    world.dockerfile("FROM scratch\nARG TARGETARCH\nLABEL for=$TARGETARCH\n");
+    let [name, copy] = ["together", "together-again"]
+        .map(|one| format!("{}/images/{one}:{}", registry(), std::process::id()));
+    let platforms = "linux/amd64,linux/arm64,linux/s390x";
+    world.stave(["build", "-q", "-t", &name, "--push", "--platform", platforms, "."]).success();
+    let raw =
+        |name: &str| tool("skopeo", &["inspect", "--raw", "--tls-verify=false", &format!("docker://{name}")]);
+    let other = Environment::new();
+    let pulled = other.stave(["pull", "--all-platforms", &name]).success().stdout;
+    for platform in platforms.split(',') {
+        assert!(pulled.contains(&format!("{platform}: sha256:")), "{pulled}");
+        other.stave(["inspect", "--platform", platform, &name]).success().says(&platform[6..]);
+    }
+    other.stave(["tag", &name, &copy]).success();
+    other.stave(["push", "-q", &copy]).success();
+    assert_eq!(raw(&copy), raw(&name));
+    other.stave(["pull", "--platform=linux/arm64,linux/s390x", &name]).success();
+    other
+        .stave(["push", "-q", "--platform=linux/amd64", &name])
+        .exits(1)
+        .says("is here for linux/arm64, linux/s390x");
+    other.stave(["pull", "--platform=linux/arm64,linux/mips", &name]).exits(1).says("linux/mips");
+}
+
+#[test]
 fn images_travel_through_a_registry() {
     let world = built();
     let name = format!("{}/travel/it:{}", registry(), std::process::id());

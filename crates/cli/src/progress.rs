@@ -30,6 +30,7 @@ use stave_solver::SolveEvent;
 
 use self::grouped::Grouped;
 pub(crate) use self::grouped::Sections;
+pub(crate) use self::raw::Warning;
 use self::plain::Plain;
 use self::raw::Raw;
 use self::tracker::Tracker;

@@ -199,7 +199,7 @@ impl Engine {
         }
         drop(lease);
         let id = exports.iter().find_map(|exported| image_id(exported, images.len()));
-        Ok(BuildOutcome { image: id, images, exports, steps: count })
+        Ok(BuildOutcome { build: steps.build().cloned(), image: id, images, exports, steps: count })
     }
 
     /// Makes the file systems of all platforms in one run, so that what they share is made once.

@@ -9,8 +9,8 @@ use stave_exporter::{
     ArchiveDestination, ArchiveLayout, ExportError, ExportTarget, Exported, Image, ImageLayerRef,
     ImageTarget, LoadError, LoadSource, LoadedImage, PushOptions, SavedImage,
 };
-use stave_oci::{Descriptor, Digest, Platform, Reference};
-use stave_registry::RegistryError;
+use stave_oci::{Descriptor, Digest, ManifestError, ManifestOrIndex, Platform, Reference};
+use stave_registry::{FetchedManifest, RegistryError};
 use stave_store::{LocalImage, StoreError};
 use stave_worker::{Puller, SourceError};
 use tokio_util::sync::CancellationToken;
@@ -50,12 +50,24 @@ pub enum ImageError {
     /// Loading failed.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// What the registry has under the name is neither a manifest nor an index.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
     /// The state directory failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Interrupted.
     #[error("cancelled")]
     Cancelled,
+}
+
+/// Images of one name that were pulled together.
+#[derive(Debug, Clone)]
+pub struct PulledImages {
+    /// What the name stands for at the registry: their index, or the only manifest.
+    pub digest: Digest,
+    /// The images; what runs here first.
+    pub images: Vec<LocalImage>,
 }
 
 impl Engine {
@@ -104,6 +116,48 @@ impl Engine {
         self.store.put_image(std::slice::from_ref(name), &image)?;
         drop(lease);
         Ok(image)
+    }
+
+    /// Pulls what an index has for `platforms`, or all its images if that names none, and gives them their name here.
+    /// The name alone means the one for this machine, if that is among them.
+    ///
+    /// # Errors
+    /// [`ImageError`]; nothing has the name then.
+    pub async fn pull_platforms(
+        &self,
+        name: &Reference,
+        platforms: &[Platform],
+        observer: Observer,
+        cancel: &CancellationToken,
+    ) -> Result<PulledImages, ImageError> {
+        let lease = self.store.lease()?;
+        let found = tokio::select! {
+            found = self.registry.fetch_manifest(name) => found?,
+            () = cancel.cancelled() => return Err(ImageError::Cancelled),
+        };
+        // All of one index, whatever the tag means by the time the last of them comes.
+        let pinned = name.pinned(found.descriptor.digest.clone());
+        let platforms = if platforms.is_empty() { index_platforms(&found)? } else { platforms.to_vec() };
+        let steps = Steps::new(observer);
+        let mut images: Vec<LocalImage> = Vec::new();
+        for platform in &platforms {
+            let step = steps.start(format!("pulling {name} for {platform}"));
+            let (to, id) = (steps.observer().clone(), step.id());
+            let progress = move |layer: &Digest, current: u64, total: u64| {
+                let total = Some(total);
+                to.send(EngineEvent::StepProgress { step: id, id: layer.to_string(), current, total });
+            };
+            let puller = Puller { store: &self.store, client: &self.registry, progress: &progress, cancel };
+            let image = step.end(puller.pull(&pinned, platform).await)?;
+            if !images.iter().any(|known| known.id == image.id) {
+                images.push(image);
+            }
+        }
+        let host = Platform::host();
+        images.sort_by_key(|image| !image.platform.matches(&host));
+        self.store.put_images(std::slice::from_ref(name), &images)?;
+        drop(lease);
+        Ok(PulledImages { digest: found.descriptor.digest, images })
     }
 
     /// The image of a name or id, pulled if the policy says so.
@@ -289,4 +343,22 @@ fn of_platforms<'a>(
         }
     }
     Ok(chosen)
+}
+
+/// The platforms that a document has images for; of a single manifest, this machine's: its config tells.
+fn index_platforms(found: &FetchedManifest) -> Result<Vec<Platform>, ManifestError> {
+    let ManifestOrIndex::Index(index) =
+        ManifestOrIndex::parse(&found.bytes, Some(&found.descriptor.media_type))?
+    else {
+        return Ok(vec![Platform::host()]);
+    };
+    let mut platforms: Vec<Platform> = Vec::new();
+    // Statements stand in indexes as images for no machine.
+    let known = index.manifests.into_iter().filter_map(|entry| entry.platform);
+    for platform in known.filter(|platform| platform.os != "unknown") {
+        if !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
+    }
+    Ok(platforms)
 }

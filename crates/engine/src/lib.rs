@@ -54,7 +54,7 @@ pub use context::{ARCHIVE_HEAD, ContextArchive, ContextError, looks_like_archive
 pub use epoch::{Dating, Timestamps};
 pub use event::{EngineEvent, Observer, StepId, one_line};
 pub use failed::{Failed, FailedError, KEEP_COUNT, KEEP_FOR, Means};
-pub use images::ImageError;
+pub use images::{ImageError, PulledImages};
 pub use input::{DockerfileAt, RemoteError, RemoteInput, RemoteRequest};
 pub use inspect::Inspected;
 pub use names::without_credentials;

@@ -72,6 +72,8 @@ pub enum PullPolicy {
 /// What a build made.
 #[derive(Debug, Clone)]
 pub struct BuildOutcome {
+    /// What the store's history calls the build, where it is kept.
+    pub build: Option<crate::record::BuildId>,
     /// The image's id; `None` when no target was an image.
     pub image: Option<Digest>,
     /// The images, one a platform; those of further stages are not among them.

@@ -27,6 +27,7 @@ use std::path::Path;
 
 pub(crate) use arguments::{Arguments, ProgressForm};
 pub(crate) use request::secrets;
+use serde_json::Value;
 use stave_engine::vcs::Checkout;
 use stave_engine::{BuildError, BuildOutcome, BuildRequest, Engine, Timeline};
 use stave_frontend_dockerfile::ContextSource;
@@ -62,7 +63,8 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
             return answer::answer(inquiry, engine, request, arguments, interrupt).await;
         }
         let timeline = arguments.timing.timeline();
-        let built = build(engine, &request, arguments, (interrupt, timeline.as_ref())).await;
+        let warnings = metadata::Warnings::default();
+        let built = build(engine, &request, arguments, (interrupt, timeline.as_ref(), &warnings)).await;
         arguments.timing.finish(timeline.as_ref())?;
         let outcome = match built {
             Ok(outcome) => outcome,
@@ -72,7 +74,7 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
                 return Err(explained);
             }
         };
-        finish(arguments, &outcome)?;
+        finish(arguments, &outcome, warnings.entry(&request.dockerfile))?;
         if arguments.result.verify {
             let checked = verify::verify(engine, &request, &outcome, (arguments, interrupt)).await;
             checked.map_err(|error| match error {
@@ -110,10 +112,10 @@ async fn build(
     engine: &Engine,
     request: &BuildRequest,
     arguments: &Arguments,
-    (interrupt, timeline): (&Interrupt, Option<&Timeline>),
+    (interrupt, timeline, warnings): (&Interrupt, Option<&Timeline>, &metadata::Warnings),
 ) -> Result<BuildOutcome, BuildError> {
     let display = Display::start(arguments.form(), &request.dockerfile);
-    let observer = timing::observed(timeline, display.observer());
+    let observer = warnings.observer(timing::observed(timeline, display.observer()));
     let result = engine.build(request, observer, interrupt.token()).await;
     match &result {
         Ok(outcome) => display.finish(outcome),
@@ -123,14 +125,21 @@ async fn build(
 }
 
 /// Writes the files that were asked for, and the id for `--quiet`.
-fn finish(arguments: &Arguments, outcome: &BuildOutcome) -> Result<(), Failure> {
+fn finish(
+    arguments: &Arguments,
+    outcome: &BuildOutcome,
+    warnings: Option<(String, Value)>,
+) -> Result<(), Failure> {
     let id = outcome.image.as_ref().map(ToString::to_string);
     if let (Some(path), Some(id)) = (&arguments.iidfile, &id) {
         write(path, id)?;
     }
     if let Some(path) = &arguments.metadata_file {
         let detail = std::env::var(metadata::DETAIL_VARIABLE).ok();
-        let metadata = metadata::metadata(outcome, metadata::Detail::of(detail.as_deref()));
+        let mut metadata = metadata::metadata(outcome, metadata::Detail::of(detail.as_deref()));
+        let asked = std::env::var(metadata::WARNINGS_VARIABLE).ok();
+        let is_asked = asked.is_some_and(|value| attest::boolean(&value) == Some(true));
+        metadata.extend(warnings.filter(|_| is_asked));
         let text = serde_json::to_string_pretty(&metadata).map_err(|error| Failure::new(&error))?;
         write(path, &text)?;
     }

@@ -17,9 +17,12 @@ use crate::state::GlobalOptions;
 /// Pull an image from its registry
 #[derive(Debug, clap::Args)]
 pub(crate) struct PullArguments {
-    /// Platform of the image
-    #[arg(long, value_name = "OS/ARCH", env = "DOCKER_DEFAULT_PLATFORM")]
-    platform: Option<Platform>,
+    /// Platforms of the image
+    #[arg(long, value_name = "OS/ARCH,…", value_delimiter = ',', env = "DOCKER_DEFAULT_PLATFORM")]
+    platform: Vec<Platform>,
+    /// Pull the images for all platforms, whatever `--platform` says
+    #[arg(long)]
+    all_platforms: bool,
     /// Print nothing but the name
     #[arg(short, long)]
     quiet: bool,
@@ -30,7 +33,12 @@ pub(crate) struct PullArguments {
 
 /// `stave pull`
 pub(crate) fn pull(arguments: &PullArguments, global: &GlobalOptions) -> Result<u8, Failure> {
-    let platform = arguments.platform.clone().unwrap_or_else(Platform::host);
+    let platform = match arguments.platform.as_slice() {
+        _ if arguments.all_platforms => return pull_platforms(arguments, global),
+        [] => Platform::host(),
+        [only] => only.clone(),
+        _ => return pull_platforms(arguments, global),
+    };
     with_engine(global, async |engine, interrupt| {
         let display = Display::steps(form(arguments.quiet));
         let result = engine.pull(&arguments.name, &platform, display.observer(), interrupt.token()).await;
@@ -42,6 +50,25 @@ pub(crate) fn pull(arguments: &PullArguments, global: &GlobalOptions) -> Result<
             say!("Digest: {}", manifest.digest);
         }
         say!("{}", arguments.name);
+        Ok(0)
+    })
+}
+
+fn pull_platforms(arguments: &PullArguments, global: &GlobalOptions) -> Result<u8, Failure> {
+    with_engine(global, async |engine, interrupt| {
+        let display = Display::steps(form(arguments.quiet));
+        let wanted = arguments.platform.iter().filter(|_| !arguments.all_platforms);
+        let (name, platforms) = (&arguments.name, wanted.cloned().collect::<Vec<_>>());
+        let result = engine.pull_platforms(name, &platforms, display.observer(), interrupt.token()).await;
+        display.abandon();
+        let pulled = result.map_err(|error| Failure::new(&error))?;
+        if !arguments.quiet {
+            say!("Digest: {}", pulled.digest);
+            for image in &pulled.images {
+                say!("{}: {}", image.platform, image.id);
+            }
+        }
+        say!("{name}");
         Ok(0)
     })
 }

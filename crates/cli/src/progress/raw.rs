@@ -79,7 +79,7 @@ struct Log {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Warning {
+pub(crate) struct Warning {
     level: u8,
     short: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -88,6 +88,34 @@ struct Warning {
     url: String,
     source_info: SourceInfo,
     range: Vec<Range>,
+}
+
+impl Warning {
+    /// What a check found, in the form of BuildKit's clients.
+    pub(crate) fn new(found: &Diagnostic, source: &Source) -> Self {
+        let line = |offset| source.position(offset).line;
+        let (name, detail, url) = match found.rule() {
+            Some(rule) => (
+                format!("{}: ", rule.name()),
+                vec![STANDARD.encode(rule.description())],
+                rule.url().unwrap_or_default().to_string(),
+            ),
+            None => (String::new(), Vec::new(), String::new()),
+        };
+        let position = |offset| Position { line: line(offset) };
+        Self {
+            level: 1,
+            short: STANDARD.encode(format!("{name}{found} (line {})", line(found.span.start))),
+            detail,
+            url,
+            source_info: SourceInfo {
+                filename: source.name.clone(),
+                data: STANDARD.encode(&source.text),
+                language: "Dockerfile",
+            },
+            range: vec![Range { start: position(found.span.start), end: position(found.span.end) }],
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -252,29 +280,7 @@ impl<W: Write> Raw<W> {
 
     fn warning(&mut self, found: &Diagnostic) {
         let Some(source) = &self.source else { return };
-        let line = |offset| source.position(offset).line;
-        let (name, detail, url) = match found.rule() {
-            Some(rule) => (
-                format!("{}: ", rule.name()),
-                vec![STANDARD.encode(rule.description())],
-                rule.url().unwrap_or_default().to_string(),
-            ),
-            None => (String::new(), Vec::new(), String::new()),
-        };
-        let position = |offset| Position { line: line(offset) };
-        let warning = Warning {
-            level: 1,
-            short: STANDARD.encode(format!("{name}{found} (line {})", line(found.span.start))),
-            detail,
-            url,
-            source_info: SourceInfo {
-                filename: source.name.clone(),
-                data: STANDARD.encode(&source.text),
-                language: "Dockerfile",
-            },
-            range: vec![Range { start: position(found.span.start), end: position(found.span.end) }],
-        };
-        self.print(&Status { warnings: vec![warning], ..Status::default() });
+        self.print(&Status { warnings: vec![Warning::new(found, source)], ..Status::default() });
     }
 
     fn print(&mut self, status: &Status) {

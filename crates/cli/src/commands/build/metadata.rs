@@ -2,11 +2,20 @@
 //!
 //! Owns which of them there are. Start with [`metadata`].
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use serde_json::{Map, Value};
-use stave_engine::BuildOutcome;
+use stave_engine::{BuildOutcome, EngineEvent, Observer};
+use stave_frontend_dockerfile::{Diagnostic, Source};
+
+use crate::progress::Warning;
 
 /// The variable by which buildx's users say how much of the provenance they want here.
 pub(super) const DETAIL_VARIABLE: &str = "BUILDX_METADATA_PROVENANCE";
+/// The variable by which they ask for the warnings, too.
+pub(super) const WARNINGS_VARIABLE: &str = "BUILDX_METADATA_WARNINGS";
+/// What stands before a build's id in its reference: a builder and its node, as docker calls its own.
+const BUILDER: &str = "default/default";
 /// The start of every type of provenance.
 const PROVENANCE: &str = "https://slsa.dev/provenance/";
 
@@ -30,9 +39,37 @@ impl Detail {
     }
 }
 
+/// What the checks of a build found, for those who ask for it here.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Warnings(Arc<Mutex<Vec<Diagnostic>>>);
+
+impl Warnings {
+    /// Notes warnings, and passes every event on.
+    pub(super) fn observer(&self, next: Observer) -> Observer {
+        let noted = Arc::clone(&self.0);
+        Observer::new(move |event| {
+            if let EngineEvent::Warning(found) = &event {
+                noted.lock().unwrap_or_else(PoisonError::into_inner).push(found.clone());
+            }
+            next.send(event);
+        })
+    }
+
+    /// `buildx.build.warnings`, if there are any.
+    pub(super) fn entry(&self, source: &Source) -> Option<(String, Value)> {
+        let noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: Vec<Warning> = noted.iter().map(|found| Warning::new(found, source)).collect();
+        let value = serde_json::to_value(all).ok().filter(|value| *value != Value::Array(Vec::new()));
+        value.map(|value| ("buildx.build.warnings".to_owned(), value))
+    }
+}
+
 /// The keys and values of a build.
 pub(super) fn metadata(outcome: &BuildOutcome, detail: Detail) -> Map<String, Value> {
     let mut found = Map::new();
+    if let Some(build) = &outcome.build {
+        found.insert("buildx.build.ref".to_owned(), Value::String(format!("{BUILDER}/{build}")));
+    }
     // The main result's keys last: those of further stages must not hide them.
     for exported in outcome.exports.iter().rev() {
         found.extend(exported.metadata());
