@@ -6,6 +6,7 @@
 //! groups lie and how those of dead processes are found.
 
 mod controller;
+mod freezer;
 mod place;
 
 use std::fs;
@@ -18,6 +19,8 @@ use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 
 use controller::Controller;
+pub(crate) use freezer::FreezerGroup;
+pub use freezer::{Freezer, Held};
 pub use place::{CgroupParent, CgroupPlace, abandoned_cgroups, sweep_cgroups};
 
 /// Where hosts mount control groups.

@@ -31,6 +31,10 @@ pub(crate) struct Request {
     pub(crate) cgroup_procs: Vec<PathBuf>,
     /// v1 controllers to show below `/sys/fs/cgroup`.
     pub(crate) cgroup_controllers: Vec<String>,
+    /// A group of the unified hierarchy it is cloned into.
+    pub(crate) freezer: Option<PathBuf>,
+    /// Whether it stops before it takes much of a disk.
+    pub(crate) announces: bool,
 }
 
 /// What comes back until the program is being executed, which closes the channel.
@@ -40,8 +44,8 @@ pub(crate) enum Reply {
     Cloned,
     /// With the master side of the terminal.
     Terminal,
-    /// With the descriptor on which calls that change owners are to be answered.
-    Owners,
+    /// With the descriptor on which calls are to be answered.
+    Calls,
     /// The network namespace is there and waits to be connected by this program; the answer is a message of any kind.
     Network(UserNetworkProgram),
     /// Mount points made in the root itself.

@@ -12,6 +12,7 @@
 
 mod chroot;
 mod devices;
+mod ground;
 mod identity;
 mod mounts;
 mod own_user;
@@ -23,7 +24,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use rustix::mount::UnmountFlags;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 use crate::capability::CapabilitySet;
@@ -31,12 +32,12 @@ use crate::cgroup::CgroupHierarchy;
 use crate::channel::{AtStep as _, Failure, Reply, Request, reply};
 use crate::error::SetupStep;
 use crate::ids::IdMap;
-use crate::seccomp::Filter;
+use crate::seccomp::{Answered, Filter};
 use crate::spec::{Network, RootFs, SandboxSpec, Security};
 use crate::sys::{self, MountFlags};
 use crate::user_network::UserNetworkProgram;
 pub(crate) use chroot::bounded;
-use mounts::Prepared;
+pub(crate) use ground::{Ground, Model};
 use root::Root;
 
 /// A directory every host has and the set-up does not need: mounts are attached there before the root changes.
@@ -57,6 +58,8 @@ pub(crate) struct Child<'a> {
     pub(crate) streams: StandardStreams,
     /// The network, if it is there already.
     pub(crate) network: Option<ReadyNetwork>,
+    /// What was made before the request came.
+    pub(crate) ground: Option<Ground>,
     pub(crate) control: &'a OwnedFd,
     /// What the program's bounding set will be.
     pub(crate) capabilities: CapabilitySet,
@@ -70,6 +73,7 @@ impl Child<'_> {
     /// Becomes the sandbox's program, or reports why not.
     pub(crate) fn run(self) -> ! {
         // A panic must not unwind into the launcher's loop, of which this process has a copy.
+        let control = self.control;
         let set_up = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.set_up()));
         let failure = match set_up {
             Ok(Ok(never)) => match never {},
@@ -81,22 +85,34 @@ impl Child<'_> {
                 message: "a defect in the sandbox set-up".to_owned(),
             },
         };
-        let _unread = reply(self.control, &Reply::Failed(failure), &[]);
+        let _unread = reply(control, &Reply::Failed(failure), &[]);
         sys::exit_now(SETUP_FAILED)
     }
 
-    fn set_up(&self) -> Result<std::convert::Infallible, Failure> {
+    fn set_up(mut self) -> Result<std::convert::Infallible, Failure> {
         let spec = &self.request.spec;
         if let RootFs::Chroot { path } = &spec.rootfs {
             return self.set_up_in(path);
         }
-        rustix::process::setsid().at(SetupStep::Session)?;
-        sys::leave_session_keyring();
-        self.enter_namespaces()?;
-        let prepared = mounts::prepare(self.request, self.hierarchy)?;
+        // What is masked and protected in it is so already.
+        let (ground, is_finished) = match self.ground.take() {
+            Some(ground) => (ground.prepared(), true),
+            None => {
+                begin_session()?;
+                self.enter_namespaces()?;
+                (mounts::basic(spec, &self.request.cgroup_controllers, self.hierarchy)?, false)
+            }
+        };
+        let asked_for = mounts::asked_for(spec)?;
         mount_root(spec)?;
         let mut root = change_root()?;
-        self.place_mounts(&mut root, prepared)?;
+        for mount in ground.into_iter().chain(asked_for) {
+            mount.place(&mut root)?;
+        }
+        if spec.security == Security::Default && !is_finished {
+            mounts::mask(&root, &spec.masked_paths)?;
+            mounts::protect(&root, &spec.readonly_paths)?;
+        }
         if !spec.hostname.is_empty() {
             match rustix::system::sethostname(spec.hostname.as_bytes()) {
                 // A container's filter may forbid it to everybody inside; the container's name has to do.
@@ -123,8 +139,9 @@ impl Child<'_> {
         drop(root);
         own_user::enter(&spec.process)?;
         if spec.process.uid == 0 && IdMap::current().is_single() {
-            let listener = crate::pretend::install().at(SetupStep::Seccomp)?;
-            reply(self.control, &Reply::Owners, &[listener.as_fd()]).at(SetupStep::Seccomp)?;
+            self.have_calls_answered(Answered { owners: true, room: self.request.announces })?;
+        } else if self.request.announces {
+            self.have_calls_answered(Answered { owners: false, room: true })?;
         }
         sys::limit_bounding_set(self.bounding, self.capabilities).at(SetupStep::Capabilities)?;
         identity::assume(&spec.process, self.capabilities, self.filter)?;
@@ -135,8 +152,7 @@ impl Child<'_> {
         for procs in &self.request.cgroup_procs {
             std::fs::write(procs, "0").with(SetupStep::JoinCgroup, procs.display())?;
         }
-        let mut namespaces =
-            UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWIPC | UnshareFlags::NEWCGROUP;
+        let mut namespaces = UnshareFlags::empty();
         match (&self.network, self.request.spec.network) {
             (Some(ReadyNetwork(ready)), _) => {
                 let kind = Some(LinkNameSpaceType::Network);
@@ -145,21 +161,7 @@ impl Child<'_> {
             (None, Network::Host) => {}
             (None, Network::None | Network::User(_) | Network::Bridge) => namespaces |= UnshareFlags::NEWNET,
         }
-        sys::unshare(namespaces).at(SetupStep::Namespaces)?;
-        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-        rustix::mount::mount_change("/", private).at(SetupStep::PrivateMounts)
-    }
-
-    fn place_mounts(&self, root: &mut Root, prepared: Vec<Prepared<'_>>) -> Result<(), Failure> {
-        for mount in prepared {
-            mount.place(root)?;
-        }
-        let spec = &self.request.spec;
-        if spec.security == Security::Default {
-            mounts::mask(root, &spec.masked_paths)?;
-            mounts::protect(root, &spec.readonly_paths)?;
-        }
-        Ok(())
+        ground::leave_namespaces(namespaces)
     }
 
     /// Somebody outside connects the network; there is no answer when that failed.
@@ -167,6 +169,11 @@ impl Child<'_> {
         reply(self.control, &Reply::Network(program), &[])?;
         let (length, _) = crate::channel::receive(self.control.as_fd(), &mut [0; 8])?;
         if length == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+    }
+
+    fn have_calls_answered(&self, answered: Answered) -> Result<(), Failure> {
+        let listener = crate::pretend::install(answered).at(SetupStep::Seccomp)?;
+        reply(self.control, &Reply::Calls, &[listener.as_fd()]).at(SetupStep::Seccomp)
     }
 
     fn set_streams(&self, root: &mut Root) -> Result<(), Failure> {
@@ -193,6 +200,13 @@ impl Child<'_> {
             other => other.with(step, cwd.display()),
         }
     }
+}
+
+/// Cuts what ties a process to the launcher's session.
+pub(crate) fn begin_session() -> Result<(), Failure> {
+    rustix::process::setsid().at(SetupStep::Session)?;
+    sys::leave_session_keyring();
+    Ok(())
 }
 
 /// Mounts the root file system at the staging place.

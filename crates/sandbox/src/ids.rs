@@ -64,6 +64,18 @@ impl IdMap {
         has(&self.gids, gid)
     }
 
+    /// The number in here of a group that has this one outside; `None` if it has none.
+    #[must_use]
+    pub fn gid_inside(&self, outside: u32) -> Option<u32> {
+        if self.gids.is_empty() {
+            return Some(outside);
+        }
+        self.gids.iter().find_map(|range| {
+            let offset = outside.checked_sub(range.outside).filter(|offset| *offset < range.count)?;
+            Some(range.inside + offset)
+        })
+    }
+
     /// How many users there are.
     #[must_use]
     pub fn uid_count(&self) -> u64 {
@@ -105,6 +117,8 @@ mod tests {
         assert!(!user.is_initial() && !user.is_single());
         assert!(user.has_uid(65_536) && !user.has_uid(65_537));
         assert_eq!(user.uid_count(), 65_537);
+        assert_eq!([1000, 100_002, 0].map(|gid| user.gid_inside(gid)), [Some(0), Some(3), None]);
+        assert_eq!(host.gid_inside(7), Some(7));
         let single = IdMap::parse("0 1000 1\n", "0 1000 1\n", "deny\n");
         assert!(single.is_single() && !single.has_settable_groups());
         assert!(single.has_uid(0) && !single.has_uid(1));

@@ -16,6 +16,7 @@
 mod keeper;
 mod program;
 mod server;
+mod spare;
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -26,11 +27,12 @@ use std::thread::JoinHandle;
 use rustix::fs::MemfdFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use crate::cgroup::CgroupGuard;
+use crate::cgroup::{CgroupGuard, FreezerGroup};
 use crate::channel::{MAX_MESSAGE, Reply, Request, receive, send};
 use crate::error::SpawnError;
 use crate::net::{BridgeError, BridgeNamespace, BridgeNetwork};
 use crate::pretend::{OwnerRecorder, Supervisor};
+use crate::room::Room;
 use crate::sandbox::{Sandbox, Stdio};
 use crate::spec::{Network, RootFs, SandboxSpec};
 use crate::stubs::stub_layer;
@@ -103,6 +105,20 @@ impl Launcher {
     /// # Errors
     /// When the spec is wrong, a step of the set-up fails, or the program cannot be executed.
     pub fn spawn(&self, spec: &SandboxSpec, stdio: Stdio) -> Result<Sandbox, SpawnError> {
+        self.spawn_bounded(spec, stdio, None)
+    }
+
+    /// The same; its processes ask for `room` before they take much of a disk in one call, and can be held still
+    /// ([`Sandbox::freezer`]) where the kernel can.
+    ///
+    /// # Errors
+    /// As [`spawn`](Self::spawn).
+    pub fn spawn_bounded(
+        &self,
+        spec: &SandboxSpec,
+        stdio: Stdio,
+        room: Option<Room>,
+    ) -> Result<Sandbox, SpawnError> {
         spec.validate()?;
         let mut spec = spec.clone();
         if let RootFs::Overlay(root) = &spec.rootfs
@@ -115,7 +131,13 @@ impl Launcher {
             }
         }
         let cgroup = CgroupGuard::for_sandbox(spec.cgroup.as_ref(), &spec.cgroup_parent);
+        let freezer = room
+            .as_ref()
+            .filter(|room| room.stands())
+            .and_then(|_| FreezerGroup::for_sandbox(cgroup.as_ref(), &spec.cgroup_parent));
         let request = Request {
+            freezer: freezer.as_ref().and_then(|group| Some(group.entrance()?.to_owned())),
+            announces: room.is_some(),
             cgroup_procs: cgroup.as_ref().map(CgroupGuard::procs_files).unwrap_or_default(),
             cgroup_controllers: cgroup.as_ref().map(CgroupGuard::v1_controllers).unwrap_or_default(),
             spec,
@@ -127,7 +149,7 @@ impl Launcher {
         let bridge = bridge.map_err(|source| SpawnError::Bridge { source })?;
         let order = Order::new(&request, stdio, bridge).map_err(SpawnError::LauncherGone)?;
         let running = self.deliver(&order)?;
-        order.collect(running, cgroup, self.recorder)
+        order.collect(running, (cgroup, freezer), (self.recorder, room))
     }
 
     /// Hands the order over. A launcher that died takes no more; then it was not begun, and a new one gets it.
@@ -240,24 +262,25 @@ impl Order {
     fn collect(
         self,
         launcher: Arc<Running>,
-        cgroup: Option<CgroupGuard>,
-        recorder: Option<OwnerRecorder>,
+        (cgroup, freezer): (Option<CgroupGuard>, Option<FreezerGroup>),
+        (recorder, room): (Option<OwnerRecorder>, Option<Room>),
     ) -> Result<Sandbox, SpawnError> {
         let Self { stdio, control, control_inside, report, report_inside, bridge, .. } = self;
         // Only the sandbox's ends may stay open: their closing is what tells of its progress and its end.
         drop((stdio, control_inside, report_inside));
-        let Replies { pidfd, terminal, owners, network, created } = Replies::collect(&control)?;
+        let Replies { pidfd, terminal, calls, network, created } = Replies::collect(&control)?;
         let pidfd = pidfd.ok_or_else(|| SpawnError::LauncherGone(io::ErrorKind::UnexpectedEof.into()))?;
-        let owners = owners.map(|listener| Supervisor::start(listener, recorder)).transpose();
-        let owners = owners.map_err(SpawnError::LauncherGone)?;
+        let calls = calls.map(|listener| Supervisor::start(listener, recorder, room)).transpose();
+        let calls = calls.map_err(SpawnError::LauncherGone)?;
         Ok(Sandbox {
             pidfd,
             report,
             terminal,
             created,
             cgroup,
+            freezer,
             exit: None,
-            _owners: owners,
+            _calls: calls,
             _network: network,
             _bridge: bridge,
             _launcher: launcher,
@@ -270,7 +293,7 @@ impl Order {
 struct Replies {
     pidfd: Option<OwnedFd>,
     terminal: Option<OwnedFd>,
-    owners: Option<OwnedFd>,
+    calls: Option<OwnedFd>,
     network: Option<UserNetwork>,
     created: Vec<std::path::PathBuf>,
 }
@@ -299,7 +322,7 @@ impl Replies {
                         Some(user_network::attach(process.as_fd(), program).map_err(SpawnError::Network)?);
                     send(control.as_fd(), b"up", &[]).map_err(SpawnError::LauncherGone)?;
                 }
-                Reply::Owners => replies.owners = descriptors.pop(),
+                Reply::Calls => replies.calls = descriptors.pop(),
                 Reply::Created(paths) => replies.created = paths,
                 Reply::Failed(failed) => failure = Some(failed),
             }

@@ -12,6 +12,7 @@ mod cgroup;
 mod channel;
 mod child;
 mod error;
+mod heap;
 mod ids;
 mod launcher;
 mod meter;
@@ -20,20 +21,23 @@ mod net;
 mod overlay;
 mod pretend;
 mod probe;
+mod room;
 mod sandbox;
 mod seccomp;
 mod spec;
 mod stubs;
 mod sys;
+mod urgent;
 mod user_network;
 mod userns;
 
 pub use capability::{Capability, CapabilitySet, ParseCapabilityError};
 pub use cgroup::{
-    CgroupGuard, CgroupHierarchy, CgroupLimits, CgroupParent, CgroupPlace, CgroupUsage, CpuQuota, Unlimited,
-    abandoned_cgroups, sweep_cgroups,
+    CgroupGuard, CgroupHierarchy, CgroupLimits, CgroupParent, CgroupPlace, CgroupUsage, CpuQuota, Freezer,
+    Held, Unlimited, abandoned_cgroups, sweep_cgroups,
 };
 pub use error::{MountError, SetupStep, SpawnError, WaitError};
+pub use heap::{give_back_memory, limit_arenas};
 pub use ids::IdMap;
 pub use launcher::{Launcher, launcher_entry};
 pub use meter::Meter;
@@ -46,11 +50,13 @@ pub use net::{
 };
 pub use pretend::OwnerRecorder;
 pub use probe::{granted_capabilities, has_whole_proc, upper_refusal};
+pub use room::Room;
 pub use sandbox::{Exit, ExitStatus, Sandbox, Stdio, Usage};
 pub use seccomp::oci_seccomp;
 pub use spec::{
     DEFAULT_PATH, DEFAULT_SHM_SIZE, MountSpec, Network, OverlayRoot, Process, Rlimit, RlimitResource, RootFs,
     SandboxSpec, Security, TerminalSize,
 };
+pub use urgent::Urgent;
 pub use user_network::{USER_NETWORK_RESOLVER, UserNetworkProgram};
 pub use userns::{EnterError, Tier, chroot_refusal, enter, has_namespaces, is_privileged, restrictions};

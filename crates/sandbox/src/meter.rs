@@ -4,6 +4,7 @@
 //! `/proc`, when somebody asks. Pages of files do not count: the kernel can take them back. Read [`Meter`] first.
 
 use std::fs;
+use std::io::Read as _;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 /// Processes looked at for one sum.
@@ -19,7 +20,10 @@ pub struct Meter {
 impl Meter {
     /// For the process behind a pidfd; `None` when it has ended.
     pub(crate) fn of(pidfd: &OwnedFd) -> Option<Self> {
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+        let mut info = [0; 512];
+        let mut file = fs::File::open(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+        let length = file.read(&mut info).ok()?;
+        let info = std::str::from_utf8(&info[..length]).ok()?;
         let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
         Some(Self { first: pid.trim().parse().ok()? })
     }

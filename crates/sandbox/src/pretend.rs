@@ -1,7 +1,8 @@
-//! Other owners in a user namespace that has but one: calls that would fail for want of ids succeed.
+//! Calls of a sandbox that are answered by its owner. Other owners in a user namespace that has but one: calls that
+//! would fail for want of ids succeed. And what takes much of a disk at once waits until there is room.
 //!
-//! Owns the filter and the thread that answers for it. Must not know how owners are recorded: it is told, see
-//! [`OwnerRecorder`]. Read [`install`] first, then [`Supervisor`].
+//! Owns the filter and the thread that answers for it. Must not know how owners are recorded or what room there is: it
+//! is told, see [`OwnerRecorder`] and [`Room`]. Read [`install`] first, then [`Supervisor`].
 //!
 //! - `chown` and its kin stop at the filter, and a thread of the caller answers: it finds the file as the process
 //!   would (its root, its working directory), makes it the one user's, and has the wanted owner recorded.
@@ -28,8 +29,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::thread::UnshareFlags;
 
-use crate::seccomp::Pretence;
-use crate::sys::{self, Notification};
+use crate::room::{self, Room};
+use crate::seccomp::{Announced, Answered, Pretence};
+use crate::sys::{self, Answer, Notification};
 
 /// Longest path the kernel takes, with its NUL.
 const PATH_LIMIT: usize = 4096;
@@ -45,8 +47,8 @@ const UNCHANGED: u32 = u32::MAX;
 pub type OwnerRecorder = fn(BorrowedFd<'_>, Option<u32>, Option<u32>) -> io::Result<()>;
 
 /// Puts the filter on this process and what it executes. Who holds the returned descriptor answers the calls.
-pub(crate) fn install() -> io::Result<OwnedFd> {
-    sys::install_pretence(&Pretence::program())
+pub(crate) fn install(answered: Answered) -> io::Result<OwnedFd> {
+    sys::install_pretence(&answered.program())
 }
 
 /// Answers the calls of one sandbox until its last process is gone.
@@ -56,11 +58,16 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
-    pub(crate) fn start(listener: OwnedFd, recorder: Option<OwnerRecorder>) -> io::Result<Self> {
+    pub(crate) fn start(
+        listener: OwnedFd,
+        recorder: Option<OwnerRecorder>,
+        room: Option<Room>,
+    ) -> io::Result<Self> {
         let answer = move || {
-            let answered = Answering::new(listener, recorder).and_then(|mut answering| answering.serve());
+            let answered =
+                Answering::new(listener, recorder, room).and_then(|mut answering| answering.serve());
             if let Err(error) = answered {
-                tracing::warn!(%error, "owners are no longer recorded");
+                tracing::warn!(%error, "calls of a sandbox are no longer answered");
             }
         };
         let thread = std::thread::Builder::new().name("stave-owners".into()).spawn(answer)?;
@@ -80,6 +87,7 @@ impl Drop for Supervisor {
 struct Answering {
     listener: OwnedFd,
     recorder: Option<OwnerRecorder>,
+    room: Option<Room>,
     proc: OwnedFd,
     /// Names of this thread's descriptors, which stay reachable when its root is another.
     descriptors: OwnedFd,
@@ -92,13 +100,13 @@ struct Change {
 }
 
 impl Answering {
-    fn new(listener: OwnedFd, recorder: Option<OwnerRecorder>) -> io::Result<Self> {
+    fn new(listener: OwnedFd, recorder: Option<OwnerRecorder>, room: Option<Room>) -> io::Result<Self> {
         // Root and working directory change with every call that is answered: they must be this thread's alone.
         sys::unshare(UnshareFlags::FS)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let proc = openat(CWD, "/proc", flags, Mode::empty())?;
         let descriptors = openat(&proc, "thread-self/fd", flags, Mode::empty())?;
-        Ok(Self { listener, recorder, proc, descriptors })
+        Ok(Self { listener, recorder, room, proc, descriptors })
     }
 
     fn serve(&mut self) -> io::Result<()> {
@@ -109,9 +117,10 @@ impl Answering {
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
                 Err(error) => return Err(error),
             };
-            let answer = self.answer(&notification).map_err(|error| Errno::from_io_error(&error));
-            let errno = answer.err().map_or(0, |errno| errno.unwrap_or(Errno::PERM).raw_os_error());
-            match sys::answer_notification(self.listener.as_fd(), notification.id, errno) {
+            let answer = self.answer(&notification).unwrap_or_else(|error| {
+                Answer::Failed(Errno::from_io_error(&error).unwrap_or(Errno::PERM).raw_os_error())
+            });
+            match sys::answer_notification(self.listener.as_fd(), notification.id, answer) {
                 Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
                 _ => {}
             }
@@ -119,9 +128,24 @@ impl Answering {
         Ok(())
     }
 
-    fn answer(&self, call: &Notification) -> io::Result<()> {
+    fn answer(&self, call: &Notification) -> io::Result<Answer> {
+        match (&self.room, Announced::of(call.architecture, call.number, &call.arguments)) {
+            (Some(room), Some((announced, number))) => {
+                // A file that cannot be looked at may be one of the disk.
+                let wanted = room::wanted(announced, self.descriptor(call, number).ok());
+                Ok(if wanted == 0 || room.ask(wanted) {
+                    Answer::Proceed
+                } else {
+                    Answer::Failed(libc::ENOSPC)
+                })
+            }
+            _ => self.change_owner(call).map(|()| Answer::Done),
+        }
+    }
+
+    fn change_owner(&self, call: &Notification) -> io::Result<()> {
         let id = |value: u64| Some(value as u32).filter(|id| *id != UNCHANGED);
-        let [first, second, third, fourth, fifth] = call.arguments;
+        let [first, second, third, fourth, fifth, _] = call.arguments;
         let change = |uid, gid| Change { uid: id(uid), gid: id(gid) };
         let (file, change) = match Pretence::of(call.number) {
             Some(Pretence::Descriptor) => (Some(self.descriptor(call, first as i32)?), change(second, third)),

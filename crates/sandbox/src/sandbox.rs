@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cgroup::CgroupGuard;
+use crate::cgroup::{CgroupGuard, Freezer, FreezerGroup};
 use crate::error::WaitError;
 use crate::launcher::Running;
 use crate::meter::Meter;
@@ -88,9 +88,10 @@ pub struct Sandbox {
     pub(crate) terminal: Option<OwnedFd>,
     pub(crate) created: Vec<PathBuf>,
     pub(crate) cgroup: Option<CgroupGuard>,
+    pub(crate) freezer: Option<FreezerGroup>,
     pub(crate) exit: Option<Exit>,
     /// Ends by itself when the last process has.
-    pub(crate) _owners: Option<Supervisor>,
+    pub(crate) _calls: Option<Supervisor>,
     /// Taken down after the processes are gone.
     pub(crate) _network: Option<UserNetwork>,
     /// Its place on the bridge, free again after the processes are gone.
@@ -181,6 +182,20 @@ impl Sandbox {
     #[must_use]
     pub fn meter(&self) -> Option<Meter> {
         Meter::of(&self.pidfd)
+    }
+
+    /// Holds its processes still, if it is bounded and the kernel can.
+    #[must_use]
+    pub fn freezer(&self) -> Option<Freezer> {
+        self.freezer.as_ref().map(FreezerGroup::freezer)
+    }
+
+    /// Whether dropping it takes no time: it has ended, and nothing is to be removed with it.
+    #[must_use]
+    pub fn leaves_nothing(&self) -> bool {
+        let has_more = self.cgroup.is_some() || self.freezer.is_some() || self._calls.is_some();
+        let has_network = self._network.is_some() || self._bridge.is_some();
+        self.exit.is_some() && !has_more && !has_network && Arc::strong_count(&self._launcher) > 1
     }
 
     /// The control group, if limits were asked for.

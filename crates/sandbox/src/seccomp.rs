@@ -6,13 +6,15 @@
 //! covers the native ABI and the 32-bit ones beside it. Limit: 32-bit ARM programs on aarch64 get `ENOSYS`
 //! for every call. Read [`Filter`] first.
 
+mod announced;
 mod oci;
 mod pretence;
 mod table;
 
 use crate::capability::{Capability, CapabilitySet};
+pub(crate) use announced::Announced;
 pub use oci::oci_seccomp;
-pub(crate) use pretence::Pretence;
+pub(crate) use pretence::{Answered, Pretence};
 use table::TABLE;
 
 /// When a call is let through.
@@ -44,6 +46,7 @@ enum Action {
 
 const RET_ALLOW: u32 = 0x7fff_0000;
 const RET_ERRNO: u32 = 0x0005_0000;
+const RET_USER_NOTIF: u32 = 0x7fc0_0000;
 const EPERM: u16 = libc::EPERM as u16;
 const ENOSYS: u16 = libc::ENOSYS as u16;
 
@@ -58,6 +61,16 @@ const RETURN: u16 = 0x06;
 const OFFSET_NUMBER: u32 = 0;
 const OFFSET_ARCH: u32 = 4;
 const OFFSET_ARGUMENT_0: u32 = if cfg!(target_endian = "little") { 16 } else { 20 };
+
+/// Where the lower half of an argument is.
+const fn offset_low(argument: usize) -> u32 {
+    OFFSET_ARGUMENT_0 + 8 * argument as u32
+}
+
+/// Where the upper half is.
+const fn offset_high(argument: usize) -> u32 {
+    offset_low(argument) ^ 4
+}
 
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 const AUDIT_ARCH_I386: u32 = 0x4000_0003;

@@ -16,6 +16,8 @@ const MOUNT_ATTR_RDONLY: u64 = 0x1;
 const MOUNT_ATTR_NOSUID: u64 = 0x2;
 const MOUNT_ATTR_NODEV: u64 = 0x4;
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+/// `SCHED_RESET_ON_FORK`.
+const RESET_ON_FORK: libc::c_int = 0x4000_0000;
 const SECCOMP_SET_MODE_FILTER: libc::c_long = 1;
 
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
@@ -30,31 +32,36 @@ pub(crate) enum Cloned {
     Child,
 }
 
-/// Forks; the child is the first process of a new pid namespace.
-pub(crate) fn clone_into_pid_namespace() -> io::Result<Cloned> {
-    clone_process(libc::CLONE_NEWPID)
+/// Forks; the child is the first process of a new pid namespace, and in this control group of the unified hierarchy.
+pub(crate) fn clone_into_pid_namespace(group: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    clone_process(libc::CLONE_NEWPID, group)
 }
 
 /// Forks; the child stays when its parent ends. The caller has one thread.
 pub(crate) fn fork_lasting() -> io::Result<Cloned> {
-    clone_process(0)
+    clone_process(0, None)
 }
 
 /// Forks; the child is killed when its parent ends. The caller has one thread.
 pub(crate) fn fork() -> io::Result<Cloned> {
-    let cloned = clone_process(0)?;
+    let cloned = clone_process(0, None)?;
     if matches!(cloned, Cloned::Child) {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     }
     Ok(cloned)
 }
 
-fn clone_process(flags: libc::c_int) -> io::Result<Cloned> {
+fn clone_process(flags: libc::c_int, group: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    const INTO_CGROUP: u64 = 1 << 33;
     let mut pidfd: RawFd = -1;
     let flags = (libc::CLONE_PIDFD | flags) as u64;
     // SAFETY: all zeroes is a valid value of this structure of integers.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     arguments.flags = flags;
+    if let Some(group) = group {
+        arguments.flags |= INTO_CGROUP;
+        arguments.cgroup = group.as_raw_fd() as u64;
+    }
     arguments.pidfd = ptr::from_mut(&mut pidfd) as u64;
     arguments.exit_signal = libc::SIGCHLD as u64;
     // SAFETY: without CLONE_VM the child runs on a copy of this memory; only single-threaded processes call this,
@@ -63,7 +70,7 @@ fn clone_process(flags: libc::c_int) -> io::Result<Cloned> {
         check(unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of_val(&arguments)) });
     let pid = match pid {
         // Containers' filters refuse clone3, whose flags they cannot see, so that callers try again with clone.
-        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) && group.is_none() => {
             let flags = flags | libc::SIGCHLD as u64;
             let stack: *const libc::c_void = ptr::null();
             // SAFETY: as above; with CLONE_PIDFD the third argument is where the descriptor goes.
@@ -248,7 +255,9 @@ pub(crate) struct Notification {
     /// Number of the thread, in the reader's pid namespace.
     pub(crate) process: u32,
     pub(crate) number: i32,
-    pub(crate) arguments: [u64; 5],
+    /// Of the program that calls, as `AUDIT_ARCH_*`.
+    pub(crate) architecture: u32,
+    pub(crate) arguments: [u64; 6],
 }
 
 const NOTIFICATION_RECEIVE: libc::c_ulong = 0xc050_2100;
@@ -276,9 +285,8 @@ pub(crate) fn receive_notification(listener: BorrowedFd<'_>) -> io::Result<Notif
     let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
     // SAFETY: the call fills the live structure it is given.
     check(unsafe { libc::ioctl(listener.as_raw_fd(), NOTIFICATION_RECEIVE as _, &raw mut call) }.into())?;
-    let [first, second, third, fourth, fifth, _] = call.data.args;
-    let arguments = [first, second, third, fourth, fifth];
-    Ok(Notification { id: call.id, process: call.pid, number: call.data.nr, arguments })
+    let libc::seccomp_data { nr: number, arch: architecture, args: arguments, .. } = call.data;
+    Ok(Notification { id: call.id, process: call.pid, number, architecture, arguments })
 }
 
 /// Whether the call of this id still waits, so that its process's number is still its own.
@@ -288,9 +296,26 @@ pub(crate) fn is_notification_valid(listener: BorrowedFd<'_>, id: u64) -> io::Re
     Ok(())
 }
 
-/// Ends a call: with success for 0, else with this error number.
-pub(crate) fn answer_notification(listener: BorrowedFd<'_>, id: u64, errno: i32) -> io::Result<()> {
-    let answer = libc::seccomp_notif_resp { id, val: 0, error: -errno, flags: 0 };
+/// What becomes of a call that waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// It is not made, and has succeeded.
+    Done,
+    /// It is made.
+    Proceed,
+    /// It is not made, and has failed with this error number.
+    Failed(i32),
+}
+
+/// Ends the wait of a call.
+pub(crate) fn answer_notification(listener: BorrowedFd<'_>, id: u64, answer: Answer) -> io::Result<()> {
+    const PROCEED: u32 = 1;
+    let (error, flags) = match answer {
+        Answer::Done => (0, 0),
+        Answer::Proceed => (0, PROCEED),
+        Answer::Failed(errno) => (-errno, 0),
+    };
+    let answer = libc::seccomp_notif_resp { id, val: 0, error, flags };
     // SAFETY: reads a live structure.
     check(unsafe { libc::ioctl(listener.as_raw_fd(), NOTIFICATION_SEND as _, &raw const answer) }.into())?;
     Ok(())
@@ -307,6 +332,19 @@ pub(crate) fn reset_signals() {
         let none: libc::sigset_t = std::mem::zeroed();
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
     }
+}
+
+/// Has the calling thread scheduled before all ordinary ones, or as one of them. Its children are ordinary.
+pub(crate) fn set_urgent(urgent: bool) -> io::Result<()> {
+    let (policy, priority) = if urgent { (libc::SCHED_FIFO, 1) } else { (libc::SCHED_OTHER, 0) };
+    // SAFETY: all zeroes is a valid value of this structure of integers.
+    let mut parameters: libc::sched_param = unsafe { std::mem::zeroed() };
+    parameters.sched_priority = priority;
+    // SAFETY: reads a live structure; 0 is the calling thread.
+    let set = unsafe {
+        libc::syscall(libc::SYS_sched_setscheduler, 0, policy | RESET_ON_FORK, &raw const parameters)
+    };
+    check(set).map(drop)
 }
 
 /// Sets a limit; returns the kernel's answer.

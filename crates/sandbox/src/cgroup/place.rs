@@ -16,6 +16,8 @@ use super::{MOUNT, in_words};
 
 /// The group of ours that holds the others on v2, and what the names of all begin with.
 const OURS: &str = "stave";
+/// Where the unified hierarchy is mounted beside those of v1.
+const BESIDE_V1: &str = "unified";
 /// Leftovers looked at in one directory.
 const SWEEP_LIMIT: usize = 10_000;
 
@@ -87,6 +89,13 @@ pub(super) fn base_v2(parent: &CgroupParent) -> Result<PathBuf, String> {
         },
         CgroupParent::Default => made(mount.join(OURS)),
     }
+}
+
+/// The directory below which a group of the unified hierarchy is made on a host that has those of v1 as well.
+pub(super) fn base_beside_v1() -> PathBuf {
+    let mount = Path::new(MOUNT).join(BESIDE_V1);
+    let own = own_group("").map(|own| mount.join(own.trim_start_matches('/')));
+    own.filter(|own| own.is_dir()).unwrap_or(mount)
 }
 
 /// Lets the groups below `base` have a controller: every group above has to hand it down.
@@ -169,7 +178,7 @@ fn sweep(base: &Path) {
 pub fn abandoned_cgroups() -> Vec<PathBuf> {
     let v1 =
         Controller::ALL.iter().filter_map(|controller| base_v1(*controller, &CgroupParent::Default).ok());
-    let bases: BTreeSet<PathBuf> = v1.chain([Path::new(MOUNT).join(OURS)]).collect();
+    let bases: BTreeSet<PathBuf> = v1.chain([Path::new(MOUNT).join(OURS), base_beside_v1()]).collect();
     bases.iter().flat_map(|base| abandoned_in(base)).collect()
 }
 

@@ -16,6 +16,7 @@ use super::{Child, identity, program, terminal};
 use crate::capability::{Capability, CapabilitySet};
 use crate::channel::{AtStep as _, Failure, Reply, reply};
 use crate::error::SetupStep;
+use crate::seccomp::Answered;
 use crate::spec::{Process, Security, TerminalSize};
 use crate::sys;
 
@@ -53,11 +54,26 @@ impl Child<'_> {
         drop(root);
         // Without CAP_SETPCAP the bounding set stays; what follows keeps root from regaining it.
         let _kept = sys::limit_bounding_set(self.bounding, self.capabilities);
+        if self.request.announces {
+            self.announce_room(&spec.process)?;
+        }
         let confined = spec.security == Security::Default;
         let no_new_privileges = spec.process.no_new_privileges || confined;
         let process = Process { no_new_privileges, ..spec.process.clone() };
         identity::assume(&process, self.capabilities, self.filter)?;
         Err(program::execute(&process))
+    }
+
+    /// Has calls answered that take much of a disk, if the kernel lets this process.
+    fn announce_room(&self, process: &Process) -> Result<(), Failure> {
+        if process.no_new_privileges || self.request.spec.security == Security::Default {
+            rustix::thread::set_no_new_privs(true).at(SetupStep::NoNewPrivileges)?;
+        }
+        // Where a container's own filter has a listener there cannot be a second.
+        match crate::pretend::install(Answered { owners: false, room: true }) {
+            Ok(listener) => reply(self.control, &Reply::Calls, &[listener.as_fd()]).at(SetupStep::Seccomp),
+            Err(_) => Ok(()),
+        }
     }
 
     /// A terminal of the caller's `/dev/pts`, which cannot be seen from the new root.

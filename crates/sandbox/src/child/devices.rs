@@ -3,8 +3,9 @@
 //! The devices are the host's, bound one by one through read-only mounts: they can be used, not changed.
 //! Read [`prepare`] first.
 
+use std::ffi::OsStr;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode};
@@ -71,23 +72,34 @@ pub(super) fn prepare(spec: &SandboxSpec) -> Result<Vec<Prepared<'static>>, Fail
 }
 
 /// Fills the new `/dev` with what is no mount, and with the points for those that are.
-pub(super) fn populate() -> io::Result<()> {
+pub(super) fn populate(dev: &OwnedFd) -> io::Result<()> {
     for directory in DIRECTORIES {
-        rustix::fs::mkdir(directory, Mode::from_raw_mode(0o755))?;
+        rustix::fs::mkdirat(dev, name_of(directory), Mode::from_raw_mode(0o755))?;
     }
     for (link, target) in LINKS {
-        rustix::fs::symlink(target, link)?;
+        rustix::fs::symlinkat(target, dev, name_of(link))?;
     }
     for device in DEVICES {
-        create_file(device)?;
+        create_file(dev, name_of(device))?;
     }
     Ok(())
 }
 
+/// The name of one of our own paths in `/dev`.
+fn name_of(path: &'static str) -> &'static str {
+    path.trim_start_matches("/dev/")
+}
+
+/// Whether something of ours has this name in `/dev`.
+pub(super) fn is_own(name: &OsStr) -> bool {
+    let links = LINKS.iter().map(|(link, _)| *link);
+    DIRECTORIES.into_iter().chain(DEVICES).chain(links).any(|path| name == name_of(path))
+}
+
 /// An empty file to mount on.
-pub(super) fn create_file(path: &str) -> io::Result<()> {
+pub(super) fn create_file(at: impl AsFd, path: &str) -> io::Result<()> {
     use rustix::fs::OFlags;
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    drop(rustix::fs::open(path, flags, Mode::from_raw_mode(0o644))?);
+    drop(rustix::fs::openat(at, path, flags, Mode::from_raw_mode(0o644))?);
     Ok(())
 }

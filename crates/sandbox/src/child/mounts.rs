@@ -1,6 +1,6 @@
 //! The mounts of a sandbox: made detached while host paths can be seen, placed once the root has changed.
 //!
-//! Read [`prepare`] first, then [`Prepared::place`].
+//! Read [`basic`] and [`asked_for`] first, then [`Prepared::place`].
 
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,7 +15,7 @@ use rustix::mount::{
 use super::devices;
 use super::root::Root;
 use crate::cgroup::CgroupHierarchy;
-use crate::channel::{AtStep as _, Failure, Request};
+use crate::channel::{AtStep as _, Failure};
 use crate::error::SetupStep;
 use crate::ids::IdMap;
 use crate::spec::{MountSpec, SandboxSpec, Security};
@@ -40,6 +40,12 @@ pub(super) enum After {
 }
 
 impl Prepared<'_> {
+    /// A mount on a directory.
+    pub(super) fn directory(mount: OwnedFd, target: &'static str, step: SetupStep) -> Prepared<'static> {
+        let target = Path::new(target);
+        Prepared { mount, target, kind: PointKind::Directory, step, after: After::Nothing }
+    }
+
     /// Attaches it inside the root, making the mount point when it is missing.
     pub(super) fn place(self, root: &mut Root) -> Result<(), Failure> {
         let point =
@@ -47,22 +53,33 @@ impl Prepared<'_> {
         attach_onto(&self.mount, &point).with(self.step, self.target.display())?;
         match self.after {
             After::Nothing => Ok(()),
-            After::PopulateDev => devices::populate().with(SetupStep::MountDev, self.target.display()),
+            After::PopulateDev => {
+                devices::populate(&self.mount).with(SetupStep::MountDev, self.target.display())
+            }
         }
     }
 }
 
-/// Makes every mount of the sandbox but its root, in the order they are to be placed.
-pub(super) fn prepare(request: &Request, hierarchy: CgroupHierarchy) -> Result<Vec<Prepared<'_>>, Failure> {
-    let spec = &request.spec;
+/// Makes what every sandbox has mounted, in the order it is to be placed.
+pub(super) fn basic(
+    spec: &SandboxSpec,
+    controllers: &[String],
+    hierarchy: CgroupHierarchy,
+) -> Result<Vec<Prepared<'static>>, Failure> {
     let mut prepared = vec![file_system("/proc", SetupStep::MountProc, proc)?];
     let readonly = match spec.security {
         Security::Default => MountAttrFlags::MOUNT_ATTR_RDONLY,
         Security::Insecure => MountAttrFlags::empty(),
     };
     prepared.push(file_system("/sys", SetupStep::MountSys, || sysfs(readonly))?);
-    prepared.extend(cgroups(request, hierarchy, HARDENED | readonly)?);
+    prepared.extend(cgroups(controllers, hierarchy, HARDENED | readonly)?);
     prepared.extend(devices::prepare(spec)?);
+    Ok(prepared)
+}
+
+/// Makes what was asked for beyond that.
+pub(super) fn asked_for(spec: &SandboxSpec) -> Result<Vec<Prepared<'_>>, Failure> {
+    let mut prepared = Vec::new();
     let files = FileMounts::make(spec)?;
     for mount in &spec.mounts {
         prepared.push(user_mount(mount, spec.security, &files)?);
@@ -110,8 +127,7 @@ pub(super) fn file_system(
     step: SetupStep,
     make: impl FnOnce() -> io::Result<OwnedFd>,
 ) -> Result<Prepared<'static>, Failure> {
-    let mount = make().at(step)?;
-    Ok(Prepared { mount, target: Path::new(target), kind: PointKind::Directory, step, after: After::Nothing })
+    Ok(Prepared::directory(make().at(step)?, target, step))
 }
 
 /// A new, detached file system. An option without value is a flag.
@@ -151,7 +167,7 @@ fn attach_onto(mount: &OwnedFd, point: &OwnedFd) -> io::Result<()> {
 /// The control group file systems: the unified one wherever it rules; v1 only for a sandbox with limits, since
 /// each controller costs a mount.
 fn cgroups(
-    request: &Request,
+    controllers: &[String],
     hierarchy: CgroupHierarchy,
     flags: MountAttrFlags,
 ) -> Result<Vec<Prepared<'static>>, Failure> {
@@ -163,10 +179,10 @@ fn cgroups(
             Err(error) if refused_in_user_namespace(&error) => Ok(Vec::new()),
             made => Ok(vec![file_system(AT, step, || made)?]),
         },
-        CgroupHierarchy::V1 | CgroupHierarchy::Hybrid if !request.cgroup_controllers.is_empty() => {
+        CgroupHierarchy::V1 | CgroupHierarchy::Hybrid if !controllers.is_empty() => {
             let base = file_system(AT, step, || make("tmpfs", &[("mode", "755")], HARDENED))?;
             let mut mounts = vec![base];
-            for controller in &request.cgroup_controllers {
+            for controller in controllers {
                 let target = match controller.as_str() {
                     "memory" => "/sys/fs/cgroup/memory",
                     "cpu" => "/sys/fs/cgroup/cpu",
@@ -283,7 +299,13 @@ pub(super) fn mask(root: &Root, paths: &[PathBuf]) -> Result<(), Failure> {
         let Ok(point) = root.find(path) else { continue };
         let hide = |empty: &mut Option<OwnedFd>| -> io::Result<()> {
             if kind_of(&point)? == PointKind::File {
-                return attach_onto(&open_tree(CWD, Path::new("/dev/null"), false)?, &point);
+                let null = open_tree(CWD, Path::new("/dev/null"), false)?;
+                restrict_mount(
+                    null.as_fd(),
+                    MountFlags { readonly: true, nosuid: true, nodev: false },
+                    false,
+                )?;
+                return attach_onto(&null, &point);
             }
             if let Some(attached) = empty {
                 return attach_onto(&open_tree(&*attached, Path::new(""), false)?, &point);

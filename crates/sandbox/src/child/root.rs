@@ -27,8 +27,13 @@ pub(super) struct Root {
 
 impl Root {
     pub(super) fn open() -> io::Result<Self> {
+        Self::at(Path::new("/"))
+    }
+
+    /// A directory that is to be looked at as a root.
+    pub(super) fn at(path: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open("/", flags, Mode::empty())?;
+        let directory = rustix::fs::open(path, flags, Mode::empty())?;
         Ok(Self { directory, created: Vec::new() })
     }
 

@@ -35,7 +35,7 @@ pub(super) fn open(root: &Root, size: TerminalSize, uid: u32) -> Result<OwnedFd,
             rustix::fs::fchown(&slave, Some(Uid::from_raw(uid)), None)?;
         }
         rustix::process::ioctl_tiocsctty(&slave)?;
-        create_file(CONSOLE)?;
+        create_file(rustix::fs::CWD, CONSOLE)?;
         attach(&open_tree(&slave, Path::new(""), false)?, root.as_fd(), Path::new(CONSOLE))?;
         for number in 0..3 {
             sys::duplicate_onto(slave.as_fd(), number)?;

@@ -8,12 +8,14 @@ use std::io::{self, Read as _, Seek as _};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{Mode, OFlags};
 
+use super::spare::{Spare, Traits};
 use super::{LAUNCHER_NAME, LAUNCHER_VARIABLE, WITHOUT_NAMESPACES, keeper};
 use crate::capability::CapabilitySet;
 use crate::cgroup::CgroupHierarchy;
 use crate::channel::{AtStep as _, Failure, Reply, Request, receive, reply};
-use crate::child::{Child, ReadyNetwork, StandardStreams, bounded};
+use crate::child::{Child, Model, ReadyNetwork, StandardStreams, bounded};
 use crate::error::SetupStep;
 use crate::sandbox::encode_exit;
 use crate::seccomp::Filter;
@@ -44,6 +46,19 @@ struct Server {
     /// The filter last used: nearly every sandbox has the default capabilities.
     filter: Option<Filter>,
     live: Vec<Live>,
+    ahead: Ahead,
+}
+
+/// What is there for the next sandbox.
+enum Ahead {
+    /// Nothing yet: who starts one sandbox may not start a second.
+    Nothing,
+    /// Nothing, since the last one was used.
+    Used,
+    /// A process that waits, or will.
+    Waiting(Spare),
+    /// Making one failed, and so would the next.
+    GivenUp,
 }
 
 fn serve() -> io::Result<()> {
@@ -59,10 +74,16 @@ fn serve() -> io::Result<()> {
         hierarchy: CgroupHierarchy::detect(),
         filter: None,
         live: Vec::new(),
+        ahead: Ahead::Nothing,
     };
     loop {
         let mut polled = vec![PollFd::new(&socket, PollFlags::IN)];
         polled.extend(server.live.iter().map(|live| PollFd::new(&live.pidfd, PollFlags::IN)));
+        let spare = match &server.ahead {
+            Ahead::Waiting(spare) => Some(PollFd::new(spare.pidfd(), PollFlags::IN)),
+            Ahead::Nothing | Ahead::Used | Ahead::GivenUp => None,
+        };
+        polled.extend(spare);
         match rustix::event::poll(&mut polled, None) {
             Err(rustix::io::Errno::INTR) => continue,
             other => other?,
@@ -73,6 +94,9 @@ fn serve() -> io::Result<()> {
             position += 1;
             !ready[position] || !report_end(live)
         });
+        if ready.get(position + 1) == Some(&true) {
+            server.dismiss();
+        }
         if ready[0] && !server.request(&socket)? {
             return Ok(());
         }
@@ -123,10 +147,35 @@ impl Server {
             return Ok(true); // cut short for want of descriptors: closing them tells the caller
         };
         let streams = StandardStreams([stdin, stdout, stderr]);
-        if let Err(failure) = self.spawn(body, (streams, network), &control, report) {
-            let _unread = reply(&control, &Reply::Failed(failure), &[]);
+        match self.spawn(body, (streams, network), &control, report) {
+            Ok(Some((model, traits))) => self.prepare(model, traits),
+            Ok(None) => {}
+            Err(failure) => {
+                let _unread = reply(&control, &Reply::Failed(failure), &[]);
+            }
         }
         Ok(true)
+    }
+
+    /// Sees to it that something waits for the next request like this one.
+    fn prepare(&mut self, model: Model, traits: Traits) {
+        match &self.ahead {
+            Ahead::Nothing => self.ahead = Ahead::Used,
+            Ahead::Waiting(spare) if *spare.model() == model => {}
+            Ahead::GivenUp => {}
+            Ahead::Used | Ahead::Waiting(_) => {
+                self.dismiss();
+                let filter = self.filter.as_ref().filter(|_| traits.is_filtered);
+                self.ahead = Spare::make(model, traits, filter).map_or(Ahead::GivenUp, Ahead::Waiting);
+            }
+        }
+    }
+
+    /// Lets go of what waits; it ends, if it has not.
+    fn dismiss(&mut self) {
+        if let Ahead::Waiting(spare) = std::mem::replace(&mut self.ahead, Ahead::GivenUp) {
+            self.live.push(Live { pidfd: spare.dismiss(), report: None });
+        }
     }
 
     fn spawn(
@@ -135,30 +184,30 @@ impl Server {
         (streams, network): (StandardStreams, Option<ReadyNetwork>),
         control: &OwnedFd,
         report: OwnedFd,
-    ) -> Result<(), Failure> {
-        let request = read_request(body).at(SetupStep::Clone)?;
+    ) -> Result<Option<(Model, Traits)>, Failure> {
+        let (request, body) = read_request(body).at(SetupStep::Clone)?;
         let by_chroot = matches!(request.spec.rootfs, RootFs::Chroot { .. });
-        let granted = match request.spec.security {
-            Security::Default => request.spec.process.capabilities.intersection(self.permitted),
-            Security::Insecure => self.permitted,
-        };
-        let granted =
-            if by_chroot && request.spec.security == Security::Default { bounded(granted) } else { granted };
-        let filter = (request.spec.security == Security::Default).then_some(granted);
-        if let Some(capabilities) = filter
-            && self.filter.as_ref().is_none_or(|filter| filter.capabilities() != capabilities)
+        let traits = self.traits(&request, by_chroot);
+        let model = Model::of(&request).filter(|_| network.is_none());
+        if let (Some(wanted), Ahead::Waiting(spare)) = (&model, &mut self.ahead)
+            && spare.fits(wanted)
+            && let Ahead::Waiting(spare) = std::mem::replace(&mut self.ahead, Ahead::Used)
         {
-            self.filter = Some(match by_chroot {
-                true => Filter::within_chroot(capabilities),
-                false => Filter::docker_default(capabilities),
-            });
+            let (pidfd, is_taken) = spare.give(&body, &streams, control);
+            if is_taken {
+                let _unread = reply(control, &Reply::Cloned, &[pidfd.as_fd()]);
+                self.live.push(Live { pidfd, report: Some(report) });
+                return Ok(model.map(|model| (model, traits)));
+            }
+            self.live.push(Live { pidfd, report: None });
         }
-        let filter = self.filter.as_ref().filter(|_| filter.is_some());
-        let (bounding, hierarchy) = (self.bounding, self.hierarchy);
+        let filter = self.filter.as_ref().filter(|_| traits.is_filtered);
         let child = |streams, control: &OwnedFd| {
-            let capabilities = granted;
             let request = &request;
-            Child { request, streams, network, control, capabilities, bounding, filter, hierarchy }.run()
+            let Traits { capabilities, bounding, hierarchy, .. } = traits;
+            let ground = None;
+            Child { request, streams, network, ground, control, capabilities, bounding, filter, hierarchy }
+                .run()
         };
         if by_chroot {
             return match sys::fork_lasting().at(SetupStep::Clone)? {
@@ -168,11 +217,17 @@ impl Server {
                 }
                 Cloned::Parent(pidfd) => {
                     self.live.push(Live { pidfd, report: None });
-                    Ok(())
+                    Ok(None)
                 }
             };
         }
-        match sys::clone_into_pid_namespace().at(SetupStep::Clone)? {
+        let group = request.freezer.as_ref().map(|group| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::open(group, flags, Mode::empty()).with(SetupStep::JoinCgroup, group.display())
+        });
+        let group = group.transpose()?;
+        let group = group.as_ref().map(AsFd::as_fd);
+        match sys::clone_into_pid_namespace(group).at(SetupStep::Clone)? {
             Cloned::Child => {
                 child(streams, control);
                 sys::exit_now(1)
@@ -180,16 +235,32 @@ impl Server {
             Cloned::Parent(pidfd) => {
                 let _unread = reply(control, &Reply::Cloned, &[pidfd.as_fd()]);
                 self.live.push(Live { pidfd, report: Some(report) });
-                Ok(())
+                Ok(model.map(|model| (model, traits)))
             }
         }
     }
+
+    /// What the sandbox of a request may; the filter for that is kept.
+    fn traits(&mut self, request: &Request, by_chroot: bool) -> Traits {
+        let is_filtered = request.spec.security == Security::Default;
+        let asked = if is_filtered { request.spec.process.capabilities } else { self.permitted };
+        let granted = asked.intersection(self.permitted);
+        let capabilities = if by_chroot && is_filtered { bounded(granted) } else { granted };
+        if is_filtered && self.filter.as_ref().is_none_or(|filter| filter.capabilities() != capabilities) {
+            self.filter = Some(match by_chroot {
+                true => Filter::within_chroot(capabilities),
+                false => Filter::docker_default(capabilities),
+            });
+        }
+        Traits { capabilities, bounding: self.bounding, hierarchy: self.hierarchy, is_filtered }
+    }
 }
 
-fn read_request(body: OwnedFd) -> io::Result<Request> {
+/// Reads a request; another may read it again.
+pub(super) fn read_request(body: OwnedFd) -> io::Result<(Request, OwnedFd)> {
     let mut file = File::from(body);
     file.rewind()?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
-    Ok(serde_json::from_slice(&bytes)?)
+    Ok((serde_json::from_slice(&bytes)?, file.into()))
 }

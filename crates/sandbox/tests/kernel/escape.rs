@@ -180,6 +180,8 @@ pub(crate) fn start_many() {
         if let stave_sandbox::RootFs::Overlay(root) = &mut spec.rootfs {
             (root.upper, root.work, root.volatile) = (layer.join("upper"), layer.join("work"), true);
         }
+        // With the host's network something is made ahead, without it nothing.
+        spec.network = if number.is_multiple_of(4) { Network::None } else { Network::Host };
         spec
     };
     assert_eq!(run(&spec(0)).exit.status, ExitStatus::Exited(0));

@@ -3,6 +3,8 @@
 //! The program is several things by its first argument: the tests, a probe run inside sandboxes, a caller that
 //! exists to be killed, one that counts what it holds, and one whose file is gone. Needs root; without, it fails in CI and elsewhere says why it does nothing.
 
+mod ahead;
+mod bounded;
 mod chroot;
 mod defaults;
 mod escape;
@@ -48,6 +50,8 @@ fn main() -> ExitCode {
         return if std::env::var_os("CI").is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
     let tests = [
+        ahead::TESTS,
+        bounded::TESTS,
         chroot::TESTS,
         defaults::TESTS,
         escape::TESTS,
