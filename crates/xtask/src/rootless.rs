@@ -1,60 +1,68 @@
 //! `cargo xtask test --rootless`: the integration tests again, as ordinary users and inside a container.
 //!
-//! Makes two users (one with subordinate ids, one without), gives them a copy of the program and of the tests, and runs
-//! these as each; then once more in a container without privileges. Tests that need more than a user has are named
-//! in [`NEEDS_ROOT`], each with the reason.
+//! Makes two users (one with subordinate ids, one without), gives them a copy of the program and of the tests, control
+//! groups of their own and a small disk, and runs these as each; then once more in a container without privileges. All
+//! three at once, since the tests mostly wait. The few tests that are left out are named with the reason, here and in
+//! the output. Start with [`run`].
+
+mod delegation;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use self::delegation::Delegation;
 use crate::suite::Suite;
 use crate::{Failure, machine};
 
 /// Debian packages with what an ordinary user needs for more than one id.
 const PACKAGES: &[&str] = &["uidmap", "passt", "slirp4netns"];
 
-/// Tests that only root can run, by a part of their name.
-const NEEDS_ROOT: &[&str] = &[
-    // The structure of the sources: once is enough, and cargo is not there.
-    "architecture::",
-    // Mounts a small file system of its own on the machine.
-    "a_full_disk_is_one_clear_error",
-    // Control groups that nobody delegated.
-    "limits_are_seen_from_inside",
-    "a_step_beyond_its_memory_says_so",
-    // All of the machine's rights for a step, and its `/sys` to write to.
-    "an_insecure_step_has_nothing_masked_and_no_filter",
-    "rights_are_refused_unless_granted",
-    // Other programs as root: an external runtime gets no user namespace from us.
-    "runc_runs_steps",
-    "crun_runs_steps",
-    // A limit: the user's group has another number, or none, in the namespace that the daemon is in.
-    "a_group_may_use_the_socket",
-    // Containers of root's, with root's podman.
-    "chroot::",
-    // Nodes of devices and other users' files, which a user may not make outside of layers.
-    "devices_are_never_usable",
-    "a_directory_gets_the_root_file_system",
-    // Other programs as root: they keep their state where only root writes.
-    "interop::",
+/// A part of tests' names, and why they are left out.
+type LeftOut = (&'static str, &'static str);
+
+/// What only root can run.
+const NEEDS_ROOT: &[LeftOut] = &[
+    ("architecture::", "looks at the sources, with cargo: once is enough"),
+    ("chroot::", "requires root: starts containers whose filter lets nobody make namespaces"),
 ];
 
-/// Tests that need more than one id: what they look at is an owner as a step sees it.
-const NEEDS_IDS: &[&str] =
-    &["copy_takes_owners_modes_patterns_and_ignore_files", "agents_are_lent_to_steps_that_ask_for_them"];
-
-/// Tests that need more than a container without privileges has.
-const NEEDS_A_MACHINE: &[&str] = &[
-    // The image has no `systemd-socket-activate`.
-    "a_socket_that_is_handed_over_is_served_and_stays",
-    // Its filter lets nobody set a host name.
-    "the_sandbox_hides_the_host",
-    // Its hidden parts of `/sys` keep the kernel from showing another network's devices there.
-    "options_shape_the_process",
+/// What needs more than one id.
+const NEEDS_IDS: &[LeftOut] = &[
+    (
+        "copy_takes_owners_modes_patterns_and_ignore_files",
+        "requires ids: looks at owners as a step sees them, and there is one",
+    ),
+    ("agents_are_lent_to_steps_that_ask_for_them", "requires ids: a socket belongs to the step's user"),
 ];
+
+/// What needs control groups of one's own.
+const NEEDS_GROUPS: &[LeftOut] = &[
+    ("a_step_beyond_its_memory_says_so", "requires control groups"),
+    ("limits_are_seen_from_inside", "requires control groups"),
+];
+
+/// What needs more than a container without privileges has.
+const NEEDS_A_MACHINE: &[LeftOut] = &[
+    ("architecture::", "looks at the sources, with cargo: once is enough"),
+    ("chroot::", "requires root: starts containers"),
+    ("the_sandbox_hides_the_host", "the container's filter lets nobody set a host name"),
+    ("an_insecure_step_has_nothing_masked_and_no_filter", "the container's own `/sys` is masked"),
+    ("options_shape_the_process", OWN_SYS),
+    ("run_takes_the_networks_that_build_takes", OWN_SYS),
+    ("a_configured_network_is_the_default_and_the_hosts_takes_a_right", OWN_SYS),
+    ("a_failed_step_is_entered_with_its_own_network", OWN_SYS),
+    ("runc_runs_steps", OWN_PROC),
+    ("crun_runs_steps", OWN_PROC),
+];
+
+/// Why a container has no view of a step's network.
+const OWN_SYS: &str = "the container's masked `/sys` keeps the kernel from showing another network's devices";
+/// Why a container has no external runtimes.
+const OWN_PROC: &str =
+    "the container's masked `/proc` keeps the kernel from mounting a new one, which runtimes insist on";
 
 /// What is enough to know that nothing is broken, where time is short: parts of names.
 const CHOSEN: &[&str] = &["build::", "run::", "rootless::", "safety::", "outputs::"];
@@ -78,52 +86,111 @@ pub(crate) fn run_chosen(suite: &Suite, registry: &str) -> Result<(), Failure> {
 pub(crate) fn run(suite: &Suite, registry: &str, filters: &[&str]) -> Result<(), Failure> {
     machine::install(PACKAGES)?;
     let place = Place::make(suite)?;
+    let mut settings = Vec::new();
     for (name, subordinate) in [("stave-test-ids", true), ("stave-test-one", false)] {
-        let user = User::make(name, subordinate)?;
-        println!(
-            "integration tests as {name}, {} subordinate ids",
-            if subordinate { "with" } else { "without" }
-        );
-        let home = place.home(&user)?;
-        let mut tests = Command::new(place.path("e2e"));
-        tests.uid(user.id).gid(user.id).env_clear();
-        tests.env("HOME", &home).env("TMPDIR", &home).env("USER", name);
-        tests.env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin").current_dir(&home);
-        tests.env("STAVE_TEST_REGISTRY", registry).env("STAVE_TEST_PROGRAM", place.path("stave"));
-        tests
-            .env("XDG_RUNTIME_DIR", &home)
-            .args(skipped(if subordinate { &[] } else { NEEDS_IDS }))
-            .args(filters);
-        machine::run(&mut tests)?;
+        settings.push(as_user(&place, &User::make(name, subordinate)?, registry)?);
     }
-    in_container(&place, registry, filters)
+    settings.push(in_container(&place, registry)?);
+    let outcomes: Vec<_> = std::thread::scope(|scope| {
+        let running: Vec<_> =
+            settings.into_iter().map(|setting| scope.spawn(move || setting.run(filters))).collect();
+        running.into_iter().map(|thread| thread.join().map_err(|_| "a thread panicked")).collect()
+    });
+    let mut failed = Vec::new();
+    for outcome in outcomes {
+        let (name, said, passed) = outcome??;
+        println!("{said}");
+        failed.extend((!passed).then_some(name));
+    }
+    if failed.is_empty() { Ok(()) } else { Err(format!("tests failed {}", failed.join(" and ")).into()) }
 }
 
-fn skipped(more: &'static [&'static str]) -> impl Iterator<Item = &'static str> {
-    NEEDS_ROOT.iter().chain(more).flat_map(|name| ["--skip", name])
+/// One way to run the tests.
+struct Setting {
+    name: String,
+    tests: Command,
+    left_out: Vec<LeftOut>,
+    delegation: Option<Delegation>,
+}
+
+impl Setting {
+    /// Runs the tests: the setting's name, everything that was said, whether all passed.
+    fn run(mut self, filters: &[&str]) -> Result<(String, String, bool), String> {
+        use std::fmt::Write as _;
+        let mut said = format!("integration tests {}\n", self.name);
+        for (tests, reason) in &self.left_out {
+            let _written = writeln!(said, "left out: {tests}: {reason}");
+            self.tests.args(["--skip", tests]);
+        }
+        self.tests.args(filters).stdin(Stdio::null());
+        let mut output = self.tests.output().map_err(|error| error.to_string())?;
+        output.stdout.append(&mut output.stderr);
+        said.push_str(&String::from_utf8_lossy(&output.stdout));
+        drop(self.delegation);
+        Ok((self.name, said, output.status.success()))
+    }
+}
+
+/// As an ordinary user of the machine.
+fn as_user(place: &Place, user: &User, registry: &str) -> Result<Setting, Failure> {
+    let home = place.home(user)?;
+    let small = place.small_disk(user.name, user.id)?;
+    let delegation = Delegation::to(user.name, user.id);
+    let mut left_out = NEEDS_ROOT.to_vec();
+    if !user.subordinate {
+        left_out.extend(NEEDS_IDS);
+    }
+    // The shell enters the groups as root, and then becomes the user.
+    let mut tests = Command::new("sh");
+    tests.args(["-c", "until [ \"$1\" = -- ]; do echo $$ > $1; shift; done; shift; exec \"$@\"", "sh"]);
+    match &delegation {
+        Ok(delegation) => drop(tests.args(delegation.entrances())),
+        Err(reason) => {
+            println!("no control groups for {}: {reason}", user.name);
+            left_out.extend(NEEDS_GROUPS);
+        }
+    }
+    let id = user.id.to_string();
+    tests.args(["--", "setpriv", "--reuid", &id, "--regid", &id, "--clear-groups"]).arg(place.path("e2e"));
+    tests
+        .env_clear()
+        .env("HOME", &home)
+        .env("TMPDIR", &home)
+        .env("USER", user.name)
+        .env("XDG_RUNTIME_DIR", &home);
+    tests.env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin").current_dir(&home);
+    tests.env("STAVE_TEST_REGISTRY", registry).env("STAVE_TEST_PROGRAM", place.path("stave"));
+    tests.env("STAVE_TEST_SMALL_DISK", small);
+    let with = if user.subordinate { "with" } else { "without" };
+    let name = format!("as {}, {with} subordinate ids", user.name);
+    Ok(Setting { name, tests, left_out, delegation: delegation.ok() })
 }
 
 /// Inside a container of root's without privileges, where a user namespace is all there is.
-fn in_container(place: &Place, registry: &str, filters: &[&str]) -> Result<(), Failure> {
-    println!("integration tests inside a container without privileges");
+fn in_container(place: &Place, registry: &str) -> Result<Setting, Failure> {
     let home = place.path("container");
     fs::create_dir_all(&home)?;
-    let image = format!("{registry}/debian");
+    let small = place.small_disk("container", 0)?;
     let mut tests = Command::new("podman");
-    tests.args(["run", "--rm", "--runtime", "runc", "--network", "host", "--tls-verify=false"]);
+    tests.args(["run", "--rm", "--runtime", "runc", "--network", "host", "--tmpfs", "/run:notmpcopyup"]);
     tests.args(["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096"]);
     tests.arg("-v").arg(format!("{PLACE}:{PLACE}"));
+    tests.arg("-v").arg(format!("{0}:{0}", small.display()));
     let variables = [
         ("HOME", home.display().to_string()),
         ("TMPDIR", home.display().to_string()),
         ("STAVE_TEST_REGISTRY", registry.to_owned()),
         ("STAVE_TEST_PROGRAM", place.path("stave").display().to_string()),
+        ("STAVE_TEST_SMALL_DISK", small.display().to_string()),
     ];
     for (name, value) in variables {
         tests.arg("-e").arg(format!("{name}={value}"));
     }
-    tests.arg(image).arg(place.path("e2e")).args(skipped(NEEDS_A_MACHINE)).args(filters);
-    machine::run(&mut tests)
+    // The machine's own files as they are, under an overlay: every tool is there.
+    tests.args(["--rootfs", "/:O"]).arg(place.path("e2e"));
+    let left_out = NEEDS_A_MACHINE.iter().chain(NEEDS_GROUPS).copied().collect();
+    let name = "inside a container without privileges".to_owned();
+    Ok(Setting { name, tests, left_out, delegation: None })
 }
 
 /// The copies, removed on drop.
@@ -154,13 +221,39 @@ impl Place {
         Ok(home)
     }
 
+    /// A disk of 24 MB that belongs to a user, to be filled.
+    fn small_disk(&self, name: &str, owner: u32) -> Result<PathBuf, Failure> {
+        let disk = self.path(&format!("small-{name}"));
+        fs::create_dir_all(&disk)?;
+        let options = format!("size=24m,uid={owner},gid={owner}");
+        machine::run(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&disk))?;
+        Ok(disk)
+    }
+
     /// What the tests left may belong to subordinate ids, which only root may remove.
     fn clear(&self) {
+        for entry in fs::read_dir(&self.0).into_iter().flatten().flatten() {
+            end_pause(&entry.path());
+            if entry.file_name().to_string_lossy().starts_with("small-") {
+                // One that is not mounted is a plain folder, and goes with the rest.
+                let _unmounted = Command::new("umount").arg(entry.path()).stderr(Stdio::null()).status();
+            }
+        }
         if let Err(error) = fs::remove_dir_all(&self.0)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             eprintln!("xtask: {} stays behind: {error}", self.0.display());
         }
+    }
+}
+
+/// Ends the process that podman leaves behind for a user, below the folder for what runs.
+fn end_pause(home: &Path) {
+    let pid = fs::read_to_string(home.join("libpod/tmp/pause.pid")).unwrap_or_default();
+    let is_podman = fs::read_to_string(format!("/proc/{}/comm", pid.trim()))
+        .is_ok_and(|name| name.starts_with("podman") || name.starts_with("catatonit"));
+    if is_podman {
+        let _ended = Command::new("kill").arg(pid.trim()).status();
     }
 }
 
