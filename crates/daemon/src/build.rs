@@ -6,6 +6,7 @@
 
 mod caches;
 mod producers;
+mod said;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -16,9 +17,11 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 use stave_engine::attest::{Asked, Material};
 use stave_engine::record::Recorder;
-use stave_engine::{Engine, ImageLayers, Journey, Observer, Parts};
+use stave_engine::{Engine, Holding, ImageLayers, Journey, Observer, Parts};
 use stave_frontend_dockerfile::Source;
-use stave_llb::{Definition, ExecOp};
+use stave_llb::builder::{About, GraphBuilder};
+use stave_llb::policy::{SourcePolicies, SourcePolicy};
+use stave_llb::{Definition, ExecOp, SourceOp};
 use stave_oci::{Digest, ImageConfig, Platform};
 use stave_registry::{Client, Keychain, ResolvedImage};
 use stave_store::{Lease, Snapshot};
@@ -30,6 +33,7 @@ use producers::Producers;
 
 use crate::failure::Failure;
 use crate::gateway::containers::Containers;
+use crate::history::Attachment;
 use crate::metrics::Metrics;
 use crate::progress::{Journal, WarningSource};
 use crate::session::auth::ClientCredentials;
@@ -47,6 +51,8 @@ const MAX_ID: usize = 256;
 const ARRIVAL: Duration = Duration::from_secs(5);
 /// Builds whose journals are kept after their end, for whoever asks late.
 const KEPT_JOURNALS: usize = 32;
+/// Bytes of memory that these may take, the last one aside.
+const KEPT_JOURNAL_BYTES: usize = 8 << 20;
 
 /// A build that runs.
 pub(crate) struct Build {
@@ -71,15 +77,21 @@ pub(crate) struct Build {
     metrics: Arc<Metrics>,
     pub(crate) confinement: Confinement,
     pub(crate) pins: Pins,
+    /// Rules about what it may be made from.
+    policy: SourcePolicies,
     recorder: Option<Recorder>,
     engine: Arc<Engine>,
     targets: Mutex<HashMap<String, Arc<Target>>>,
     returned: Mutex<Option<oneshot::Sender<Result<Outcome, Failure>>>>,
+    /// What was said of the results, for the record of the build.
+    said: Mutex<Vec<Attachment>>,
     _lease: Lease,
 }
 
 /// What a build is begun with.
 pub(crate) struct Beginning {
+    /// The client for registries; credentials are the session's.
+    pub(crate) registry: Client,
     pub(crate) id: String,
     pub(crate) session: Arc<ClientSession>,
     pub(crate) inputs: HashMap<String, pb::Definition>,
@@ -88,6 +100,8 @@ pub(crate) struct Beginning {
     /// What statements say of the builder.
     pub(crate) environment: Map<String, Value>,
     pub(crate) confinement: Confinement,
+    /// Rules about what it may be made from.
+    pub(crate) policy: SourcePolicies,
     /// Whose it is, and what stands before its first work.
     pub(crate) gate: Gate,
     /// What takes it down.
@@ -141,7 +155,7 @@ impl Build {
             observer.send(event);
         });
         let parts = self.engine.parts(self.registry.clone(), observer, self.cancel.clone());
-        let parts = parts.within(self.gate.owner().namespace.clone());
+        let parts = parts.within(self.gate.owner().namespace.clone()).under(self.policy.clone());
         match &self.recorder {
             Some(recorder) => parts.recorded(recorder.clone()),
             None => parts,
@@ -170,6 +184,16 @@ impl Build {
 
     pub(crate) fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// The rules of this build, and others after them.
+    pub(crate) fn policies(&self, others: Vec<SourcePolicy>) -> Result<SourcePolicies, Failure> {
+        Ok(self.policy.and(others)?)
+    }
+
+    /// A graph as the rules of this build have it.
+    pub(crate) fn allowed(&self, definition: &Definition) -> Result<Definition, Failure> {
+        Ok(self.policy.apply(definition)?)
     }
 
     /// Takes up a result.
@@ -226,8 +250,7 @@ impl Build {
     pub(crate) fn op(&self, vertex: &Digest) -> Option<pb::Op> {
         let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
         let with = targets.values().find(|target| target.definition.vertex(vertex).is_some())?;
-        let bytes = with.message.def.iter().find(|bytes| Digest::sha256(bytes) == *vertex)?;
-        prost::Message::decode(bytes.as_slice()).ok()
+        prost::Message::decode(with.definition.vertex_bytes(vertex)?).ok()
     }
 
     fn insert(&self, target: &Arc<Target>) -> Result<(), Failure> {
@@ -237,6 +260,10 @@ impl Build {
         }
         targets.insert(target.id.clone(), Arc::clone(target));
         Ok(())
+    }
+
+    fn target_count(&self) -> usize {
+        self.targets.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// The result of this id, if it is one of this build.
@@ -296,6 +323,14 @@ impl Build {
         let secrets = secrets::fetch(Arc::clone(&self.session), secrets::wanted_by(op)).await?;
         let agents = ssh::agents_of(&self.session, ssh::wanted_by(op)).await;
         Ok(self.session_of(secrets, agents, BTreeMap::new()))
+    }
+
+    /// What asking a source may use, with the secrets and agents that it names.
+    pub(crate) async fn session_for_source(&self, source: &SourceOp) -> Result<Arc<Session>, Failure> {
+        let mut graph = GraphBuilder::default();
+        let output = graph.source(source.clone(), &Platform::host(), About::default());
+        let definition = graph.finish(Some(output));
+        self.session_over(&definition, BTreeMap::new(), None).await
     }
 
     /// What statements say of a result's origin.
@@ -413,6 +448,17 @@ struct Running {
     is_draining: bool,
 }
 
+impl Running {
+    /// Lets journals of builds go that are over: the oldest, beyond how many there may be and what they may take.
+    fn forget(&mut self) {
+        let mut bytes: usize = self.over.iter().rev().skip(1).map(|over| over.journal.size()).sum();
+        while self.over.len() > KEPT_JOURNALS || (self.over.len() > 1 && bytes > KEPT_JOURNAL_BYTES) {
+            let Some(gone) = self.over.pop_front() else { return };
+            bytes = bytes.saturating_sub(gone.journal.size());
+        }
+    }
+}
+
 /// What is left of a build that is over.
 #[derive(Debug, Clone)]
 struct Over {
@@ -450,12 +496,23 @@ impl Builds {
 
     /// Begins a build.
     pub(crate) fn begin(&self, beginning: Beginning) -> Result<RunningBuild<'_>, Failure> {
-        let Beginning { id, session, inputs, wanted, environment, confinement, gate, recorder } = beginning;
+        let Beginning {
+            registry,
+            id,
+            session,
+            inputs,
+            wanted,
+            environment,
+            confinement,
+            policy,
+            gate,
+            recorder,
+        } = beginning;
         if id.is_empty() || id.len() > MAX_ID {
             return Err(Failure::Value("invalid build ref".to_owned()));
         }
         let credentials = Arc::new(ClientCredentials(Arc::clone(&session)));
-        let registry = self.engine.registry().with_keychain(Keychain::elsewhere(credentials));
+        let registry = registry.with_keychain(Keychain::elsewhere(credentials));
         let store = self.engine.store();
         let files = Arc::new(ClientFiles::new(Arc::clone(&session), store.clone()));
         let layouts = ClientLayouts::new(Arc::clone(&session), store.clone());
@@ -478,10 +535,12 @@ impl Builds {
             metrics: Arc::clone(&self.metrics),
             confinement,
             pins: Pins::default(),
+            policy,
             recorder,
             engine: Arc::clone(&self.engine),
             targets: Mutex::default(),
             returned: Mutex::new(Some(sender)),
+            said: Mutex::default(),
             _lease: store.lease()?,
         });
         let mut running = self.lock();
@@ -522,6 +581,18 @@ impl Builds {
         found.ok_or_else(|| {
             Failure::NotFound(format!("no such job {}", id.chars().take(MAX_ID).collect::<String>()))
         })
+    }
+
+    /// What is held of builds that run, and of those that are over.
+    pub(crate) fn holdings(&self) -> Vec<Holding> {
+        let running = self.lock();
+        let results = running.builds.values().map(|build| build.target_count()).sum();
+        vec![
+            Holding::in_use("daemon.builds", running.builds.len()),
+            Holding::in_use("daemon.results", results),
+            Holding::remembered("daemon.journals", (running.over.len(), KEPT_JOURNALS)),
+            Holding::in_use("daemon.producers", self.producers.count()),
+        ]
     }
 
     /// All that run.
@@ -581,9 +652,7 @@ impl Drop for RunningBuild<'_> {
         let mut running = self.builds.lock();
         running.builds.remove(&self.build.id);
         running.over.push_back(Over::of(&self.build));
-        if running.over.len() > KEPT_JOURNALS {
-            running.over.pop_front();
-        }
+        running.forget();
         drop(running);
         self.builds.changed.send_replace(());
     }

@@ -21,6 +21,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::{
     CacheOptions, CacheOptionsEntry, Exporter, SolveRequest, StatusRequest,
 };
 use stave_engine::Observer;
+use stave_llb::policy::RuleSpec;
 use stave_registry::Keychain;
 use stave_worker::{Secret, SshAgent};
 use tokio_util::sync::CancellationToken;
@@ -55,6 +56,8 @@ pub struct RemoteBuild {
     pub entitlements: Vec<String>,
     /// Where the result goes.
     pub exports: Vec<RemoteExport>,
+    /// Rules about what the build may be made from.
+    pub policy: Vec<RuleSpec>,
     /// Caches to be read.
     pub cache_from: Vec<(String, BTreeMap<String, String>)>,
     /// Caches to be written.
@@ -185,6 +188,7 @@ fn request(build: &RemoteBuild, session: &str, reference: &str) -> SolveRequest 
         frontend: build.frontend.clone(),
         frontend_attrs: map(&build.attributes),
         entitlements: build.entitlements.clone(),
+        source_policy: (!build.policy.is_empty()).then(|| crate::policy::to_message(&build.policy)),
         exporters: build.exports.iter().map(export).collect(),
         cache: Some(CacheOptions {
             imports: build.cache_from.iter().map(entry).collect(),

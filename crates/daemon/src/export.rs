@@ -98,8 +98,9 @@ async fn images(
         if let Some(session) = target.session() {
             parts.refuse_leaks(session, std::slice::from_ref(&image)).await.map_err(of_target)?;
         }
+        let attest = build.attest_for_record(is_image);
         let finished = Finished {
-            attest: &build.wanted.attest,
+            attest: &attest,
             asked: &build.asked_of(target),
             definition: &target.definition,
             images: target.origin.materials.clone().unwrap_or_else(|| materials(&target.definition)),
@@ -108,7 +109,8 @@ async fn images(
             is_image,
             session: &|resolved| build.plain_session(resolved),
         };
-        images.push(Box::pin(parts.complete(image, finished)).await.map_err(of_target)?);
+        let image = Box::pin(parts.complete(image, finished)).await.map_err(of_target)?;
+        images.push(build.take_down(image));
     }
     Ok((images, journey))
 }

@@ -15,6 +15,7 @@ use stave_engine::{BuildError, ResolveError};
 use stave_exporter::ExportSpecError;
 use stave_frontend_dockerfile::Source;
 use stave_frontend_dockerfile::input::ContextError;
+use stave_llb::policy::PolicyError;
 use stave_llb::{Definition, DefinitionError};
 use stave_oci::Digest;
 use stave_solver::{OpErrorKind, SolveError};
@@ -85,6 +86,12 @@ pub(crate) enum Failure {
     /// The Dockerfile is not there, or cannot be read.
     #[error("failed to read dockerfile: {0}")]
     Dockerfile(String),
+    /// A rule of the build does not allow one of its sources.
+    #[error("error evaluating the source policy: {0}")]
+    Policy(#[from] PolicyError),
+    /// The same, for a source that is only asked about.
+    #[error("could not resolve image due to policy: {0}")]
+    PolicyOfImage(PolicyError),
     /// A value that makes no sense.
     #[error("{0}")]
     Value(String),
@@ -161,6 +168,16 @@ impl Failure {
         Self::Build { error: Arc::new(error), place, vertex }
     }
 
+    /// The same, at the line of a file that names a front end image.
+    pub(crate) fn at_syntax(self, source: &Source, line: &str) -> Self {
+        let at = source.text.lines().position(|text| is_syntax(text, line));
+        let Some(at) = at.and_then(|at| i32::try_from(at + 1).ok()) else { return self };
+        let (name, data) = (source.name.clone(), source.text.clone().into_bytes());
+        let place = Place { name, data, language: "Dockerfile".to_owned(), lines: vec![(at, at)] };
+        let status = self.status_with("Source", &self::source(&place));
+        Self::Client(Box::new(status))
+    }
+
     /// The same failure for another who waits for it.
     pub(crate) fn again(&self) -> Self {
         match self {
@@ -230,6 +247,8 @@ impl Failure {
             | Self::Store(_)
             | Self::Container(_)
             | Self::Dockerfile(_)
+            | Self::Policy(_)
+            | Self::PolicyOfImage(_)
             | Self::Frontend(_) => Code::Unknown,
         }
     }
@@ -258,6 +277,13 @@ impl From<ResolveError> for Failure {
     fn from(error: ResolveError) -> Self {
         Self::Resolve(Box::new(error))
     }
+}
+
+/// Whether a line of a Dockerfile is the comment that names this front end.
+fn is_syntax(text: &str, line: &str) -> bool {
+    let comment = text.trim_start().trim_start_matches(['#', '/']).trim_start();
+    let value = comment.strip_prefix("syntax").map(str::trim_start).and_then(|rest| rest.strip_prefix('='));
+    value.is_some_and(|value| value.trim() == line.trim())
 }
 
 /// The words of a build's error: a step's own, since clients know which step it was.
@@ -332,6 +358,16 @@ fn origin(name: &str) -> Vec<String> {
     let definition: bollard_buildkit_proto::pb::Definition =
         prost::Message::decode(wire.as_slice()).unwrap_or_default();
     definition.def.iter().map(|op| STANDARD.encode(op)).collect()
+}
+
+/// Which part of which version took an error down, as clients show it with `--debug`.
+pub(crate) fn stack() -> Any {
+    let frame = json!({ "Name": module_path!(), "File": file!(), "Line": line!() });
+    let value = json!({ "frames": [frame], "version": env!("CARGO_PKG_VERSION") });
+    Any {
+        type_url: "github.com/moby/buildkit/stack.Stack+json".to_owned(),
+        value: value.to_string().into_bytes(),
+    }
 }
 
 fn any(kind: &str, value: &Value) -> Any {

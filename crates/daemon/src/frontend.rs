@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use bollard_buildkit_proto::pb;
 use serde_json::json;
 use stave_engine::attest::{Asked, FRONTEND};
-use stave_engine::{BuildError, EngineEvent};
+use stave_engine::{BuildError, EngineEvent, Lowering, Parts, Unlowered};
 use stave_frontend_dockerfile::input::{ContextSource, NamedContext};
 use stave_frontend_dockerfile::{PlanRequest, Source};
 use stave_oci::Platform;
@@ -33,6 +33,8 @@ pub(crate) enum Made {
         source: String,
         /// What the Dockerfile says of it: its name, and perhaps more words.
         line: String,
+        /// The Dockerfile.
+        dockerfile: Box<Source>,
     },
 }
 
@@ -58,7 +60,7 @@ pub(crate) async fn dockerfile(
     let loaded = Box::pin(definition::load(build, &attributes)).await?;
     build.has_read(&loaded.source);
     if let Some((source, line)) = another(options, &loaded.source) {
-        return Ok(Made::Forward { source, line });
+        return Ok(Made::Forward { source, line, dockerfile: Box::new(loaded.source) });
     }
     if let (Some(question), Some(request)) = (&attributes.subrequest, attributes.requests.first()) {
         let request = PlanRequest { dockerignore: loaded.ignored, ..request.clone() };
@@ -83,7 +85,8 @@ pub(crate) async fn dockerfile(
             ..request.clone()
         };
         let request = dated(build, &loaded.source, request).await?;
-        let lowered = Box::pin(parts.lower(&loaded.source, &request, attributes.pull)).await;
+        let planned = Box::pin(parts.planned(&loaded.source, &request, attributes.pull)).await;
+        let lowered = Box::pin(with_outputs(build, &parts, planned, &loaded.source)).await?;
         if let Err(BuildError::Dockerfile(found)) = &lowered {
             let observer = build.journal.observer(Some(about.clone()));
             for warning in found.iter().filter(|found| !found.is_error()) {
@@ -110,6 +113,33 @@ pub(crate) async fn dockerfile(
     let list = json!({ "Platforms": list.collect::<Vec<_>>() });
     outcome.metadata.insert("refs.platforms".to_owned(), list.to_string().into_bytes());
     Ok(Made::Outcome(outcome))
+}
+
+/// A plan as a graph, once the commands that it asks for have run (`ENV NAME=$(…)`, own syntax). Errors of the Dockerfile
+/// are the inner ones: their warnings are shown beside them.
+async fn with_outputs(
+    build: &Build,
+    parts: &Parts<'_>,
+    planned: Result<Unlowered, BuildError>,
+    source: &Source,
+) -> Result<Result<Lowering, BuildError>, Failure> {
+    let mut planned = match planned {
+        Ok(planned) => planned,
+        Err(error) => return Ok(Err(error)),
+    };
+    loop {
+        let commands = match parts.commands(&planned) {
+            Ok(commands) if commands.is_empty() => return Ok(parts.lower(planned)),
+            Ok(commands) => commands,
+            Err(error) => return Ok(Err(error)),
+        };
+        for command in commands {
+            let target = build.add(command.definition.clone(), planned.resolved().clone(), None)?;
+            let snapshot = build.solve(&target).await?;
+            let told = parts.tell(&mut planned, command, &snapshot).await;
+            told.map_err(|error| Failure::of_dockerfile(error, source))?;
+        }
+    }
 }
 
 /// Brings the images that named contexts take from layouts of the client.
@@ -146,6 +176,7 @@ fn asked(options: &HashMap<String, String>, attributes: &Attributes, loaded: &de
 /// The request with the time that its `SOURCE_DATE_EPOCH` names, if it names a source.
 async fn dated(build: &Build, source: &Source, request: PlanRequest) -> Result<PlanRequest, Failure> {
     let Some(wanted) = stave_engine::epoch_source(source, &request) else { return Ok(request) };
+    let wanted = build.allowed(&wanted)?;
     let target = build.add(wanted.clone(), BTreeMap::new(), None)?;
     let snapshot = build.solve(&target).await?;
     let time = build.engine().source_time(&wanted, &snapshot).await;

@@ -4,6 +4,7 @@ pub(crate) mod containers;
 mod failed;
 mod files;
 pub(crate) mod image;
+mod nested;
 mod sources;
 
 use std::collections::HashMap;
@@ -23,6 +24,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::frontend::{
 };
 use bollard_buildkit_proto::pb;
 use futures::Stream;
+use stave_llb::policy::SourcePolicies;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -32,6 +34,7 @@ use crate::frontend::{self, Made};
 use crate::gateway::containers::Containers;
 use crate::gateway::image::Served;
 use crate::identity::may_see;
+use crate::policy::of_messages;
 use crate::state::Shared;
 use crate::{caps, workers};
 
@@ -84,15 +87,14 @@ impl Gateway {
     async fn solve(&self, request: Request<SolveRequest>) -> Result<SolveResponse, Failure> {
         let build = self.build(request.metadata()).await?;
         let request = request.into_inner();
-        if !request.source_policies.is_empty() {
-            return Err(Failure::Unsupported("source policies".to_owned()));
-        }
+        let policies = build.policies(of_messages(request.source_policies)?)?;
         let work = async {
             let asked = Asked {
                 frontend: &request.frontend,
                 options: &request.frontend_opt,
                 definition: request.definition.as_ref(),
                 inputs: &request.frontend_inputs,
+                policies: Some(&policies),
                 depth: self.served.as_ref().map_or(0, |served| served.depth),
             };
             let outcome = Box::pin(run(&self.shared, &build, asked)).await?;
@@ -130,6 +132,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) options: &'a HashMap<String, String>,
     pub(crate) definition: Option<&'a pb::Definition>,
     pub(crate) inputs: &'a HashMap<String, pb::Definition>,
+    /// Rules about what a graph may be made from, where they are others than the build's.
+    pub(crate) policies: Option<&'a SourcePolicies>,
     /// Front end images that stand between it and the client.
     pub(crate) depth: usize,
 }
@@ -155,6 +159,10 @@ pub(crate) async fn run(
             let message = asked.definition.filter(|definition| !definition.def.is_empty());
             if let Some(message) = message {
                 let definition = frontend::graph_of(message)?;
+                let definition = match asked.policies {
+                    Some(policies) => nested::allowed(build, policies, &definition).await?,
+                    None => nested::allowed(build, &build.policies(Vec::new())?, &definition).await?,
+                };
                 let target = build.add(definition, Default::default(), None)?;
                 outcome.targets.push((None, target));
             }
@@ -177,11 +185,16 @@ pub(crate) async fn run(
 async fn dockerfile(shared: &Arc<Shared>, build: &Arc<Build>, asked: Asked<'_>) -> Result<Outcome, Failure> {
     match Box::pin(frontend::dockerfile(build, asked.options, asked.inputs)).await? {
         Made::Outcome(outcome) => Ok(outcome),
-        Made::Forward { source, line } => {
+        Made::Forward { source, line, dockerfile } => {
             let mut options = asked.options.clone();
             options.insert("source".to_owned(), source.clone());
-            options.insert("cmdline".to_owned(), line);
-            image::run(shared, build, &source, Asked { options: &options, ..asked }).await
+            options.insert("cmdline".to_owned(), line.clone());
+            let ran = image::run(shared, build, &source, Asked { options: &options, ..asked }).await;
+            // That it could not be had is said at the line that names it.
+            ran.map_err(|failure| match failure {
+                Failure::Resolve(_) | Failure::PolicyOfImage(_) => failure.at_syntax(&dockerfile, &line),
+                failure => failure,
+            })
         }
     }
 }

@@ -5,12 +5,14 @@
 //! <root>/builds/<id>/status.zst   what `Status` said of the build, each message after its length (u32, little-endian)
 //! ```
 //!
-//! Both lie beside the engine's own record of the build, and go with it: there is one history, and one rule of how long
+//! What hangs on a record lies in `blobs/` (`attached`). All lie beside the engine's own record of the build, and go with it: there is one history, and one rule of how long
 //! it stays. Owns these files and the events of builds that begin, end and are removed. Must not know how builds run.
 //! Start with [`Archive`] and [`Recording`].
 
+mod attached;
 mod filter;
 mod status;
+mod trace;
 
 use std::collections::HashMap;
 use std::io::{self, Read as _};
@@ -26,6 +28,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::{
     Descriptor, SolveRequest, SolveResponse, UpdateBuildHistoryRequest,
 };
 use prost::Message as _;
+use stave_engine::Holding;
 use stave_engine::record::{
     Beginning, BuildId, BuildRecord, BuildState, Ending, History, HistoryError, Recorder, Retention,
 };
@@ -33,6 +36,7 @@ use stave_store::Store;
 use stave_worker::Namespace;
 use tokio::sync::broadcast;
 
+pub(crate) use self::attached::{Attachment, Content};
 use self::filter::Filters;
 pub(crate) use self::filter::span;
 pub(crate) use self::status::Replay;
@@ -44,6 +48,9 @@ use crate::tenants::Caller;
 const MAX_RECORD: usize = 4 << 20;
 /// Events that wait for one slow listener; it is told when it missed some.
 const EVENTS: usize = 1024;
+
+/// What BuildKit calls an error with all its details; the spelling is its own.
+const ERROR: &str = "application/vnd.googeapis.google.rpc.status+proto";
 
 const RECORD_FILE: &str = "api.pb";
 const STATUS_FILE: &str = "status.zst";
@@ -66,6 +73,7 @@ pub(crate) struct Recording {
     recorder: Recorder,
     owner: Namespace,
     journal: Option<Arc<Journal>>,
+    said: Vec<Attachment>,
 }
 
 /// What a listener is told at once, and whatever comes then; `None` for one that wants no more.
@@ -105,7 +113,24 @@ impl Archive {
         if let Err(error) = self.history.give(recorder.id(), owner) {
             tracing::warn!(%error, "a build's record has no owner");
         }
-        Some(Recording { archive: Arc::clone(self), record, recorder, owner: owner.clone(), journal: None })
+        Some(Recording {
+            archive: Arc::clone(self),
+            record,
+            recorder,
+            owner: owner.clone(),
+            journal: None,
+            said: Vec::new(),
+        })
+    }
+
+    /// Builds that are being taken down, and events that wait for their listeners.
+    pub(crate) fn holdings(&self) -> [Holding; 3] {
+        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner).len();
+        [
+            Holding::in_use("history.active", active),
+            Holding::in_use("history.listeners", self.events.receiver_count()),
+            Holding::remembered("history.events", (self.events.len(), EVENTS)),
+        ]
     }
 
     /// What a client that listens is told.
@@ -171,6 +196,15 @@ impl Archive {
         self.history.read(id).ok()
     }
 
+    /// The error of a build with its details.
+    pub(crate) fn whole_error(&self, id: &BuildId, record: &BuildHistoryRecord) -> Option<rpc::Status> {
+        let plain = record.error.clone()?;
+        let hung = record.external_error.as_ref();
+        let path = hung.and_then(|hung| attached::path(&self.history.place(id), &hung.digest));
+        let whole = path.and_then(|path| std::fs::read(path).ok());
+        Some(whole.and_then(|bytes| rpc::Status::decode(bytes.as_slice()).ok()).unwrap_or(plain))
+    }
+
     /// What `Status` said of a build that is over.
     pub(crate) fn replay(&self, caller: &Caller, reference: &str) -> Result<Replay, Failure> {
         let (id, _) = self.find(caller, reference)?;
@@ -232,6 +266,11 @@ impl Recording {
         self.archive.tell(&self.owner, BuildHistoryEventType::Started, self.record.clone());
     }
 
+    /// Takes down what is said of the result.
+    pub(crate) fn attach(&mut self, said: Vec<Attachment>) {
+        self.said = said;
+    }
+
     /// Takes the end down; when this returns, clients find it.
     pub(crate) async fn end(mut self, solved: &Result<SolveResponse, Failure>) {
         match solved {
@@ -259,10 +298,15 @@ impl Recording {
         (record.num_total_steps, record.num_completed_steps) = (sums.total, sums.completed);
         (record.num_cached_steps, record.num_warnings) = (sums.cached, sums.warnings);
         let place = self.archive.history.place(self.recorder.id());
-        let written = status::write(&place.join(STATUS_FILE), &journal.entries()).and_then(|logs| {
-            record.logs = Some(logs);
-            self.archive.write(self.recorder.id(), record)
-        });
+        let failed = record.error.as_ref().map(|error| error.message.clone());
+        let spans = trace::spans(&record.r#ref, &journal.vertexes(), failed.as_deref());
+        let hung = hang(record, &place, std::mem::take(&mut self.said), spans);
+        let written = hung
+            .and_then(|()| status::write(&place.join(STATUS_FILE), &journal.entries()))
+            .and_then(|logs| {
+                record.logs = Some(logs);
+                self.archive.write(self.recorder.id(), record)
+            });
         if let Err(error) = written {
             tracing::warn!(%error, "a build's record is not whole");
         }
@@ -280,6 +324,26 @@ impl Drop for Recording {
         self.record.error = Some(told(&Failure::Cancelled));
         self.close(ending(&Err(Failure::Cancelled)));
     }
+}
+
+/// Hangs what is too long for a record on it. Details of an error are there only.
+fn hang(
+    record: &mut BuildHistoryRecord,
+    place: &Path,
+    said: Vec<Attachment>,
+    spans: Vec<u8>,
+) -> io::Result<()> {
+    if let Some(error) = &mut record.error {
+        let whole = Attachment::new(ERROR, error.encode_to_vec()).write(place)?;
+        record.external_error = Some(whole);
+        error.details.clear();
+    }
+    record.trace = Some(Attachment::new(trace::MEDIA_TYPE, spans).write(place)?);
+    if !said.is_empty() {
+        let said: Vec<_> = said.into_iter().map(|one| one.write(place)).collect::<Result<_, _>>()?;
+        record.result.get_or_insert_default().attestations = said;
+    }
+    Ok(())
 }
 
 fn event(kind: BuildHistoryEventType, record: BuildHistoryRecord) -> BuildHistoryEvent {
@@ -329,7 +393,8 @@ fn ending(solved: &Result<SolveResponse, Failure>) -> Ending {
 fn told(failure: &Failure) -> rpc::Status {
     let status = failure.again().status();
     // With the place in the Dockerfile, as whoever built it was told.
-    let details = rpc::Status::decode(status.details()).map(|whole| whole.details).unwrap_or_default();
+    let mut details = rpc::Status::decode(status.details()).map(|whole| whole.details).unwrap_or_default();
+    details.push(crate::failure::stack());
     rpc::Status { code: status.code().into(), message: status.message().to_owned(), details }
 }
 

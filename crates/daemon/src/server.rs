@@ -1,7 +1,9 @@
 //! Listening, serving, and coming to an end. Start with [`Daemon`].
 
+mod reload;
+mod tls;
+
 use std::fs;
-use std::future::Future;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -15,14 +17,14 @@ use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream;
 use stave_engine::Engine;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::Router;
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tonic::transport::Server;
 
 use crate::audit::Audit;
 use crate::config::{Address, DaemonConfig, InheritedSocket, Listener, Reload, TlsIdentity};
+use crate::content::ContentService;
 use crate::control::Control;
 use crate::control::info::WithLanguage;
 use crate::gateway::Gateway;
@@ -30,6 +32,7 @@ use crate::health::Health;
 use crate::identity::Doorkeeper;
 use crate::state::Shared;
 use crate::supervisor::Supervisor;
+use self::tls::Tls;
 use crate::{monitor, web};
 
 /// The longest message of a client: definitions are long.
@@ -39,8 +42,6 @@ const MAX_STREAMS: u32 = 1000;
 /// Between two signs of life on an idle connection, and how long one may take.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a TLS handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long connections may stay once all builds are over.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -91,7 +92,16 @@ pub struct Daemon {
 
 enum Bound {
     Unix(UnixListener, Option<SocketFile>),
-    Tcp(TcpListener, Option<TlsIdentity>),
+    Tcp(TcpListener, Option<Tls>),
+}
+
+impl Bound {
+    fn tls(&self) -> Option<Tls> {
+        match self {
+            Self::Tcp(_, tls) => tls.clone(),
+            Self::Unix(..) => None,
+        }
+    }
 }
 
 /// A listener for those who watch.
@@ -126,13 +136,14 @@ impl Daemon {
         if config.listeners.is_empty() {
             return Err(DaemonError::NoListener);
         }
+        let takes_tokens = config.tenancy.takes_tokens();
         let mut bound = Vec::new();
         for listener in config.listeners {
-            bound.push(bind(listener).await?);
+            bound.push(bind(listener, takes_tokens).await?);
         }
         let mut watched = Vec::new();
         if let Some(address) = config.monitor {
-            let listener = bind(unprotected(address)).await?;
+            let listener = bind(unprotected(address), false).await?;
             watched.push(Watched {
                 listener,
                 routes: |shared, _| monitor::router(shared),
@@ -140,7 +151,7 @@ impl Daemon {
             });
         }
         if let Some(page) = config.web {
-            let listener = bind(unprotected(page.address)).await?;
+            let listener = bind(unprotected(page.address), false).await?;
             watched.push(Watched { listener, routes: web::router, hosts: page.hosts });
         }
         let audit = match &config.audit {
@@ -152,6 +163,11 @@ impl Daemon {
         // A build holds its own lease: what it made may go once it is over.
         engine.let_go();
         let shared = Shared::new(engine, (config.worker, config.tenancy), (audit, config.traces));
+        // What is wrong now is said again to every build that needs it.
+        match shared.registry().loaded() {
+            Ok(registry) => shared.settings.know(registry),
+            Err(error) => tracing::warn!(%error, "a registry cannot be used"),
+        }
         let supervisor = Supervisor::new(config.notify);
         let (patience, reload) = (config.patience, config.reload);
         Ok(Self { shared: Arc::new(shared), bound, watched, patience, supervisor, reload })
@@ -191,10 +207,13 @@ impl Daemon {
             tokio::spawn(async move { watch(&shared, watched, stop).await })
         });
         let watching: Vec<_> = watching.collect();
-        let reloading = tokio::spawn(listen_for_reload(Arc::clone(&shared), reload, supervisor.clone())?);
+        let listeners = bound.iter().filter_map(Bound::tls).collect();
+        let reloading = reload::listen(Arc::clone(&shared), (reload, listeners), supervisor.clone())?;
+        let reloading = tokio::spawn(reloading);
+        let tidying = tokio::spawn(Arc::clone(&shared).tidy());
         let mut serving = Vec::new();
         for bound in bound {
-            serving.push(serve_one(&shared, bound, stop.clone())?);
+            serving.push(serve_one(&shared, bound, stop.clone()));
         }
         let serving = futures::future::try_join_all(serving);
         tokio::pin!(serving);
@@ -206,6 +225,7 @@ impl Daemon {
         // Whoever balances load hears of it before any call is refused.
         shared.draining.cancel();
         reloading.abort();
+        tidying.abort();
         supervisor.tell("STOPPING=1");
         let draining = async {
             shared.builds.drain(patience).await;
@@ -228,7 +248,10 @@ impl Daemon {
     }
 }
 
-async fn bind(listener: Listener) -> Result<Bound, DaemonError> {
+async fn bind(listener: Listener, takes_tokens: bool) -> Result<Bound, DaemonError> {
+    let shown = |identity: &TlsIdentity| {
+        Tls::new(identity, takes_tokens).map_err(|error| DaemonError::Tls(error.to_string()))
+    };
     match listener {
         Listener::Unix { path, group } => {
             let place = path.display().to_string();
@@ -239,13 +262,19 @@ async fn bind(listener: Listener) -> Result<Bound, DaemonError> {
             let (listener, file) = bind_unix(&path, group).map_err(failed)?;
             Ok(Bound::Unix(listener, Some(file)))
         }
-        Listener::Tls { address, identity } => Ok(Bound::Tcp(tcp(address).await?, Some(identity))),
+        Listener::Tls { address, identity } => {
+            let tls = shown(&identity)?;
+            Ok(Bound::Tcp(tcp(address).await?, Some(tls)))
+        }
         Listener::Plain { address } => {
             tracing::warn!(%address, "whoever reaches this address can build, and so act as root");
             Ok(Bound::Tcp(tcp(address).await?, None))
         }
-        Listener::Inherited { socket, identity } => inherited(socket, identity)
-            .map_err(|source| DaemonError::Listen { place: "an inherited socket".to_owned(), source }),
+        Listener::Inherited { socket, identity } => {
+            let tls = identity.as_ref().map(shown).transpose()?;
+            inherited(socket, tls)
+                .map_err(|source| DaemonError::Listen { place: "an inherited socket".to_owned(), source })
+        }
     }
 }
 
@@ -255,7 +284,7 @@ async fn tcp(address: std::net::SocketAddr) -> Result<TcpListener, DaemonError> 
 }
 
 /// Takes a socket over from whoever started the daemon. It stays when the daemon ends.
-fn inherited(socket: InheritedSocket, identity: Option<TlsIdentity>) -> io::Result<Bound> {
+fn inherited(socket: InheritedSocket, tls: Option<Tls>) -> io::Result<Bound> {
     Ok(match socket {
         InheritedSocket::Unix(listener) => {
             listener.set_nonblocking(true)?;
@@ -263,7 +292,7 @@ fn inherited(socket: InheritedSocket, identity: Option<TlsIdentity>) -> io::Resu
         }
         InheritedSocket::Tcp(listener) => {
             listener.set_nonblocking(true)?;
-            Bound::Tcp(TcpListener::from_std(listener)?, identity)
+            Bound::Tcp(TcpListener::from_std(listener)?, tls)
         }
     })
 }
@@ -290,36 +319,6 @@ async fn watch(shared: &Arc<Shared>, watched: Watched, stop: CancellationToken) 
     if let Err(error) = served {
         tracing::warn!(%error, "nobody can watch any more");
     }
-}
-
-/// Reads the configuration again whenever SIGHUP comes.
-fn listen_for_reload(
-    shared: Arc<Shared>,
-    reload: Option<Reload>,
-    supervisor: Supervisor,
-) -> Result<impl Future<Output = ()> + Send + 'static, DaemonError> {
-    let hangup = signal(SignalKind::hangup()).map_err(|error| DaemonError::Serve(error.to_string()));
-    let mut hangup = hangup?;
-    Ok(async move {
-        while hangup.recv().await.is_some() {
-            if let Err(error) = shared.audit.reopen() {
-                tracing::error!(%error, "the audit log cannot be opened again");
-            }
-            let Some(reload) = &reload else { continue };
-            supervisor.tell("RELOADING=1");
-            match (reload.0)() {
-                Ok(reloaded) => {
-                    shared.settings.replace(reloaded.worker, reloaded.tenancy);
-                    for key in &reloaded.unchanged {
-                        tracing::warn!("`{key}` was changed and counts after a restart only");
-                    }
-                    tracing::warn!("the configuration was read again");
-                }
-                Err(error) => tracing::error!(%error, "the configuration stays as it was"),
-            }
-            supervisor.tell("READY=1");
-        }
-    })
 }
 
 /// Whether a process listens at a socket.
@@ -353,16 +352,16 @@ fn bind_unix(path: &Path, group: Option<u32>) -> io::Result<(UnixListener, Socke
 
 type Serving = BoxFuture<'static, Result<(), DaemonError>>;
 
-fn serve_one(shared: &Arc<Shared>, bound: Bound, stop: CancellationToken) -> Result<Serving, DaemonError> {
+fn serve_one(shared: &Arc<Shared>, bound: Bound, stop: CancellationToken) -> Serving {
     let failed = |error: tonic::transport::Error| DaemonError::Serve(crate::failure::one_line(&error));
     let stopped = async move { stop.cancelled().await };
-    Ok(match bound {
+    match bound {
         Bound::Unix(listener, file) => {
             let connections = stream::unfold(listener, |listener| async {
                 let accepted = accepted(listener.accept().await.map(|(stream, _)| stream)).await;
                 Some((accepted, listener))
             });
-            let router = router(shared, None)?;
+            let router = router(shared);
             async move {
                 let served = router.serve_with_incoming_shutdown(connections, stopped).await;
                 drop(file);
@@ -370,7 +369,13 @@ fn serve_one(shared: &Arc<Shared>, bound: Bound, stop: CancellationToken) -> Res
             }
             .boxed()
         }
-        Bound::Tcp(listener, identity) => {
+        Bound::Tcp(listener, Some(tls)) => {
+            let connections = tls::connections(listener, tls, Arc::clone(shared));
+            let router = router(shared);
+            async move { router.serve_with_incoming_shutdown(connections, stopped).await.map_err(failed) }
+                .boxed()
+        }
+        Bound::Tcp(listener, None) => {
             let connections = stream::unfold(listener, |listener| async {
                 let accepted = accepted(listener.accept().await.map(|(stream, _)| stream)).await;
                 if let Ok(stream) = &accepted {
@@ -378,11 +383,11 @@ fn serve_one(shared: &Arc<Shared>, bound: Bound, stop: CancellationToken) -> Res
                 }
                 Some((accepted, listener))
             });
-            let router = router(shared, identity)?;
+            let router = router(shared);
             async move { router.serve_with_incoming_shutdown(connections, stopped).await.map_err(failed) }
                 .boxed()
         }
-    })
+    }
 }
 
 /// Out of descriptors, accepting fails at once for as long as that is so: not in a busy loop.
@@ -393,22 +398,16 @@ async fn accepted<T>(result: io::Result<T>) -> io::Result<T> {
     result
 }
 
-pub(crate) fn router(shared: &Arc<Shared>, identity: Option<TlsIdentity>) -> Result<Router, DaemonError> {
+pub(crate) fn router(shared: &Arc<Shared>) -> Router {
     let mut server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(MAX_STREAMS);
-    if let Some(identity) = identity {
-        let config = ServerTlsConfig::new()
-            .identity(Identity::from_pem(identity.certificate, identity.key))
-            .client_ca_root(Certificate::from_pem(identity.client_authority))
-            .timeout(HANDSHAKE)
-            .client_auth_optional(shared.settings.now().tenancy.takes_tokens());
-        server =
-            server.tls_config(config).map_err(|error| DaemonError::Tls(crate::failure::one_line(&error)))?;
-    }
-    let doorkeeper =
-        || Doorkeeper { settings: shared.settings.clone(), metrics: Arc::clone(&shared.metrics) };
+    let doorkeeper = || Doorkeeper {
+        settings: shared.settings.clone(),
+        metrics: Arc::clone(&shared.metrics),
+        audit: shared.audit.clone(),
+    };
     let control = ControlServer::new(Control { shared: Arc::clone(shared) })
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(MAX_REQUEST);
@@ -418,6 +417,7 @@ pub(crate) fn router(shared: &Arc<Shared>, identity: Option<TlsIdentity>) -> Res
     let control = WithLanguage { inner: control, shared: Arc::clone(shared) };
     let control = InterceptedService::new(control, doorkeeper());
     let gateway = InterceptedService::new(gateway, doorkeeper());
+    let content = InterceptedService::new(ContentService { shared: Arc::clone(shared) }, doorkeeper());
     let health = HealthServer::new(Health { closing: shared.draining.clone() });
-    Ok(server.add_service(control).add_service(gateway).add_service(health))
+    server.add_service(control).add_service(gateway).add_service(content).add_service(health)
 }

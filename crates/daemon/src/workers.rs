@@ -1,6 +1,8 @@
 //! What clients are told of the worker.
 
-use bollard_buildkit_proto::moby::buildkit::v1::types::{BuildkitVersion, GcPolicy, WorkerRecord};
+use std::collections::BTreeMap;
+
+use bollard_buildkit_proto::moby::buildkit::v1::types::{BuildkitVersion, CdiDevice, GcPolicy, WorkerRecord};
 use bollard_buildkit_proto::pb;
 use stave_oci::Platform;
 use stave_store::GcRule;
@@ -43,8 +45,16 @@ pub(crate) fn record(shared: &Shared) -> WorkerRecord {
         platforms: vec![platform(&Platform::host())],
         gc_policy,
         buildkit_version: Some(version(shared)),
-        cdi_devices: Vec::new(),
+        cdi_devices: shared.engine.devices().into_iter().map(device).collect(),
     }
+}
+
+/// Who offers a device says whether steps may have it without asking.
+const AUTO_ALLOW: &str = "org.mobyproject.buildkit.device.autoallow";
+
+fn device((name, annotations): (String, BTreeMap<String, String>)) -> CdiDevice {
+    let auto_allow = annotations.get(AUTO_ALLOW).is_some_and(|value| value == "true");
+    CdiDevice { name, auto_allow, annotations: annotations.into_iter().collect(), on_demand: false }
 }
 
 fn policy(rule: &GcRule) -> GcPolicy {

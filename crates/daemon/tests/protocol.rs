@@ -4,6 +4,10 @@
 
 #[path = "cases/history.rs"]
 mod history;
+#[path = "cases/holdings.rs"]
+mod holdings;
+#[path = "cases/policy.rs"]
+mod policy;
 #[path = "cases/results.rs"]
 mod results;
 #[path = "cases/tenants.rs"]

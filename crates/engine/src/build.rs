@@ -42,6 +42,9 @@ pub enum BuildError {
         #[source]
         error: Box<ResolveError>,
     },
+    /// A rule of the build does not allow one of its sources.
+    #[error("error evaluating the source policy: {0}")]
+    Policy(#[from] stave_llb::policy::PolicyError),
     /// A step failed.
     #[error("failed to solve")]
     Solve {
@@ -128,6 +131,7 @@ impl Engine {
         let dockerfile = read(request, steps)?;
         let resolver =
             Resolver::new(self, &self.registry, request.pull, steps).with_layouts(&request.layouts);
+        let resolver = resolver.with_policy(&request.policy);
         let wanted = request.plan.for_platforms(&request.platforms);
         let wanted = self.dated(wanted, &dockerfile, request, (steps, cancel)).await?;
         let planning = wanted.iter().map(|plan| plan_all(&dockerfile, plan, &resolver));
@@ -136,12 +140,13 @@ impl Engine {
         for (wished, planned) in wanted.iter().zip(futures::future::try_join_all(planning).await?) {
             let (plan, mut found) = planned;
             self.evaluate(&plan, &mut found, request, (steps, cancel)).await?;
-            let lowered = lower(&plan, &found.sources)
+            let mut lowered = lower(&plan, &found.sources)
                 .map_err(|error| BuildError::Dockerfile(error.into_diagnostics()))?;
+            lowered.definition = found.under(&request.policy, found.pinned(lowered.definition))?;
             if targets.is_empty() {
                 warn(&plan, &lowered, steps);
             }
-            let materials = complete::materials(&found.sources);
+            let materials = complete::materials(&found);
             resolved.absorb(found);
             targets.push(Target { request: wished, lowered, materials, epoch: plan.epoch });
         }
@@ -185,7 +190,12 @@ impl Engine {
                 pins: &request.pins,
                 started,
                 is_image: request.exports.iter().any(ExportTarget::needs_image),
-                scan: Scan { registry: &self.registry, pull: request.pull, session: &session },
+                scan: Scan {
+                    registry: &self.registry,
+                    pull: request.pull,
+                    policy: &request.policy,
+                    session: &session,
+                },
             };
             images.push(self.complete(image.dated(dating.clamp), built, steps, cancel).await?);
         }

@@ -37,18 +37,30 @@ impl Engine {
             for command in wanted {
                 let known = Resolved { remote: found.remote.clone(), ..Resolved::default() };
                 let session = self.local_session(request, known);
-                let (result, _) = self.solve(&command.definition, session, steps, cancel).await?;
-                let output = self.output_of(&result).await;
-                let output = output.map_err(|problem| {
-                    let message = format!("the output of the command {problem}");
-                    BuildError::Dockerfile(vec![Diagnostic::error(Code::Lower, command.span, message)])
-                })?;
+                let definition = found.under(&request.policy, found.pinned(command.definition.clone()))?;
+                let (result, _) = self.solve(&definition, session, steps, cancel).await?;
+                let output = self.output_of(&command, &result).await?;
                 found.sources.insert_output(command.key, output);
             }
         }
     }
 
-    async fn output_of(&self, result: &Snapshot) -> Result<String, String> {
+    /// What a command wrote.
+    ///
+    /// # Errors
+    /// For output that is no text or too long for a variable.
+    pub(crate) async fn output_of(
+        &self,
+        command: &CommandRequest,
+        result: &Snapshot,
+    ) -> Result<String, BuildError> {
+        self.text_of(result).await.map_err(|problem| {
+            let message = format!("the output of the command {problem}");
+            BuildError::Dockerfile(vec![Diagnostic::error(Code::Lower, command.span, message)])
+        })
+    }
+
+    async fn text_of(&self, result: &Snapshot) -> Result<String, String> {
         let limit = CommandRequest::MAX_BYTES;
         let path = Path::new(CommandRequest::FILE.trim_start_matches('/'));
         let bytes = match self.worker.read_file(result, path, Extent::Whole(limit as u64)).await {

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use stave_exporter::{CompressionChoice, ConfigDocument, Image, ImageLayerRef};
-use stave_frontend_dockerfile::{ImageOrigin, ResolvedSources, SourceRequest};
+use stave_frontend_dockerfile::{ImageOrigin, SourceRequest};
 use stave_llb::Definition;
+use stave_llb::policy::SourcePolicies;
 use stave_oci::{Descriptor, Digest, History, Platform};
 use stave_registry::Client;
 use stave_store::Snapshot;
@@ -52,23 +53,25 @@ pub(crate) struct Built<'a> {
 pub(crate) struct Scan<'a> {
     pub(crate) registry: &'a Client,
     pub(crate) pull: PullPolicy,
+    /// Rules about what may be used.
+    pub(crate) policy: &'a SourcePolicies,
     /// The session of its steps, with the images that were looked up.
     pub(crate) session: &'a (dyn Fn(Resolved) -> Arc<Session> + Send + Sync),
 }
 
 /// The images among resolved sources, as statements name them.
-pub(crate) fn materials(sources: &ResolvedSources) -> Vec<Material> {
+pub(crate) fn materials(resolved: &Resolved) -> Vec<Material> {
     let material = |(request, image): (&SourceRequest, &stave_frontend_dockerfile::ResolvedImage)| Material {
         reference: match request.origin {
             // Its digest is that of the material.
             ImageOrigin::OciLayout { .. } => request.reference.with_tag("latest"),
-            ImageOrigin::Registry { .. } => request.reference.clone(),
+            ImageOrigin::Registry { .. } => resolved.used(&request.reference),
         },
         platform: request.platform.clone(),
         digest: image.digest.clone(),
         is_layout: matches!(request.origin, ImageOrigin::OciLayout { .. }),
     };
-    sources.images().map(material).collect()
+    resolved.sources.images().map(material).collect()
 }
 
 impl Engine {
@@ -162,12 +165,14 @@ impl Engine {
     ) -> Result<Vec<stave_exporter::Attestation>, BuildError> {
         let host = Platform::host();
         let resolver = Resolver::new(self, built.scan.registry, built.scan.pull, steps);
+        let resolver = resolver.with_policy(built.scan.policy);
         let request = SourceRequest::plain(sbom.generator.clone(), host.clone());
         let mut resolved = Resolved::default();
         let scanner_failed = |error: crate::ResolveError| BuildError::Scanner(Box::new(error));
         resolver.resolve(vec![request.clone()], &mut resolved).await.map_err(scanner_failed)?;
         let Some(found) = resolved.sources.get(&request) else { return Ok(Vec::new()) };
-        let (scanner, config) = (sbom.generator.pinned(found.digest.clone()), found.config.to_bytes());
+        let (scanner, config) =
+            (resolved.used(&sbom.generator).pinned(found.digest.clone()), found.config.to_bytes());
         tracing::debug!(%platform, %scanner, "scanning");
         let definition = attest::scan(sbom, &scanner, &config, (built.definition, &host))?;
         let session = (built.scan.session)(resolved);

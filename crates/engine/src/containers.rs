@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use stave_oci::Digest;
 use stave_sandbox::Stdio;
-use stave_worker::{Container, ContainerSpec, FailedStep, RunError, RunSpec, Running, Session, StepError};
+use stave_worker::{Container, ContainerSpec, FailedStep, Namespace, RunError, RunSpec, Running, Session, StepError};
 use tokio_util::sync::CancellationToken;
 
 use crate::Engine;
@@ -33,8 +33,13 @@ impl Engine {
         self.worker.start(spec, stdio).await
     }
 
-    /// What the vertex left that failed just now, if it ran a process.
-    pub fn failed_step(&self, vertex: &Digest) -> Option<FailedStep> {
-        self.worker.failed_step(vertex)
+    /// The devices of this machine that steps may ask for: their names, and what is said about them.
+    pub fn devices(&self) -> Vec<(String, std::collections::BTreeMap<String, String>)> {
+        self.worker.devices()
+    }
+
+    /// What the vertex left that failed just now for a build of this namespace, if it ran a process.
+    pub fn failed_step(&self, namespace: &Namespace, vertex: &Digest) -> Option<FailedStep> {
+        self.worker.failed_step(namespace, vertex)
     }
 }

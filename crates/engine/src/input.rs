@@ -13,6 +13,7 @@ use stave_frontend_dockerfile::input::{
 };
 use stave_frontend_dockerfile::{ContextSource, Includes, PlanRequest, Source, TooMuchIncluded};
 use stave_llb::Definition;
+use stave_llb::policy::SourcePolicies;
 use stave_store::{Snapshot, StoreError};
 use stave_worker::{Confinement, Extent, Pins, ReadError, Secret, Session, SshAgent};
 use tokio_util::sync::CancellationToken;
@@ -44,6 +45,8 @@ pub struct RemoteRequest {
     pub ssh: BTreeMap<String, SshAgent>,
     /// Host keys that the owner of the build trusts, in the form of `known_hosts`.
     pub known_hosts: Option<String>,
+    /// Rules about what the build may be made from.
+    pub policy: SourcePolicies,
 }
 
 /// Where a Dockerfile is.
@@ -113,6 +116,7 @@ struct Fetching<'a> {
     session: Arc<Session>,
     steps: Steps,
     cancel: &'a CancellationToken,
+    policy: &'a SourcePolicies,
 }
 
 impl Engine {
@@ -144,8 +148,8 @@ impl Engine {
             namespace: stave_worker::Namespace::Shared,
             travel: None,
         };
-        let fetching =
-            Fetching { engine: self, session: Arc::new(session), steps: Steps::new(observer), cancel };
+        let (session, steps, policy) = (Arc::new(session), Steps::new(observer), &request.policy);
+        let fetching = Fetching { engine: self, session, steps, cancel, policy };
         let context = match &request.context {
             Some(text) => fetching.context(text).await?,
             None => ContextSource::Local,
@@ -271,6 +275,7 @@ impl Fetching<'_> {
     }
 
     async fn solve(&self, definition: &Definition) -> Result<Snapshot, BuildError> {
+        let definition = &self.policy.apply(definition)?;
         let solved = self.engine.solve(definition, Arc::clone(&self.session), &self.steps, self.cancel).await;
         solved.map(|(snapshot, _)| snapshot)
     }

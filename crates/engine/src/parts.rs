@@ -3,7 +3,9 @@
 //!
 //! Owns nothing but the way in: each part is the one that [`Engine::build`] uses. Start with [`Parts`].
 
+mod lowering;
 mod results;
+mod sources;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -12,23 +14,22 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use stave_exporter::{ExportTarget, Exported, Image};
-use stave_frontend_dockerfile::{BuildPlan, PlanRequest, ResolvedSources, Source, lower};
 use stave_llb::Definition;
+use stave_llb::policy::SourcePolicies;
 use stave_oci::{Digest, ImageConfig, Platform, Reference};
-use stave_registry::{Client, ResolvedImage};
+use stave_registry::Client;
 use stave_solver::SolveError;
 use stave_store::Snapshot;
 use stave_worker::{Namespace, Session};
 use tokio_util::sync::CancellationToken;
 
-use crate::attest::Material;
-use crate::build::{bases, plan_all, read_text, title, warn};
+use crate::build::{bases, title};
 use crate::event::{Observer, Steps};
 use crate::record::Recorder;
 use crate::resolve::Resolver;
-use crate::travel::ImageLayers;
 use crate::{BuildError, Engine, PullPolicy, ResolveError, StepCount};
 
+pub use lowering::{Lowering, Unlowered};
 pub use results::Finished;
 
 /// What the parts of one build share.
@@ -40,23 +41,7 @@ pub struct Parts<'a> {
     cancel: CancellationToken,
     namespace: Namespace,
     layouts: BTreeMap<String, PathBuf>,
-}
-
-/// A Dockerfile as a graph and a config.
-#[derive(Debug, Clone)]
-pub struct Lowering {
-    /// The graph to solve; without outputs where the image has no files.
-    pub definition: Definition,
-    /// The image's config, without layers and time.
-    pub config: ImageConfig,
-    /// The time everything made here is to carry, in seconds since the epoch.
-    pub epoch: Option<i64>,
-    /// What registries answered, by the pinned digest.
-    pub resolved: BTreeMap<Digest, ResolvedImage>,
-    /// The images that went in, as statements name them.
-    pub materials: Vec<Material>,
-    /// The layers of these images, as caches know them.
-    pub layers: ImageLayers,
+    policy: SourcePolicies,
 }
 
 impl Engine {
@@ -70,6 +55,7 @@ impl Engine {
             cancel,
             namespace: Namespace::Shared,
             layouts: BTreeMap::new(),
+            policy: SourcePolicies::default(),
         }
     }
 }
@@ -87,6 +73,12 @@ impl Parts<'_> {
         Self { layouts, ..self }
     }
 
+    /// The same, with rules about what a Dockerfile may use.
+    #[must_use]
+    pub fn under(self, policy: SourcePolicies) -> Self {
+        Self { policy, ..self }
+    }
+
     fn pull(&self, asked: PullPolicy) -> PullPolicy {
         if self.namespace.finds_local_images() { asked } else { PullPolicy::Always }
     }
@@ -96,58 +88,6 @@ impl Parts<'_> {
     #[must_use]
     pub fn recorded(self, recorder: Recorder) -> Self {
         Self { steps: self.steps.kept_by(recorder), ..self }
-    }
-
-    /// A Dockerfile as a graph, with its images pinned.
-    ///
-    /// # Errors
-    /// [`BuildError`].
-    pub async fn lower(
-        &self,
-        source: &Source,
-        request: &PlanRequest,
-        pull: PullPolicy,
-    ) -> Result<Lowering, BuildError> {
-        let dockerfile = read_text(source)?;
-        let resolver = Resolver::new(self.engine, &self.registry, self.pull(pull), &self.steps)
-            .with_layouts(&self.layouts);
-        let planned = tokio::select! {
-            planned = plan_all(&dockerfile, request, &resolver) => planned,
-            () = self.cancel.cancelled() => Err(cancelled()),
-        };
-        let (plan, resolved) = planned?;
-        let lowered = lower(&plan, &resolved.sources)
-            .map_err(|error| BuildError::Dockerfile(error.into_diagnostics()))?;
-        warn(&plan, &lowered, &self.steps);
-        let (definition, config) = (lowered.definition, lowered.image);
-        Ok(Lowering {
-            definition,
-            config,
-            epoch: plan.epoch,
-            materials: crate::complete::materials(&resolved.sources),
-            layers: ImageLayers::of(&resolved),
-            resolved: resolved.remote,
-        })
-    }
-
-    /// A Dockerfile's plan with all its images looked up; nothing is built of it.
-    ///
-    /// # Errors
-    /// [`BuildError`].
-    pub async fn plan(
-        &self,
-        source: &Source,
-        request: &PlanRequest,
-        pull: PullPolicy,
-    ) -> Result<(BuildPlan, ResolvedSources), BuildError> {
-        let dockerfile = read_text(source)?;
-        let resolver = Resolver::new(self.engine, &self.registry, self.pull(pull), &self.steps)
-            .with_layouts(&self.layouts);
-        let (plan, resolved) = tokio::select! {
-            planned = plan_all(&dockerfile, request, &resolver) => planned?,
-            () = self.cancel.cancelled() => return Err(cancelled()),
-        };
-        Ok((plan, resolved.sources))
     }
 
     /// The file system that a definition describes.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use stave_exporter::ExportTarget;
 use stave_frontend_dockerfile::{PlanRequest, Source};
+use stave_llb::policy::SourcePolicies;
 use stave_oci::{Digest, Platform};
 use stave_worker::{Confinement, Pins, Secret, SshAgent};
 
@@ -33,6 +34,8 @@ pub struct BuildRequest {
     pub plan: PlanRequest,
     /// Whether base images are asked for at their registry even if they are here.
     pub pull: PullPolicy,
+    /// Rules about what the build may be made from.
+    pub policy: SourcePolicies,
     /// ssh agents by id.
     pub ssh: BTreeMap<String, SshAgent>,
     /// Host keys that the owner of the build trusts, in the form of `known_hosts`.

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use stave_frontend_dockerfile::request::ImageOrigin;
 use stave_frontend_dockerfile::{ResolvedImage, ResolvedSources, SourceRequest};
+use stave_llb::policy::{PolicyError, SourcePolicies};
+use stave_llb::{Definition, SourceIdentifier, SourceOp};
 use stave_oci::{Digest, ImageConfig, Platform, Reference};
 use stave_registry::{Client, RegistryError};
 use stave_store::{LocalImage, Store, StoreError};
@@ -55,6 +57,9 @@ pub enum ResolveErrorKind {
     /// An OCI layout does not have it.
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    /// A rule of the build does not allow it.
+    #[error("could not resolve image due to policy: {0}")]
+    Policy(#[from] PolicyError),
     /// It is not here and pulling was ruled out.
     #[error("not in the local store, and pulling is switched off")]
     NotHere,
@@ -67,6 +72,10 @@ pub(crate) struct Resolved {
     pub(crate) sources: ResolvedSources,
     /// What registries answered, by the pinned digest: the worker pulls from there without asking again.
     pub(crate) remote: BTreeMap<Digest, stave_registry::ResolvedImage>,
+    /// What rules of the build put in the place of images: the pinned source that a graph names, and what it becomes.
+    pub(crate) replaced: BTreeMap<String, String>,
+    /// The same, by the names that were asked for.
+    pub(crate) used: BTreeMap<Reference, Reference>,
 }
 
 /// Looks images up.
@@ -78,7 +87,12 @@ pub(crate) struct Resolver<'a> {
     pub(crate) steps: &'a Steps,
     /// OCI layouts by name.
     layouts: Option<&'a BTreeMap<String, PathBuf>>,
+    /// Rules about what may be used.
+    policy: Option<&'a SourcePolicies>,
 }
+
+/// How often rules may replace one image by another.
+const MAX_REPLACEMENTS: usize = 8;
 
 impl Resolved {
     /// Takes up what was found for another platform.
@@ -87,7 +101,38 @@ impl Resolved {
             self.sources.insert(request.clone(), image.clone());
         }
         self.remote.extend(other.remote);
+        self.replaced.extend(other.replaced);
+        self.used.extend(other.used);
     }
+
+    /// The image that stands for the one that was asked for.
+    pub(crate) fn used(&self, reference: &Reference) -> Reference {
+        self.used.get(reference).unwrap_or(reference).clone()
+    }
+
+    /// A graph of these images as the rules of the build have it. Its images were looked at when they were resolved.
+    pub(crate) fn under(
+        &self,
+        policy: &SourcePolicies,
+        definition: Definition,
+    ) -> Result<Definition, PolicyError> {
+        if policy.is_empty() {
+            return Ok(definition);
+        }
+        definition.with_sources(&mut |source| match (&source.identifier, self.replaced.get(&source.raw)) {
+            (_, Some(other)) => Ok(Some(SourceOp::new(other.clone(), source.attrs.clone()))),
+            (SourceIdentifier::DockerImage { .. }, None) => Ok(None),
+            _ => policy.evaluate(source),
+        })
+    }
+}
+
+/// What is used for an image that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Used {
+    Image(Reference),
+    /// A rule puts a source in its place that is no image, and so has no config.
+    Other(String),
 }
 
 enum Found {
@@ -98,12 +143,17 @@ enum Found {
 impl<'a> Resolver<'a> {
     /// Looks in the engine's store and at `registry`.
     pub(crate) fn new(engine: &'a Engine, registry: &'a Client, pull: PullPolicy, steps: &'a Steps) -> Self {
-        Self { store: &engine.store, registry, pull, steps, layouts: None }
+        Self { store: &engine.store, registry, pull, steps, layouts: None, policy: None }
     }
 
     /// The same, with OCI layouts to look in.
     pub(crate) fn with_layouts(self, layouts: &'a BTreeMap<String, PathBuf>) -> Self {
         Self { layouts: Some(layouts), ..self }
+    }
+
+    /// The same, with rules about what may be used.
+    pub(crate) fn with_policy(self, policy: &'a SourcePolicies) -> Self {
+        Self { policy: Some(policy).filter(|policy| !policy.is_empty()), ..self }
     }
 }
 
@@ -117,10 +167,27 @@ impl Resolver<'_> {
         let lookups = requests.into_iter().map(|request| async move {
             let step =
                 self.steps.start(format!("{} load metadata for {}", label(&request), request.reference));
-            let found = step.end(self.one(&request).await)?;
+            let found = step.end(self.allowed(&request).await)?;
             Ok::<_, ResolveError>((request, found))
         });
-        for (request, found) in futures::future::try_join_all(lookups).await? {
+        for (request, (used, found)) in futures::future::try_join_all(lookups).await? {
+            let used = match used {
+                Used::Image(used) => used,
+                Used::Other(other) => {
+                    let Found::Local(image) = &found else { continue };
+                    let pinned = source_of(&request.reference.pinned(image.digest.clone()));
+                    resolved.replaced.insert(pinned, other);
+                    request.reference.clone()
+                }
+            };
+            if used != request.reference {
+                let digest = match &found {
+                    Found::Local(image) | Found::Remote(_, image) => &image.digest,
+                };
+                let pinned = |name: &Reference| source_of(&name.pinned(digest.clone()));
+                resolved.replaced.insert(pinned(&request.reference), pinned(&used));
+                resolved.used.insert(request.reference.clone(), used);
+            }
             let image = match found {
                 Found::Local(image) => image,
                 Found::Remote(remote, image) => {
@@ -159,6 +226,46 @@ impl Resolver<'_> {
     fn named(&self, name: &Reference, platform: &Platform) -> Result<Option<LocalImage>, StoreError> {
         let named = self.store.images_by_name(name)?;
         Ok(named.and_then(|named| named.of(platform).cloned()))
+    }
+
+    /// The image that the rules of the build allow in the place of the one that is asked for, and its name.
+    async fn allowed(&self, request: &SourceRequest) -> Result<(Used, Found), ResolveError> {
+        let failed = |kind| ResolveError { request: request.clone(), kind: Box::new(kind) };
+        let mut used = self.replacement(&request.reference).map_err(failed)?;
+        for _ in 0..MAX_REPLACEMENTS {
+            let reference = match used.clone() {
+                None => request.reference.clone(),
+                Some(Used::Image(reference)) => reference,
+                Some(Used::Other(other)) => {
+                    let image = files_alone(&other, &request.platform);
+                    return Ok((Used::Other(other), Found::Local(image)));
+                }
+            };
+            let found = self.one(&SourceRequest { reference: reference.clone(), ..request.clone() }).await;
+            // Errors are about what was asked for.
+            let found = found.map_err(|error| ResolveError { request: request.clone(), ..error })?;
+            let pinned = match &found {
+                Found::Remote(remote, _) => reference.pinned(remote.root.descriptor.digest.clone()),
+                Found::Local(_) => return Ok((Used::Image(reference), found)),
+            };
+            // Rules may be about digests.
+            match self.replacement(&pinned).map_err(failed)? {
+                Some(other) if other != Used::Image(reference.clone()) => used = Some(other),
+                _ => return Ok((Used::Image(reference), found)),
+            }
+        }
+        Err(failed(PolicyError::TooManyConversions.into()))
+    }
+
+    /// What the rules of the build put in the place of an image.
+    fn replacement(&self, reference: &Reference) -> Result<Option<Used>, ResolveErrorKind> {
+        let Some(policy) = self.policy else { return Ok(None) };
+        Ok(policy.evaluate(&SourceOp::new(source_of(reference), BTreeMap::new()))?.map(|other| {
+            match other.identifier {
+                SourceIdentifier::DockerImage { reference } => Used::Image(reference),
+                _ => Used::Other(other.raw),
+            }
+        }))
     }
 
     async fn one(&self, request: &SourceRequest) -> Result<Found, ResolveError> {
@@ -205,6 +312,21 @@ impl Resolver<'_> {
         let digest = remote.manifest.descriptor.digest.clone();
         Ok(Found::Remote(Box::new(remote), ResolvedImage { digest, config }))
     }
+}
+
+/// What stands for the config of a source that is no image: it has files, and nothing is said about them.
+fn files_alone(source: &str, platform: &Platform) -> ResolvedImage {
+    let digest = Digest::sha256(source.as_bytes());
+    let mut config = ImageConfig::default();
+    config.architecture.clone_from(&platform.architecture);
+    config.os.clone_from(&platform.os);
+    config.rootfs.diff_ids.push(digest.clone());
+    ResolvedImage { digest, config }
+}
+
+/// An image as a source of a graph.
+pub(crate) fn source_of(reference: &Reference) -> String {
+    format!("docker-image://{}", reference.canonical())
 }
 
 /// Who asks for an image: the Dockerfile, or a named context.

@@ -64,6 +64,7 @@ impl Engine {
                 dated.push(plan);
                 continue;
             };
+            let source = request.policy.apply(&source)?;
             let session = self.local_session(request, crate::resolve::Resolved::default());
             let (snapshot, _) = self.solve(&source, session, steps, cancel).await?;
             dated.push(plan.with_epoch(self.source_time(&source, &snapshot).await?));

@@ -11,6 +11,8 @@ mod file;
 pub mod json;
 mod op;
 pub mod pattern;
+pub mod policy;
+mod rewrite;
 mod source;
 mod source_map;
 mod wire;

@@ -230,6 +230,14 @@ pub struct JobContext<S> {
     pub vertex: Digest,
 }
 
+impl<S> JobContext<S> {
+    /// That of a worker that is asked something without a solver: nobody listens.
+    pub fn alone(session: Arc<S>, cancel: CancellationToken, vertex: Digest) -> Self {
+        let events = EventSubscription::silent(vertex.clone());
+        Self { job: JobId(u64::MAX), session, events, cancel, vertex }
+    }
+}
+
 impl<S> Clone for JobContext<S> {
     fn clone(&self) -> Self {
         Self {

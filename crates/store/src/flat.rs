@@ -4,6 +4,8 @@
 //! can set back; that is sound because nothing begins before the file system's clock has moved on from the
 //! copying. Must not know ops, processes or mounts. Read [`FlatTree`] first.
 
+mod difference;
+
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs::{self, File};

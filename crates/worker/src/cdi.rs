@@ -190,6 +190,11 @@ impl Devices {
         devices
     }
 
+    /// Their names and what is said about them.
+    pub(crate) fn described(self) -> Vec<(String, BTreeMap<String, String>)> {
+        self.known.into_iter().map(|(name, device)| (name, device.annotations)).collect()
+    }
+
     fn add(&mut self, spec: Spec, priority: usize) {
         for device in spec.devices {
             let name = format!("{}={}", spec.kind, device.name);

@@ -49,9 +49,6 @@ pub enum LayersError {
     /// More than the kernel can stack.
     #[error("merging makes {0} layers, more than the {LAYER_LIMIT} the kernel can stack")]
     TooMany(usize),
-    /// The upper snapshot is not built on the lower one.
-    #[error("the difference of file systems that are not built on each other is not supported yet")]
-    Unrelated,
     /// An op that solves a definition in turn.
     #[error("build ops are not supported yet")]
     Build,
@@ -414,8 +411,22 @@ impl<E: Executor> LocalWorker<E> {
         let upper = self.layers(op.upper, inputs, cx).await?;
         match upper.above(&lower) {
             Some(layers) => Ok(settle(Snapshot::new(layers.to_vec()), inputs)),
-            None => Err(OpError::new(OpErrorKind::Unsupported, LayersError::Unrelated)),
+            None => self.unrelated(lower, upper, inputs).await,
         }
+    }
+}
+
+impl<E: Executor> LocalWorker<E> {
+    /// The difference of file systems that are not built on each other: found by comparing them.
+    async fn unrelated(&self, lower: Snapshot, upper: Snapshot, inputs: &[Ref]) -> Result<Ref, OpError> {
+        let shared = Arc::clone(&self.shared);
+        let compared = blocking(move || {
+            let layer = shared.prepare(&Snapshot::scratch(), "diff")?;
+            shared.store.difference(&lower, &upper, layer.upper())?;
+            layer.commit()
+        });
+        let failed = |error: stave_store::StoreError| OpError::new(OpErrorKind::System, error);
+        Ok(settle(compared.await.map_err(failed)?, inputs))
     }
 }
 

@@ -2,6 +2,7 @@
 //! Owns their fetching and what their attributes mean. Must not know graphs. Read [`SourceError`] for what may go
 //! wrong, then the module of the kind.
 
+pub(crate) mod describe;
 pub(crate) mod git;
 pub(crate) mod http;
 pub(crate) mod image;

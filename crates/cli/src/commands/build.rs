@@ -14,6 +14,7 @@ mod input;
 mod inquiry;
 mod metadata;
 mod outputs;
+mod policy;
 mod remote;
 mod request;
 mod ssh;

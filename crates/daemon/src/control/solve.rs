@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use bollard_buildkit_proto::moby::buildkit::v1::{Exporter, SolveRequest, SolveResponse};
 use serde_json::json;
+use stave_llb::policy::SourcePolicies;
 
 use crate::audit::short;
 use crate::build::{Beginning, Outcome, RunningBuild};
@@ -12,6 +13,7 @@ use crate::export::export_all;
 use crate::failure::Failure;
 use crate::gateway::{Asked, run};
 use crate::history::Recording;
+use crate::policy::of_messages;
 use crate::state::Shared;
 use crate::tenants::{Caller, Gate};
 use crate::wanted::Wanted;
@@ -75,12 +77,14 @@ async fn solve_for(
     confinement.build_limits.memory = quota.memory.or(confinement.build_limits.memory);
     let mut recording = shared.history.begin(&caller.namespace, request);
     let beginning = Beginning {
+        registry: shared.registry(),
         id: request.r#ref.clone(),
         session,
         inputs: request.frontend_inputs.clone(),
         wanted: Wanted::read(request)?,
         environment: shared.settings.now().worker.environment.clone(),
         confinement,
+        policy: SourcePolicies::new(of_messages(request.source_policy.iter().cloned().collect())?)?,
         gate: Gate::new(caller.clone(), quota, Arc::clone(&shared.slots)),
         recorder: recording.as_ref().map(Recording::recorder),
     };
@@ -95,8 +99,10 @@ async fn solve_for(
     };
     let solved = running.build.settle(solved).await;
     shared.traces.build(&running.build, &solved);
+    let said = running.build.said();
     drop(running);
-    if let Some(recording) = recording {
+    if let Some(mut recording) = recording {
+        recording.attach(said);
         recording.end(&solved).await;
     }
     shared.collect();
@@ -132,6 +138,7 @@ async fn outcome(
         options: &request.frontend_attrs,
         definition: request.definition.as_ref(),
         inputs: &request.frontend_inputs,
+        policies: None,
         depth: 0,
     };
     run(shared, &running.build, asked).await
@@ -165,8 +172,8 @@ fn allowed(caller: &Caller, exporters: &[Exporter]) -> Result<(), Failure> {
 /// What would change the result and is not honoured must not be passed over.
 fn check(request: &SolveRequest) -> Result<(), Failure> {
     let unsupported = |what: &str| Err(Failure::Unsupported(what.to_owned()));
-    if request.source_policy.is_some() || !request.source_policy_session.is_empty() {
-        return unsupported("source policies");
+    if !request.source_policy_session.is_empty() {
+        return unsupported("source policies that the session decides");
     }
     if request.enable_session_exporter {
         return unsupported("exporters that the session chooses");

@@ -105,7 +105,7 @@ async fn context(build: &Build, attributes: &Attributes) -> Result<ContextSource
         ContextForm::Path => Ok(ContextSource::Local),
         ContextForm::Git => Ok(ContextSource::Git(text.to_owned())),
         ContextForm::Download => {
-            let target = build.add(download(text), BTreeMap::new(), None)?;
+            let target = build.add(build.allowed(&download(text))?, BTreeMap::new(), None)?;
             let snapshot = build.solve(&target).await?;
             let head = read_of(build, &snapshot, DOWNLOAD_NAME, ARCHIVE_HEAD as u64)?;
             let head =
@@ -204,7 +204,7 @@ async fn included_of(
     let mut request = first.ok_or_else(|| Failure::Value("no platform to build for".to_owned()))?;
     request.context = context.clone();
     let definition = request.remote_context().map_err(Failure::Value)?;
-    let target = build.add(definition.unwrap_or_else(empty), BTreeMap::new(), None)?;
+    let target = build.add(build.allowed(&definition.unwrap_or_else(empty))?, BTreeMap::new(), None)?;
     let snapshot = build.solve(&target).await?;
     while !wanted.is_empty() {
         for path in wanted {
@@ -245,7 +245,7 @@ async fn from_context(
     let mut request = first.ok_or_else(|| Failure::Value("no platform to build for".to_owned()))?;
     request.context = context.clone();
     let definition = request.remote_context().map_err(Failure::Value)?;
-    let target = build.add(definition.unwrap_or_else(empty), BTreeMap::new(), None)?;
+    let target = build.add(build.allowed(&definition.unwrap_or_else(empty))?, BTreeMap::new(), None)?;
     let name = match context {
         ContextSource::File(_) => DOWNLOAD_NAME,
         _ => attributes.filename.as_str(),

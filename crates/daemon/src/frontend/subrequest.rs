@@ -112,8 +112,11 @@ async fn check(
 ) -> Result<CheckReport, Failure> {
     let all_stages = request.target.as_deref().unwrap_or_default().is_empty();
     let request = PlanRequest { all_stages, ..request.clone() };
-    match build.parts(None).plan(source, &request, pull).await {
-        Ok((plan, sources)) => Ok(CheckReport::of(&plan, &sources)),
+    match build.parts(None).planned(source, &request, pull).await {
+        Ok(planned) => {
+            let (plan, sources) = planned.into_plan();
+            Ok(CheckReport::of(&plan, &sources))
+        }
         Err(BuildError::Dockerfile(diagnostics)) => Ok(CheckReport::of_failure(PlanError { diagnostics })),
         Err(BuildError::Image { image, .. }) => {
             let planned = sound(source).ok().and_then(|dockerfile| plan(&dockerfile, &request).ok());

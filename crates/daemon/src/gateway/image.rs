@@ -181,6 +181,7 @@ async fn program(build: &Build, source: &str) -> Result<Program, Failure> {
     let invalid =
         |error: stave_oci::ReferenceError| Failure::Value(format!("failed to parse `{source}`: {error}"));
     let reference: Reference = source.parse().map_err(invalid)?;
+    let reference = super::sources::allowed_image(build, &reference)?;
     let platform = Platform::host();
     let (digest, config) = build.parts(None).resolve(&reference, &platform, PullPolicy::Missing).await?;
     let config = serde_json::from_slice(&config)
@@ -288,7 +289,7 @@ mod tests {
         let options = wanted.map(|caps| ("frontend.caps".to_owned(), caps.to_owned())).into_iter().collect();
         let inputs = has_inputs.then(|| ("i".to_owned(), pb::Definition::default())).into_iter().collect();
         let asked =
-            Asked { frontend: "gateway.v0", options: &options, definition: None, inputs: &inputs, depth: 0 };
+            Asked { frontend: "gateway.v0", options: &options, definition: None, inputs: &inputs, policies: None, depth: 0 };
         assert_eq!(missing_capability(&config, &asked).as_deref(), expected);
     }
 

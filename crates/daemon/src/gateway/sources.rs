@@ -1,17 +1,36 @@
-//! What a front end wants to know of sources before it makes a graph of them.
+//! What a front end wants to know of sources before it makes a graph of them: after the rules of the build, which may put
+//! another source in the place of one. Start with [`metadata`].
 
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::Path;
+
+use bollard_buildkit_proto::google::protobuf::Timestamp;
+use bollard_buildkit_proto::moby::buildkit::v1::frontend::checksum_request::ChecksumAlgo;
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::{
-    ResolveImageConfigRequest, ResolveImageConfigResponse, ResolveSourceImageResponse,
+    ChecksumRequest, ChecksumResponse, ResolveImageConfigRequest, ResolveImageConfigResponse,
+    ResolveSourceGitResponse, ResolveSourceHttpResponse, ResolveSourceImageResponse,
     ResolveSourceMetaRequest, ResolveSourceMetaResponse,
 };
 use bollard_buildkit_proto::pb;
 use stave_engine::PullPolicy;
-use stave_oci::{Digest, Platform, Reference};
+use stave_llb::policy::SourcePolicies;
+use stave_llb::{SourceIdentifier, SourceOp};
+use stave_oci::{Algorithm, Digest, Hasher, Platform, Reference};
+use stave_worker::{GitPin, HttpPin, SourceFacts};
 use tonic::Request;
 
 use super::Gateway;
 use crate::build::Build;
 use crate::failure::Failure;
+use crate::policy::of_messages;
+
+/// The kind of [`ResolveImageConfigRequest`] that asks for an image in a layout of a client.
+const OCI_LAYOUT: i32 = 1;
+/// Most bytes that may be put behind a download before it is digested.
+const MAX_SUFFIX: usize = 1 << 20;
+/// Bytes of a download read at once.
+const BUFFER: usize = 256 << 10;
 
 pub(super) async fn image_config(
     gateway: &Gateway,
@@ -19,11 +38,14 @@ pub(super) async fn image_config(
 ) -> Result<ResolveImageConfigResponse, Failure> {
     let build = gateway.build(request.metadata()).await?;
     let request = request.into_inner();
-    if request.resolver_type != 0 {
-        return Err(Failure::Unsupported("images in layouts of a client".to_owned()));
+    let policies = build.policies(of_messages(request.source_policies)?)?;
+    let (name, wanted) = (&request.r#ref, platform(request.platform.as_ref()));
+    if request.resolver_type == OCI_LAYOUT {
+        let (digest, config) = in_layout(&build, name, &request.store_id, &wanted).await?;
+        return Ok(ResolveImageConfigResponse { digest: digest.to_string(), config, r#ref: name.clone() });
     }
-    let (reference, digest, config) =
-        resolve(&build, &request.r#ref, request.platform.as_ref(), &request.resolve_mode).await?;
+    let reference = image_under(&policies, &named(name)?)?;
+    let (digest, config) = resolve(&build, &reference, &wanted, &request.resolve_mode).await?;
     Ok(ResolveImageConfigResponse { digest: digest.to_string(), config, r#ref: reference.canonical() })
 }
 
@@ -33,44 +55,176 @@ pub(super) async fn metadata(
 ) -> Result<ResolveSourceMetaResponse, Failure> {
     let build = gateway.build(request.metadata()).await?;
     let request = request.into_inner();
-    let mut source = request.source.ok_or_else(|| Failure::Value("no source in the request".to_owned()))?;
-    let Some(name) = source.identifier.strip_prefix("docker-image://").map(str::to_owned) else {
-        return match source.identifier.split_once("://").map(|(scheme, _)| scheme) {
-            // Nothing is known of a directory before it is fetched.
-            Some("local") => Ok(ResolveSourceMetaResponse { source: Some(source), ..Default::default() }),
-            _ => Err(Failure::Unsupported(format!("metadata of `{}`", source.identifier))),
-        };
+    let policies = build.policies(of_messages(request.source_policies)?)?;
+    let source = request.source.ok_or_else(|| Failure::Value("no source in the request".to_owned()))?;
+    let source = SourceOp::new(source.identifier, source.attrs);
+    let source = policies.evaluate(&source).map_err(Failure::PolicyOfImage)?.unwrap_or(source);
+    let wanted = platform(request.platform.as_ref());
+    let mut answer = ResolveSourceMetaResponse::default();
+    let mut identifier = source.raw.clone();
+    match &source.identifier {
+        SourceIdentifier::DockerImage { reference } => {
+            let asked = request.image.unwrap_or_default();
+            if asked.attestation_chain || !asked.resolve_attestations.is_empty() {
+                return Err(Failure::Unsupported("attestation chains of images".to_owned()));
+            }
+            let (digest, config) = resolve(&build, reference, &wanted, &request.resolve_mode).await?;
+            let pinned = match reference.digest() {
+                Some(_) => reference.canonical(),
+                None => format!("{}@{digest}", reference.canonical()),
+            };
+            identifier = format!("docker-image://{pinned}");
+            answer.image = Some(image(&digest, if asked.no_config { Vec::new() } else { config }));
+        }
+        SourceIdentifier::OciLayout { reference } => {
+            let store = source.attrs.get("oci.store").map_or("", String::as_str);
+            let (digest, config) = in_layout(&build, reference, store, &wanted).await?;
+            let no_config = request.image.is_some_and(|image| image.no_config);
+            answer.image = Some(image(&digest, if no_config { Vec::new() } else { config }));
+        }
+        SourceIdentifier::Git(_) => {
+            if request.git.is_some_and(|git| git.return_object) {
+                return Err(Failure::Unsupported("objects of a repository".to_owned()));
+            }
+            if let Some(SourceFacts::Git(pin)) = facts(&build, &source).await? {
+                answer.git = Some(commit(&pin));
+            }
+        }
+        SourceIdentifier::Http { .. } => {
+            if let Some(SourceFacts::Http(pin)) = facts(&build, &source).await? {
+                let asked = request.http.and_then(|http| http.checksum_request);
+                answer.http = Some(download(&build, pin, asked).await?);
+            }
+        }
+        // Nothing is known of a directory before it is fetched.
+        SourceIdentifier::Local { .. } => {}
+        SourceIdentifier::Blob { .. } | SourceIdentifier::Unknown { .. } => {
+            return Err(Failure::Unsupported(format!("metadata of `{}`", source.raw)));
+        }
+    }
+    answer.source = Some(pb::SourceOp { identifier, attrs: source.attrs });
+    Ok(answer)
+}
+
+fn image(digest: &Digest, config: Vec<u8>) -> ResolveSourceImageResponse {
+    ResolveSourceImageResponse { digest: digest.to_string(), config, attestation_chain: None }
+}
+
+fn commit(pin: &GitPin) -> ResolveSourceGitResponse {
+    ResolveSourceGitResponse {
+        checksum: pin.object.clone(),
+        r#ref: pin.reference.clone(),
+        commit_checksum: pin.peeled.clone().unwrap_or_default(),
+        ..ResolveSourceGitResponse::default()
+    }
+}
+
+async fn download(
+    build: &Build,
+    pin: HttpPin,
+    asked: Option<ChecksumRequest>,
+) -> Result<ResolveSourceHttpResponse, Failure> {
+    let (checksum, filename) = (pin.digest.to_string(), pin.filename.clone());
+    let last_modified = pin.modified.map(|seconds| Timestamp { seconds, nanos: 0 });
+    let checksum_response = match asked {
+        None => None,
+        Some(asked) => {
+            let store = build.engine().store().clone();
+            let digested = tokio::task::spawn_blocking(move || checksum_of(&store, &pin, asked)).await;
+            Some(digested.map_err(|_| Failure::Cancelled)??)
+        }
     };
-    let (reference, digest, config) =
-        resolve(&build, &name, request.platform.as_ref(), &request.resolve_mode).await?;
-    let no_config = request.image.is_some_and(|image| image.no_config);
-    let pinned = match reference.digest() {
-        Some(_) => reference.canonical(),
-        None => format!("{}@{digest}", reference.canonical()),
+    Ok(ResolveSourceHttpResponse { checksum, filename, last_modified, checksum_response })
+}
+
+/// The digest of a download with something behind it, as signatures are made over it.
+fn checksum_of(
+    store: &stave_store::Store,
+    pin: &HttpPin,
+    asked: ChecksumRequest,
+) -> Result<ChecksumResponse, Failure> {
+    if asked.suffix.len() > MAX_SUFFIX {
+        return Err(Failure::Value(format!("more than {MAX_SUFFIX} bytes of suffix")));
+    }
+    let algorithm = match ChecksumAlgo::try_from(asked.algo) {
+        Ok(ChecksumAlgo::Sha256) => Algorithm::Sha256,
+        Ok(ChecksumAlgo::Sha512) => Algorithm::Sha512,
+        Ok(ChecksumAlgo::Sha384) => return Err(Failure::Unsupported("SHA-384 checksums".to_owned())),
+        Err(_) => return Err(Failure::Value(format!("unknown checksum algorithm {}", asked.algo))),
     };
-    source.identifier = format!("docker-image://{pinned}");
-    let config = if no_config { Vec::new() } else { config };
-    let image = ResolveSourceImageResponse { digest: digest.to_string(), config, attestation_chain: None };
-    Ok(ResolveSourceMetaResponse { source: Some(source), image: Some(image), ..Default::default() })
+    let failed = |error: &dyn std::fmt::Display| Failure::NotFound(format!("open {}: {error}", pin.filename));
+    let file = store.view(&pin.snapshot)?.open(Path::new(&pin.filename))?;
+    let mut file = file.ok_or_else(|| failed(&"no such file or directory"))?;
+    let mut hasher = Hasher::new(algorithm);
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        match file.read(&mut buffer).map_err(|error| failed(&error))? {
+            0 => break,
+            length => hasher.update(&buffer[..length]),
+        }
+    }
+    hasher.update(&asked.suffix);
+    Ok(ChecksumResponse { digest: hasher.finish().to_string(), suffix: asked.suffix })
+}
+
+async fn facts(build: &Build, source: &SourceOp) -> Result<Option<SourceFacts>, Failure> {
+    let session = build.session_for_source(source).await?;
+    let facts = build.parts(None).facts_of(source, session).await;
+    facts.map_err(|error| Failure::Value(crate::failure::one_line(&error)))
+}
+
+/// An image in a layout of the client, which is known by its digest.
+async fn in_layout(
+    build: &Build,
+    reference: &str,
+    store: &str,
+    wanted: &Platform,
+) -> Result<(Digest, Vec<u8>), Failure> {
+    let (name, digest) = reference.rsplit_once('@').unwrap_or((reference, ""));
+    let store = if store.is_empty() { name } else { store };
+    let digest: Digest = digest
+        .parse()
+        .map_err(|_| Failure::Value(format!("an image of an OCI layout without a digest: {reference}")))?;
+    build.layouts.bring(store, &digest, wanted).await?;
+    let parts = build.parts(None).with_layouts(build.layouts.directories());
+    let config = parts.config_in_layout((store, &digest), wanted);
+    Ok((digest, config.map_err(|error| Failure::Value(crate::failure::one_line(&error)))?))
+}
+
+fn named(name: &str) -> Result<Reference, Failure> {
+    name.parse().map_err(|error| Failure::Value(format!("failed to parse `{name}`: {error}")))
+}
+
+fn platform(wanted: Option<&pb::Platform>) -> Platform {
+    wanted.map_or_else(Platform::host, |platform| {
+        let variant = Some(platform.variant.as_str()).filter(|variant| !variant.is_empty());
+        Platform::new(&platform.os, &platform.architecture, variant)
+    })
 }
 
 async fn resolve(
     build: &Build,
-    name: &str,
-    platform: Option<&pb::Platform>,
+    reference: &Reference,
+    platform: &Platform,
     mode: &str,
-) -> Result<(Reference, Digest, Vec<u8>), Failure> {
-    let invalid =
-        |error: stave_oci::ReferenceError| Failure::Value(format!("failed to parse `{name}`: {error}"));
-    let reference: Reference = name.parse().map_err(invalid)?;
-    let platform = platform.map_or_else(Platform::host, |platform| {
-        let variant = Some(platform.variant.as_str()).filter(|variant| !variant.is_empty());
-        Platform::new(&platform.os, &platform.architecture, variant)
-    });
+) -> Result<(Digest, Vec<u8>), Failure> {
     let pull = match mode {
         "pull" => PullPolicy::Always,
         _ => PullPolicy::Missing,
     };
-    let (digest, config) = build.parts(None).resolve(&reference, &platform, pull).await?;
-    Ok((reference, digest, config))
+    Ok(build.parts(None).resolve(reference, platform, pull).await?)
+}
+
+/// The image that the rules of the build allow in the place of the one that is named.
+pub(super) fn allowed_image(build: &Build, reference: &Reference) -> Result<Reference, Failure> {
+    image_under(&build.policies(Vec::new())?, reference)
+}
+
+fn image_under(policies: &SourcePolicies, reference: &Reference) -> Result<Reference, Failure> {
+    let source = SourceOp::new(format!("docker-image://{}", reference.canonical()), BTreeMap::new());
+    match policies.evaluate(&source).map_err(Failure::PolicyOfImage)? {
+        None => Ok(reference.clone()),
+        Some(SourceOp { identifier: SourceIdentifier::DockerImage { reference }, .. }) => Ok(reference),
+        Some(other) => Err(Failure::Value(format!("`{}` is no image", other.raw))),
+    }
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use bollard_buildkit_proto::moby::buildkit::secrets::v1::GetSecretRequest;
 use bollard_buildkit_proto::moby::buildkit::secrets::v1::secrets_client::SecretsClient;
-use stave_llb::{Definition, ExecOp, Mount, Op};
+use stave_llb::{Definition, ExecOp, Mount, Op, SourceOp};
 use stave_worker::Secret;
+use url::Url;
 
 use super::{ClientSession, SessionError};
 
@@ -20,8 +21,11 @@ const MAX_SECRETS: usize = 1000;
 pub(crate) fn wanted(definition: &Definition) -> BTreeSet<String> {
     let mut ids = BTreeSet::new();
     for vertex in definition.vertices() {
-        let Op::Exec(exec) = &vertex.op else { continue };
-        ids.extend(wanted_by(exec));
+        match &vertex.op {
+            Op::Exec(exec) => ids.extend(wanted_by(exec)),
+            Op::Source(source) => ids.extend(wanted_by_source(source)),
+            _ => {}
+        }
     }
     ids
 }
@@ -35,6 +39,23 @@ pub(crate) fn wanted_by(exec: &ExecOp) -> BTreeSet<String> {
         _ => None,
     }));
     ids
+}
+
+/// The ids of the secrets by which a source may be asked. Those of a repository may be kept by its host.
+fn wanted_by_source(source: &SourceOp) -> Vec<String> {
+    let named = |name: &str| source.attrs.get(name).filter(|id| !id.is_empty()).cloned();
+    let own = ["git.authtokensecret", "git.authheadersecret", "http.authheadersecret"];
+    let mut ids: Vec<String> = own.into_iter().filter_map(named).collect();
+    let address = source.attrs.get("git.fullurl").map_or(source.raw.as_str(), String::as_str);
+    if let Some(host) = Url::parse(address).ok().as_ref().and_then(host_of) {
+        ids.extend(ids.clone().iter().map(|id| format!("{id}.{host}")));
+    }
+    ids
+}
+
+fn host_of(url: &Url) -> Option<String> {
+    let host = url.host_str()?;
+    Some(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
 }
 
 /// Asks a client for the secrets of these ids. One that it does not have is left out: the step that wants it says
@@ -61,4 +82,23 @@ pub(crate) async fn fetch(
         }
     }
     Ok(secrets)
+}
+
+#[cfg(test)]
+mod tests {
+    use stave_llb::builder::{About, GraphBuilder};
+    use stave_oci::Platform;
+
+    use super::*;
+
+    #[test]
+    fn what_a_source_may_be_asked_with() {
+        let attrs = [("git.fullurl", "https://u@h.test:1/r.git"), ("git.authtokensecret", "T")];
+        let attrs = attrs.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let mut graph = GraphBuilder::default();
+        let source = SourceOp::new("git://h.test:1/r.git", attrs);
+        let output = graph.source(source, &Platform::host(), About::default());
+        let ids: Vec<String> = wanted(&graph.finish(Some(output))).into_iter().collect();
+        assert_eq!(ids, ["T", "T.h.test:1"]);
+    }
 }

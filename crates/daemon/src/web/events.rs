@@ -71,7 +71,7 @@ fn afterwards(archive: &Archive, reference: &str) -> Result<Value, Failure> {
     let (id, record) = archive.find(&viewer(), reference)?;
     let engine = archive.engine_record(&id);
     let steps: Vec<Value> = engine.iter().flat_map(|record| &record.steps).filter_map(reason).collect();
-    let error = record.error.as_ref().map(|error| {
+    let error = archive.whole_error(&id, &record).map(|error| {
         let sources: Vec<Value> = error.details.iter().filter_map(source).collect();
         json!({ "message": error.message, "sources": sources })
     });

@@ -105,3 +105,55 @@ async fn what_a_build_said_is_told_again_by_another_daemon() {
     assert_eq!(vertexes, built.vertexes);
     daemon.stop().await;
 }
+
+/// A call of the content service with one text as its request; returns the bytes of all answers.
+async fn content(daemon: &TestDaemon, method: &str, text: &str) -> Result<Vec<Content>, Status> {
+    let mut grpc = tonic::client::Grpc::new(daemon.wire().await);
+    grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    let path = format!("/containerd.services.content.v1.Content/{method}").parse().expect("a path");
+    let codec = tonic_prost::ProstCodec::<Named, Content>::default();
+    let request = tonic::Request::new(Named { text: text.to_owned() });
+    let mut answers = grpc.server_streaming(request, path, codec).await?.into_inner();
+    let mut all = Vec::new();
+    while let Some(answer) = answers.message().await? {
+        all.push(answer);
+    }
+    Ok(all)
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Named {
+    #[prost(string, tag = "1")]
+    text: String,
+}
+
+/// What `Read` answers.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Content {
+    #[prost(bytes = "vec", tag = "2")]
+    data: Vec<u8>,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_hangs_on_a_record_is_content_as_long_as_it_is_there() {
+    let daemon = TestDaemon::start().await;
+    let mut client = daemon.client("s", "", Files::new(&[], DOCKERFILE)).await;
+    client.build("b", "oci").await.expect_err("has no `f`");
+    let all = list(&daemon, BuildHistoryRequest::default()).await.expect("lists");
+    let record = all[0].record.clone().expect("has one");
+    assert_eq!(record.error.as_ref().map(|error| error.details.len()), Some(0));
+    for hung in [&record.external_error, &record.trace, &record.logs] {
+        let hung = hung.as_ref().expect("hangs there");
+        let read = content(&daemon, "Read", &hung.digest).await.expect("is read");
+        let bytes: Vec<u8> = read.into_iter().flat_map(|part| part.data).collect();
+        assert_eq!(stave_oci::Digest::sha256(&bytes).to_string(), hung.digest);
+        assert_eq!(i64::try_from(bytes.len()).expect("few"), hung.size);
+    }
+    assert_eq!(content(&daemon, "Read", "sha256:x").await.expect_err("is none").code(), Code::NotFound);
+    assert_eq!(content(&daemon, "Delete", "").await.expect_err("is not").code(), Code::Unimplemented);
+    let trace = record.trace.expect("hangs there").digest;
+    let delete = UpdateBuildHistoryRequest { r#ref: "b".to_owned(), delete: true, ..Default::default() };
+    update(&daemon, delete).await.expect("removes");
+    assert_eq!(content(&daemon, "Read", &trace).await.expect_err("is gone").code(), Code::NotFound);
+    daemon.stop().await;
+}

@@ -134,6 +134,11 @@ impl TestDaemon {
         InterceptedService::new(channel, Token(token.map(str::to_owned)))
     }
 
+    /// A connection of its own, for calls that nothing here knows.
+    pub(crate) async fn wire(&self) -> Wire {
+        self.channel(None).await
+    }
+
     pub(crate) async fn control(&self) -> ControlClient<Wire> {
         ControlClient::new(self.channel(None).await)
     }

@@ -57,7 +57,12 @@ impl Parts<'_> {
             pins: finished.pins,
             started: finished.started,
             is_image: finished.is_image,
-            scan: Scan { registry: &self.registry, pull: self.pull(PullPolicy::Missing), session: &session },
+            scan: Scan {
+                registry: &self.registry,
+                pull: self.pull(PullPolicy::Missing),
+                policy: &self.policy,
+                session: &session,
+            },
         };
         self.engine.complete(image, built, &self.steps, &self.cancel).await
     }

@@ -174,6 +174,7 @@ fn build(arguments: &Arguments, wishes: &Wishes, inputs: &inputs::Inputs) -> Res
         ssh: wishes.ssh.clone(),
         keychain: Keychain::at(docker_config()),
         entitlements,
+        policy: wishes.policy.written.clone(),
         exports: exports::read(&arguments.result)?,
         cache_from: exports::caches(&arguments.caches.cache_from)?,
         cache_to: exports::caches(&arguments.caches.cache_to)?,

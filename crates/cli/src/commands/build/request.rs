@@ -14,7 +14,7 @@ use super::arguments::{Arguments, NetworkMode};
 use super::input::Input;
 use super::outputs;
 use super::values::{self, SecretSource};
-use super::{contexts, ssh};
+use super::{contexts, policy, ssh};
 use crate::config::{Config, ModesName};
 use crate::report::Failure;
 
@@ -35,6 +35,8 @@ pub(super) struct Wishes {
     pub(super) confinement: Confinement,
     pub(super) result: outputs::Outcome,
     caches: Caches,
+    /// Rules about what the build may be made from.
+    pub(super) policy: policy::Rules,
 }
 
 impl Wishes {
@@ -55,6 +57,7 @@ impl Wishes {
             confinement: arguments.confine.confinement(arguments.network, config.build.network)?,
             result: outputs::read(arguments)?,
             caches: arguments.caches.caches()?,
+            policy: policy::read()?,
         })
     }
 
@@ -67,6 +70,7 @@ impl Wishes {
             secrets: self.secrets.clone(),
             ssh: self.ssh.clone(),
             known_hosts: self.known_hosts.clone(),
+            policy: self.policy.policies.clone(),
         }
     }
 
@@ -81,6 +85,7 @@ impl Wishes {
                 ..self.plan
             },
             pull: self.pull,
+            policy: self.policy.policies,
             context_modes: self.context_modes,
             contexts: self.contexts,
             layouts: self.layouts,

@@ -13,7 +13,7 @@ use reqwest::redirect::{Attempt, Policy};
 use rustix::fs::{Mode, OFlags};
 use stave_oci::{Algorithm, Digest, Hasher};
 use stave_solver::EventSubscription;
-use stave_store::Snapshot;
+use stave_store::{LayerRoom, Snapshot};
 
 use super::kept::Known;
 use super::names::{disposition_name, http_date, url_name};
@@ -30,6 +30,9 @@ const REDIRECT_LIMIT: usize = 10;
 /// Bytes of one response.
 pub(super) const SIZE_LIMIT: u64 = 64 << 30;
 
+/// Who asks. Servers that treat builders in a way of their own know BuildKit's name.
+const USER_AGENT: &str = concat!("buildkit/v0.29.0 stave/", env!("CARGO_PKG_VERSION"));
+
 /// Without any byte.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -38,6 +41,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Bytes of an entity tag or a date that are remembered.
 const HEADER_LIMIT: usize = 4096;
+
+/// Bytes of the store's room asked for at once.
+const ROOM_STEP: u64 = 1 << 20;
 
 /// Name when neither the URL nor the response has one.
 const DEFAULT_NAME: &str = "download";
@@ -156,7 +162,7 @@ impl Transfer<'_> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file = rustix::fs::openat(root.fd(), ASIDE, flags, Mode::from_raw_mode(0o600));
         let mut file = File::from(file.at("creating", &upper)?);
-        let digest = self.write(response, &mut file).await;
+        let digest = self.write(response, &mut file, layer.room()).await;
         let digest = digest.map_err(|fault| SourceError::Http { url: source.shown(), source: fault })?;
         // As BuildKit has it: what nobody dates is as old as can be.
         let stamp = Stamp { owner: Some(source.owner), time: Some((modified.unwrap_or(0), 0)) };
@@ -167,20 +173,31 @@ impl Transfer<'_> {
         Ok(Known { digest, filename, modified, snapshot, etag, last_modified })
     }
 
-    async fn write(&self, response: reqwest::Response, into: &mut File) -> Result<Digest, HttpError> {
+    async fn write(
+        &self,
+        response: reqwest::Response,
+        into: &mut File,
+        room: &LayerRoom,
+    ) -> Result<Digest, HttpError> {
         let total = response.content_length();
         if total.is_some_and(|total| total > SIZE_LIMIT) {
             return Err(HttpError::TooLarge);
         }
         let algorithm = self.source.checksum.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let mut hasher = Hasher::new(algorithm);
-        let mut size = 0;
+        let (mut size, mut asked) = (0, 0);
         let mut body = response.bytes_stream();
         while let Some(piece) = body.next().await {
             let piece = piece.map_err(reqwest::Error::without_url)?;
             size += piece.len() as u64;
             if size > SIZE_LIMIT {
                 return Err(HttpError::TooLarge);
+            }
+            if size > asked {
+                // Looking what may go takes its time.
+                let (room, wanted) = (room.clone(), (size - asked).max(ROOM_STEP));
+                blocking(move || room.take(wanted)).await?;
+                asked += wanted;
             }
             hasher.update(&piece);
             into.write_all(&piece)?;
@@ -247,7 +264,7 @@ fn client(policy: Policy) -> Result<reqwest::Client, HttpError> {
         .redirect(policy)
         .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(IDLE_TIMEOUT)
-        .user_agent(concat!("stave/", env!("CARGO_PKG_VERSION")))
+        .user_agent(USER_AGENT)
         .build()?)
 }
 

@@ -1,0 +1,93 @@
+//! Rules about what a build is made from, and graphs that lie in files of other graphs.
+
+use std::collections::HashMap;
+
+use bollard_buildkit_proto::moby::buildkit::v1::SolveRequest;
+use bollard_buildkit_proto::moby::buildkit::v1::sourcepolicy::{
+    MatchType, Policy, PolicyAction, Rule, Selector, Update,
+};
+use bollard_buildkit_proto::pb;
+use prost::Message as _;
+use stave_llb::builder::{About, FileSpec, FileStep, GraphBuilder};
+use stave_llb::{FileActionKind, MkfileAction};
+
+use super::client::{Files, TestDaemon, content, names};
+
+fn rule(action: PolicyAction, identifier: &str, to: Option<&str>) -> Rule {
+    Rule {
+        action: action.into(),
+        selector: Some(Selector {
+            identifier: identifier.to_owned(),
+            match_type: MatchType::Wildcard.into(),
+            constraints: Vec::new(),
+        }),
+        updates: to.map(|to| Update { identifier: to.to_owned(), attrs: HashMap::new() }),
+    }
+}
+
+async fn build(daemon: &TestDaemon, name: &str, rules: Vec<Rule>) -> Result<Vec<u8>, String> {
+    let dockerfile = "FROM scratch\nCOPY f /\nADD https://nowhere.invalid/x /\n";
+    let mut client = daemon.client(name, "", Files::new(&[("f", "1")], dockerfile)).await;
+    let wish =
+        |request: SolveRequest| SolveRequest { source_policy: Some(Policy { version: 1, rules }), ..request };
+    let built = client.build_with(name, "tar", wish).await;
+    built.map(|built| built.archive).map_err(|status| status.message().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rules_say_what_a_build_is_made_from() {
+    let daemon = TestDaemon::start().await;
+    let denied = build(&daemon, "denied", vec![rule(PolicyAction::Deny, "https://*", None)]).await;
+    assert_eq!(
+        denied.expect_err("is denied"),
+        "error evaluating the source policy: source \"https://nowhere.invalid/x\" denied by policy: source \
+         denied by policy"
+    );
+    let nonsense = build(&daemon, "nonsense", vec![rule(PolicyAction::Convert, "*", None)]).await;
+    assert!(nonsense.expect_err("is refused").contains("missing destination for convert rule"));
+    // The client's own directory takes the place of the download.
+    let replaced = rule(PolicyAction::Convert, "https://*", Some("local://context"));
+    let replaced = build(&daemon, "replaced", vec![replaced]).await.expect_err("has no such file");
+    assert!(!replaced.contains("nowhere.invalid: "), "{replaced}");
+    daemon.stop().await;
+}
+
+/// The graph that writes one file.
+fn file(path: &str, data: &[u8]) -> pb::Definition {
+    let kind = FileActionKind::Mkfile(MkfileAction {
+        path: path.to_owned(),
+        mode: 0o644,
+        data: data.to_vec(),
+        ..MkfileAction::default()
+    });
+    let mut graph = GraphBuilder::default();
+    let step = FileStep { kind, source: None };
+    let made = graph.file(FileSpec { base: None, actions: vec![step], about: About::default() });
+    pb::Definition::decode(graph.finish(Some(made)).to_wire().as_slice()).expect("is one")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_graph_lies_in_a_file_of_another() {
+    const NAME: &str = "buildkit.llb.definition";
+    let daemon = TestDaemon::start().await;
+    let inner = file("/inner", b"within").encode_to_vec();
+    let mut outer = file(&format!("/{NAME}"), &inner);
+    let first = stave_oci::Digest::sha256(&outer.def[0]).to_string();
+    let input = |digest: String| vec![pb::Input { digest, index: 0 }];
+    let op = pb::BuildOp {
+        builder: -1,
+        inputs: [(NAME.to_owned(), pb::BuildInput { input: 0 })].into(),
+        ..pb::BuildOp::default()
+    };
+    let op = pb::Op { inputs: input(first), op: Some(pb::op::Op::Build(op)), ..pb::Op::default() };
+    let bytes = op.encode_to_vec();
+    let end = pb::Op { inputs: input(stave_oci::Digest::sha256(&bytes).to_string()), ..pb::Op::default() };
+    outer.def.pop();
+    outer.def.extend([bytes, end.encode_to_vec()]);
+    let mut client = daemon.client("s", "", Files::new(&[], "")).await;
+    let wish = |request| SolveRequest { frontend: String::new(), definition: Some(outer), ..request };
+    let built = client.build_with("b", "tar", wish).await.expect("builds");
+    assert_eq!(names(&built.archive), ["inner"]);
+    assert_eq!(content(&built.archive, "inner"), "within");
+    daemon.stop().await;
+}
