@@ -1,9 +1,9 @@
 //! How far steps may go: rights, limits, devices, certificates, proxies, secrets.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
-use crate::environment::{Environment, tool};
+use crate::environment::{Environment, is_privileged, own_capabilities, tool};
 
 #[test]
 fn rights_are_refused_unless_granted() {
@@ -11,10 +11,15 @@ fn rights_are_refused_unless_granted() {
     world.dockerfile("FROM BUSYBOX\nRUN --security=insecure grep CapEff /proc/self/status > /caps\n");
     world.build("rights").exits(1).says("security.insecure is not allowed");
     world.stave(["build", "--allow", "security.insecure", "-t", "rights", "."]).success();
-    let own = fs::read_to_string("/proc/self/status").expect("readable");
-    let own =
-        own.lines().find_map(|line| line.strip_prefix("CapEff:")).expect("capabilities").trim().to_owned();
-    assert_eq!(world.run("rights", &["cut", "-f2", "/caps"]).trim(), own);
+    // Root passes on what it has; in a user namespace of one's own there is everything.
+    let own = match is_privileged() {
+        true => own_capabilities(),
+        false => {
+            let last = fs::read_to_string("/proc/sys/kernel/cap_last_cap").expect("readable");
+            (2 << last.trim().parse::<u32>().expect("a number")) - 1
+        }
+    };
+    assert_eq!(world.run("rights", &["cut", "-f2", "/caps"]).trim(), format!("{own:016x}"));
     world.stave(["build", "--allow", "root", "."]).exits(2).says("unknown entitlement root");
 }
 
@@ -22,7 +27,7 @@ fn rights_are_refused_unless_granted() {
 fn an_insecure_step_has_nothing_masked_and_no_filter() {
     let world = Environment::new();
     world.dockerfile(
-        "FROM BUSYBOX\nRUN --security=insecure mkdir -p /mnt && grep Seccomp: /proc/self/status > /filter && \
+        "FROM BUSYBOX\nRUN --security=insecure --network=none mkdir -p /mnt && grep Seccomp: /proc/self/status > /filter && \
          mount -t tmpfs none /mnt && umount /mnt && ls /sys/firmware > /firmware && \
          mount | grep ' /sys ' | grep -c '(rw' > /sys-mode\n",
     );
@@ -178,16 +183,17 @@ fn nothing_of_the_host_can_be_changed_from_a_step() {
     world.dockerfile("FROM BUSYBOX\nCOPY try.sh /try.sh\nRUN /try.sh > /tried 2>/dev/null; true\n");
     world.build("tried").success();
     let tried = world.run("tried", &["cat", "/tried"]);
-    let escaped: Vec<&str> = tried.lines().filter(|line| !line.ends_with(": refused")).collect();
+    // Where a container hides parts of its `/proc`, that is what steps see; what is in it they cannot touch.
+    let own_proc = is_privileged() || std::fs::metadata(world.context()).is_ok_and(|own| own.uid() != 0);
+    let is_known = |line: &str| line.starts_with("see processes outside:") && !own_proc;
+    let escaped: Vec<&str> =
+        tried.lines().filter(|line| !line.ends_with(": refused") && !is_known(line)).collect();
     assert!(escaped.is_empty() && tried.lines().count() >= 20, "{tried}");
 }
 
 /// An external runtime runs steps as the sandbox does, as far as a step can tell.
 fn runs_under(runtime: &str) {
-    if std::process::Command::new(runtime).arg("--version").output().is_err() {
-        eprintln!("not checked: there is no {runtime}");
-        return;
-    }
+    tool(runtime, &["--version"]);
     let world = Environment::new();
     fs::write(world.path("token"), "s3cr3t-t0ken-value\n").expect("writes");
     let secret = format!("id=token,src={}", world.path("token").display());

@@ -3,7 +3,7 @@
 //! The client is `buildctl`, or `docker-buildx`, as the variables `STAVE_TEST_BUILDCTL` and `STAVE_TEST_BUILDX` name
 //! them; tests of a client that is not there pass without doing anything, as those of a registry that is not there do.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -89,6 +89,8 @@ fn a_group_may_use_the_socket() {
     let daemon = Daemon::start(&environment, &["--group", &own]);
     let mode = std::fs::metadata(&daemon.socket).expect("is there").permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
+    let group = std::fs::metadata(&daemon.socket).expect("is there").gid();
+    assert_eq!(group.to_string(), own);
     daemon.stop(&environment.root());
 }
 

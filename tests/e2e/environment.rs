@@ -151,6 +151,21 @@ impl Environment {
     }
 }
 
+/// Whether this process may do what root may on a machine: in a container its root may not.
+pub(crate) fn is_privileged() -> bool {
+    own_capabilities() & (1 << CAP_SYS_ADMIN) != 0
+}
+
+/// The number of the right to mount and to make namespaces; capabilities(7).
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// What this process may, a bit for each capability.
+pub(crate) fn own_capabilities() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("readable");
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).expect("capabilities");
+    u64::from_str_radix(line.trim(), 16).expect("a number")
+}
+
 /// The program under test: the release binary if the caller made one, else the one cargo built.
 pub(crate) fn program() -> PathBuf {
     std::env::var_os("STAVE_TEST_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_stave").into(), PathBuf::from)

@@ -61,6 +61,58 @@ fn a_failed_step_can_be_entered_and_copied_out_of() {
 }
 
 #[test]
+fn a_failed_step_is_entered_with_its_own_network() {
+    let world = Environment::new();
+    world.dockerfile("FROM BUSYBOX\nRUN readlink /proc/self/ns/net > /net; exit 1\n");
+    let devices = |words: &[&str]| {
+        world.stave([&["build"], words, &["."]].concat()).exits(1);
+        world.stave(["debug", "--", "sh", "-c", "ls /sys/class/net"]).success().stdout
+    };
+    assert_eq!(devices(&["--network", "none"]), "lo\n");
+    let hosts = fs::read_dir("/sys/class/net").expect("readable").count();
+    assert_eq!(devices(&[]).lines().count(), hosts);
+}
+
+/// Runs a build at a terminal, by `script`: what it shows, and its code. `typed` is typed when `prompt` is there.
+fn at_a_terminal(world: &Environment, words: &str, prompt: &str, typed: &str) -> (String, Option<i32>) {
+    use std::io::{Read as _, Write as _};
+    use std::process::Stdio;
+    let command = world.command();
+    let program = command.get_program().to_string_lossy().into_owned();
+    let mut at_terminal = std::process::Command::new("script");
+    at_terminal.args(["-qec", &format!("{program} {words}"), "/dev/null"]).current_dir(world.context());
+    at_terminal.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    at_terminal.env("SHELL", "/bin/sh").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    let mut child = at_terminal.spawn().expect("util-linux has `script`");
+    let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+    let (mut stdin, mut stdout) = (stdin.expect("is piped"), stdout.expect("is piped"));
+    let (mut shown, mut typed) = (String::new(), Some(typed));
+    let mut bytes = [0; 4096];
+    loop {
+        let length = stdout.read(&mut bytes).expect("is readable");
+        if length == 0 {
+            break;
+        }
+        shown.push_str(&String::from_utf8_lossy(&bytes[..length]));
+        if let Some(text) = typed.take_if(|_| shown.contains(prompt)) {
+            stdin.write_all(text.as_bytes()).expect("is read");
+        }
+    }
+    (shown, child.wait().expect("ends").code())
+}
+
+#[test]
+fn a_shell_opens_at_once_where_a_step_failed() {
+    let world = Environment::new();
+    world.dockerfile("FROM BUSYBOX\nENV COLOUR=blue\nWORKDIR /src\nRUN echo partial > report; exit 9\n");
+    let words = "build --progress=plain --on-failure=shell .";
+    let typed = "echo $COLOUR-$(cat report)-$(pwd)-$(tty)\nexit\n";
+    let (shown, code) = at_a_terminal(&world, words, "/src # ", typed);
+    assert!(shown.contains("blue-partial-/src-/dev/pts/0") && shown.contains("exit code: 9"), "{shown}");
+    assert_eq!(code, Some(1));
+}
+
+#[test]
 fn only_so_many_failures_are_kept() {
     let world = Environment::new();
     for number in 0..5 {

@@ -1,6 +1,6 @@
 //! Other people's tools read what we write, and the reverse.
 
-use crate::environment::{Environment, registry, tool};
+use crate::environment::{Environment, Outcome, is_privileged, registry, tool};
 
 fn built() -> Environment {
     let world = Environment::new();
@@ -12,22 +12,37 @@ fn built() -> Environment {
     world
 }
 
-fn podman(world: &Environment, words: &[&str]) -> String {
-    let [root, run] = ["podman-root", "podman-run"].map(|name| world.path(name).display().to_string());
-    let storage = [
-        "--root",
-        &root,
-        "--runroot",
-        &run,
-        "--storage-driver",
-        "vfs",
-        "--cgroup-manager",
-        "cgroupfs",
-        "--runtime",
-        "runc",
-    ];
-    let all: Vec<&str> = storage.into_iter().chain(words.iter().copied()).collect();
-    tool("podman", &all)
+/// Podman with a store of its own.
+struct Podman {
+    root: String,
+    /// Not below the test's own folder: podman refuses long paths there.
+    run: tempfile::TempDir,
+}
+
+impl Podman {
+    fn new(world: &Environment) -> Self {
+        let run = tempfile::Builder::new().prefix("podman").tempdir_in("/tmp").expect("a folder");
+        Self { root: world.path("podman-root").display().to_string(), run }
+    }
+
+    /// A call of it, in so many words.
+    fn command(&self) -> std::process::Command {
+        let mut command = std::process::Command::new("podman");
+        command.args(["--root", &self.root, "--runroot"]).arg(self.run.path());
+        command.args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--runtime", "runc"]);
+        if !is_privileged() {
+            // A user without other ids cannot keep others' files.
+            command.args(["--storage-opt", "vfs.ignore_chown_errors=true"]);
+        }
+        command
+    }
+
+    #[track_caller]
+    fn call(&self, words: &[&str]) -> String {
+        Outcome::of(self.command().args(words).output().expect("podman is needed by this test"))
+            .success()
+            .stdout
+    }
 }
 
 fn inspect(source: &str) -> serde_json::Value {
@@ -72,14 +87,15 @@ fn skopeo_and_podman_read_our_archives() {
         stave_oci::Platform::host().architecture
     );
     inspect(&format!("docker-archive:{docker}"));
-    let loaded = podman(&world, &["load", "-i", &docker]);
+    let podman = Podman::new(&world);
+    let loaded = podman.call(&["load", "-i", &docker]);
     assert!(loaded.contains("it:latest"), "{loaded}");
     // Limits that a machine without CAP_SYS_RESOURCE can set.
     let run =
         ["run", "--rm", "--network=host", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", "it"];
-    assert_eq!(podman(&world, &run), "done\n");
+    assert_eq!(podman.call(&run), "done\n");
     let script = ["sh", "-c", "test -e /home || readlink /link"];
-    assert_eq!(podman(&world, &[run.as_slice(), &script].concat()), "/data\n");
+    assert_eq!(podman.call(&[run.as_slice(), &script].concat()), "/data\n");
 }
 
 #[test]
@@ -147,12 +163,10 @@ fn we_read_layers_in_every_compression() {
 struct Service(std::process::Child);
 
 impl Service {
-    fn start(world: &Environment, socket: &std::path::Path) -> Self {
-        let [root, run] = ["podman-root", "podman-run"].map(|name| world.path(name).display().to_string());
+    fn start(podman: &Podman, socket: &std::path::Path) -> Self {
         let address = format!("unix://{}", socket.display());
-        let mut command = std::process::Command::new("podman");
-        command.args(["--root", &root, "--runroot", &run, "--storage-driver", "vfs"]);
-        command.args(["--cgroup-manager", "cgroupfs", "system", "service", "--time", "0", &address]);
+        let mut command = podman.command();
+        command.args(["system", "service", "--time", "0", &address]);
         command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
         let mut service = Self(command.spawn().expect("podman is needed by this test"));
         while std::os::unix::net::UnixStream::connect(socket).is_err() {
@@ -174,7 +188,8 @@ impl Drop for Service {
 fn another_engine_gets_only_what_it_lacks() {
     let world = Environment::new();
     let socket = world.path("engine.sock");
-    let _service = Service::start(&world, &socket);
+    let podman = Podman::new(&world);
+    let _service = Service::start(&podman, &socket);
     let spec = format!("type=docker,context=unix://{}", socket.display());
     let send = |name: &str| world.stave(["build", "-o", &spec, "-t", name, "."]).success().stderr;
     let kept = |said: &str| said.lines().filter(|line| line.contains("already exists sha256:")).count();
@@ -185,10 +200,10 @@ fn another_engine_gets_only_what_it_lacks() {
     assert_eq!(kept(&send("it:more")), layers);
     let run =
         ["run", "--rm", "--network=host", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", "it:more"];
-    assert_eq!(podman(&world, &run), "base\nmore\n");
+    assert_eq!(podman.call(&run), "base\nmore\n");
     // The same again is only named.
     assert_eq!(kept(&send("it:again")), layers + 1);
-    assert!(podman(&world, &["image", "exists", "it:again"]).is_empty());
+    assert!(podman.call(&["image", "exists", "it:again"]).is_empty());
 }
 
 #[test]
@@ -233,9 +248,10 @@ fn an_index_of_two_platforms_is_read_by_all() {
         let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
         assert_eq!(listed["manifests"].as_array().map(Vec::len), Some(2));
         let pull = ["pull", "-q", "--tls-verify=false", "--arch", "arm64", &name];
-        podman(&world, &pull);
+        let podman = Podman::new(&world);
+        podman.call(&pull);
         let inspect: serde_json::Value =
-            serde_json::from_str(&podman(&world, &["image", "inspect", &name])).expect("JSON");
+            serde_json::from_str(&podman.call(&["image", "inspect", &name])).expect("JSON");
         assert_eq!(inspect[0]["Architecture"], "arm64");
         // And back: theirs, with all its platforms, is one of ours.
         let theirs = format!("{}/interop/two-{kind}-theirs:{}", registry(), std::process::id());
@@ -255,7 +271,8 @@ fn buildah_builds_on_what_we_push() {
     world.stave(["push", "-q", &name]).success();
     let root = world.path("buildah").display().to_string();
     let run = world.path("buildah-run").display().to_string();
-    let storage = ["--root", &root, "--runroot", &run, "--storage-driver", "vfs"];
+    let ids: &[&str] = if is_privileged() { &[] } else { &["--storage-opt", "vfs.ignore_chown_errors=true"] };
+    let storage = [&["--root", &root, "--runroot", &run, "--storage-driver", "vfs"], ids].concat();
     let buildah = |words: &[&str]| tool("buildah", &[storage.as_slice(), words].concat());
     let container = buildah(&["from", "--tls-verify=false", &name]);
     let container = container.trim();

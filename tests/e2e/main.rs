@@ -13,6 +13,7 @@ mod confinement;
 mod crash;
 mod daemon;
 mod environment;
+mod escapes;
 mod explain;
 mod exports;
 mod failures;

@@ -48,9 +48,16 @@ try "raise a limit" sh -c 'for at in /sys/fs/cgroup/*/memory.limit_in_bytes /sys
 try "write own start program" sh -c ': > /proc/self/exe'
 try "write the init's program" sh -c 'cat /proc/1/exe > /dev/null && : > /proc/1/exe'
 try "see processes outside" sh -c 'test $(ls -d /proc/[0-9]* | wc -l) -gt 20'
+try "look into processes outside" sh -c 'for at in /proc/[0-9]*; do kill -0 ${at#/proc/} || { head -c 1 $at/environ | grep -q . && exit 0; ls $at/root/ && exit 0; }; done; exit 1'
 try "leaked descriptors" sh -c 'ls -l /proc/1/fd | grep -vE "/dev/null|pipe:|/proc/|^total|/try.sh|/tried" | grep -q -- "->"'
 
+try "leave by a working directory" sh -c 'for at in 3 4 5 6 7 8 9 10 11 12; do cd /proc/self/fd/$at && test -e ../../../../var/lib/dpkg/status && exit 0; done; exit 1'
+try "leave by another's root" sh -c 'for at in /proc/[0-9]*; do test -e $at/root/var/lib/dpkg/status && exit 0; test -e $at/cwd/../../../../var/lib/dpkg/status && exit 0; done; exit 1'
+
 # The kernel
+try "change the host name of others" sh -c 'echo x > /proc/sys/kernel/hostname'
+try "raise priorities" nice -n -5 true
+try "read the kernel's log" dmesg
 try "load a module" insmod /x.ko
 try "set the clock" sh -c 'date -s 2001-01-01; test $(date +%Y) -lt 2010'
 try "reboot" reboot -f
