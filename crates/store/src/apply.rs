@@ -88,6 +88,9 @@ pub struct AppliedLayer {
     pub size: u64,
 }
 
+/// Bytes that an entry takes on a disk beyond those in the archive, at most: its last block, or a directory's first.
+const ENTRY: u64 = 4096;
+
 /// Bytes read from a stream at once.
 const BUFFER: usize = 128 << 10;
 
@@ -132,6 +135,8 @@ impl Store {
         let mut archive = Archive::new(stream, options.limits);
         let mut extractor = Extractor::new(active.upper(), self.inner.config.xattrs, options)?;
         while let Some(entry) = archive.next().map_err(|(path, kind)| failed(&path, kind))? {
+            // Beside its bytes, which were asked for when they were read.
+            active.room().take(ENTRY)?;
             extractor.unpack(&entry, &mut archive).map_err(|kind| failed(&entry.path, kind))?;
         }
         extractor.finish().map_err(|kind| failed(b"(directory times)", kind))?;

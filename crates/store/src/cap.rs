@@ -2,9 +2,9 @@
 //!
 //! Every writer (a layer being unpacked, a blob being received) reserves what it is about to write, in steps of
 //! [`STEP`]; a session says in its slot's file how much it has reserved, so that all processes of a store count
-//! together. When the sum would pass the cap, what is least worth keeping goes first; when that is not enough the
+//! together: it says so first and counts then, so that of two that ask at once one sees the other at least. When the sum would pass the cap, what is least worth keeping goes first; when that is not enough the
 //! writer gets [`StoreError::CapReached`] and nothing is written. What a RUN step writes is not announced: `growth`
-//! looks at it while it runs. Start with [`Reservation`]; [`LayerRoom`] is how others hold one.
+//! has something reserved for it and looks at it while it runs. Start with [`Reservation`]; [`LayerRoom`] is how others hold one.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +17,27 @@ pub(crate) const STEP: u64 = 8 << 20;
 
 /// How long a reckoning of what the store takes is believed, unless a writer ended.
 const RECKONING: Duration = Duration::from_millis(250);
+
+/// Part of a cap that is kept free for the growth of what is counted and never refused: databases, journal, records.
+const OWN_PART: u64 = 32;
+
+/// The bounds of that part.
+const OWN: (u64, u64) = (256 << 10, 64 << 20);
+
+/// How often a process asks that may have met another.
+const ATTEMPTS: u32 = 3;
+
+/// Part of the pause between two of these.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// What the store took when that was last looked at.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reckoning {
+    at: Instant,
+    used: u64,
+    /// What others had reserved then.
+    others: u64,
+}
 
 /// Room for something that is being written. Its drop gives back what was not written, for what was written is
 /// counted by then.
@@ -48,6 +69,32 @@ impl Reservation {
         self.grow_exactly(bytes.saturating_sub(self.used))
     }
 
+    /// Bytes reserved.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// So many bytes were written: reserved they become out of `sources` as far as those go, then anew.
+    pub(crate) fn settle(&mut self, bytes: u64, sources: &mut [&mut Self]) -> Result<(), StoreError> {
+        self.shrink_to(bytes);
+        self.used = bytes;
+        for source in sources {
+            let taken = source.bytes.min(bytes - self.bytes);
+            source.bytes -= taken;
+            source.used = source.used.min(source.bytes);
+            self.bytes += taken;
+        }
+        self.become_exactly(bytes)
+    }
+
+    /// Reserves exactly so much, and fails when the store is over its cap with that. On failure nothing is added.
+    pub(crate) fn become_exactly(&mut self, bytes: u64) -> Result<(), StoreError> {
+        self.shrink_to(bytes);
+        self.store.make_room(bytes - self.bytes)?;
+        (self.bytes, self.used) = (bytes, bytes);
+        Ok(())
+    }
+
     /// Gives back what is beyond this.
     pub(crate) fn shrink_to(&mut self, bytes: u64) {
         self.used = self.used.min(bytes);
@@ -59,20 +106,19 @@ impl Reservation {
     }
 
     fn grow_in(&mut self, step: u64, bytes: u64) -> Result<(), StoreError> {
-        self.used += bytes;
-        if self.used <= self.bytes || self.store.cap().is_none() {
-            return Ok(());
+        let used = self.used + bytes;
+        if used > self.bytes && self.store.cap().is_some() {
+            let exact = used - self.bytes;
+            let wanted = exact.max(step);
+            // Near the cap the last bytes are asked for one by one.
+            self.bytes += match self.store.make_room(wanted) {
+                Err(StoreError::CapReached { .. }) if wanted > exact => {
+                    self.store.make_room(exact).map(|()| exact)?
+                }
+                other => other.map(|()| wanted)?,
+            };
         }
-        let wanted = (self.used - self.bytes).max(step);
-        // Near the cap the last bytes are asked for one by one.
-        let got = match self.store.make_room(wanted) {
-            Err(StoreError::CapReached { .. }) if wanted > self.used - self.bytes => {
-                let exact = self.used - self.bytes;
-                self.store.make_room(exact).map(|()| exact)?
-            }
-            other => other.map(|()| wanted)?,
-        };
-        self.bytes += got;
+        self.used = used;
         Ok(())
     }
 }
@@ -109,6 +155,11 @@ impl LayerRoom {
     }
 }
 
+/// Bytes of a cap that are kept for the store itself.
+fn own(cap: u64) -> u64 {
+    (cap / OWN_PART).clamp(OWN.0, OWN.1)
+}
+
 impl Store {
     /// The cap in bytes, if the store has one.
     pub fn cap(&self) -> Option<u64> {
@@ -132,40 +183,80 @@ impl Store {
     pub(crate) fn room_left(&self) -> Result<u64, StoreError> {
         let Some(cap) = self.cap() else { return Ok(u64::MAX) };
         let mut known = self.inner.making_room.lock().unwrap_or_else(PoisonError::into_inner);
-        let used = match *known {
-            Some((at, used)) if at.elapsed() < RECKONING => used,
-            _ => self.used_bytes()?,
-        };
-        *known = Some((Instant::now(), used));
-        Ok(cap.saturating_sub(used + self.reserved_by_all()?))
+        let (used, reserved) = self.reckon(&mut known)?;
+        Ok(cap.saturating_sub(used + reserved + own(cap)))
     }
 
-    /// Reserves, collecting when needed. One at a time in a process: two that see the same room take it once.
+    /// What the store takes, and what is reserved by all.
+    fn reckon(&self, known: &mut Option<Reckoning>) -> Result<(u64, u64), StoreError> {
+        let others = self.reserved_by_others()?;
+        let used = match known {
+            // Who gives a reservation back has recorded what it wrote: that is not known yet.
+            Some(known) if known.at.elapsed() < RECKONING && others >= known.others => {
+                known.others = others;
+                known.used
+            }
+            _ => {
+                let at = Instant::now();
+                let used = self.used_bytes()?;
+                *known = Some(Reckoning { at, used, others });
+                used
+            }
+        };
+        Ok((used, self.inner.reserved.load(Ordering::Relaxed) + others))
+    }
+
+    /// Reserves, collecting when needed. One at a time in a process.
     fn make_room(&self, bytes: u64) -> Result<(), StoreError> {
         let Some(cap) = self.cap() else { return Ok(()) };
         let mut known = self.inner.making_room.lock().unwrap_or_else(PoisonError::into_inner);
-        let reserved = self.reserved_by_all()?;
-        let mut used = match *known {
-            Some((at, used)) if at.elapsed() < RECKONING => used,
-            _ => self.used_bytes()?,
-        };
-        *known = Some((Instant::now(), used));
-        if used + reserved + bytes > cap {
-            let target = cap.saturating_sub(reserved + bytes);
-            let request = PruneRequest {
-                limits: crate::KeepLimits { max_used: Some(target), ..crate::KeepLimits::default() },
-                ..PruneRequest::unused()
+        for attempt in 1.. {
+            self.reserve(bytes);
+            let refusal = match self.fit(cap, bytes, &mut known) {
+                Ok(None) => return Ok(()),
+                Ok(Some(refusal)) => refusal,
+                Err(error) => {
+                    self.release(bytes);
+                    return Err(error);
+                }
             };
-            self.prune(&request)?;
-            used = self.used_bytes()?;
-            *known = Some((Instant::now(), used));
-            if used + reserved + bytes > cap {
-                return Err(StoreError::CapReached { cap, used: used + reserved, wanted: bytes });
+            self.release(bytes);
+            if attempt == ATTEMPTS || self.reserved_by_others()? == 0 {
+                return Err(refusal);
             }
+            // Two processes that asked at once both saw too much: the one of the lower number asks again first.
+            std::thread::sleep(PAUSE + PAUSE * (std::process::id() % 8));
         }
+        Ok(())
+    }
+
+    /// Whether all that is reserved fits, when what may go has gone; else why not.
+    fn fit(
+        &self,
+        cap: u64,
+        wanted: u64,
+        known: &mut Option<Reckoning>,
+    ) -> Result<Option<StoreError>, StoreError> {
+        let (used, reserved) = self.reckon(known)?;
+        let reserved = reserved + own(cap);
+        if used + reserved <= cap {
+            return Ok(None);
+        }
+        let limits = crate::KeepLimits {
+            max_used: Some(cap.saturating_sub(reserved)),
+            ..crate::KeepLimits::default()
+        };
+        self.prune(&PruneRequest { limits, ..PruneRequest::unused() })?;
+        *known = None;
+        let (used, reserved) = self.reckon(known)?;
+        let reserved = reserved + own(cap);
+        let used_by_all = used + reserved - wanted;
+        Ok((used + reserved > cap).then_some(StoreError::CapReached { cap, used: used_by_all, wanted }))
+    }
+
+    fn reserve(&self, bytes: u64) {
         self.inner.reserved.fetch_add(bytes, Ordering::Relaxed);
         self.announce();
-        Ok(())
     }
 
     /// Gives reserved bytes back.
@@ -185,9 +276,12 @@ impl Store {
     }
 
     /// What all live sessions have reserved and not yet recorded.
-    fn reserved_by_all(&self) -> Result<u64, StoreError> {
-        let own = self.inner.reserved.load(Ordering::Relaxed);
-        Ok(own + crate::session::reserved_by_others(&self.inner.root, &self.inner.session)?)
+    pub(crate) fn reserved_by_all(&self) -> Result<u64, StoreError> {
+        Ok(self.inner.reserved.load(Ordering::Relaxed) + self.reserved_by_others()?)
+    }
+
+    fn reserved_by_others(&self) -> Result<u64, StoreError> {
+        crate::session::reserved_by_others(&self.inner.root, &self.inner.session)
     }
 
     fn announce(&self) {

@@ -65,7 +65,7 @@ pub use diff::{TarOptions, Timestamps};
 pub use doctor::{Finding, FindingKind, FindingState, examine};
 pub use error::{DatabaseError, LayerError, LayerErrorKind, StoreError};
 pub use flat::{FlatTree, Left, Taking};
-pub use growth::Growth;
+pub use growth::{Announcements, Glance, Growth};
 pub use image::{ImageLayer, ListedImage, LocalImage, StoredManifest};
 pub use image_set::{NamedImages, StoredAttestation};
 pub use layer::ActiveLayer;

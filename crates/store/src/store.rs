@@ -6,7 +6,6 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
 
 use crate::database::Database;
 use crate::durability::{self, Flusher};
@@ -79,7 +78,8 @@ pub(crate) struct Inner {
     /// Bytes that are about to be written by this process.
     pub(crate) reserved: AtomicU64,
     /// What the store took when that was last reckoned; held while room is made.
-    pub(crate) making_room: Mutex<Option<(Instant, u64)>>,
+    pub(crate) making_room: Mutex<Option<crate::cap::Reckoning>>,
+    pub(crate) margin: Mutex<std::sync::Weak<crate::LayerRoom>>,
     /// Tars that are being digested, so that nobody does it twice at once.
     pub(crate) digesting: Mutex<BTreeMap<LayerTar, Arc<Mutex<()>>>>,
     pub(crate) session: Session,
@@ -136,6 +136,7 @@ impl Store {
             policy: OnceLock::new(),
             reserved: AtomicU64::new(0),
             making_room: Mutex::new(None),
+            margin: Mutex::default(),
             digesting: Mutex::new(BTreeMap::new()),
             session,
         };

@@ -19,10 +19,10 @@ use std::time::Duration;
 use rustix::pipe::{PipeFlags, pipe_with};
 use stave_sandbox::{
     CgroupLimits, CgroupParent, Exit, ExitStatus, Launcher, MountSpec, Network, Process, RootFs, Sandbox,
-    SandboxSpec, Security, SpawnError, Stdio, WaitError,
+    SandboxSpec, Security, SpawnError, Stdio, Urgent, WaitError,
 };
 use stave_solver::{EventSubscription, LogStream};
-use stave_store::Store;
+use stave_store::{Store, StoreError};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +31,7 @@ pub use self::runtime::{RuntimeError, RuntimeExecutor};
 use self::tree::ProcessTree;
 pub use self::tree::TreeError;
 use crate::redact::Redactions;
+use crate::watch::{Watch, Watching};
 
 /// Bytes of output read at a time.
 const OUTPUT_BUFFER: usize = 16 << 10;
@@ -56,6 +57,8 @@ pub struct ProcessSpec {
     pub limits: Option<CgroupLimits>,
     /// Where the control group is made.
     pub cgroup_parent: CgroupParent,
+    /// What holds it to the store's cap.
+    pub(crate) watch: Option<Arc<Watch>>,
 }
 
 /// What the process sees as file system.
@@ -145,6 +148,9 @@ pub enum ExecError {
     /// The external runtime could not run it.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    /// Nothing more fits into the store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// It was killed because nobody wanted the outcome any more.
     #[error("cancelled")]
     Cancelled,
@@ -173,6 +179,7 @@ pub struct SandboxExecutor {
 /// A process that was started. Fields are dropped in order: what it works in goes after it.
 #[derive(Debug)]
 pub(crate) struct Started {
+    pub(crate) watching: Option<Watching>,
     pub(crate) sandbox: Sandbox,
     pub(crate) tree: Option<ProcessTree>,
 }
@@ -185,17 +192,26 @@ impl SandboxExecutor {
     }
 
     /// Starts a sandbox and returns it running, for those who want to talk to it.
-    pub(crate) async fn spawn(&self, mut spec: SandboxSpec, stdio: Stdio) -> Result<Started, ExecError> {
+    pub(crate) async fn spawn(
+        &self,
+        mut spec: SandboxSpec,
+        stdio: Stdio,
+        watch: Option<Arc<Watch>>,
+    ) -> Result<Started, ExecError> {
         let (launcher, trees) = (self.launcher.clone(), self.trees.clone());
         awaited(move || {
             let tree = trees.map(|store| ProcessTree::build(&store, &mut spec)).transpose()?;
-            Ok(Started { sandbox: launcher.spawn(&spec, stdio)?, tree })
+            start(&launcher, &spec, stdio, (tree, watch))
         })
         .await
     }
 
     /// Starts a sandbox without input; what it writes to its two streams comes out of the pipes.
-    async fn spawn_logged(&self, mut spec: SandboxSpec) -> Result<(Started, OwnedFd, OwnedFd), ExecError> {
+    async fn spawn_logged(
+        &self,
+        mut spec: SandboxSpec,
+        watch: Option<Arc<Watch>>,
+    ) -> Result<(Started, OwnedFd, OwnedFd), ExecError> {
         let (launcher, trees) = (self.launcher.clone(), self.trees.clone());
         awaited(move || {
             let tree = trees.map(|store| ProcessTree::build(&store, &mut spec)).transpose()?;
@@ -206,7 +222,7 @@ impl SandboxExecutor {
             let [(stdout, inside_stdout), (stderr, inside_stderr)] = pipes.map_err(ExecError::Output)?;
             let stdin = null().map_err(ExecError::Output)?;
             let stdio = Stdio { stdin, stdout: inside_stdout, stderr: inside_stderr };
-            Ok((Started { sandbox: launcher.spawn(&spec, stdio)?, tree }, stdout, stderr))
+            Ok((start(&launcher, &spec, stdio, (tree, watch))?, stdout, stderr))
         })
         .await
     }
@@ -262,17 +278,18 @@ impl Executor for SandboxExecutor {
         io: ProcessIo,
         cancel: &CancellationToken,
     ) -> Result<Finished, ExecError> {
+        let watch = process.watch.clone();
         let spec = sandbox_spec(process, mounts);
         let kills = usage::machine_oom_kills();
         let (started, output) = match io {
-            ProcessIo::Given(stdio) => (self.spawn(spec, stdio).await?, None),
+            ProcessIo::Given(stdio) => (self.spawn(spec, stdio, watch).await?, None),
             ProcessIo::Logged(log) => {
-                let (started, stdout, stderr) = self.spawn_logged(spec).await?;
+                let (started, stdout, stderr) = self.spawn_logged(spec, watch).await?;
                 (started, Some((log, stdout, stderr)))
             }
         };
         let held = output.as_ref().map_or_else(Arc::default, |(log, ..)| Arc::clone(&log.held));
-        let Started { mut sandbox, tree } = started;
+        let Started { watching, mut sandbox, tree } = started;
         let tail = Arc::new(Tail::default());
         let reading = async {
             match output {
@@ -299,14 +316,35 @@ impl Executor for SandboxExecutor {
         let (exit, usage) = ended?;
         read.map_err(ExecError::Output)?;
         let created_mount_points = sandbox.created_mount_points().to_vec();
+        if watching.is_none() && tree.is_none() && sandbox.leaves_nothing() {
+            return Ok(Finished { status: exit.status, tail: tail.bytes(), created_mount_points, usage });
+        }
         // The group is removed with the sandbox, which may take a moment.
         let finished = tokio::task::spawn_blocking(move || {
-            drop(sandbox);
+            drop((watching, sandbox));
             tree.map_or(Ok(()), ProcessTree::finish)
         });
         finished.await.unwrap_or(Ok(())).map_err(TreeError::Store)?;
         Ok(Finished { status: exit.status, tail: tail.bytes(), created_mount_points, usage })
     }
+}
+
+/// Starts a sandbox, and the watch over it.
+fn start(
+    launcher: &Launcher,
+    spec: &SandboxSpec,
+    stdio: Stdio,
+    (tree, watch): (Option<ProcessTree>, Option<Arc<Watch>>),
+) -> Result<Started, ExecError> {
+    let watching = watch.as_ref().map(Watch::begin);
+    // The watch begins no later than the program.
+    let urgent = watch.as_ref().and_then(|_| Urgent::begin());
+    let sandbox = launcher.spawn_bounded(spec, stdio, watch.as_ref().map(Watch::room))?;
+    if let Some(watching) = &watching {
+        watching.follow(sandbox.freezer());
+    }
+    drop(urgent);
+    Ok(Started { watching, sandbox, tree })
 }
 
 /// The sandbox for a process.

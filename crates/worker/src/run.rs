@@ -24,6 +24,7 @@ use crate::source::image::blocking;
 use crate::step::container::Container;
 use crate::step::failed::HeldMounts;
 use crate::users::{Identity, UserError, UserTable};
+use crate::watch::{Watch, Watching};
 use crate::worker::{LocalWorker, MountError, absolute};
 
 /// What to run and over what.
@@ -120,6 +121,8 @@ impl RunError {
 /// A running process. Dropped, it is killed and its changes are gone.
 #[derive(Debug)]
 pub struct Running {
+    watch: Option<Arc<Watch>>,
+    _watching: Option<Watching>,
     sandbox: Sandbox,
     // After the sandbox: what was lent to it goes home.
     _tree: Option<ProcessTree>,
@@ -132,22 +135,58 @@ pub struct Running {
 impl Running {
     /// A process over prepared mounts.
     pub(crate) fn new(started: Started, layer: ActiveLayer, mounts: HeldMounts) -> Self {
-        let Started { sandbox, tree } = started;
-        Self { sandbox, _tree: tree, _layer: Some(layer), _mounts: Some(mounts), _container: None }
+        let Started { watching, sandbox, tree } = started;
+        let (watch, layer, mounts) = (None, Some(layer), Some(mounts));
+        Self {
+            watch,
+            _watching: watching,
+            sandbox,
+            _tree: tree,
+            _layer: layer,
+            _mounts: mounts,
+            _container: None,
+        }
     }
 
     /// A process of a container.
     pub(crate) fn of_container(started: Started, container: Arc<Container>) -> Self {
-        let Started { sandbox, tree } = started;
-        Self { sandbox, _tree: tree, _layer: None, _mounts: None, _container: Some(container) }
+        let Started { watching, sandbox, tree } = started;
+        let (watch, container) = (None, Some(container));
+        Self {
+            watch,
+            _watching: watching,
+            sandbox,
+            _tree: tree,
+            _layer: None,
+            _mounts: None,
+            _container: container,
+        }
     }
 
     /// Waits for the end. When `cancel` fires everything inside is killed first.
     ///
     /// # Errors
-    /// [`ExecError::Cancelled`], or when the end cannot be learnt.
+    /// [`ExecError::Cancelled`], [`ExecError::Store`] when what it writes does not fit into the store, or when the end
+    /// cannot be learnt.
     pub async fn wait(&mut self, cancel: &CancellationToken) -> Result<ExitStatus, ExecError> {
-        Ok(wait(&mut self.sandbox, cancel).await?.status)
+        let Some(watch) = self.watch.clone() else {
+            return Ok(wait(&mut self.sandbox, cancel).await?.status);
+        };
+        let ending = cancel.child_token();
+        let ended = {
+            let mut ended = std::pin::pin!(wait(&mut self.sandbox, &ending));
+            tokio::select! {
+                ended = ended.as_mut() => ended,
+                () = watch.full() => {
+                    ending.cancel();
+                    ended.await
+                }
+            }
+        };
+        match watch.refusal() {
+            Some(refusal) => Err(refusal.into()),
+            None => Ok(ended?.status),
+        }
     }
 
     /// Sends a signal to the process.
@@ -223,7 +262,7 @@ impl LocalWorker<LocalExecutor> {
             return Err(RunError::NoCommand);
         }
         let shared = std::sync::Arc::clone(&self.shared);
-        let (layer, sandbox) = blocking(move || -> Result<_, RunError> {
+        let (layer, watch, sandbox) = blocking(move || -> Result<_, RunError> {
             let view = shared.view(&spec.snapshot)?;
             let identity = UserTable::read(&view).identity(&spec.user)?;
             let layer = shared.prepare(&spec.snapshot, "run").map_err(RootError::from)?;
@@ -231,11 +270,22 @@ impl LocalWorker<LocalExecutor> {
             let network = shared.networks.connect(spec.network)?;
             let mounts = mounts(&spec, &network)?;
             let set = MountSet { root, readonly_root: spec.readonly_root, mounts, shm_size: spec.shm_size };
-            Ok((layer, sandbox_spec(process(&spec, identity, network.network), set)))
+            let watch = Watch::of(&shared.store, [&layer]).map_err(ExecError::from)?;
+            Ok((layer, watch, sandbox_spec(process(&spec, identity, network.network), set)))
         })
         .await?;
-        let Started { sandbox, tree } = self.executor.sandbox().spawn(sandbox, stdio).await?;
-        Ok(Running { sandbox, _tree: tree, _layer: Some(layer), _mounts: None, _container: None })
+        let started = self.executor.sandbox().spawn(sandbox, stdio, watch.clone()).await?;
+        let Started { watching, sandbox, tree } = started;
+        let layer = Some(layer);
+        Ok(Running {
+            watch,
+            _watching: watching,
+            sandbox,
+            _tree: tree,
+            _layer: layer,
+            _mounts: None,
+            _container: None,
+        })
     }
 }
 
@@ -275,6 +325,7 @@ fn process(spec: &RunSpec, identity: Identity, network: Network) -> ProcessSpec 
         security: Security::Default,
         limits: Some(spec.limits.clone()).filter(|limits| !limits.is_empty()),
         cgroup_parent: spec.cgroup_parent.clone(),
+        watch: None,
     }
 }
 

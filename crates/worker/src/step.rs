@@ -5,10 +5,10 @@
 pub(crate) mod container;
 pub(crate) mod failed;
 pub(crate) mod foreign;
+pub(crate) mod leftovers;
 pub(crate) mod mounts;
 mod new_files;
 pub(crate) mod repeated;
-mod room;
 mod surroundings;
 pub(crate) mod traces;
 pub(crate) mod tries;
@@ -233,6 +233,7 @@ fn begin(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
         security,
         limits: None,
         cgroup_parent: CgroupParent::Default,
+        watch: None,
     };
     let touched = Touched::by(&prepared.root_view, specs.iter().map(MountSpec::target));
     if !prepared.readonly_root {

@@ -29,7 +29,7 @@ use crate::layer_place::LayerPlace;
 use crate::manifest::Manifest;
 use crate::networks::Networks;
 use crate::root::RootDir;
-use crate::step::failed::FailedStep;
+use crate::step::leftovers::Leftovers;
 use crate::step::tries::BuildGroups;
 use crate::view::{ViewError, readable};
 
@@ -114,8 +114,8 @@ pub(crate) struct Shared {
     /// Where CDI specifications lie, those of a later directory winning.
     pub(crate) device_directories: Vec<PathBuf>,
     pub(crate) networks: Networks,
-    /// What failed steps left, until the process ends.
-    pub(crate) failed: Mutex<Vec<FailedStep>>,
+    /// What failed steps left.
+    pub(crate) leftovers: Leftovers,
     lease: Mutex<Option<Lease>>,
 }
 
@@ -195,7 +195,7 @@ impl<E> LocalWorker<E> {
             groups: BuildGroups::default(),
             device_directories,
             networks,
-            failed: Mutex::default(),
+            leftovers: Leftovers::default(),
             lease: Mutex::new(Some(lease)),
         };
         Ok(Self { shared: Arc::new(shared), executor })
@@ -240,6 +240,15 @@ impl<E> LocalWorker<E> {
 }
 
 impl Shared {
+    pub(crate) fn open_views(&self) -> usize {
+        let views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        views.values().filter(|view| view.strong_count() > 0).count()
+    }
+
+    pub(crate) fn remembered_digests(&self) -> usize {
+        self.digests.len() + self.travelling.len()
+    }
+
     /// Where mount-point stubs go.
     pub(crate) fn stubs(&self) -> PathBuf {
         self.scratch.path().join("stubs")

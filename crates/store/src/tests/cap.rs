@@ -94,14 +94,14 @@ fn written(store: &Store, bytes: u64) -> crate::ActiveLayer {
 fn a_running_step_that_writes_too_much_is_stopped() {
     let test = capped(12 * MIB);
     let active = written(&test.store, 6 * MIB);
-    let mut growth = Growth::of(&test.store, [&active]).expect("a cap");
-    growth.look().expect("it fits");
+    let mut growth = Growth::of(&test.store, [&active]).expect("a margin").expect("a cap");
+    growth.look(true).expect("it fits");
     assert!(test.store.blob_writer(None, 100 * MIB).expect("a writer").write_all(&vec![1; 7 << 20]).is_err());
     std::fs::write(active.upper().join("g"), vec![1; 7 << 20]).expect("a file");
-    growth.look_closely();
-    let refused = growth.look().expect_err("too much");
+    let refused = growth.look(true).expect_err("too much");
     assert!(words(&refused).contains("the store is full"), "{refused}");
-    assert!(Growth::of(&TestStore::new().store, [&active]).is_none(), "nothing to look for");
+    let uncapped = Growth::of(&TestStore::new().store, [&active]).expect("nothing is asked for");
+    assert!(uncapped.is_none(), "nothing to look for");
 }
 
 #[test]
@@ -109,18 +109,35 @@ fn unused_cache_goes_while_a_step_grows_and_its_room_is_not_counted_twice() {
     let test = capped(20 * MIB);
     drop(written(&test.store, 9 * MIB).commit().expect("cache"));
     let active = written(&test.store, 6 * MIB);
-    let mut growth = Growth::of(&test.store, [&active]).expect("a cap");
-    growth.look().expect("it fits");
+    let mut growth = Growth::of(&test.store, [&active]).expect("a margin").expect("a cap");
+    growth.look(true).expect("it fits");
     std::fs::write(active.upper().join("g"), vec![1; 7 << 20]).expect("a file");
-    growth.look_closely();
-    growth.look().expect("the cache has gone");
+    growth.look(true).expect("the cache has gone");
     std::fs::remove_file(active.upper().join("g")).expect("a removal");
-    growth.look_closely();
-    growth.look().expect("it shrank");
-    test.store.expect_bytes(12 * MIB).expect("what it gave back");
+    growth.look(true).expect("it shrank");
+    test.store.expect_bytes(10 * MIB).expect("what it gave back");
     std::fs::write(active.upper().join("g"), vec![1; 7 << 20]).expect("a file");
     drop(growth);
     active.commit().expect("it is as large as what was seen");
+}
+
+#[test]
+fn what_is_announced_is_reserved_until_it_is_measured() {
+    let test = capped(20 * MIB);
+    let active = written(&test.store, MIB);
+    let mut growth = Growth::of(&test.store, [&active]).expect("a margin").expect("a cap");
+    growth.look(true).expect("it fits");
+    let announcements = growth.announcements();
+    announcements.take(15 * MIB).expect("room");
+    assert!(announcements.take(15 * MIB).is_err(), "once only");
+    assert!(test.store.expect_bytes(6 * MIB).is_err(), "nobody else gets it");
+    growth.look(false).expect("the call may be under way");
+    assert!(test.store.expect_bytes(6 * MIB).is_err());
+    growth.look(true).expect("it stands, and has not written");
+    test.store.expect_bytes(6 * MIB).expect("it is given back");
+    drop(growth);
+    drop((announcements, active));
+    assert_eq!(test.store.inner.reserved.load(std::sync::atomic::Ordering::Relaxed), 0);
 }
 
 fn words(error: &StoreError) -> String {

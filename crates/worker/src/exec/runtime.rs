@@ -27,6 +27,7 @@ use super::{
     logged_stdio, sandbox_spec, usage,
 };
 use crate::source::image::blocking;
+use crate::watch::Watch;
 
 /// Where the runtime's own state lies in a bundle.
 const STATE: &str = "state";
@@ -172,6 +173,10 @@ impl Executor for RuntimeExecutor {
         if matches!(process.network, Network::User(_)) {
             return Err(RuntimeError::Unsupported("a network by `pasta` or `slirp4netns`").into());
         }
+        // The runtime's processes are watched, and cannot be made to stand.
+        let watch = process.watch.clone();
+        let watching = watch.as_ref().map(Watch::begin);
+        watching.iter().for_each(|watching| watching.follow(None));
         let spec = sandbox_spec(process, mounts);
         let (this, of_bundle) = (self.clone(), spec.clone());
         let bundle = blocking(move || this.bundle(&of_bundle)).await?;

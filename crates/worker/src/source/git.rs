@@ -28,6 +28,7 @@ use self::repository::Repository;
 use super::SourceError;
 use super::image::blocking;
 use crate::session::Session;
+use crate::watch::Watch;
 use crate::worker::Shared;
 
 /// Attributes that are about who may ask, or that hints about transport; they change no file.
@@ -223,16 +224,28 @@ impl GitRequest {
         shared: &Arc<Shared>,
         cx: &JobContext<Session>,
     ) -> Result<Snapshot, SourceError> {
-        let git = Git::open(self, shared, cx).await?;
-        let repository = Repository::open(&git, &self.remote, pin, shared, cx).await?;
-        repository.bring(&git, &self.remote, pin).await?;
+        let mut git = Git::open(self, shared, cx).await?;
         let description = format!("git snapshot for {}#{}", self.remote.shown(), self.revision);
         let layer = {
             let shared = Arc::clone(shared);
             blocking(move || shared.prepare(&Snapshot::scratch(), &description)).await?
         };
-        checkout::checkout(self, pin, &repository, &git, (shared, layer.upper())).await?;
-        drop(repository);
+        // The repository is a directory that is measured with every look; what git writes is not announced either.
+        let (layer, watch) = {
+            let store = shared.store.clone();
+            let watched = move || Watch::of(&store, [&layer]).map(|watch| (layer, watch));
+            blocking(watched).await.map_err(|error: StoreError| error)?
+        };
+        let ending = git.ended_by_itself();
+        let work = async {
+            let repository = Repository::open(&git, &self.remote, pin, shared, cx).await?;
+            repository.bring(&git, &self.remote, pin).await?;
+            checkout::checkout(self, pin, &repository, &git, (shared, layer.upper())).await
+        };
+        match watch {
+            Some(watch) => watch.over(work, &ending).await?,
+            None => work.await?,
+        }
         Ok(blocking(move || layer.commit()).await.map_err(|error: StoreError| error)?)
     }
 }

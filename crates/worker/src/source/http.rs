@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use stave_oci::Digest;
 use stave_solver::JobContext;
-use stave_store::Snapshot;
+use stave_store::{Snapshot, StoreError};
 
 use self::kept::{Kept, Known};
 use self::names::safe_name;
@@ -69,6 +69,9 @@ pub enum HttpError {
     /// An answer that is no success.
     #[error("invalid response status {0}")]
     Status(u16),
+    /// It does not fit into the store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// More bytes than allowed.
     #[error("more than {SIZE_LIMIT} bytes")]
     TooLarge,

@@ -152,7 +152,7 @@ impl Container {
     ) -> Result<Running, StepError> {
         let this = Arc::clone(self);
         let spec = blocking(move || this.spec(process, &session)).await?;
-        let sandbox = self.executor.spawn(sandbox_spec(spec, self.mounts.clone()), stdio).await?;
+        let sandbox = self.executor.spawn(sandbox_spec(spec, self.mounts.clone()), stdio, None).await?;
         Ok(Running::of_container(sandbox, Arc::clone(self)))
     }
 

@@ -19,9 +19,10 @@ use crate::file::copy::{Copier, CopyRules};
 use crate::file::snapshot_of;
 use crate::input::Input;
 use crate::mode::ModeChange;
+use crate::namespace::Namespace;
 use crate::root::{At as _, Last, RootDir};
 use crate::run::Running;
-use crate::session::Session;
+use crate::session::{Session, StepNetwork};
 use crate::source::image::blocking;
 use crate::ssh::AgentSocket;
 use crate::worker::{LocalWorker, Ref, Shared};
@@ -37,13 +38,15 @@ pub struct FailedStep {
     pub inputs: Vec<Snapshot>,
     /// The root file system as the process left it.
     pub root: Snapshot,
+    /// The network of steps that name none in its build.
+    pub network: StepNetwork,
 }
 
 /// Keeps what a failed process left. Blocks.
 pub(super) fn keep(
     shared: &Arc<Shared>,
     ready: Ready,
-    (vertex, op, inputs): (Digest, ExecOp, Vec<Ref>),
+    (vertex, op, inputs, network): (Digest, ExecOp, Vec<Ref>, StepNetwork),
     cancel: &CancellationToken,
 ) -> Result<FailedStep, StepError> {
     let inputs = inputs.iter().map(|input| snapshot_of(shared, input, cancel));
@@ -56,7 +59,7 @@ pub(super) fn keep(
         Some(root) => root.clone(),
         None => base(&op, &inputs),
     };
-    Ok(FailedStep { vertex, op, inputs, root })
+    Ok(FailedStep { vertex, op, inputs, root, network })
 }
 
 /// What the root of a step lies on.
@@ -75,10 +78,10 @@ pub struct Enter {
 }
 
 impl LocalWorker<LocalExecutor> {
-    /// What a vertex left that failed while this worker lives.
+    /// What a vertex left that failed for a build of this namespace, if not many failed since.
     #[must_use]
-    pub fn failed_step(&self, vertex: &Digest) -> Option<FailedStep> {
-        super::tries::failed_step(&self.shared, vertex)
+    pub fn failed_step(&self, namespace: &Namespace, vertex: &Digest) -> Option<FailedStep> {
+        self.shared.leftovers.of(namespace, vertex)
     }
 
     /// Starts a process in what a failed step left. Its changes are thrown away.
@@ -110,7 +113,7 @@ impl LocalWorker<LocalExecutor> {
             Ok((layer, spec, held))
         })
         .await?;
-        let sandbox = self.executor.sandbox().spawn(sandbox, stdio).await?;
+        let sandbox = self.executor.sandbox().spawn(sandbox, stdio, None).await?;
         Ok(Running::new(sandbox, layer, held))
     }
 

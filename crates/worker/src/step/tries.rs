@@ -10,18 +10,21 @@ use std::time::{Duration, Instant};
 use stave_llb::ExecOp;
 use stave_sandbox::{CgroupGuard, CgroupParent};
 use stave_solver::{JobContext, LogStream, StepPhase, StepUsage};
-use stave_store::Growth;
 use tokio_util::sync::CancellationToken;
 
-use super::failed::{self, FailedStep};
-use super::{Plan, StepError, begin, check_supported, lock_caches, room};
+use super::failed;
+use super::{Plan, StepError, begin, check_supported, lock_caches};
 use crate::admission::{Admitted, Wish, machine};
 use crate::confinement::Confinement;
 use crate::exec::{ExecError, Executor, Finished, ProcessIo, ProcessUsage, StepLog};
 use crate::redact::Redactions;
 use crate::session::Session;
 use crate::source::image::blocking;
+use crate::watch::Watch;
 use crate::worker::{Ref, Shared};
+
+/// The part of a peak that is no difference worth writing down.
+const SAME_PEAK: u64 = 32;
 
 /// Pause before the first repetition; it doubles with each.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -96,10 +99,11 @@ async fn keep(
     ready: Box<super::Ready>,
 ) {
     let (vertex, op, inputs) = (cx.vertex.clone(), op.clone(), inputs.to_vec());
-    let (shared, cancel) = (Arc::clone(shared), cx.cancel.clone());
+    let network = cx.session.confinement.network;
+    let (shared, cancel, owner) = (Arc::clone(shared), cx.cancel.clone(), cx.session.namespace.clone());
     let kept = blocking(move || -> Result<(), StepError> {
-        let step = failed::keep(&shared, *ready, (vertex, op, inputs), &cancel)?;
-        shared.failed.lock().unwrap_or_else(PoisonError::into_inner).push(step);
+        let step = failed::keep(&shared, *ready, (vertex, op, inputs, network), &cancel)?;
+        shared.leftovers.keep(owner, step);
         Ok(())
     });
     if let Err(error) = kept.await {
@@ -133,7 +137,12 @@ impl Attempt<'_> {
                 session: Arc::clone(&cx.session),
                 cancel: cx.cancel.clone(),
             };
-            blocking(move || begin(&plan, caches)).await?
+            blocking(move || -> Result<_, StepError> {
+                let mut ready = begin(&plan, caches)?;
+                ready.process.watch = Watch::of(&plan.shared.store, ready.prepared.layers())?;
+                Ok(ready)
+            })
+            .await?
         };
         ready.process.limits =
             Some(cx.session.confinement.step_limits.clone()).filter(|limits| !limits.is_empty());
@@ -148,12 +157,13 @@ impl Attempt<'_> {
         };
         cx.events.phase(StepPhase::Preparing, start);
         let start = Instant::now();
-        let (process, mounts) = (ready.process.clone(), ready.mounts.clone());
-        let growth = Growth::of(&shared.store, ready.prepared.layers());
+        let (mut process, mounts) = (ready.process.clone(), ready.mounts.clone());
+        let watch = ready.process.watch.take();
+        process.watch.clone_from(&watch);
         let run = async |cancel: &CancellationToken| {
             executor.run(process, mounts, ProcessIo::Logged(log), cancel).await
         };
-        let finished = match self.within_bounds(growth, run).await {
+        let finished = match self.within_bounds(watch.as_deref(), run).await {
             Ok(finished) => finished,
             Err(StepError::Exec(error)) => {
                 let error = super::start_failure(op, error);
@@ -169,7 +179,7 @@ impl Attempt<'_> {
         if let Err(error) = self.judge(&finished, &admitted) {
             return Err(Failure { error, left: Some(Box::new(ready)) });
         }
-        drop((admitted, group));
+        drop((admitted, group, watch));
         let start = Instant::now();
         let outputs = blocking(move || super::commit(ready, &finished.created_mount_points)).await?;
         cx.events.phase(StepPhase::Committing, start);
@@ -213,11 +223,11 @@ impl Attempt<'_> {
     /// The outcome of `run` within the time and the room that a step has.
     async fn within_bounds(
         &self,
-        growth: Option<Growth>,
+        watch: Option<&Watch>,
         run: impl AsyncFnOnce(&CancellationToken) -> Result<Finished, ExecError>,
     ) -> Result<Finished, StepError> {
         let timeout = self.cx.session.confinement.timeout;
-        if growth.is_none() && timeout.is_none() {
+        if watch.is_none() && timeout.is_none() {
             return Ok(run(&self.cx.cancel).await?);
         }
         let cancel = self.cx.cancel.child_token();
@@ -228,18 +238,31 @@ impl Attempt<'_> {
                 tokio::time::sleep(timeout).await;
                 StepError::TimedOut { command: self.op.args.join(" "), after: timeout }
             };
+            let full = async {
+                match watch {
+                    Some(watch) => watch.full().await,
+                    None => std::future::pending().await,
+                }
+            };
             let mut run = std::pin::pin!(run(&cancel));
             tokio::select! {
                 outcome = run.as_mut() => outcome,
-                error = async { tokio::select! { error = expiry => error, error = room::passed(growth) => error.into() } } => {
+                error = expiry => {
                     cancel.cancel();
                     passed = Some(error);
                     run.await
                 }
+                () = full => {
+                    cancel.cancel();
+                    run.await
+                }
             }
         };
+        // What was refused may have ended by itself before it was killed.
+        let passed = watch.and_then(Watch::refusal).map(StepError::from).or(passed);
         match (outcome, passed) {
             (Err(ExecError::Cancelled), Some(error)) if !self.cx.cancel.is_cancelled() => Err(error),
+            (Ok(_), Some(error @ StepError::Store(_))) => Err(error),
             (outcome, _) => Ok(outcome?),
         }
     }
@@ -254,10 +277,12 @@ impl Attempt<'_> {
             say(self.cx, &format!("a limit does not hold: {reason}")).await;
         }
         let (shared, vertex, memory) = (Arc::clone(self.shared), self.cx.vertex.clone(), *memory);
-        if memory == 0 {
+        let is_known = |known: u64| known.abs_diff(memory) <= known / SAME_PEAK;
+        if memory == 0 || shared.peaks.of(&vertex).is_some_and(is_known) {
             return;
         }
-        blocking(move || shared.peaks.remember(&vertex, memory)).await;
+        // Nobody waits for it: the next build may ask, this one does not.
+        drop(tokio::task::spawn_blocking(move || shared.peaks.remember(&vertex, memory)));
     }
 
     fn judge(&self, finished: &Finished, admitted: &Admitted) -> Result<(), StepError> {
@@ -305,12 +330,6 @@ fn bytes(count: u64) -> String {
     }
     let text = format!("{value:.1}");
     format!("{}{}", text.strip_suffix(".0").unwrap_or(&text), UNITS[unit])
-}
-
-/// A failed step as the caller asked for it: the last one of a vertex.
-pub(crate) fn failed_step(shared: &Shared, vertex: &stave_oci::Digest) -> Option<FailedStep> {
-    let failed = shared.failed.lock().unwrap_or_else(PoisonError::into_inner);
-    failed.iter().rev().find(|step| step.vertex == *vertex).cloned()
 }
 
 #[cfg(test)]

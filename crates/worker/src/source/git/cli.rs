@@ -145,6 +145,12 @@ impl Git {
         Ok(Self { configuration, ssh, hidden, events: cx.events.clone(), cancel: cx.cancel.clone() })
     }
 
+    /// What ends its commands from now on, beside what ends the build.
+    pub(super) fn ended_by_itself(&mut self) -> CancellationToken {
+        self.cancel = self.cancel.child_token();
+        self.cancel.clone()
+    }
+
     /// Runs a command that needs no repository; the result is what it wrote.
     pub(super) async fn run(&self, arguments: &[&str]) -> Result<String, RunError> {
         self.run_in(Place::default(), arguments).await
