@@ -20,7 +20,10 @@ use stave_oci::Digest;
 use stave_sandbox::Stdio;
 use stave_solver::SolveError;
 use stave_store::{LayerId, Snapshot, Store};
-use stave_worker::{Confinement, Enter, FailedStep, Pins, Running, Secret, Session, SshAgent, StepError};
+use stave_worker::{
+    Confinement, Enter, FailedStep, Namespace, Pins, Running, Secret, Session, SshAgent, StepError,
+    StepNetwork,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::Engine;
@@ -48,6 +51,9 @@ struct KeptStep {
     at: Timestamp,
     root: String,
     inputs: Vec<String>,
+    /// What its build gave to steps that name no network.
+    #[serde(default)]
+    network: StepNetwork,
     /// The layer that the step itself left, to be removed with the file.
     own: Option<String>,
 }
@@ -98,7 +104,7 @@ impl Engine {
     /// Keeps the failed step of a recorded build. That it cannot be kept is no second failure.
     pub(crate) fn keep_failed(&self, build: &BuildId, error: &SolveError, definition: &Definition) {
         let SolveError::Vertex { vertex, name, source } = error else { return };
-        let Some(step) = self.worker.failed_step(vertex) else { return };
+        let Some(step) = self.worker.failed_step(&Namespace::Shared, vertex) else { return };
         let directory = self.store.builds_directory().join(build.as_str());
         let base = |input: &Snapshot| *input == step.root;
         let own = step.root.top().filter(|_| !step.inputs.iter().any(base));
@@ -109,6 +115,7 @@ impl Engine {
             at: Timestamp::now(),
             root: step.root.to_string(),
             inputs: step.inputs.iter().map(ToString::to_string).collect(),
+            network: step.network,
             own: own.map(|layer| Snapshot::new(vec![layer]).to_string()),
         };
         let write = || -> std::io::Result<()> {
@@ -124,7 +131,7 @@ impl Engine {
     /// The failed step of a build that just failed so, if it ran a process.
     pub fn failed_now(&self, error: &SolveError) -> Option<Failed> {
         let SolveError::Vertex { vertex, name, source } = error else { return None };
-        let step = self.worker.failed_step(vertex)?;
+        let step = self.worker.failed_step(&Namespace::Shared, vertex)?;
         Some(Failed { name: name.clone(), error: crate::event::one_line(source), step })
     }
 
@@ -153,7 +160,13 @@ impl Engine {
         };
         let snapshot = |text: &String| text.parse::<Snapshot>().map_err(|_| damaged());
         let inputs = kept.inputs.iter().map(snapshot).collect::<Result<_, _>>()?;
-        let step = FailedStep { vertex: kept.vertex, op, inputs, root: snapshot(&kept.root)? };
+        let step = FailedStep {
+            vertex: kept.vertex,
+            op,
+            inputs,
+            root: snapshot(&kept.root)?,
+            network: kept.network,
+        };
         Ok(Failed { name: kept.name, error: kept.error, step })
     }
 
@@ -179,7 +192,8 @@ impl Engine {
             secrets: means.secrets,
             registry: self.registry.clone(),
             resolved: BTreeMap::new(),
-            confinement: means.confinement,
+            // The network is the step's, as everything else of it is.
+            confinement: Confinement { network: failed.step.network, ..means.confinement },
             namespace: stave_worker::Namespace::Shared,
             travel: None,
         });

@@ -69,7 +69,7 @@ pub enum ContextModes {
 }
 
 /// The network a step gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub enum StepNetwork {
     /// The host's.
     #[default]

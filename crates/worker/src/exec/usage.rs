@@ -14,6 +14,9 @@ use super::ProcessUsage;
 /// Time between two looks at what a process holds. The first comes after it: most steps are over by then.
 const SAMPLE: Duration = Duration::from_millis(200);
 
+/// More bytes than the kernel's counters take.
+const VMSTAT_SIZE: usize = 16 << 10;
+
 /// The exit code of a process that a shell saw killed.
 const KILLED: i32 = 137;
 
@@ -66,7 +69,11 @@ pub(super) fn of(sandbox: &Sandbox, exit: Exit, sampled: u64, kills: Option<u64>
 
 /// How many processes of this machine were killed for want of memory since it started.
 pub(super) fn machine_oom_kills() -> Option<u64> {
-    oom_kills(&std::fs::read_to_string("/proc/vmstat").ok()?)
+    use std::io::Read as _;
+    // In one read: this is asked before every step, and the kernel writes the whole anew for each.
+    let mut text = vec![0; VMSTAT_SIZE];
+    let length = std::fs::File::open("/proc/vmstat").ok()?.read(&mut text).ok()?;
+    oom_kills(&String::from_utf8_lossy(&text[..length]))
 }
 
 fn oom_kills(vmstat: &str) -> Option<u64> {

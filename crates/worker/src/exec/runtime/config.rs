@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 use stave_sandbox::{
-    Capability, CapabilitySet, CgroupParent, MountSpec, Network, Rlimit, RlimitResource, SandboxSpec,
+    Capability, CapabilitySet, CgroupParent, IdMap, MountSpec, Network, Rlimit, RlimitResource, SandboxSpec,
     Security, oci_seccomp,
 };
 
@@ -25,11 +25,12 @@ pub(super) fn config(
     network: Option<&Path>,
 ) -> io::Result<Value> {
     let confined = spec.security == Security::Default;
-    let mut linux = json!({
-        "namespaces": namespaces(spec, network),
-        "cgroupsPath": group(spec, name),
-        "resources": resources(spec)?,
-    });
+    let mut linux = json!({ "namespaces": namespaces(spec, network), "resources": resources(spec)? });
+    // Who cannot make groups needs none, unless something is limited.
+    let is_limited = spec.cgroup.is_some() || spec.cgroup_parent != CgroupParent::Default;
+    if is_limited || IdMap::current().is_initial() {
+        linux["cgroupsPath"] = json!(group(spec, name));
+    }
     if confined {
         linux["maskedPaths"] = json!(spec.masked_paths);
         linux["readonlyPaths"] = json!(spec.readonly_paths);
@@ -188,18 +189,24 @@ fn mounts(spec: &SandboxSpec, files: &Path) -> io::Result<Vec<Value>> {
         Security::Insecure => &["nosuid", "noexec", "nodev"],
     };
     let shm = format!("size={}", spec.shm_size);
+    let mut pts = vec!["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
+    // The group `tty` of every distribution, where it exists.
+    pts.extend(IdMap::current().has_gid(5).then_some("gid=5"));
     let mut mounts = vec![
         standard("/proc", "proc", &["nosuid", "noexec", "nodev"]),
         standard("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        standard(
-            "/dev/pts",
-            "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        ),
+        standard("/dev/pts", "devpts", &pts),
         standard("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &shm]),
         standard("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        standard("/sys", "sysfs", sys),
     ];
+    // Who does not own the network may not mount a view of it, and shows the one that is there.
+    mounts.push(match spec.network == Network::Host && !IdMap::current().is_initial() {
+        true => json!({
+            "destination": "/sys", "type": "none", "source": "/sys",
+            "options": ["rbind", "nosuid", "noexec", "nodev", "ro"],
+        }),
+        false => standard("/sys", "sysfs", sys),
+    });
     for (number, mount) in spec.mounts.iter().enumerate() {
         match mount {
             MountSpec::Bind { source, target, readonly, recursive } => {
