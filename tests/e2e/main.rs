@@ -5,8 +5,10 @@
 
 mod architecture;
 mod bad_input;
+mod browser;
 mod build;
 mod cache;
+mod certificates;
 mod checks;
 mod chroot;
 mod confinement;

@@ -109,6 +109,11 @@ impl CacheIndex {
         self.shared.recreated.as_ref()
     }
 
+    /// Connections that wait for their next use; [`POOL_LIMIT`] at most.
+    pub fn idle_connections(&self) -> usize {
+        self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// The record `key` leads to: that of the scope, else the shared one.
     pub fn lookup(&self, key: &CacheKey) -> Result<Option<CacheRecord>, IndexError> {
         self.with("read", |connection| {

@@ -46,7 +46,8 @@ pub mod preimage;
 pub mod record;
 
 pub use index::{
-    CacheIndex, Claim, IndexError, IndexErrorKind, PrunePolicy, Recreated, Scope, TOUCH_GRANULARITY,
+    CacheIndex, Claim, IndexError, IndexErrorKind, POOL_LIMIT, PrunePolicy, Recreated, Scope,
+    TOUCH_GRANULARITY,
 };
 pub use key::{CACHE_FORMAT, CacheKey, ContentDigest, IdError, KeyBuilder, KeyPart};
 pub use preimage::{Field, FieldChange, FieldValue, KeyKind, KeyPreimage};

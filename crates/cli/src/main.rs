@@ -14,6 +14,7 @@ mod progress;
 mod report;
 mod runtime;
 mod state;
+mod tracing;
 
 use std::process::ExitCode;
 
@@ -41,12 +42,13 @@ struct Arguments {
 
 fn main() -> ExitCode {
     stave_sandbox::launcher_entry();
+    stave_sandbox::limit_arenas();
     let Arguments { global, command } = match Arguments::try_parse_from(words()) {
         Ok(arguments) => arguments,
         Err(error) => return misused(&error),
     };
     if global.debug {
-        trace();
+        tracing::begin(tracing::Level::Debug);
     }
     let result = prepare(&command, global.settled()).and_then(|global| command.run(&global));
     match result {
@@ -97,10 +99,4 @@ fn prepare(command: &Command, global: GlobalOptions) -> Result<GlobalOptions, Fa
             Err(stave_sandbox::restrictions().into_iter().fold(failure, report::Failure::with_hint))
         }
     }
-}
-
-fn trace() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("STAVE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("stave=debug,warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }

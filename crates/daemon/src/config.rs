@@ -70,6 +70,10 @@ pub struct Reloaded {
     pub worker: WorkerConfig,
     /// How callers are told apart.
     pub tenancy: Tenancy,
+    /// Registries, by host.
+    pub registries: RegistryTables,
+    /// What TLS listeners show and want to see; `None` where there are none. An error is told.
+    pub identity: Result<Option<TlsIdentity>, String>,
     /// What was changed that only counts after a restart.
     pub unchanged: Vec<String>,
 }

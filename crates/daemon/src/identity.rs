@@ -16,6 +16,7 @@ use tonic::service::Interceptor;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo, UdsConnectInfo};
 use tonic::{Request, Status};
 
+use crate::audit::Audit;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
 use crate::tenants::Caller;
@@ -59,9 +60,25 @@ impl fmt::Display for Identity {
 pub(crate) struct Doorkeeper {
     pub(crate) settings: Settings,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) audit: Audit,
 }
 
 impl Doorkeeper {
+    /// A call is refused: it is counted, and taken down with where it came from.
+    fn turned_away(&self, request: &Request<()>, why: &Status) {
+        self.metrics.refused("identity");
+        let extensions = request.extensions();
+        let tls = extensions.get::<TlsConnectInfo<TcpConnectInfo>>().map(|tls| tls.get_ref().remote_addr);
+        let address = tls.or_else(|| extensions.get::<TcpConnectInfo>().map(|tcp| tcp.remote_addr)).flatten();
+        let peer = extensions.get::<UdsConnectInfo>().and_then(|peer| peer.peer_cred);
+        let from = match (address, peer) {
+            (Some(address), _) => address.ip().to_string(),
+            (None, Some(peer)) => format!("uid:{}", peer.uid()),
+            (None, None) => "unknown".to_owned(),
+        };
+        self.audit.refused(&from, "call", why.message());
+    }
+
     fn identify(&self, request: &Request<()>) -> Result<Identity, Status> {
         let settings = self.settings.now();
         if let Some(header) = request.metadata().get("authorization") {
@@ -89,7 +106,7 @@ impl Interceptor for Doorkeeper {
             let caller = self.settings.now().tenancy.caller(identity);
             caller.map_err(|error| refused(&error.to_string()))
         });
-        let caller = identified.inspect_err(|_| self.metrics.refused("identity"))?;
+        let caller = identified.inspect_err(|why| self.turned_away(&request, why))?;
         // Set here whatever the client sent: what reads only headers must know whose call it is, too.
         request.metadata_mut().insert(NAMESPACE, header(&caller.namespace));
         request.extensions_mut().insert(caller);

@@ -55,6 +55,13 @@ impl Metrics {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Lines that are kept apart, and how many there can be of those that clients have a say in.
+    pub(crate) fn lines(&self) -> (usize, usize) {
+        let counts = self.counts();
+        let fixed = counts.steps.len() + counts.refused.len() + counts.exported_spans.len();
+        (counts.builds.len() + fixed, 3 * MAX_IDENTITIES + fixed)
+    }
+
     /// A build ended.
     pub(crate) fn built(&self, identity: &str, result: &'static str, took: Duration) {
         let mut counts = self.counts();

@@ -15,6 +15,7 @@ use axum::routing::get;
 use serde_json::{Value, json};
 
 use crate::build::Build;
+use crate::holdings;
 use crate::metrics::Gauges;
 use crate::state::Shared;
 
@@ -30,6 +31,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .route("/debug/graph", get(graph))
+        .route("/debug/memory", get(memory))
         .with_state(shared)
 }
 
@@ -68,6 +70,12 @@ async fn ready(State(shared): State<Arc<Shared>>) -> Response {
         }
         Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "no answer in time\n").into_response(),
     }
+}
+
+/// How many there are of everything that builds make grow.
+async fn memory(State(shared): State<Arc<Shared>>) -> Response {
+    let all = holdings::dump(&shared).await;
+    ([(CONTENT_TYPE, "application/json")], format!("{all:#}\n")).into_response()
 }
 
 /// What every running build does.

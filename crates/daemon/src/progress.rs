@@ -14,6 +14,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::{
     StatusResponse, Vertex, VertexLog, VertexStatus, VertexWarning,
 };
 use bollard_buildkit_proto::pb;
+use prost::Message as _;
 use stave_engine::record::Recorder;
 use stave_engine::{EngineEvent, Observer, StepId};
 use stave_frontend_dockerfile::{Diagnostic, Source};
@@ -22,8 +23,10 @@ use stave_oci::Digest;
 use stave_solver::{LogStream, SolveEvent};
 use tokio::sync::watch;
 
-/// Most bytes of output kept of one build.
+/// Most bytes of memory that output and warnings of one build take.
 const MAX_LOG: usize = 64 << 20;
+/// Bytes of memory that an entry takes beside what it says.
+const ENTRY: usize = 256;
 /// Most entries of one build's journal that are no ends of vertexes.
 const MAX_ENTRIES: usize = 500_000;
 /// Most parts of one vertex that are open at a time.
@@ -165,10 +168,14 @@ impl Journal {
 
     /// A warning that a client's front end has.
     pub(crate) fn warn(&self, warning: VertexWarning) {
-        let mut state = self.lock();
-        state.push(StatusResponse { warnings: vec![warning], ..StatusResponse::default() });
-        drop(state);
+        self.lock().warn(warning);
         self.changed.send_replace(());
+    }
+
+    /// About how many bytes of memory it takes.
+    pub(crate) fn size(&self) -> usize {
+        let state = self.lock();
+        state.log_bytes + (state.entries.len() + state.vertexes.len()) * ENTRY
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -196,8 +203,7 @@ impl Journal {
             EngineEvent::Solve(event) => state.solve(event, now),
             EngineEvent::Warning(found) => {
                 if let Some(about) = about {
-                    let warning = warning(&found, about);
-                    state.push(StatusResponse { warnings: vec![warning], ..StatusResponse::default() });
+                    state.warn(warning(&found, about));
                 }
             }
             EngineEvent::Named { .. } | EngineEvent::Miss { .. } | EngineEvent::Note { .. } => {}
@@ -215,6 +221,15 @@ impl State {
     fn push_optional(&mut self, entry: StatusResponse) {
         if self.entries.len() < MAX_ENTRIES {
             self.push(entry);
+        }
+    }
+
+    /// Clients may have any number of warnings, of any length: what is too much is not told.
+    fn warn(&mut self, warning: VertexWarning) {
+        let size = warning.encoded_len() + ENTRY;
+        if self.log_bytes + size <= MAX_LOG {
+            self.log_bytes += size;
+            self.push_optional(StatusResponse { warnings: vec![warning], ..StatusResponse::default() });
         }
     }
 
@@ -291,13 +306,13 @@ impl State {
 
     fn log(&mut self, vertex: String, stream: i64, msg: Vec<u8>, now: Timestamp) {
         let mut msg = msg;
-        if self.log_bytes + msg.len() > MAX_LOG {
+        if self.log_bytes + msg.len() + ENTRY > MAX_LOG {
             if !self.clipped.insert(vertex.clone()) {
                 return;
             }
             msg = b"[output clipped]\n".to_vec();
         }
-        self.log_bytes += msg.len();
+        self.log_bytes += msg.len() + ENTRY;
         let log = VertexLog { vertex, timestamp: Some(now), stream, msg };
         self.push_optional(StatusResponse { logs: vec![log], ..StatusResponse::default() });
     }

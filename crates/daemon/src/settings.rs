@@ -4,6 +4,8 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use stave_registry::Client;
+
 use crate::config::WorkerConfig;
 use crate::tenants::Tenancy;
 
@@ -12,6 +14,8 @@ use crate::tenants::Tenancy;
 pub(crate) struct InForce {
     pub(crate) worker: WorkerConfig,
     pub(crate) tenancy: Tenancy,
+    /// The client for registries that were configured anew; `None` for the one that the engine began with.
+    pub(crate) registry: Option<Client>,
 }
 
 /// The settings, shared by all who need them.
@@ -20,7 +24,7 @@ pub(crate) struct Settings(Arc<RwLock<Arc<InForce>>>);
 
 impl Settings {
     pub(crate) fn new(worker: WorkerConfig, tenancy: Tenancy) -> Self {
-        Self(Arc::new(RwLock::new(Arc::new(InForce { worker, tenancy }))))
+        Self(Arc::new(RwLock::new(Arc::new(InForce { worker, tenancy, registry: None }))))
     }
 
     /// What is in force now.
@@ -28,8 +32,20 @@ impl Settings {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Puts others in force, for calls from now on.
-    pub(crate) fn replace(&self, worker: WorkerConfig, tenancy: Tenancy) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(InForce { worker, tenancy });
+    /// Takes up the client for registries.
+    pub(crate) fn know(&self, registry: Client) {
+        let mut now = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        *now = Arc::new(InForce {
+            worker: now.worker.clone(),
+            tenancy: now.tenancy.clone(),
+            registry: Some(registry),
+        });
+    }
+
+    /// Puts others in force, for calls from now on; without a client for registries the known one stays.
+    pub(crate) fn replace(&self, worker: WorkerConfig, tenancy: Tenancy, registry: Option<Client>) {
+        let mut now = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let registry = registry.or_else(|| now.registry.clone());
+        *now = Arc::new(InForce { worker, tenancy, registry });
     }
 }

@@ -1,8 +1,11 @@
 //! What all services of the daemon share.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use stave_engine::Engine;
+use stave_registry::Client;
 use stave_store::{DiskPolicy, ImagePrune};
 use stave_worker::{Confinement, Entitlements};
 use tokio::sync::Semaphore;
@@ -18,6 +21,9 @@ use crate::session::Sessions;
 use crate::settings::Settings;
 use crate::tenants::{Slots, Tenancy};
 use crate::traces::Traces;
+
+/// Between two times that memory is given back.
+const TIDY: Duration = Duration::from_secs(10);
 
 /// What all services share.
 #[derive(Debug)]
@@ -36,6 +42,8 @@ pub(crate) struct Shared {
     /// Fires when the daemon ends: streams without an end of their own end then.
     pub(crate) closing: CancellationToken,
     collecting: Arc<Semaphore>,
+    /// Builds that ended.
+    ended: AtomicU64,
 }
 
 impl Shared {
@@ -59,11 +67,18 @@ impl Shared {
             draining: CancellationToken::new(),
             closing: CancellationToken::new(),
             collecting: Arc::new(Semaphore::new(1)),
+            ended: AtomicU64::new(0),
         }
+    }
+
+    /// The client for registries, without anybody's credentials.
+    pub(crate) fn registry(&self) -> Client {
+        self.settings.now().registry.clone().unwrap_or_else(|| self.engine.registry().clone())
     }
 
     /// Removes what nobody uses, down to what the store may take; in the background, and one at a time.
     pub(crate) fn collect(&self) {
+        self.ended.fetch_add(1, Ordering::Relaxed);
         let settings = self.settings.now();
         let images = if settings.tenancy.is_on { ImagePrune::Dangling } else { ImagePrune::Keep };
         let rules = settings.worker.gc.clone();
@@ -79,6 +94,21 @@ impl Shared {
             }
             drop(permit);
         });
+    }
+
+    /// Gives memory back from time to time, when builds have ended; for as long as the daemon serves.
+    pub(crate) async fn tidy(self: Arc<Self>) {
+        let mut known = 0;
+        loop {
+            tokio::time::sleep(TIDY).await;
+            let ended = self.ended.load(Ordering::Relaxed);
+            if ended != known {
+                known = ended;
+                let engine = Arc::clone(&self.engine);
+                // It fails when the daemon ends.
+                tokio::task::spawn_blocking(move || engine.give_back_memory()).await.ok();
+            }
+        }
     }
 
     /// How the steps of a build are confined that asks for these entitlements: the daemon must grant each.

@@ -187,6 +187,11 @@ impl Slots {
         Ok(Some(Slot { _tenant: tenant, _permit: permit }))
     }
 
+    /// Tenants whose builds are counted, and how many are remembered.
+    pub(crate) fn count(&self) -> (usize, usize) {
+        (self.tenants.lock().unwrap_or_else(PoisonError::into_inner).len(), MAX_TENANTS)
+    }
+
     fn tenant(&self, identity: &Identity, most: usize) -> Arc<Tenant> {
         let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         if tenants.len() >= MAX_TENANTS {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use stave_oci::Digest;
 use stave_sandbox::Stdio;
-use stave_worker::{Container, ContainerSpec, FailedStep, Namespace, RunError, RunSpec, Running, Session, StepError};
+use stave_worker::{
+    Container, ContainerSpec, FailedStep, Namespace, RunError, RunSpec, Running, Session, StepError,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::Engine;

@@ -10,7 +10,7 @@ use std::hash::{Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use stave_cache::{CacheIndex, Scope};
-use stave_solver::{Lane, Limits, Permits, Solver};
+use stave_solver::{Lane, Limits, Load, Permits, Solver};
 use stave_store::{ImagePrune, LayerId, PruneRequest, Pruned, Snapshot, StoreError, UsageId, UsageRecord};
 use stave_worker::{LocalWorker, Namespace, RunError};
 
@@ -55,6 +55,27 @@ impl Solvers {
             Namespace::Shared => Scope::Shared,
             Namespace::Own(name) => Scope::Own(Arc::clone(name)),
         })
+    }
+
+    /// How many solvers there are, and what they hold together.
+    pub(crate) async fn load(&self) -> (usize, Load) {
+        let own: Vec<_> = {
+            let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+            own.values().filter_map(Weak::upgrade).collect()
+        };
+        let mut sum = self.shared.load().await;
+        for solver in &own {
+            let load = solver.load().await;
+            sum.jobs += load.jobs;
+            sum.vertices += load.vertices;
+            sum.tasks += load.tasks;
+            sum.keys += load.keys;
+        }
+        (own.len() + 1, sum)
+    }
+
+    pub(crate) fn idle_connections(&self) -> usize {
+        self.index.idle_connections()
     }
 
     pub(crate) fn permits(&self) -> &Permits {

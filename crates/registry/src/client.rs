@@ -41,6 +41,8 @@ pub struct Client {
 pub(crate) struct Shared {
     pub(crate) config: ClientConfig,
     pub(crate) tokens: TokenCache,
+    /// Those of hosts that have tables, where they were made ahead.
+    configured: Arc<HashMap<String, Arc<Transport>>>,
     transports: Mutex<HashMap<String, Arc<Transport>>>,
     schemes: Mutex<HashMap<String, Scheme>>,
     distrusted: Mutex<HashMap<Digest, Vec<String>>>,
@@ -55,32 +57,28 @@ impl Client {
     /// A host or mirror in the tables that is not one.
     pub fn new(config: ClientConfig) -> Result<Self, ConfigError> {
         config.registries.check()?;
-        Ok(Self {
-            shared: Arc::new(Shared {
-                config,
-                tokens: TokenCache::default(),
-                transports: Mutex::default(),
-                schemes: Mutex::default(),
-                distrusted: Mutex::default(),
-                turns: Mutex::default(),
-            }),
-        })
+        Ok(Self::made_of(config, Arc::default()))
     }
 
-    /// A client for the same registries with other credentials. It shares no token with this one.
-    #[must_use]
-    pub fn with_keychain(&self, keychain: Keychain) -> Self {
-        let config = ClientConfig { keychain, ..self.shared.config.clone() };
+    pub(crate) fn made_of(config: ClientConfig, configured: Arc<HashMap<String, Arc<Transport>>>) -> Self {
         Self {
             shared: Arc::new(Shared {
                 config,
                 tokens: TokenCache::default(),
+                configured,
                 transports: Mutex::default(),
                 schemes: Mutex::default(),
                 distrusted: Mutex::default(),
                 turns: Mutex::default(),
             }),
         }
+    }
+
+    /// A client for the same registries with other credentials. It shares no token with this one.
+    #[must_use]
+    pub fn with_keychain(&self, keychain: Keychain) -> Self {
+        let config = ClientConfig { keychain, ..self.shared.config.clone() };
+        Self::made_of(config, Arc::clone(&self.shared.configured))
     }
 
     /// A client that may talk plain http to `hosts` and takes any certificate of theirs. It shares no
@@ -95,6 +93,12 @@ impl Client {
             (table.http, table.insecure) = (Some(true), Some(true));
         }
         Self::new(config)
+    }
+
+    /// Hosts that this client knows something of, and how many it can.
+    pub fn known_hosts(&self) -> (usize, usize) {
+        let (transports, schemes) = (lock(&self.shared.transports).len(), lock(&self.shared.schemes).len());
+        (transports.max(schemes), MAX_CACHED_ENTRIES)
     }
 
     /// The bounds this client works within.
@@ -112,6 +116,9 @@ impl fmt::Debug for Client {
 impl Shared {
     /// The connections for a host, made on first use: reading certificates is put off until somebody needs them.
     pub(crate) fn transport(&self, host: &str) -> Result<Arc<Transport>, ErrorKind> {
+        if let Some(transport) = self.configured.get(host) {
+            return Ok(Arc::clone(transport));
+        }
         let mut transports = lock(&self.transports);
         if let Some(transport) = transports.get(host) {
             return Ok(Arc::clone(transport));

@@ -82,6 +82,14 @@ pub enum ConfigError {
         /// The entry.
         mirror: String,
     },
+    /// An authority, certificate or key that cannot be used.
+    #[error("registry `{registry}`: {reason}")]
+    Certificates {
+        /// The table that names it.
+        registry: String,
+        /// Which file, and why.
+        reason: String,
+    },
 }
 
 /// The part of a configuration file that is ours; its other keys belong to others.

@@ -29,6 +29,21 @@ use task::{Environment, NodeContext};
 pub(crate) enum Request<W: Worker> {
     Submit(Submission<W>),
     Cancel(JobId),
+    /// How much there is of what.
+    Count(oneshot::Sender<Load>),
+}
+
+/// What a solver holds: all of it is zero when nothing runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Jobs that wait for their outputs.
+    pub jobs: usize,
+    /// Vertices that a job wants.
+    pub vertices: usize,
+    /// Tasks: look-ups, digests, operations.
+    pub tasks: usize,
+    /// Cache keys under which vertices are found.
+    pub keys: usize,
 }
 
 /// A job as it comes in.
@@ -75,6 +90,10 @@ pub(crate) async fn run<W: Worker>(
         tokio::select! {
             request = inbox.recv(), if open => match request {
                 Some(Request::Submit(submission)) => driver.submit(submission),
+                Some(Request::Count(reply)) => {
+                    // Whoever asked may be gone.
+                    reply.send(driver.load()).ok();
+                }
                 Some(Request::Cancel(job)) => driver.step(Event::Cancel { job }),
                 None => {
                     open = false;
@@ -96,6 +115,15 @@ pub(crate) async fn run<W: Worker>(
 }
 
 impl<W: Worker> Driver<W> {
+    fn load(&self) -> Load {
+        Load {
+            jobs: self.jobs.len(),
+            vertices: self.nodes.len(),
+            tasks: self.tasks.len().max(self.tokens.len()),
+            keys: self.graph.keys(),
+        }
+    }
+
     fn submit(&mut self, submission: Submission<W>) {
         let Submission { job, plan, session, events, reply } = submission;
         let imports = self.environment.has_imports(&session);

@@ -176,6 +176,11 @@ impl<R: Clone> Graph<R> {
         self.jobs.is_empty() && self.draining.is_empty() && self.nodes.is_empty() && self.tasks.is_empty()
     }
 
+    /// Under how many keys and identities nodes are found.
+    pub(crate) fn keys(&self) -> usize {
+        self.by_key.len() + self.by_identity.len()
+    }
+
     /// Takes one event as far as it goes.
     pub(crate) fn step(&mut self, event: Event<R>) -> Vec<Command<R>> {
         match event {

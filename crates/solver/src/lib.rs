@@ -19,6 +19,7 @@ mod permits;
 mod solver;
 mod worker;
 
+pub use driver::Load;
 pub use error::{OpError, OpErrorKind, SolveError};
 pub use event::{
     EventReceiver, EventSender, EventSubscription, Hit, LOG_BUFFER_LIMIT, LOG_PATIENCE, LogStream, LogTap,

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::driver::{self, Request, Submission};
+use crate::driver::{self, Load, Request, Submission};
 use crate::error::SolveError;
 use crate::event::EventSender;
 use crate::graph::plan::{self, Plan};
@@ -147,6 +147,15 @@ impl<W: Worker> Solver<W> {
             () = job.cancel.cancelled() => drop(guard),
         }
         outcome.await.unwrap_or(Err(SolveError::Closed))
+    }
+
+    /// How much it holds now; nothing of one that was shut down.
+    pub async fn load(&self) -> Load {
+        let (reply, load) = oneshot::channel();
+        if self.requests.send(Request::Count(reply)).is_err() {
+            return Load::default();
+        }
+        load.await.unwrap_or_default()
     }
 
     /// Cancels all jobs and returns when nothing runs any more.

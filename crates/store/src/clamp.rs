@@ -52,6 +52,11 @@ impl Store {
         digest
     }
 
+    /// Layers that are being digested now.
+    pub fn digesting_count(&self) -> usize {
+        self.digesting().len()
+    }
+
     fn digesting(&self) -> MutexGuard<'_, BTreeMap<LayerTar, Arc<Mutex<()>>>> {
         self.inner.digesting.lock().unwrap_or_else(PoisonError::into_inner)
     }

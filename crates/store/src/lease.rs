@@ -36,6 +36,11 @@ impl Store {
         Ok(Lease { store: self.clone(), id })
     }
 
+    /// Leases of this process that live.
+    pub fn lease_count(&self) -> usize {
+        self.inner.leases.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// The newest start of this store's leases: what carries this stamp needs no new one.
     pub(crate) fn newest_lease(&self) -> Option<Start> {
         self.inner.leases.lock().unwrap_or_else(PoisonError::into_inner).values().copied().max()

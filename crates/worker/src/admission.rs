@@ -76,6 +76,11 @@ pub(crate) struct Admitted {
 }
 
 impl Admission {
+    /// Steps that are in.
+    pub(crate) fn count(&self) -> usize {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).running.len()
+    }
+
     /// Waits until the step may run; `None` when cancelled. `waiting` is called once, if it has to wait.
     pub(crate) async fn admit(
         self: &Arc<Self>,

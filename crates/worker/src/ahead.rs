@@ -60,6 +60,10 @@ impl Drop for HashAhead {
 }
 
 impl Wishes {
+    pub(crate) fn count(&self) -> usize {
+        self.lock().len()
+    }
+
     /// A vertex has made these layers.
     pub(crate) fn made(&self, store: &Store, vertex: &Digest, snapshot: &Snapshot) {
         let (Some(mut clamp), Some(layer)) = (self.lock().get(vertex).cloned(), snapshot.top()) else {

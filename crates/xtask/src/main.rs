@@ -4,6 +4,7 @@
 //! measures. Owns nothing of the product: it calls the built `stave` as a user would.
 
 mod bench;
+mod browser;
 mod crash;
 mod demo;
 mod images;
@@ -42,6 +43,8 @@ enum Command {
     Instructions(instructions::Options),
     /// Let many clients build on one daemon for a while, and look at its memory and disk.
     Soak(soak::Options),
+    /// Look at the daemon's web page in a real browser.
+    Browser(browser::Options),
     /// Measure stave, and any peer that is installed, in alternation.
     Bench(bench::Options),
 }
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Images => images::serve(),
         Command::Crash(options) => crash::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Browser(options) => browser::run(&options),
         Command::Soak(options) => soak::run(&options),
         Command::Instructions(options) => instructions::run(&options),
     };

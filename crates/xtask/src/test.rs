@@ -10,7 +10,7 @@ use crate::{Failure, images, instructions, machine, rootless};
 
 /// Real clients and tools that the integration tests call.
 const PACKAGES: &[&str] =
-    &["skopeo", "podman", "buildah", "runc", "crun", "iproute2", "procps", "curl", "systemd"];
+    &["skopeo", "podman", "buildah", "runc", "crun", "iproute2", "procps", "curl", "systemd", "openssl"];
 
 /// What to leave out.
 #[derive(Args)]

@@ -13,14 +13,14 @@ use stave_daemon::{
 };
 use stave_engine::EngineConfig;
 use stave_oci::Digest;
-use stave_registry::Keychain;
+use stave_registry::{Keychain, RegistryTables};
 use stave_store::GcRule;
 use stave_worker::{Confinement, StepNetwork};
 
-use crate::config;
 use crate::report::Failure;
 use crate::runtime::with_shared_engine;
 use crate::state::GlobalOptions;
+use crate::{config, tracing};
 
 /// Bytes of the largest configuration file, certificate or key.
 const MAX_FILE: u64 = 1 << 20;
@@ -158,10 +158,15 @@ enum StartError {
     NoCertificates,
     #[error("no group called `{0}`")]
     NoGroup(String),
+    /// It has no number in the user namespace that the daemon is in.
+    #[error("group `{0}` is none of this user's: only root may give the socket to it")]
+    ForeignGroup(String),
     #[error("invalid label `{0}`: expected NAME=VALUE")]
     Label(String),
     #[error("only the worker of this program is there: `{0}` cannot be honoured")]
     Worker(&'static str),
+    #[error(transparent)]
+    Registries(#[from] config::ConfigFileError),
     #[error("invalid size `{0}` in the configuration file")]
     Size(String),
     #[error(transparent)]
@@ -186,6 +191,7 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
         Failure::new(&error).with_hint(hint)
     };
     let file = file(global).map_err(failed)?;
+    tracing::begin(level(&file, global));
     // The program's own default is known only here: a root that was named beats the file's.
     let root = match file.root.clone() {
         Some(root) if !global.is_root_named => root,
@@ -206,10 +212,7 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
         .map(|size| size.bytes(disk(&root)).ok_or_else(|| StartError::Size(size.to_string())));
     let cap = cap.transpose().map_err(failed)?;
     let directories = file.cdi.directories();
-    let registries = match &global.config {
-        Some(_) => file.registry,
-        None => config::load(&global.config_file()).map_err(|error| Failure::new(&error))?.registry,
-    };
+    let registries = registries(&file, global).map_err(|error| Failure::new(&error))?;
     // Credentials are the clients': the daemon has none of its own.
     let engine = EngineConfig {
         root,
@@ -234,6 +237,19 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
     })
 }
 
+/// How much the daemon says: flag or file may ask for all.
+fn level(file: &FileConfig, global: &GlobalOptions) -> tracing::Level {
+    if file.debug || global.debug { tracing::Level::Debug } else { tracing::Level::Warnings }
+}
+
+/// Where registries are configured: in the file that was named, else where the other commands have it.
+fn registries(file: &FileConfig, global: &GlobalOptions) -> Result<RegistryTables, config::ConfigFileError> {
+    match &global.config {
+        Some(_) => Ok(file.registry.clone()),
+        None => Ok(config::load(&global.config_file())?.registry),
+    }
+}
+
 /// How callers are told apart, with the files that say so.
 fn tenancy(file: &FileConfig) -> Result<Tenancy, StartError> {
     Ok(file.tenancy.load(&|path| read(path).map_err(|error| crate::report::chain(&error)))?)
@@ -254,7 +270,6 @@ fn fixed(file: &FileConfig) -> Vec<(&'static str, String)> {
     vec![
         ("root", format!("{:?}", file.root)),
         ("grpc", format!("{:?}", file.grpc)),
-        ("registry", format!("{:?}", file.registry)),
         ("history", format!("{:?}", file.history)),
         ("cdi", format!("{:?}", file.cdi)),
         ("web", format!("{:?}", file.web)),
@@ -336,7 +351,15 @@ impl Arguments {
             (now.1 != then.1).then(|| now.0.to_owned())
         };
         let unchanged = fixed(&file).iter().zip(before).filter_map(differs).collect();
-        Ok(Reloaded { worker: self.worker_config(&file, root)?, tenancy: tenancy(&file)?, unchanged })
+        let registries = registries(&file, global)?;
+        let (worker, tenancy) = (self.worker_config(&file, root)?, tenancy(&file)?);
+        tracing::begin(level(&file, global));
+        let identity = match self.identity(&file) {
+            Ok(identity) => Ok(Some(identity)),
+            Err(StartError::NoCertificates) => Ok(None),
+            Err(error) => Err(crate::report::chain(&error)),
+        };
+        Ok(Reloaded { worker, tenancy, registries, identity, unchanged })
     }
 
     fn worker_config(&self, file: &FileConfig, root: &Path) -> Result<WorkerConfig, StartError> {
@@ -381,7 +404,7 @@ impl Arguments {
             addresses.push(format!("unix://{socket}"));
         }
         let group = match &self.group {
-            Some(name) => Some(group(name)?),
+            Some(name) => Some(group_here(name)?),
             None => file.grpc.gid,
         };
         let listener = |text: &String| {
@@ -476,6 +499,13 @@ pub(crate) fn is_buildkitd() -> bool {
 fn worker_id(root: &Path) -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     Digest::sha256(format!("{host}:{}", root.display()).as_bytes()).hex()[..25].to_owned()
+}
+
+/// A group as files of this process have it.
+fn group_here(name: &str) -> Result<u32, StartError> {
+    let number = group(name)?;
+    let here = stave_sandbox::IdMap::current().gid_inside(number);
+    here.ok_or_else(|| StartError::ForeignGroup(name.to_owned()))
 }
 
 /// A group by number or by its name in the system's table.

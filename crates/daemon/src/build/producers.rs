@@ -36,6 +36,12 @@ impl Producers {
         all.entry(output.vertex.clone()).or_default().push((owner.clone(), Arc::downgrade(target)));
     }
 
+    /// Results that are still there.
+    pub(super) fn count(&self) -> usize {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.values().flatten().filter(|(_, target)| target.strong_count() > 0).count()
+    }
+
     /// What was asked of whoever made each of these graphs, where that is known.
     pub(super) fn of(
         &self,

@@ -26,7 +26,7 @@ impl Builder {
     /// [`DaemonError`].
     pub fn within(engine: Arc<Engine>, worker: WorkerConfig) -> Result<Self, DaemonError> {
         let shared = Arc::new(Shared::new(engine, (worker, Tenancy::default()), (Audit::default(), None)));
-        let router = router(&shared, None)?;
+        let router = router(&shared);
         let (ours, theirs) = tokio::io::duplex(BUFFER);
         let connections = stream::iter([Ok::<_, std::io::Error>(theirs)]).chain(stream::pending());
         let (alive, over) = tokio::sync::oneshot::channel::<()>();

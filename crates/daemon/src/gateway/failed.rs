@@ -22,7 +22,7 @@ pub(super) fn with_leftovers(build: &Build, failure: Failure) -> Failure {
 }
 
 fn detail(build: &Build, vertex: &Digest) -> Option<Value> {
-    let step = build.engine().failed_step(vertex)?;
+    let step = build.engine().failed_step(&build.gate.owner().namespace, vertex)?;
     let op = build.op(vertex)?;
     let keep = |snapshot: &Snapshot| build.add_solved(snapshot.clone()).map(|target| target.id.clone());
     let inputs = step.inputs.iter().map(keep).collect::<Result<Vec<_>, _>>().ok()?;

@@ -65,3 +65,17 @@ fn a_vertex_that_is_over_stays_as_it_is() {
     assert_eq!(state.entries.len(), 2);
     assert_eq!(state.vertexes["v"].error, "failed");
 }
+
+#[tokio::test]
+async fn warnings_of_a_client_are_bounded() {
+    let journal = Journal::new("b", None);
+    let warning = || VertexWarning { short: vec![b'w'; 8 << 20], ..VertexWarning::default() };
+    for _ in 0..32 {
+        journal.warn(warning());
+    }
+    assert!(journal.size() <= MAX_LOG + ENTRY * 32, "{}", journal.size());
+    let kept = journal.entries().len();
+    assert!(kept > 0 && kept < 8, "{kept}");
+    journal.observer(None).send(started(0, "a step is told all the same"));
+    assert_eq!(journal.entries().len(), kept + 1);
+}

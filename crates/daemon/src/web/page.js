@@ -22,6 +22,7 @@ function draw(name, attributes = {}, ...children) {
 
 function seconds(millis) {
   if (millis === null || millis === undefined) return "";
+  if (millis < 1000) return Math.round(millis) + " ms";
   return millis < 60_000 ? (millis / 1000).toFixed(1) + " s" : Math.floor(millis / 60_000) + " m " + Math.round((millis % 60_000) / 1000) + " s";
 }
 
@@ -33,9 +34,10 @@ function bytes(count) {
   return count.toFixed(1) + " TB";
 }
 
-// Removes what terminals read as commands: colours and cursor moves mean nothing here.
+// Removes what terminals read as commands (colours and cursor moves mean nothing here) and what turns the direction of
+// writing: a line could show other words than it has.
 function plain(text) {
-  return text.replace(/\u001b(\[[0-9;?]*[ -\/]*[@-~]|\][^\u0007\u001b]*(\u0007|\u001b\\)?|[@-Z\\-_])/g, "").replace(/\r(?!\n)/g, "\n").replace(/[\u0000-\u0008\u000b-\u001f\u007f]/g, "");
+  return text.replace(/[\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "").replace(/\u001b(\[[0-9;?]*[ -\/]*[@-~]|\][^\u0007\u001b]*(\u0007|\u001b\\)?|[@-Z\\-_])/g, "").replace(/\r(?!\n)/g, "\n").replace(/[\u0000-\u0008\u000b-\u001f\u007f]/g, "");
 }
 
 let list = null; // the timer of the list
@@ -49,11 +51,11 @@ async function get(path) {
 }
 
 function row(one) {
-  const link = make("a", { href: "#build/" + encodeURIComponent(one.ref) }, one.title || one.ref);
+  const link = make("a", { href: "#build/" + encodeURIComponent(one.ref) }, plain(one.title || one.ref));
   const took = one.started && one.ended ? seconds(one.ended - one.started) : "";
   const when = one.started ? new Date(one.started).toLocaleString() : "now";
   return make("tr", {}, make("td", {}, make("span", { class: "tag " + one.state }, one.state)), make("td", {}, link), make("td", {}, when), make("td", { class: "number" }, took),
-    make("td", { class: "number" }, one.steps === undefined ? "" : one.cached + " of " + one.steps + " cached"), make("td", {}, one.identity || one.error || ""));
+    make("td", { class: "number" }, one.steps === undefined ? "" : one.cached + " of " + one.steps + " cached"), make("td", {}, plain(one.identity || one.error || "")));
 }
 
 async function showList() {
@@ -72,7 +74,7 @@ async function showList() {
 async function showDisk() {
   const disk = await get("api/disk");
   const head = make("tr", {}, ...["kind", "size", "in use", "what"].map((text) => make("th", {}, text)));
-  const rows = disk.records.map((one) => make("tr", {}, make("td", {}, one.kind), make("td", { class: "number" }, bytes(one.size)), make("td", {}, one.inUse ? "yes" : ""), make("td", {}, one.description || one.id)));
+  const rows = disk.records.map((one) => make("tr", {}, make("td", {}, one.kind), make("td", { class: "number" }, bytes(one.size)), make("td", {}, one.inUse ? "yes" : ""), make("td", {}, plain(one.description || one.id))));
   $("disk").replaceChildren(make("h2", {}, "Disk use"), make("p", { id: "totals" }, bytes(disk.total) + " in all, " + bytes(disk.reclaimable) + " could be freed, " + bytes(disk.free) + " free on the disk"),
     make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
 }
@@ -84,7 +86,8 @@ function stateOf(vertex) {
   return vertex.started ? "running" : "waiting";
 }
 
-// What the end waited for: from the step that ended last, back to the input that did, and so on.
+// What the end waited for: from the step that ended last, back to the input that did, and so on. Steps of the build
+// itself have no inputs: they waited for what ended last before they began.
 function criticalPath(vertexes) {
   const end = (vertex) => vertex.ended || (vertex.started ? Date.now() : 0);
   let at = null;
@@ -97,17 +100,43 @@ function criticalPath(vertexes) {
       const vertex = vertexes.get(input);
       if (vertex && vertex.started && !path.has(input) && (!next || end(vertex) > end(next))) next = vertex;
     }
+    if (!next) for (const vertex of vertexes.values()) if (vertex.ended && !path.has(vertex.digest) && vertex.ended <= at.started && (!next || vertex.ended > next.ended)) next = vertex;
     at = next;
   }
   return path;
 }
 
 const CAUSES = { first: "no earlier build of it is known", changed: "something that it depends on changed", gone: "its result is no longer there", "no-cache": "the build asked for no cache", volatile: "what it reads is found out by reading it" };
+const MAX_VALUE = 120; // characters of a value in a reason
+
+function value(text) {
+  if (text === null || text === undefined) return "nothing";
+  return "“" + (text.length > MAX_VALUE ? text.slice(0, MAX_VALUE) + "…" : text) + "”";
+}
+
+function changed(change) {
+  const turned = ": " + value(change.before) + " became " + value(change.after);
+  switch (change.what) {
+    case "files": {
+      const more = change.count - change.paths.length;
+      return "files " + change.summary.replaceAll("-", " ") + ": " + change.paths.join(", ") + (more > 0 ? " and " + more + " more" : "");
+    }
+    case "content": return "what it reads changed";
+    case "instruction": return "the instruction changed" + turned;
+    case "variable": return "the variable " + change.name + " changed" + turned;
+    case "base": return "the base image changed" + turned;
+    case "input": return "the step before it made another result: " + change.step;
+    case "secrets": return "a secret changed";
+    case "field": return change.path + " changed" + turned;
+    default: return change.what;
+  }
+}
 
 function why(reason) {
-  if (!reason) return "";
-  const changes = (reason.changes || []).slice(0, 5).map((change) => Object.entries(change).map(([key, value]) => key + " " + (typeof value === "string" ? value : JSON.stringify(value))).join(", "));
-  return "ran because " + (CAUSES[reason.cause] || reason.cause) + (changes.length ? " — " + changes.join("; ") : "");
+  // Directories of clients are read by every build: that is no miss.
+  if (!reason || reason.cause === "volatile") return "";
+  const changes = (reason.changes || []).slice(0, 5).map((change) => plain(changed(change)));
+  return "ran because " + (changes.length ? changes.join("; ") : CAUSES[reason.cause] || reason.cause);
 }
 
 function drawTimeline(path) {
@@ -211,7 +240,7 @@ function writeLog() {
 function take(event) {
   for (const vertex of event.vertexes || []) {
     const known = build.vertexes.get(vertex.digest) || {};
-    build.vertexes.set(vertex.digest, { ...known, ...vertex });
+    build.vertexes.set(vertex.digest, { ...known, ...vertex, name: plain(vertex.name) });
   }
   for (const step of event.steps || []) {
     const known = build.vertexes.get(step.digest);
@@ -242,9 +271,22 @@ function take(event) {
   }
 }
 
+// Puts the name of a build in the place of its reference, once that is known.
+async function nameBuild(reference) {
+  try {
+    const all = await get("api/builds");
+    const one = [...all.running, ...all.over].find((known) => known.ref === reference);
+    if (!one || !one.title || build.reference !== reference) return;
+    $("title").textContent = plain(one.title);
+    $("reference").textContent = reference;
+  } catch { /* its reference names it, too */ }
+}
+
 function showBuild(reference) {
   build = { reference, vertexes: new Map(), log: [], length: 0, warnings: [], selected: null, over: false, drawing: false };
   $("title").textContent = reference;
+  $("reference").textContent = "";
+  nameBuild(reference);
   $("log").textContent = "";
   drawError(null);
   redraw();

@@ -6,7 +6,7 @@ use crate::client::{Files, TestDaemon};
 use stave_daemon::{Address, WebPage};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-async fn daemon() -> TestDaemon {
+pub(crate) async fn daemon() -> TestDaemon {
     TestDaemon::start_with(|config, _| {
         let address: Address = "tcp://127.0.0.1:0".parse().expect("an address");
         config.monitor = Some(address.clone());
@@ -16,7 +16,7 @@ async fn daemon() -> TestDaemon {
 }
 
 /// An answer: its head and body.
-async fn get(daemon: &TestDaemon, at: usize, path: &str, host: &str) -> (String, String) {
+pub(crate) async fn get(daemon: &TestDaemon, at: usize, path: &str, host: &str) -> (String, String) {
     ask(daemon, at, &format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")).await
 }
 

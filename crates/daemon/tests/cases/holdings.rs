@@ -1,0 +1,70 @@
+//! Builds leave nothing in memory: everything that is counted is as it was once they are over.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::client::{Files, TestDaemon};
+use crate::watched::{daemon, get};
+
+/// How long what a build held may take to go: its last tasks end after it.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn counts(daemon: &TestDaemon) -> Value {
+    let (head, body) = get(daemon, 0, "/debug/memory", "anything").await;
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    serde_json::from_str(&body).expect("is JSON")
+}
+
+/// Builds that succeed, that fail in the front end and in a step, and whose client goes away.
+async fn build_all_kinds(daemon: &TestDaemon, round: usize) {
+    let text = round.to_string();
+    let build = async |kind: &str, dockerfile: &str| {
+        let (session, build) = (format!("{kind}-session-{round}"), format!("{kind}-{round}"));
+        let mut client = daemon.client(&session, "", Files::new(&[("f", &text)], dockerfile)).await;
+        client.build(&build, "tar").await.is_ok()
+    };
+    assert!(build("good", "FROM scratch\nCOPY f /\n").await);
+    assert!(build("same", "FROM scratch\nCOPY f /\nCOPY f /g\n").await);
+    assert!(!build("unreadable", "FROM scratch\nNONSENSE\n").await);
+    assert!(!build("missing", "FROM scratch\nCOPY nothing /\n").await);
+    let session = format!("gone-session-{round}");
+    let files = Files::new(&[("f", &text)], "FROM scratch\nCOPY f /\n");
+    let client = daemon.client(&session, "", files).await;
+    let building = client.start_build(&format!("gone-{round}"));
+    client.hang_up();
+    drop(client);
+    // It may have been over before its client went.
+    drop(building.await.expect("no panic"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn builds_leave_nothing_in_memory() {
+    let daemon = daemon().await;
+    // What is made for the first build stays for all.
+    build_all_kinds(&daemon, 0).await;
+    let before = settled(&daemon, |now| now["in_use"]["daemon.sessions"] == 0).await;
+    for round in 1..=10 {
+        build_all_kinds(&daemon, round).await;
+    }
+    let after = settled(&daemon, |now| now["in_use"] == before["in_use"]).await;
+    assert_eq!(after["in_use"], before["in_use"]);
+    for (name, known) in after["remembered"].as_object().expect("a map") {
+        assert!(known["count"].as_u64() <= known["most"].as_u64(), "{name}: {known}");
+    }
+    assert_eq!(after["in_use"]["daemon.builds"], 0);
+    assert_eq!(after["in_use"]["solver.vertices"], 0);
+    daemon.stop().await;
+}
+
+/// The counts once they are so, or as they are when that takes too long.
+async fn settled(daemon: &TestDaemon, is_so: impl Fn(&Value) -> bool) -> Value {
+    let begin = Instant::now();
+    loop {
+        let now = counts(daemon).await;
+        if is_so(&now) && now["in_use"]["daemon.builds"] == 0 || begin.elapsed() > PATIENCE {
+            return now;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
