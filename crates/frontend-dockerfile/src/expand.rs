@@ -91,6 +91,26 @@ pub enum ExpandErrorKind {
     },
 }
 
+impl ExpandErrorKind {
+    /// What to write instead, where the message does not say it.
+    pub fn help(&self) -> Option<&'static str> {
+        match self {
+            Self::Unterminated("double-quote") => {
+                Some("close the quote with `\"`, or write `\\\"` for the letter")
+            }
+            Self::Unterminated("single-quote") => Some("close the quote with `'`"),
+            Self::Unterminated(_) | Self::Missing(..) => {
+                Some("close `${` with `}`, or write `\\$` for the letter")
+            }
+            Self::BadSubstitution => Some("write `${NAME}` or `${NAME:-default}`"),
+            Self::UnsupportedModifier(_) => Some(
+                "close `${` with `}`; a modifier is one of `:-`, `-`, `:+`, `+`, `:?`, `?`, `#`, `##`, `%`, `%%`, `/` and `//`",
+            ),
+            Self::InvalidPattern { .. } | Self::TooDeep | Self::TooLong | Self::Required { .. } => None,
+        }
+    }
+}
+
 impl Expander {
     /// The usual expansion of an instruction's word.
     pub fn new(escape: char) -> Self {

@@ -46,7 +46,7 @@ impl Lowering<'_> {
                 state.image.config.user.clone_from(&user);
                 format!("USER {user}")
             }
-            InstructionKind::Expose(words) => self.expose(state, words, instruction)?,
+            InstructionKind::Expose(words) => self.expose(state, words)?,
             InstructionKind::Volume(words) => self.volume(state, words)?,
             InstructionKind::Cmd(command) => cmd(state, command),
             InstructionKind::Entrypoint(command) => entrypoint(state, command),
@@ -57,7 +57,8 @@ impl Lowering<'_> {
             InstructionKind::StopSignal(word) => {
                 let name = state.expand(self.escape(), word)?;
                 if !signal::is_signal(&name) {
-                    return Err(error(word.span, format!("invalid signal: {name}")));
+                    return Err(error(word.span, format!("invalid signal: {name}"))
+                        .with_help("a signal is a name such as `SIGTERM` or a number such as 15"));
                 }
                 state.image.config.stop_signal.clone_from(&name);
                 format!("STOPSIGNAL {name}")
@@ -153,19 +154,16 @@ impl Lowering<'_> {
         Ok(message)
     }
 
-    fn expose(
-        &self,
-        state: &mut StageState,
-        words: &[Word],
-        instruction: &Instruction,
-    ) -> Result<String, Diagnostic> {
+    fn expose(&self, state: &mut StageState, words: &[Word]) -> Result<String, Diagnostic> {
         let mut all = Vec::new();
         for word in words {
             let expanded = Expander::new(self.escape()).expand(&word.text, &state.env);
             let expanded = expanded.map_err(|cause| error(word.span, cause.to_string()))?;
             for port in expanded.words {
-                let ports =
-                    ports::parse(&port).map_err(|cause| error(instruction.span, cause.to_string()))?;
+                let ports = ports::parse(&port).map_err(|cause| {
+                    error(word.span, cause.to_string())
+                        .with_help("a port is a number up to 65535 or a range such as `8000-8010`, perhaps with `/tcp`, `/udp` or `/sctp`")
+                })?;
                 all.extend(ports);
             }
         }

@@ -125,7 +125,13 @@ impl StageState {
     /// A word expanded with the stage's variables.
     pub(super) fn expand(&self, escape: char, word: &Word) -> Result<String, Diagnostic> {
         let expanded = Expander::new(escape).text(&word.text, &self.env);
-        expanded.map_err(|cause| error(word.span, cause.to_string()))
+        expanded.map_err(|cause| {
+            let unexpanded = error(word.span, cause.to_string());
+            match cause.kind.help() {
+                Some(help) => unexpanded.with_help(help),
+                None => unexpanded,
+            }
+        })
     }
 
     /// An instruction's text as its name shows it: its keyword in capitals, variables filled in.

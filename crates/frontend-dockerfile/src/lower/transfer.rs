@@ -122,10 +122,9 @@ impl Lowering<'_> {
         let mode = match chmod.is_empty() {
             true => CopyMode::Keep,
             false => chmod::parse(&chmod).map_err(|cause| {
-                error(
-                    transfer.chmod.as_ref().map_or(planned.instruction.span, |word| word.span),
-                    cause.to_string(),
-                )
+                let span = transfer.chmod.as_ref().map_or(planned.instruction.span, |word| word.span);
+                error(span, cause.to_string())
+                    .with_help("a mode is octal, such as `0755`, or symbolic, such as `u+x,g-w`")
             })?,
         };
         Ok(Expanded {

@@ -57,6 +57,29 @@ fn triggers_of_the_files_own_stages_need_no_image() {
     assert_eq!(found, [names[1], names[0], names[2]]);
 }
 
+/// The help of the error that lowering gives, and the text that its place marks.
+#[track_caller]
+fn check_help(instruction: &str, marked: &str, help: &str) {
+    let text = format!("FROM scratch\n{instruction}\n");
+    let plan =
+        crate::plan(&parse(&Source::new("Dockerfile", &*text)).dockerfile, &request()).expect("is sound");
+    let failure = lower(&plan, &ResolvedSources::default()).expect_err(instruction).diagnostic;
+    assert_eq!(&text[failure.span.start..failure.span.end], marked, "{instruction}");
+    let found = failure.help.unwrap_or_default();
+    assert!(found.contains(help), "{instruction}: {found}");
+}
+
+#[test]
+fn mistakes_are_marked_and_what_is_right_is_said() {
+    check_help("EXPOSE 80 99999", "99999", "a port is a number up to 65535");
+    check_help("STOPSIGNAL SIGFOO", "SIGFOO", "such as `SIGTERM`");
+    check_help("COPY --chmod=u+q a b", "--chmod=u+q", "such as `0755`");
+    check_help("ENV X=${Y", "${Y", "close `${` with `}`");
+    check_help("USER ${}", "${}", "`${NAME}`");
+    check_help("USER a\"b", "a\"b", "close the quote with `\"`");
+    check_help("USER a'b", "a'b", "close the quote with `'`");
+}
+
 #[test]
 fn other_drives_of_windows() {
     let windows = with(|request| request.target_platform = Some(Platform::new("windows", "amd64", None)));
