@@ -235,7 +235,7 @@ fn a_repository_is_a_build_context() {
     build_out(&world, &[&format!("{url}?what=1")]).exits(1).says("unexpected query \"what\"");
 }
 
-fn tar(files: &[(&str, &str)]) -> Vec<u8> {
+pub(crate) fn tar(files: &[(&str, &str)]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for (name, text) in files {
         let mut header = tar::Header::new_gnu();

@@ -1,6 +1,7 @@
 //! Our own syntax (`# syntax=stave/1`), from the file to the image.
 
-use crate::environment::Environment;
+use crate::daemon::Daemon;
+use crate::environment::{Environment, registry};
 
 #[test]
 fn a_variable_is_what_a_command_writes() {
@@ -38,6 +39,33 @@ fn files_are_included() {
     world.build("it").exits(1).says("cannot read the included file \"gone.df\"").says("Dockerfile:3");
     world.dockerfile("FROM BUSYBOX\nINCLUDE parts/tools.df\n");
     world.build("it").exits(1).says("unknown instruction: INCLUDE").says("# syntax=stave/1");
+}
+
+#[test]
+fn clients_of_a_daemon_have_commands_included_files_and_named_images() {
+    let world = Environment::new();
+    world.write("version", "1.2.3\n").write("parts/tools.df", "COPY <<f /included\n$V\nf\n").dockerfile(
+        "# syntax=stave/1\nFROM base AS made\nCOPY version .\nENV V=$(cat version) W=$V\nINCLUDE parts/tools.df\n\
+         RUN echo \"$V\" > /v\nFROM scratch\nCOPY --from=made /v /included /\n",
+    );
+    let daemon = Daemon::start(&world, &[]);
+    let (address, out) = (daemon.address(), world.path("out"));
+    let (dest, image) = (out.display().to_string(), format!("{}/busybox", registry()));
+    let context = format!("base=docker-image://{image}");
+    let build =
+        || world.stave(["build", "--builder", &address, "--build-context", &context, "-o", &dest, "."]);
+    let text = |name: &str| std::fs::read_to_string(out.join(name)).expect("is there");
+    build().success();
+    assert_eq!((text("v"), text("included")), ("1.2.3\n".to_owned(), "1.2.3\n".to_owned()));
+    world.write("version", "2\n");
+    build().success();
+    assert_eq!((text("v"), text("included")), ("2\n".to_owned(), "2\n".to_owned()));
+    // The graph has the name as it was given; what is built is what was found for it.
+    let graph = world.stave(["build", "--print", "llb", "--build-context", &context, "."]).success().stdout;
+    assert!(graph.contains(&format!("\"docker-image://{image}:latest\"")), "{graph}");
+    world.dockerfile("# syntax=stave/1\nFROM base\nENV V=$(exit 3)\n");
+    build().exits(1).says("exit code: 3");
+    daemon.stop(&world.root());
 }
 
 #[test]

@@ -5,6 +5,7 @@ use stave_test_support::GitServer;
 use stave_test_support::git_server::StaticFile;
 
 use crate::environment::{Environment, Outcome};
+use crate::inputs::tar;
 
 const MAIN: &str = "# syntax=stave/1\nFROM scratch\nINCLUDE parts/one\n";
 
@@ -35,6 +36,12 @@ fn files_are_included_wherever_the_dockerfile_is_from() {
     server.put("/files/Dockerfile", file(MAIN));
     server.put("/files/parts/one", file("COPY <<f /included\nf\n"));
     build(&world, &["-f", &server.file_url("/files/Dockerfile"), "."], b"").success().says(shown);
+
+    let one = "COPY <<f /included\nf\n";
+    let archive =
+        tar(&[("Dockerfile", MAIN), ("parts/one", one), ("sub/Dockerfile", MAIN), ("sub/parts/one", one)]);
+    build(&world, &["-"], &archive).success().says(shown);
+    build(&world, &["-f", "sub/Dockerfile", "-"], &archive).success().says(shown);
 
     build(&world, &["-"], MAIN.as_bytes()).exits(1).says("cannot read the included file \"parts/one\"");
 }
