@@ -35,6 +35,10 @@ const NEEDS_IDS: &[LeftOut] = &[
         "requires ids: looks at owners as a step sees them, and there is one",
     ),
     ("agents_are_lent_to_steps_that_ask_for_them", "requires ids: a socket belongs to the step's user"),
+    (
+        "an_insecure_step_has_nothing_masked_and_no_filter",
+        "requires ids: one id needs a filter, by which owners are recorded",
+    ),
 ];
 
 /// What needs control groups of one's own.
