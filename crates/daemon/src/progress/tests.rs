@@ -47,7 +47,7 @@ fn output_is_bounded() {
     let mut state = State::default();
     let now = timestamp(UNIX_EPOCH);
     for _ in 0..10 {
-        state.log("v".to_owned(), 1, vec![b'x'; MAX_LOG / 4], now);
+        state.log("v".to_owned(), 1, vec![b'x'; MAX_LOG / 4 - ENTRY], now);
     }
     let lines: Vec<_> = state.entries.iter().flat_map(|entry| &entry.logs).collect();
     assert_eq!(lines.len(), 5);
