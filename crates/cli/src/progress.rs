@@ -30,9 +30,9 @@ use stave_solver::SolveEvent;
 
 use self::grouped::Grouped;
 pub(crate) use self::grouped::Sections;
-pub(crate) use self::raw::Warning;
 use self::plain::Plain;
 use self::raw::Raw;
+pub(crate) use self::raw::Warning;
 use self::tracker::Tracker;
 use self::tty::Live;
 use crate::commands::build::ProgressForm;

@@ -19,9 +19,10 @@ use stave_engine::Engine;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::server::Router;
 use tonic::transport::Server;
+use tonic::transport::server::Router;
 
+use self::tls::Tls;
 use crate::audit::Audit;
 use crate::config::{Address, DaemonConfig, InheritedSocket, Listener, Reload, TlsIdentity};
 use crate::content::ContentService;
@@ -32,7 +33,6 @@ use crate::health::Health;
 use crate::identity::Doorkeeper;
 use crate::state::Shared;
 use crate::supervisor::Supervisor;
-use self::tls::Tls;
 use crate::{monitor, web};
 
 /// The longest message of a client: definitions are long.

@@ -60,7 +60,7 @@ pub(crate) fn wanted(call: Announced, file: Option<impl AsFd>) -> u64 {
     {
         return 0;
     }
-    if file.and_then(|file| fstatfs(file).ok()).is_some_and(|stat| MEMORY.contains(&(stat.f_type as i64))) {
+    if file.and_then(|file| fstatfs(file).ok()).is_some_and(|stat| MEMORY.contains(&stat.f_type)) {
         return 0;
     }
     taken(call, stat.map(|stat| (stat.st_size as u64, stat.st_blocks as u64 * 512)))

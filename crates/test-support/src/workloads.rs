@@ -225,7 +225,8 @@ const BIG_FILES: [(&str, u64); 5] = [
     ("hex", 125_000_000),
 ];
 
-/// One RUN that writes `parts` times 500 MB: some of it compresses well, some not at all.
+/// One RUN that writes `parts` times 500 MB: some of it compresses well, some not at all. The build argument
+/// `MARK` makes layers that differ.
 fn big_layer(parts: usize) -> String {
     let numbers: Vec<String> = (1..=parts).map(|part| part.to_string()).collect();
     BIG_LAYER.replace("PARTS", &numbers.join(" "))
@@ -233,12 +234,14 @@ fn big_layer(parts: usize) -> String {
 
 const BIG_LAYER: &str = r#"ARG REGISTRY=localhost:5000
 FROM ${REGISTRY}/debian
+ARG MARK=none
 RUN noise() { openssl enc -aes-128-ctr -K 0123456789abcdef0123456789abcd$1 -iv 00000000000000000000000000000000 -in /dev/zero 2>/dev/null; } \
  && for part in PARTS; do mkdir -p /big/$part && cd /big/$part \
  && noise ${part}1 | base64 -w 76 | head -c 125000000 > lines-1; noise ${part}2 | base64 -w 76 | head -c 125000000 > lines-2; \
     noise ${part}3 | head -c 60000000 > random; \
     yes 'an ordinary line of a log, 2026-01-01T00:00:00Z level=info msg="all is well"' | head -c 65000000 > log; \
-    noise ${part}4 | od -An -tx1 -v | head -c 125000000 > hex; done
+    noise ${part}4 | od -An -tx1 -v | head -c 125000000 > hex; done \
+ && echo "$MARK" > /big/mark
 "#;
 
 fn node_sources(context: &Path) -> io::Result<()> {

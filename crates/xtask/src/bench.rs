@@ -168,8 +168,8 @@ impl Bench {
                 builder.perform(case, context, &Wish::default())
             }
             Operation::Edits => builder.edits(case, context, round),
-            Operation::PushGzip => builder.perform(case, context, &Wish::push(&reference, "gzip")),
-            Operation::PushZstd => builder.perform(case, context, &Wish::push(&reference, "zstd")),
+            Operation::PushGzip => self.push(case, context, (builder, &reference), "gzip"),
+            Operation::PushZstd => self.push(case, context, (builder, &reference), "zstd"),
             Operation::Export => {
                 builder.perform(case, context, &Wish::cold_export(&format!("{reference}-cache")))
             }
@@ -179,6 +179,18 @@ impl Bench {
                 builder.fresh(round)?.perform(case, context, &Wish::import(&exported))
             }
         }
+    }
+
+    fn push(
+        &self,
+        case: &Case,
+        context: &Path,
+        (builder, reference): (&Builder, &str),
+        compression: &'static str,
+    ) -> Result<Usage, Failure> {
+        let mark = format!("{reference} {compression}");
+        builder.perform(case, context, &Wish::marked(&mark))?;
+        builder.perform(case, context, &Wish::push(&mark, reference, compression))
     }
 
     /// A name of its own for what one builder pushes in one round: nothing is there already.

@@ -123,7 +123,8 @@ mod tests {
     #[test]
     fn the_last_line_says_what_was_built() {
         let steps = StepCount { total: 9, cached: 4 };
-        let outcome = BuildOutcome { build: None, image: None, images: Vec::new(), exports: Vec::new(), steps };
+        let outcome =
+            BuildOutcome { build: None, image: None, images: Vec::new(), exports: Vec::new(), steps };
         assert_eq!(built(&outcome, Duration::from_millis(3210)), "\ndone in 3.2s, 4 of 9 steps cached\n");
         let image = Digest::sha256(b"");
         let outcome = BuildOutcome { image: Some(image.clone()), ..outcome };

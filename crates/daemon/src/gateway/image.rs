@@ -288,8 +288,14 @@ mod tests {
         config.config.labels.extend(label.map(|label| (CAPABILITIES.to_owned(), label.to_owned())));
         let options = wanted.map(|caps| ("frontend.caps".to_owned(), caps.to_owned())).into_iter().collect();
         let inputs = has_inputs.then(|| ("i".to_owned(), pb::Definition::default())).into_iter().collect();
-        let asked =
-            Asked { frontend: "gateway.v0", options: &options, definition: None, inputs: &inputs, policies: None, depth: 0 };
+        let asked = Asked {
+            frontend: "gateway.v0",
+            options: &options,
+            definition: None,
+            inputs: &inputs,
+            policies: None,
+            depth: 0,
+        };
         assert_eq!(missing_capability(&config, &asked).as_deref(), expected);
     }
 

@@ -56,7 +56,7 @@ enum Ahead {
     /// Nothing, since the last one was used.
     Used,
     /// A process that waits, or will.
-    Waiting(Spare),
+    Waiting(Box<Spare>),
     /// Making one failed, and so would the next.
     GivenUp,
 }
@@ -166,7 +166,8 @@ impl Server {
             Ahead::Used | Ahead::Waiting(_) => {
                 self.dismiss();
                 let filter = self.filter.as_ref().filter(|_| traits.is_filtered);
-                self.ahead = Spare::make(model, traits, filter).map_or(Ahead::GivenUp, Ahead::Waiting);
+                self.ahead = Spare::make(model, traits, filter)
+                    .map_or(Ahead::GivenUp, |spare| Ahead::Waiting(Box::new(spare)));
             }
         }
     }

@@ -39,6 +39,8 @@ enum Kind {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Wish {
     no_cache: bool,
+    /// Makes the layers differ from those of any other round: nothing that they need is anywhere yet.
+    mark: Option<String>,
     push: Option<(String, &'static str)>,
     cache_to: Option<String>,
     cache_from: Option<String>,
@@ -49,8 +51,13 @@ impl Wish {
         Self { no_cache: true, ..Self::default() }
     }
 
-    pub(crate) fn push(reference: &str, compression: &'static str) -> Self {
-        Self { no_cache: true, push: Some((reference.to_owned(), compression)), ..Self::default() }
+    /// Layers of their own, and no image yet.
+    pub(crate) fn marked(mark: &str) -> Self {
+        Self { mark: Some(mark.to_owned()), ..Self::default() }
+    }
+
+    pub(crate) fn push(mark: &str, reference: &str, compression: &'static str) -> Self {
+        Self { push: Some((reference.to_owned(), compression)), ..Self::marked(mark) }
     }
 
     pub(crate) fn export(reference: &str) -> Self {
@@ -213,20 +220,24 @@ impl Builder {
     fn build(&self, context: &Path, wish: &Wish) -> Vec<Line> {
         match self.kind {
             Kind::Stave | Kind::Before => vec![self.stave(context, wish)],
-            Kind::BuildKit => vec![self.buildkit(context, &image_output(wish), wish)],
+            Kind::BuildKit => {
+                let line = self.buildkit(context, wish);
+                // Its image exporter compresses at once.
+                let is_unexported = wish.mark.is_some() && wish.push.is_none();
+                vec![if is_unexported { line } else { line.arg("--output").arg(image_output(wish)) }]
+            }
             Kind::Docker => {
                 let line = Line::new(&self.program).args(["build", "--progress=plain", "-t", "bench"]);
                 vec![self.classic(line, context, wish)]
             }
             Kind::Buildah | Kind::Podman => {
-                let line = self.storage("build").args(["-t", "bench"]);
-                let mut lines = vec![self.classic(line, context, wish)];
-                if let Some((reference, compression)) = &wish.push {
-                    let push = self.storage("push").arg("--tls-verify=false");
-                    let push = push.arg(format!("--compression-format={compression}"));
-                    lines.push(push.arg("bench").arg(format!("docker://{reference}")));
-                }
-                lines
+                let Some((reference, compression)) = &wish.push else {
+                    let line = self.storage("build").args(["-t", "bench"]);
+                    return vec![self.classic(line, context, wish)];
+                };
+                let push = self.storage("push").arg("--tls-verify=false");
+                let push = push.arg(format!("--compression-format={compression}"));
+                vec![push.arg("bench").arg(format!("docker://{reference}"))]
             }
         }
     }
@@ -253,16 +264,23 @@ impl Builder {
     /// The flags that all but buildctl share.
     fn classic(&self, line: Line, context: &Path, wish: &Wish) -> Line {
         let line = if wish.no_cache { line.arg("--no-cache") } else { line };
+        let line = match &wish.mark {
+            Some(mark) => line.arg("--build-arg").arg(format!("MARK={mark}")),
+            None => line,
+        };
         line.arg("--build-arg").arg(format!("REGISTRY={}", self.registry)).arg(context)
     }
 
-    fn buildkit(&self, context: &Path, output: &str, wish: &Wish) -> Line {
+    fn buildkit(&self, context: &Path, wish: &Wish) -> Line {
         let address = self.daemon.as_ref().map(Daemon::address).unwrap_or_default();
         let mut line = Line::new(&self.program).arg("--addr").arg(address);
         line = line.args(["build", "--progress=plain", "--frontend=dockerfile.v0"]);
         line = line.arg("--opt").arg(format!("build-arg:REGISTRY={}", self.registry));
         for name in ["context", "dockerfile"] {
             line = line.arg("--local").arg(format!("{name}={}", context.display()));
+        }
+        if let Some(mark) = &wish.mark {
+            line = line.arg("--opt").arg(format!("build-arg:MARK={mark}"));
         }
         if wish.no_cache {
             line = line.arg("--no-cache");
@@ -273,14 +291,14 @@ impl Builder {
         if let Some(reference) = &wish.cache_from {
             line = line.arg("--import-cache").arg(format!("type=registry,ref={reference}"));
         }
-        line.arg("--output").arg(output)
+        line
     }
 
     /// The command that writes the root file system to standard output as a tar.
     pub(crate) fn tar(&self, context: &Path) -> Line {
         let wish = Wish::default();
         match self.kind {
-            Kind::BuildKit => self.buildkit(context, "type=tar", &wish),
+            Kind::BuildKit => self.buildkit(context, &wish).args(["--output", "type=tar"]),
             Kind::Stave | Kind::Before => {
                 let line = self.stave_command("build").arg("--progress=quiet");
                 self.classic(line.args(["-o", "type=tar,dest=-"]), context, &wish)

@@ -17,9 +17,9 @@ pub(crate) enum Operation {
     OneFile,
     /// Fifty builds, one file changed before each.
     Edits,
-    /// As cold, and the image goes to a registry with gzip layers.
+    /// What is built already, and never was exported, goes to a registry with gzip layers.
     PushGzip,
-    /// As cold, and the image goes to a registry with zstd layers.
+    /// The same with zstd layers.
     PushZstd,
     /// On an empty state directory: everything is pulled and unpacked.
     Fresh,
@@ -38,8 +38,8 @@ impl Operation {
             Self::Warm => "no-op",
             Self::OneFile => "one file changed",
             Self::Edits => "50 edits",
-            Self::PushGzip => "cold + push gzip",
-            Self::PushZstd => "cold + push zstd",
+            Self::PushGzip => "push gzip",
+            Self::PushZstd => "push zstd",
             Self::Fresh => "pull + unpack",
             Self::Export => "cold + cache export",
             Self::Import => "cache import",
