@@ -32,6 +32,7 @@ mod remote;
 mod root;
 mod rootfs;
 mod run;
+mod scratch;
 mod secret_scan;
 mod session;
 mod source;

@@ -26,15 +26,15 @@ pub(crate) struct Names {
 }
 
 /// The root of a process: a layer being made, over its base.
-pub(crate) fn overlay_root(shared: &Shared, layer: &ActiveLayer) -> RootFs {
-    RootFs::Overlay(OverlayRoot {
+pub(crate) fn overlay_root(shared: &Shared, layer: &ActiveLayer) -> Result<RootFs, StoreError> {
+    Ok(RootFs::Overlay(OverlayRoot {
         lower: layer.lowers().to_vec(),
         upper: layer.upper().to_owned(),
         work: layer.work().to_owned(),
         // The store syncs what it commits.
         volatile: true,
-        stubs: Some(shared.stubs()),
-    })
+        stubs: Some(shared.scratch().stubs()?),
+    }))
 }
 
 /// `/etc/hosts` and `/etc/resolv.conf`, in memory, so that neither ever becomes part of an image.

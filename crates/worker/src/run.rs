@@ -266,7 +266,7 @@ impl LocalWorker<LocalExecutor> {
             let view = shared.view(&spec.snapshot)?;
             let identity = UserTable::read(&view).identity(&spec.user)?;
             let layer = shared.prepare(&spec.snapshot, "run").map_err(RootError::from)?;
-            let root = overlay_root(&shared, &layer);
+            let root = overlay_root(&shared, &layer).map_err(RootError::from)?;
             let network = shared.networks.connect(spec.network)?;
             let mounts = mounts(&spec, &network)?;
             let set = MountSet { root, readonly_root: spec.readonly_root, mounts, shm_size: spec.shm_size };

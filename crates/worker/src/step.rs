@@ -245,7 +245,7 @@ fn begin(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
         work: prepared.root.work().to_owned(),
         // The store syncs what it commits.
         volatile: true,
-        stubs: Some(plan.shared.stubs()),
+        stubs: Some(plan.shared.scratch().stubs().map_err(StepError::Store)?),
     });
     let mounts = MountSet { root, readonly_root: prepared.readonly_root, mounts: specs, shm_size: None };
     Ok(Ready { process, mounts, prepared, touched })

@@ -14,7 +14,7 @@ use stave_oci::Digest;
 use stave_remotecache::key::ContentPath;
 use stave_sandbox::Launcher;
 use stave_solver::Selector;
-use stave_store::{ActiveLayer, Lease, ScratchDir, Snapshot, Store, StoreError, Taking};
+use stave_store::{ActiveLayer, Lease, Snapshot, Store, StoreError, Taking};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, Peaks};
@@ -29,6 +29,7 @@ use crate::layer_place::LayerPlace;
 use crate::manifest::Manifest;
 use crate::networks::Networks;
 use crate::root::RootDir;
+use crate::scratch::Scratch;
 use crate::step::leftovers::Leftovers;
 use crate::step::tries::BuildGroups;
 use crate::view::{ViewError, readable};
@@ -100,8 +101,7 @@ pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) fingerprints: Option<PathBuf>,
     layer_place: LayerPlace,
-    /// Mount-point stubs of this process, and an empty directory that stands for scratch.
-    scratch: ScratchDir,
+    scratch: Scratch,
     views: Mutex<HashMap<Snapshot, Weak<RootDir>>>,
     kept_trees: KeptTrees,
     digests: DashMap<(Snapshot, Selector), ContentDigest>,
@@ -173,11 +173,7 @@ impl<E> LocalWorker<E> {
         executor: E,
     ) -> Result<Self, StoreError> {
         let lease = store.lease()?;
-        let scratch = store.scratch_dir()?;
-        for name in ["stubs", "empty"] {
-            let path = scratch.path().join(name);
-            std::fs::create_dir(&path).map_err(|source| StoreError::Io { action: "create", path, source })?;
-        }
+        let scratch = Scratch::new(&store);
         let peaks = Peaks::in_directory(store.step_peaks_directory());
         peaks.trim();
         let shared = Shared {
@@ -249,14 +245,9 @@ impl Shared {
         self.digests.len() + self.travelling.len()
     }
 
-    /// Where mount-point stubs go.
-    pub(crate) fn stubs(&self) -> PathBuf {
-        self.scratch.path().join("stubs")
-    }
-
-    /// A directory with nothing in it.
-    pub(crate) fn empty(&self) -> PathBuf {
-        self.scratch.path().join("empty")
+    /// Directories of this process.
+    pub(crate) fn scratch(&self) -> &Scratch {
+        &self.scratch
     }
 
     /// The merged, read-only file system of a snapshot; shared by all who look at the same time.
@@ -268,7 +259,7 @@ impl Shared {
         let lowers = self.store.layer_paths(snapshot)?;
         let view = Arc::new(match lowers.len() > 1 && !stave_sandbox::has_namespaces() {
             true => self.tree_of(&lowers)?,
-            false => readable(&lowers, &self.empty())?,
+            false => readable(&lowers, &self.scratch.empty()?)?,
         });
         self.kept_trees.keep(&view);
         views.retain(|_, view| view.strong_count() > 0);
@@ -280,7 +271,7 @@ impl Shared {
     fn tree_of(&self, lowers: &[PathBuf]) -> Result<RootDir, ViewError> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let name = format!("tree-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        let tree = self.store.flatten(lowers, self.scratch.path().join(name), Taking::Links)?;
+        let tree = self.store.flatten(lowers, self.scratch.place(&name)?, Taking::Links)?;
         Ok(RootDir::of_tree(tree)?)
     }
 
