@@ -136,7 +136,9 @@ impl Store {
         let mut extractor = Extractor::new(active.upper(), self.inner.config.xattrs, options)?;
         while let Some(entry) = archive.next().map_err(|(path, kind)| failed(&path, kind))? {
             // Beside its bytes, which were asked for when they were read.
-            active.room().take(ENTRY)?;
+            if entry.takes_a_block() {
+                active.room().take(ENTRY)?;
+            }
             extractor.unpack(&entry, &mut archive).map_err(|kind| failed(&entry.path, kind))?;
         }
         extractor.finish().map_err(|kind| failed(b"(directory times)", kind))?;

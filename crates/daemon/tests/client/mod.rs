@@ -184,7 +184,7 @@ fn open_session(
     let (ours, theirs) = tokio::io::duplex(64 << 10);
     let (mut read, mut write) = tokio::io::split(theirs);
     let (sender, outgoing) = mpsc::channel::<BytesMessage>(16);
-    tokio::spawn(services::serve(files.clone(), ours));
+    tokio::spawn(services::serve(files.clone(), ours, ended.clone()));
     let mut request = Request::new(stream::unfold(outgoing, |mut outgoing| async {
         Some((outgoing.recv().await?, outgoing))
     }));

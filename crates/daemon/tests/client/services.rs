@@ -12,6 +12,7 @@ use bollard_buildkit_proto::moby::filesync::v1::file_send_server::{FileSend, Fil
 use futures::{Stream, StreamExt as _, stream};
 use tokio::io::DuplexStream;
 use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -119,8 +120,9 @@ impl Files {
 }
 
 /// Serves until the other side hangs up.
-pub(crate) async fn serve(files: Files, connection: DuplexStream) {
+pub(crate) async fn serve(files: Files, connection: DuplexStream, ended: CancellationToken) {
     let connections = stream::once(async { Ok::<_, std::io::Error>(connection) }).chain(stream::pending());
+    let connections = connections.take_until(ended.cancelled_owned());
     let server = Server::builder()
         .add_service(FileSyncServer::new(files.clone()))
         .add_service(ContentServer(files.blobs()))

@@ -57,7 +57,9 @@ fn what_waited_is_as_what_did_not() {
     for later in &seen[1..] {
         assert_eq!(later, &seen[0]);
     }
-    assert_eq!(namespaces.len(), 8);
+    // Numbers of namespaces that are gone are given again, so that not all need be different.
+    let own = std::fs::read_link("/proc/self/ns/mnt").expect("a namespace");
+    assert!(!namespaces.contains(&own.to_string_lossy().into_owned()));
 }
 
 fn what_does_not_fit_is_made_anew() {

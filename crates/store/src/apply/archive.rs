@@ -50,6 +50,21 @@ pub(super) struct Entry {
     pub(super) segments: Option<Segments>,
 }
 
+/// Bytes of a link's target that file systems keep beside its other facts.
+const SHORT_LINK: usize = 60;
+
+impl Entry {
+    /// Whether it takes a block of a disk, whatever it holds. Names and nodes are in their directory's.
+    pub(super) fn takes_a_block(&self) -> bool {
+        match self.kind {
+            Kind::Directory => true,
+            Kind::File => self.size > 0 || !self.xattrs.is_empty(),
+            Kind::Symlink => self.link.len() >= SHORT_LINK,
+            Kind::HardLink | Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => !self.xattrs.is_empty(),
+        }
+    }
+}
+
 /// A tar stream, positioned within it.
 #[derive(Debug)]
 pub(super) struct Archive<R> {
