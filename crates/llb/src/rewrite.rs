@@ -10,6 +10,7 @@ use stave_oci::Digest;
 use crate::definition::{Definition, Edge, Vertex};
 use crate::op::{BuildOp, Op};
 use crate::source::SourceOp;
+use crate::source_map::SourceMap;
 use crate::wire;
 
 impl Definition {
@@ -46,16 +47,27 @@ impl Definition {
         };
         changed.return_metadata = self.return_metadata.clone();
         changed.source_map = self.source_map.clone();
-        for (old, new) in &renamed {
-            if let Some(places) = changed.source_map.locations.remove(*old) {
-                changed.source_map.locations.insert(new.clone(), places);
-            }
-        }
+        self.move_places(&mut changed.source_map, &renamed);
         Ok(changed)
     }
 }
 
 impl Definition {
+    /// Puts the places of vertices where these are now: what became one comes from the places of all of them.
+    fn move_places(&self, map: &mut SourceMap, renamed: &HashMap<&Digest, Digest>) {
+        let moved =
+            self.vertices.iter().filter_map(|vertex| Some((&vertex.digest, renamed.get(&vertex.digest)?)));
+        let moved: Vec<_> = moved.filter_map(|(old, new)| Some((new, map.locations.remove(old)?))).collect();
+        for (new, places) in moved {
+            let known = map.locations.entry(new.clone()).or_default();
+            for place in places {
+                if !known.contains(&place) {
+                    known.push(place);
+                }
+            }
+        }
+    }
+
     /// This graph with another output.
     #[must_use]
     pub fn ending_at(&self, output: Edge) -> Self {
@@ -94,11 +106,8 @@ impl Definition {
         whole.return_op = wire::encode_return(&whole.outputs);
         whole.return_metadata = self.return_metadata.clone();
         whole.source_map = self.source_map.clone();
-        for (old, new) in &renamed {
-            if let Some(places) = whole.source_map.locations.remove(*old) {
-                whole.source_map.locations.insert(new.clone(), places);
-            }
-        }
+        whole.source_map.locations.remove(vertex);
+        self.move_places(&mut whole.source_map, &renamed);
         Some(whole)
     }
 }
@@ -175,6 +184,27 @@ mod tests {
         assert!(outer.with_graph_at(&first, &Definition::empty()).is_none());
         let other = outer.ending_at(Edge { vertex: first.clone(), output: 0 });
         assert_eq!(other.outputs()[0].vertex, first);
+    }
+
+    #[test]
+    fn what_becomes_one_vertex_comes_from_the_places_of_both() {
+        use crate::source_map::{SourceInfo, SourceLocation};
+        let platform = Platform::new("linux", "amd64", None);
+        let mut builder = GraphBuilder::default();
+        let [one, two] = ["https://a.test/1", "https://a.test/2"]
+            .map(|name| builder.source(SourceOp::new(name, BTreeMap::new()), &platform, About::default()));
+        let merged = builder.merge([Some(one), Some(two)], About::default());
+        let mut graph = builder.finish(merged);
+        graph.source_map.infos = vec![SourceInfo::default(); 2];
+        let place = |source| SourceLocation { source, ranges: Vec::new() };
+        for at in 0..2 {
+            graph.source_map.locations.insert(graph.vertices()[at].digest.clone(), vec![place(at)]);
+        }
+        let same = graph.with_sources::<Infallible>(&mut |source| {
+            Ok(Some(SourceOp::new("https://a.test/3", source.attrs.clone())))
+        });
+        let same = same.unwrap_or_else(|error| match error {});
+        assert_eq!(same.source_map.locations[&same.vertices()[0].digest], [place(0), place(1)]);
     }
 
     #[test]

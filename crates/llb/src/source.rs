@@ -72,6 +72,24 @@ impl SourceOp {
         let raw = raw.into();
         Self { identifier: SourceIdentifier::parse(&raw), raw, attrs }
     }
+
+    /// Its identifier for messages: without the credentials that an address may hold.
+    pub fn shown(&self) -> String {
+        let plain = || self.raw.clone();
+        // The `@` of an image stands before its digest.
+        let is_address = !matches!(
+            self.identifier,
+            SourceIdentifier::DockerImage { .. }
+                | SourceIdentifier::OciLayout { .. }
+                | SourceIdentifier::Blob { .. }
+        );
+        let Some((scheme, rest)) = self.raw.split_once("://").filter(|_| is_address) else { return plain() };
+        let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        match authority.rsplit_once('@') {
+            Some((_, host)) => format!("{scheme}://{host}{path}"),
+            None => plain(),
+        }
+    }
 }
 
 impl SourceIdentifier {
@@ -110,6 +128,17 @@ mod tests {
     #[track_caller]
     fn check(raw: &str, expected: &SourceIdentifier) {
         assert_eq!(&SourceIdentifier::parse(raw), expected);
+    }
+
+    #[test]
+    fn messages_show_no_credentials() {
+        let shown = |raw: &str| SourceOp::new(raw, BTreeMap::new()).shown();
+        assert_eq!(shown("https://me:secret@a.test/b@c"), "https://a.test/b@c");
+        assert_eq!(shown("git://token@a.test/b.git#v1:d"), "git://a.test/b.git#v1:d");
+        assert_eq!(shown("https://a.test?x=@y"), "https://a.test?x=@y");
+        let image = format!("docker-image://busybox@sha256:{}", "0".repeat(64));
+        assert_eq!(shown(&image), image);
+        assert_eq!(shown("local://context"), "local://context");
     }
 
     #[test]

@@ -129,3 +129,97 @@ fn what_is_no_policy() {
     );
     assert!(error("[").contains("EOF"));
 }
+
+/// One rule of each selector, and what it comes to for an image by its short name.
+#[test]
+fn an_image_is_matched_by_its_whole_name() {
+    let denied = Err("source \"docker-image://alpine\" denied by policy: source denied by policy");
+    let one = |action: &str, selector: &str| {
+        format!(r#"{{"action":"{action}","selector":{{"identifier":"{selector}"}}}}"#)
+    };
+    let rules = |rules: &[String]| format!(r#"{{"rules":[{}]}}"#, rules.join(","));
+    check(&rules(&[one("DENY", ALPINE)]), "docker-image://alpine", denied);
+    check(&rules(&[one("DENY", "docker-image://docker.io/*")]), "docker-image://alpine", denied);
+    check(&rules(&[one("DENY", "docker-image://alpine")]), "docker-image://alpine", denied);
+    check(&rules(&[one("DENY", "*"), one("ALLOW", ALPINE)]), "docker-image://alpine", Ok(None));
+    // Nothing is let in by a name that is not the one under which it is fetched.
+    check(
+        &rules(&[one("DENY", "*"), one("ALLOW", "docker-image://alpine")]),
+        "docker-image://alpine",
+        denied,
+    );
+    check(
+        &rules(&[one("DENY", "https://*")]),
+        "https://a\nb",
+        Err("source \"https://a\\nb\" denied by policy: source denied by policy"),
+    );
+}
+
+#[test]
+fn a_repository_is_matched_by_what_is_fetched() {
+    let deny = |selector: &str| {
+        format!(r#"{{"rules":[{{"action":"DENY","selector":{{"identifier":"{selector}"}}}}]}}"#)
+    };
+    let below = deny("git://a.test/b.git#v1:d");
+    let denied = |raw: &str| format!("source {raw:?} denied by policy: source denied by policy");
+    for raw in ["git://a.test/b.git#v1:d", "git://a.test/b.git#v1:/d/", "git://A.test//b.git#v1:d"] {
+        check(&below, raw, Err(&denied(raw)));
+    }
+    let raw = "git://elsewhere.test/x#v1:d";
+    check(&below, &format!("{raw} git.fullurl=https://a.test/b.git"), Err(&denied(raw)));
+    check(&below, "git://a.test/b.git#v1:e", Ok(None));
+    let shown = denied("git://a.test/b.git#v1:d");
+    check(&below, "git://me:secret@a.test/b.git#v1:d", Err(&shown));
+    let only = r#"{"rules":[{"action":"DENY","selector":{"identifier":"*"}},
+        {"action":"ALLOW","selector":{"identifier":"git://a.test/*"}}]}"#;
+    check(only, "git://a.test/b.git", Ok(None));
+    check(only, "git://a.test/b.git git.fullurl=git@a.test:b.git", Ok(None));
+    check(only, "git://a.test/b.git git.fullurl=https://b.test/b.git", Err(&denied("git://a.test/b.git")));
+}
+
+#[test]
+fn what_a_rule_makes_has_an_end() {
+    let grows = r#"{"rules":[{"action":"CONVERT","selector":{"identifier":"https://*"},
+        "updates":{"identifier":"https://$1$1$1$1$1$1$1$1"}}]}"#;
+    let long = "an identifier of more than 4096 bytes under source policies";
+    check(grows, "https://aaaaaaaaaa", Err(long));
+    check(grows, &format!("https://{}", "a".repeat(5000)), Err(long));
+    // Without rules nothing is asked of it.
+    check(r#"{"version":1}"#, &format!("https://{}", "a".repeat(5000)), Ok(None));
+}
+
+#[test]
+fn what_is_compiled_is_bounded() {
+    let rule = |identifier: &str, match_type| RuleSpec {
+        identifier: identifier.to_owned(),
+        match_type,
+        ..RuleSpec::default()
+    };
+    let pattern = rule("https://*", MatchType::Wildcard);
+    let matches = |count| RuleSpec {
+        constraints: vec![("k".to_owned(), "v".to_owned(), AttrMatch::Matches); count],
+        ..rule("x", MatchType::Exact)
+    };
+    let refused = |rules: Vec<RuleSpec>| SourcePolicy::new(rules).expect_err("is refused");
+    assert_eq!(refused(vec![pattern.clone(); MAX_PATTERNS + 1]), PolicyError::TooManyPatterns);
+    assert_eq!(refused(vec![matches(MAX_CONSTRAINTS); 8]), PolicyError::TooManyPatterns);
+    assert_eq!(refused(vec![matches(MAX_CONSTRAINTS + 1)]), PolicyError::TooManyConstraints);
+    assert_eq!(refused(vec![rule(&"a".repeat(5000), MatchType::Exact)]), PolicyError::TooLong);
+    assert!(matches!(refused(vec![rule(r"\w{900}", MatchType::Regex)]), PolicyError::Pattern { .. }));
+    // A text without `*` is no pattern.
+    let texts = vec![rule("https://a.test", MatchType::Wildcard); MAX_RULES];
+    assert_eq!(SourcePolicy::new(texts.clone()).expect("are texts").patterns, 0);
+    let several = |policies| SourcePolicy::several(policies).map(|_| ()).expect_err("is refused");
+    assert_eq!(several(vec![vec![pattern.clone(); 300]; 2]), PolicyError::TooManyPatterns);
+    assert_eq!(several(vec![texts, vec![pattern.clone()]]), PolicyError::TooManyRules);
+    assert_eq!(several(vec![Vec::new(); MAX_POLICIES + 1]), PolicyError::TooManyPolicies);
+    let one = SourcePolicy::new(vec![pattern; 300]).expect("few patterns");
+    assert_eq!(SourcePolicies::new(vec![one.clone(), one]).expect_err("many"), PolicyError::TooManyPatterns);
+}
+
+#[test]
+fn a_text_without_a_pattern_is_still_expanded() {
+    let rules = r#"{"rules":[{"action":"CONVERT","selector":{"identifier":"https://a.test/b"},
+        "updates":{"identifier":"${0}?c"}}]}"#;
+    check(rules, "https://a.test/b", Ok(Some("https://a.test/b?c")));
+}
