@@ -3,7 +3,7 @@
 //! Owns the choice and what a pin is. Must not know how layers are fetched: nothing but manifests and
 //! configs is read here. Start with [`Resolver`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 
 use stave_frontend_dockerfile::request::ImageOrigin;
@@ -110,7 +110,8 @@ impl Resolved {
         self.used.get(reference).unwrap_or(reference).clone()
     }
 
-    /// A graph of these images as the rules of the build have it. Its images were looked at when they were resolved.
+    /// A graph of these images as the rules of the build have it. These images were looked at when they were resolved;
+    /// others may be in it, which contexts that are graphs bring along.
     pub(crate) fn under(
         &self,
         policy: &SourcePolicies,
@@ -119,9 +120,13 @@ impl Resolved {
         if policy.is_empty() {
             return Ok(definition);
         }
+        let pinned = |(request, image): (&SourceRequest, &ResolvedImage)| {
+            source_of(&request.reference.pinned(image.digest.clone()))
+        };
+        let known: HashSet<String> = self.sources.images().map(pinned).collect();
         definition.with_sources(&mut |source| match (&source.identifier, self.replaced.get(&source.raw)) {
             (_, Some(other)) => Ok(Some(SourceOp::new(other.clone(), source.attrs.clone()))),
-            (SourceIdentifier::DockerImage { .. }, None) => Ok(None),
+            (SourceIdentifier::DockerImage { .. }, None) if known.contains(&source.raw) => Ok(None),
             _ => policy.evaluate(source),
         })
     }
@@ -246,7 +251,11 @@ impl Resolver<'_> {
             let found = found.map_err(|error| ResolveError { request: request.clone(), ..error })?;
             let pinned = match &found {
                 Found::Remote(remote, _) => reference.pinned(remote.root.descriptor.digest.clone()),
-                Found::Local(_) => return Ok((Used::Image(reference), found)),
+                // What was asked for by its digest was looked at with it.
+                Found::Local(_) if reference.digest().is_some() => {
+                    return Ok((Used::Image(reference), found));
+                }
+                Found::Local(image) => reference.pinned(image.digest.clone()),
             };
             // Rules may be about digests.
             match self.replacement(&pinned).map_err(failed)? {
@@ -342,4 +351,39 @@ fn label(request: &SourceRequest) -> String {
 /// What a local image is pinned by: the manifest it came with, or its id if it was built here.
 fn pin(image: &LocalImage) -> Digest {
     image.manifest.as_ref().map_or_else(|| image.id.clone(), |manifest| manifest.digest.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use stave_llb::builder::{About, GraphBuilder};
+    use stave_llb::policy::SourcePolicy;
+
+    use super::*;
+
+    #[test]
+    fn rules_hold_for_images_that_nobody_resolved() {
+        let rules = r#"{"rules":[{"action":"DENY","selector":{"identifier":"docker-image://*"}}]}"#;
+        let policy = SourcePolicy::rules_of_json(rules).and_then(SourcePolicy::new).expect("is a policy");
+        let policy = SourcePolicies::new(vec![policy]).expect("is one");
+        let platform = Platform::new("linux", "amd64", None);
+        let reference: Reference = "a:1".parse().expect("a name");
+        let digest = Digest::sha256(b"x");
+        let request = SourceRequest::plain(reference.clone(), platform.clone());
+        let image = ResolvedImage { digest: digest.clone(), config: ImageConfig::default() };
+        let mut resolved = Resolved::default();
+        resolved.sources.insert(request, image);
+        let graph = |name: &Reference| {
+            let mut graph = GraphBuilder::default();
+            let op = SourceOp::new(source_of(name), BTreeMap::new());
+            let output = graph.source(op, &platform, About::named("a"));
+            graph.finish(Some(output))
+        };
+        let known = graph(&reference.pinned(digest.clone()));
+        assert_eq!(resolved.under(&policy, known.clone()), Ok(known));
+        let other: Reference = "b:1".parse().expect("a name");
+        for unknown in [other.pinned(digest), other, reference] {
+            let denied = resolved.under(&policy, graph(&unknown)).expect_err("is denied");
+            assert_eq!(denied, PolicyError::Denied(source_of(&unknown)));
+        }
+    }
 }
