@@ -4,7 +4,7 @@
 //! Owns the calls. Must not know where content lies. Start with [`ContentService`].
 
 use std::convert::Infallible;
-use std::io::Read as _;
+use std::io::Read;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -158,7 +158,7 @@ impl ServerStreamingService<ReadRequest> for ReadCall {
             }
             let (sender, receiver) = mpsc::channel(MESSAGES);
             let length = u64::try_from(length).unwrap_or_default();
-            tokio::task::spawn_blocking(move || send(&content, (start, length), &sender));
+            tokio::spawn(send(content, (start, length), sender));
             Ok(Response::new(packets(receiver).boxed()))
         })
     }
@@ -193,31 +193,35 @@ async fn find<T>(shared: &Shared, request: &Request<T>, digest: &str) -> Result<
     })
 }
 
-fn send(content: &Content, (start, length): (u64, u64), to: &mpsc::Sender<Result<ReadResponse, Status>>) {
-    let lost = |error: std::io::Error| Status::data_loss(error.to_string());
-    let open = content.open().and_then(|mut bytes| {
-        std::io::copy(&mut bytes.by_ref().take(start), &mut std::io::sink())?;
-        Ok(bytes.take(length))
-    });
-    let mut bytes = match open {
-        Ok(bytes) => bytes,
-        Err(error) => return drop(to.blocking_send(Err(lost(error)))),
-    };
+/// Sends a part of it. No thread waits for a client that reads slowly: one is taken for each message alone.
+async fn send(content: Content, (start, length): (u64, u64), to: mpsc::Sender<Result<ReadResponse, Status>>) {
     let mut offset = i64::try_from(start).unwrap_or(i64::MAX);
+    let mut chunk = tokio::task::spawn_blocking(move || {
+        let mut bytes = content.open()?;
+        std::io::copy(&mut bytes.by_ref().take(start), &mut std::io::sink())?;
+        next(bytes.take(length))
+    });
     loop {
-        let mut data = Vec::new();
-        let read = bytes.by_ref().take(CHUNK as u64).read_to_end(&mut data);
-        let message = match read {
-            Ok(0) => return,
-            Ok(_) => Ok(ReadResponse { offset, data }),
-            Err(error) => Err(lost(error)),
+        let (data, rest) = match chunk.await.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+            Ok((data, _)) if data.is_empty() => return,
+            Ok(read) => read,
+            // Nobody may read any more.
+            Err(error) => return drop(to.send(Err(Status::data_loss(error.to_string()))).await),
         };
-        let is_over = message.is_err();
-        offset += message.as_ref().map_or(0, |message| i64::try_from(message.data.len()).unwrap_or(0));
-        if to.blocking_send(message).is_err() || is_over {
+        let sent = i64::try_from(data.len()).unwrap_or(i64::MAX);
+        if to.send(Ok(ReadResponse { offset, data })).await.is_err() {
             return;
         }
+        offset = offset.saturating_add(sent);
+        chunk = tokio::task::spawn_blocking(move || next(rest));
     }
+}
+
+/// What the next message holds, empty at the end, and where to read on.
+fn next<T: Read>(mut bytes: T) -> std::io::Result<(Vec<u8>, T)> {
+    let mut data = Vec::new();
+    bytes.by_ref().take(CHUNK as u64).read_to_end(&mut data)?;
+    Ok((data, bytes))
 }
 
 type Answer = http::Response<Body>;

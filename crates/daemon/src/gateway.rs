@@ -87,6 +87,9 @@ impl Gateway {
     async fn solve(&self, request: Request<SolveRequest>) -> Result<SolveResponse, Failure> {
         let build = self.build(request.metadata()).await?;
         let request = request.into_inner();
+        if !request.source_policies.is_empty() && !request.frontend.is_empty() {
+            return Err(Failure::Unsupported("source policies for a front end alone".to_owned()));
+        }
         let policies = build.policies(of_messages(request.source_policies)?)?;
         let work = async {
             let asked = Asked {

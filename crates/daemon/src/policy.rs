@@ -1,19 +1,23 @@
-//! Source policies as clients send them. Start with [`of_message`]; what rules do is the graph's affair.
+//! Source policies as clients send them. Start with [`of_messages`]; what rules do is the graph's affair.
 
 use bollard_buildkit_proto::moby::buildkit::v1::sourcepolicy as wire;
-use stave_llb::policy::{AttrMatch, MatchType, PolicyAction, RuleSpec, SourcePolicy};
+use stave_llb::policy::{
+    AttrMatch, MAX_POLICIES, MAX_RULES, MatchType, PolicyAction, PolicyError, RuleSpec, SourcePolicy,
+};
 
 use crate::failure::Failure;
 
-/// A policy of a client.
-pub(crate) fn of_message(policy: wire::Policy) -> Result<SourcePolicy, Failure> {
-    let rules = policy.rules.into_iter().map(rule).collect::<Result<Vec<_>, _>>()?;
-    Ok(SourcePolicy::new(rules)?)
-}
-
 /// Policies of a client, in their order.
 pub(crate) fn of_messages(policies: Vec<wire::Policy>) -> Result<Vec<SourcePolicy>, Failure> {
-    policies.into_iter().map(of_message).collect()
+    // Before anything is made of them.
+    if policies.len() > MAX_POLICIES {
+        return Err(PolicyError::TooManyPolicies.into());
+    }
+    if policies.iter().map(|policy| policy.rules.len()).sum::<usize>() > MAX_RULES {
+        return Err(PolicyError::TooManyRules.into());
+    }
+    let rules = policies.into_iter().map(|policy| policy.rules.into_iter().map(rule).collect());
+    Ok(SourcePolicy::several(rules.collect::<Result<_, Failure>>()?)?)
 }
 
 fn rule(rule: wire::Rule) -> Result<RuleSpec, Failure> {
@@ -98,6 +102,9 @@ mod tests {
         let read: Vec<RuleSpec> =
             to_message(&rules).rules.into_iter().map(|one| rule(one).expect("a rule")).collect();
         assert_eq!(read, rules);
+        let many = wire::Policy { version: 1, rules: vec![wire::Rule::default(); MAX_RULES / 2 + 1] };
+        let many = of_messages(vec![many.clone(), many]).expect_err("is refused");
+        assert!(matches!(many, Failure::Policy(PolicyError::TooManyRules)), "{many}");
         let broken = wire::Rule { selector: None, ..wire::Rule::default() };
         assert_eq!(rule(broken).expect_err("is refused").to_string(), "invalid nil selector in policy");
     }

@@ -49,7 +49,7 @@ pub(crate) async fn load(build: &Build, attributes: &Attributes) -> Result<Loade
         matches!(context, ContextSource::Local | ContextSource::Graph(_)) || attributes.is_dockerfile_local;
     let found = match input {
         Some(graph) => {
-            let graph = ContextSource::Graph(Box::new(graph_of(graph)?));
+            let graph = ContextSource::Graph(Box::new(build.allowed(&graph_of(graph)?)?));
             from_context(build, attributes, &graph).await
         }
         None if is_local => from_client(build, attributes, &step).await,
@@ -92,7 +92,7 @@ fn sources_of(attributes: &Attributes, context: &ContextSource) -> Result<Vec<So
 /// The build context.
 async fn context(build: &Build, attributes: &Attributes) -> Result<ContextSource, Failure> {
     if let Some(graph) = attributes.inputs.get("context") {
-        return Ok(ContextSource::Graph(Box::new(graph_of(graph)?)));
+        return Ok(ContextSource::Graph(Box::new(build.allowed(&graph_of(graph)?)?)));
     }
     let Some(text) = attributes.context.as_deref().filter(|text| !text.is_empty()) else {
         return Ok(ContextSource::Local);
@@ -262,7 +262,7 @@ pub(crate) async fn named(
 ) -> Result<BTreeMap<String, NamedContext>, Failure> {
     let mut contexts = BTreeMap::new();
     for (name, input) in &attributes.graphs {
-        contexts.insert(name.clone(), graph_context(attributes, name, input)?);
+        contexts.insert(name.clone(), graph_context(build, (attributes, name), input)?);
     }
     let others = attributes.requests.first().map(|request| request.named_contexts.clone());
     for (name, context) in others.unwrap_or_default() {
@@ -282,7 +282,12 @@ pub(crate) async fn named(
     Ok(contexts)
 }
 
-fn graph_context(attributes: &Attributes, name: &str, input: &str) -> Result<NamedContext, Failure> {
+/// What a front end made as a named context. The rules of the build hold for it, too.
+fn graph_context(
+    build: &Build,
+    (attributes, name): (&Attributes, &str),
+    input: &str,
+) -> Result<NamedContext, Failure> {
     let graph = attributes.inputs.get(input);
     let graph = graph.ok_or_else(|| Failure::Value(format!("invalid input {input} for {name}")))?;
     let config = match attributes.input_metadata.get(input) {
@@ -295,7 +300,7 @@ fn graph_context(attributes: &Attributes, name: &str, input: &str) -> Result<Nam
             config.transpose().map_err(failed)?.map(Box::new)
         }
     };
-    Ok(NamedContext::Graph { definition: Box::new(graph_of(graph)?), config })
+    Ok(NamedContext::Graph { definition: Box::new(build.allowed(&graph_of(graph)?)?), config })
 }
 
 /// Go writes bytes in JSON as base64.

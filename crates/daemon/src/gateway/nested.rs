@@ -8,7 +8,7 @@ use std::io::Read as _;
 use std::path::Path;
 
 use stave_llb::policy::SourcePolicies;
-use stave_llb::{BuildOp, Definition, Edge, MAX_DEFINITION_BYTES, Op, Vertex};
+use stave_llb::{BuildOp, Definition, DefinitionError, Edge, MAX_DEFINITION_BYTES, MAX_VERTICES, Op, Vertex};
 
 use crate::build::Build;
 use crate::failure::Failure;
@@ -47,6 +47,14 @@ async fn expanded(
         let whole = definition.with_graph_at(&vertex.digest, &inner);
         definition =
             whole.ok_or_else(|| Failure::Value("the graph of a build op has no output".to_owned()))?;
+        // Each graph is bounded for itself; all of them in one are no larger than one may be.
+        let limited = |what, limit| Err(DefinitionError::Limit { what, limit });
+        if definition.vertices().len() > MAX_VERTICES {
+            limited("vertices", MAX_VERTICES)?;
+        }
+        if definition.to_wire().len() > MAX_DEFINITION_BYTES {
+            limited("bytes", MAX_DEFINITION_BYTES)?;
+        }
     }
     Err(Failure::Value(format!("more than {MAX_NESTED} build ops in one graph")))
 }

@@ -99,7 +99,7 @@ pub(super) async fn metadata(
         // Nothing is known of a directory before it is fetched.
         SourceIdentifier::Local { .. } => {}
         SourceIdentifier::Blob { .. } | SourceIdentifier::Unknown { .. } => {
-            return Err(Failure::Unsupported(format!("metadata of `{}`", source.raw)));
+            return Err(Failure::Unsupported(format!("metadata of `{}`", source.shown())));
         }
     }
     answer.source = Some(pb::SourceOp { identifier, attrs: source.attrs });
@@ -225,6 +225,6 @@ fn image_under(policies: &SourcePolicies, reference: &Reference) -> Result<Refer
     match policies.evaluate(&source).map_err(Failure::PolicyOfImage)? {
         None => Ok(reference.clone()),
         Some(SourceOp { identifier: SourceIdentifier::DockerImage { reference }, .. }) => Ok(reference),
-        Some(other) => Err(Failure::Value(format!("`{}` is no image", other.raw))),
+        Some(other) => Err(Failure::Value(format!("`{}` is no image", other.shown()))),
     }
 }
