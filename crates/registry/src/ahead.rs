@@ -85,7 +85,12 @@ impl Client {
             Progress::Cut(first) => resume(&session.exchange, &first).await,
         };
         let upload = Upload { blob: blob.clone(), content };
-        let sent = upload.run(&session.exchange, name.repository(), first).await;
+        let was_ahead = first.is_some();
+        let mut sent = upload.run(&session.exchange, name.repository(), first).await;
+        // What the registry took is not what was sent: it gets all of it anew.
+        if was_ahead && matches!(&sent, Err(ErrorKind::Status(fault)) if matches!(fault.code, 400 | 416)) {
+            sent = upload.run(&session.exchange, name.repository(), None).await;
+        }
         sent.map_err(|kind| session.error(kind))
     }
 }

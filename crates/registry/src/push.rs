@@ -252,7 +252,9 @@ impl<'a> Session<'a> {
         let content_type = HeaderValue::from_str(media_type)
             .map_err(|_| ErrorKind::Manifest(ManifestError::MediaType(media_type.to_owned())))?;
         call.headers = HeaderMap::from_iter([(CONTENT_TYPE, content_type)]);
-        let condition = replaces.and_then(|entity_tag| HeaderValue::from_str(entity_tag).ok());
+        // A weak one never holds as a condition of a write (RFC 9110, 13.1.1).
+        let condition = replaces.filter(|entity_tag| !entity_tag.starts_with("W/"));
+        let condition = condition.and_then(|entity_tag| HeaderValue::from_str(entity_tag).ok());
         call.headers.extend(condition.map(|entity_tag| (IF_MATCH, entity_tag)));
         call.payload = Payload::Bytes(bytes);
         let answer = self.exchange.send(&call).await?;

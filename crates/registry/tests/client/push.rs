@@ -159,6 +159,22 @@ async fn what_is_sent_before_its_digest_is_known_is_sent_once() {
 }
 
 #[tokio::test]
+async fn what_was_taken_wrongly_is_sent_anew() {
+    for status in [400, 416] {
+        let registry = TestRegistry::start();
+        let name = registry.reference("app:1");
+        let (blob, bytes) = blob(300_000);
+        registry.script("PUT", "/uploads/", Misbehaviour::Status(status, None, String::new()));
+        let content = BlobContent::new(bytes.clone());
+        let ahead = client().upload_ahead(&name, content.clone()).await;
+        client().finish_blob(&name, &blob, content, ahead).await.expect("it is taken");
+        assert_eq!(registry.blob("app", &blob.digest).as_deref(), Some(&bytes[..]));
+        let expected = [("POST", 0), ("PATCH", 0), ("PUT", 0), ("POST", 0), ("PUT", 300_000)];
+        assert_eq!(sent(&registry), expected.map(|(method, length)| (method.to_owned(), length)));
+    }
+}
+
+#[tokio::test]
 async fn bytes_that_stop_coming_are_no_blob() {
     let registry = TestRegistry::start();
     let ahead = client().upload_ahead(&registry.reference("app:1"), BlobContent::new(Failing)).await;

@@ -92,6 +92,18 @@ async fn a_list_that_others_write_keeps_what_is_added() {
 }
 
 #[tokio::test]
+async fn a_weak_entity_tag_is_no_condition() {
+    let (registry, client) = (TestRegistry::start(), client());
+    let (image, _) = push(&client, &registry, &[SIGNATURE]).await;
+    registry.script("GET", &tag_of(&image), Misbehaviour::Header("ETag", "W/\"one\"".to_owned()));
+    let bytes = artifact(&registry, &image, REPORT, 7);
+    let name = registry.reference(&format!("app@{}", Digest::sha256(&bytes)));
+    client.push_manifest(&name, media_type::OCI_MANIFEST, bytes).await.expect("it is listed");
+    assert_eq!(registry.faults_left(), 0);
+    assert!(registry.requests().iter().all(|request| request.condition.is_none()));
+}
+
+#[tokio::test]
 async fn a_list_that_keeps_nothing_is_given_up() {
     let (registry, client) = (TestRegistry::start(), client());
     let (image, _) = push(&client, &registry, &[]).await;
