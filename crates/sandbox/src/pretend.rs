@@ -16,7 +16,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
@@ -30,7 +30,7 @@ use rustix::io::Errno;
 use rustix::thread::UnshareFlags;
 
 use crate::room::{self, Room};
-use crate::seccomp::{Announced, Answered, Pretence};
+use crate::seccomp::{Announced, Answered, Pretence, Source, Stopped};
 use crate::sys::{self, Answer, Notification};
 
 /// Longest path the kernel takes, with its NUL.
@@ -113,8 +113,8 @@ impl Answering {
         while sys::wait_notification(self.listener.as_fd())? {
             let notification = match sys::receive_notification(self.listener.as_fd()) {
                 Ok(notification) => notification,
-                // The caller was killed between its call and now.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
+                // The caller was killed between its call and now, or a signal came to this thread.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINTR)) => continue,
                 Err(error) => return Err(error),
             };
             let answer = self.answer(&notification).unwrap_or_else(|error| {
@@ -130,9 +130,10 @@ impl Answering {
 
     fn answer(&self, call: &Notification) -> io::Result<Answer> {
         match (&self.room, Announced::of(call.architecture, call.number, &call.arguments)) {
-            (Some(room), Some((announced, number))) => {
+            (Some(room), Some(Stopped { call: announced, descriptor, source })) => {
+                let source = source.map_or(room::UNKNOWN, |source| self.left(call, source));
                 // A file that cannot be looked at may be one of the disk.
-                let wanted = room::wanted(announced, self.descriptor(call, number).ok());
+                let wanted = room::wanted(announced, self.descriptor(call, descriptor).ok(), source);
                 Ok(if wanted == 0 || room.ask(wanted) {
                     Answer::Proceed
                 } else {
@@ -141,6 +142,23 @@ impl Answering {
             }
             _ => self.change_owner(call).map(|()| Answer::Done),
         }
+    }
+
+    /// The most bytes that there are to copy.
+    fn left(&self, call: &Notification, source: Source) -> u64 {
+        let Ok(file) = self.descriptor(call, source.descriptor) else { return room::UNKNOWN };
+        let position = if source.at_position { self.position(call, source.descriptor) } else { None };
+        room::left(file, position.unwrap_or(0))
+    }
+
+    /// Where a descriptor of the process stands in its file.
+    fn position(&self, call: &Notification, number: i32) -> Option<u64> {
+        let name = format!("{}/fdinfo/{number}", call.process);
+        let opened = openat(&self.proc, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        self.still_there(call).ok()?;
+        let mut text = String::new();
+        File::from(opened.ok()?).read_to_string(&mut text).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("pos:"))?.trim().parse().ok()
     }
 
     fn change_owner(&self, call: &Notification) -> io::Result<()> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FileType, fstat, fstatfs};
 
-use crate::seccomp::Announced;
+use crate::seccomp::{Announced, LARGE};
 
 /// `FALLOC_FL_PUNCH_HOLE`, `FALLOC_FL_COLLAPSE_RANGE` and `FALLOC_FL_INSERT_RANGE` take nothing.
 const TAKES_NOTHING: u32 = 0x02 | 0x08 | 0x20;
@@ -16,6 +16,11 @@ const TAKES_NOTHING: u32 = 0x02 | 0x08 | 0x20;
 const TAKES_ANEW: u32 = 0x10 | 0x40 | 0x80;
 /// What `statfs` says of a file system in memory: tmpfs, ramfs, hugetlbfs.
 const MEMORY: [i64; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
+
+/// No call writes more (the kernel's `MAX_RW_COUNT`), whatever length it names.
+const MOST: u64 = 0x7fff_f000;
+/// What is said of a source that nothing is known of.
+pub(crate) const UNKNOWN: u64 = u64::MAX;
 
 /// Asked for so many bytes before a call takes them, says whether it may; the call waits for the answer.
 #[derive(Clone)]
@@ -51,8 +56,20 @@ impl std::fmt::Debug for Room {
     }
 }
 
-/// The most bytes of a disk that a call takes, given the file it is for, if that could be seen.
-pub(crate) fn wanted(call: Announced, file: Option<impl AsFd>) -> u64 {
+/// The most bytes that a call can copy from `source` when it begins at `position`.
+pub(crate) fn left(source: impl AsFd, position: u64) -> u64 {
+    let Ok(stat) = fstat(source) else { return UNKNOWN };
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => (stat.st_size as u64).saturating_sub(position),
+        // What a pipe holds, unless somebody with rights over the machine made it larger.
+        FileType::Fifo => u64::from(LARGE),
+        _ => UNKNOWN,
+    }
+}
+
+/// The most bytes of a disk that a call takes, given the file it is for, if that could be seen, and what there is to
+/// copy: programs that copy mostly name a length far beyond their source.
+pub(crate) fn wanted(call: Announced, file: Option<impl AsFd>, source: u64) -> u64 {
     let file = file.as_ref().map(AsFd::as_fd);
     let stat = file.and_then(|file| fstat(file).ok());
     if let Some(stat) = &stat
@@ -63,14 +80,23 @@ pub(crate) fn wanted(call: Announced, file: Option<impl AsFd>) -> u64 {
     if file.and_then(|file| fstatfs(file).ok()).is_some_and(|stat| MEMORY.contains(&stat.f_type)) {
         return 0;
     }
-    taken(call, stat.map(|stat| (stat.st_size as u64, stat.st_blocks as u64 * 512)))
+    taken(call, stat.map(|stat| (stat.st_size as u64, stat.st_blocks as u64 * 512)), source)
 }
 
 /// The same, given the file's size and what it takes already.
-fn taken(call: Announced, file: Option<(u64, u64)>) -> u64 {
+fn taken(call: Announced, file: Option<(u64, u64)>, source: u64) -> u64 {
     match call {
-        Announced::Write { length } => length,
+        Announced::Write { length } => {
+            let length = length.min(MOST).min(source);
+            if length <= u64::from(LARGE) { 0 } else { length }
+        }
         Announced::Allocate { mode, .. } if mode & TAKES_NOTHING != 0 => 0,
+        // The kernel refuses what is beyond the end of every file.
+        Announced::Allocate { offset, length, .. }
+            if i64::try_from(offset.saturating_add(length)).is_err() =>
+        {
+            0
+        }
         Announced::Allocate { mode, offset, length } => {
             let end = offset.saturating_add(length);
             let whole =
@@ -86,7 +112,7 @@ mod tests {
 
     #[track_caller]
     fn check(call: Announced, file: Option<(u64, u64)>, expected: u64) {
-        assert_eq!(taken(call, file), expected, "{call:?}");
+        assert_eq!(taken(call, file, UNKNOWN), expected, "{call:?}");
     }
 
     #[test]
@@ -101,13 +127,32 @@ mod tests {
         check(allocate(0x10, 4096, 4096), whole, 4096);
         check(allocate(0x03, 0, 1 << 40), whole, 0);
         check(Announced::Write { length: 7 << 20 }, whole, 7 << 20);
+        check(Announced::Write { length: u64::MAX }, whole, MOST);
+        check(allocate(0, 0, u64::MAX), None, 0);
+        check(allocate(0, 1 << 62, 1 << 62), None, 0);
+        check(allocate(0x10, u64::MAX, u64::MAX), whole, 0);
+    }
+
+    #[test]
+    fn what_copies_takes_what_its_source_has() {
+        let copy = Announced::Write { length: i64::MAX as u64 };
+        assert_eq!(taken(copy, None, 3), 0);
+        assert_eq!(taken(copy, None, u64::from(LARGE)), 0);
+        assert_eq!(taken(copy, None, 5 << 20), 5 << 20);
+        assert_eq!(taken(Announced::Write { length: 2 << 20 }, None, 5 << 20), 2 << 20);
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(5 << 20).expect("a length");
+        assert_eq!(left(&file, 0), 5 << 20);
+        assert_eq!((left(&file, 4 << 20), left(&file, 6 << 20)), (1 << 20, 0));
+        assert_eq!(left(std::io::pipe().expect("a pipe").0, 0), u64::from(LARGE));
+        assert_eq!(left(std::fs::File::open("/dev/zero").expect("a device"), 0), UNKNOWN);
     }
 
     #[test]
     fn what_is_no_file_of_a_disk_takes_nothing() {
         let null = std::fs::File::open("/dev/null").expect("a device");
-        assert_eq!(wanted(Announced::Write { length: 7 << 20 }, Some(&null)), 0);
+        assert_eq!(wanted(Announced::Write { length: 7 << 20 }, Some(&null), UNKNOWN), 0);
         let memory = rustix::fs::memfd_create("m", rustix::fs::MemfdFlags::CLOEXEC).expect("memory");
-        assert_eq!(wanted(Announced::Write { length: 7 << 20 }, Some(&memory)), 0);
+        assert_eq!(wanted(Announced::Write { length: 7 << 20 }, Some(&memory), UNKNOWN), 0);
     }
 }

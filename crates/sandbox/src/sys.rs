@@ -316,9 +316,14 @@ pub(crate) fn answer_notification(listener: BorrowedFd<'_>, id: u64, answer: Ans
         Answer::Failed(errno) => (-errno, 0),
     };
     let answer = libc::seccomp_notif_resp { id, val: 0, error, flags };
-    // SAFETY: reads a live structure.
-    check(unsafe { libc::ioctl(listener.as_raw_fd(), NOTIFICATION_SEND as _, &raw const answer) }.into())?;
-    Ok(())
+    loop {
+        // SAFETY: reads a live structure.
+        let sent = unsafe { libc::ioctl(listener.as_raw_fd(), NOTIFICATION_SEND as _, &raw const answer) };
+        match check(sent.into()) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            sent => return sent.map(drop),
+        }
+    }
 }
 
 /// Gives every signal its default disposition and unblocks all: both survive an exec.

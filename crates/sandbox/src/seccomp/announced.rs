@@ -2,7 +2,8 @@
 //!
 //! What allocates without limit in one call (`fallocate`) always stops, what writes more than [`LARGE`] bytes as well.
 //! Ways to allocate whose amount no filter can see are refused as unsupported: the old `ioctl`s of XFS, and
-//! `io_uring`, which the profile refuses already. Read [`Announced`] first.
+//! `io_uring`, which the profile refuses already. Unseen are `writev` and its kin, whose lengths are in the caller's
+//! memory, and all that 32-bit x86 programs call except `fallocate`. Read [`Announced`] first.
 
 use super::{
     AUDIT_ARCH_I386, AUDIT_ARCH_X86_64, ENOSYS, Instruction, JUMP_AT_LEAST, JUMP_EQUAL, LOAD, RET_ALLOW,
@@ -34,32 +35,66 @@ pub(crate) enum Announced {
     },
 }
 
-/// Calls that write: number, argument with the descriptor, argument with the length.
-const WRITES: [(libc::c_long, usize, usize); 5] = [
-    (libc::SYS_write, 0, 2),
-    (libc::SYS_pwrite64, 0, 2),
-    (libc::SYS_sendfile, 0, 3),
-    (libc::SYS_copy_file_range, 2, 4),
-    (libc::SYS_splice, 2, 4),
+/// Where a call that copies has its source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Source {
+    pub(crate) descriptor: i32,
+    /// Whether it is read from where the descriptor stands; else the caller's memory says from where.
+    pub(crate) at_position: bool,
+}
+
+/// A call that the filter stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stopped {
+    pub(crate) call: Announced,
+    /// What it is for.
+    pub(crate) descriptor: i32,
+    /// Where the bytes come from, unless from the caller's memory.
+    pub(crate) source: Option<Source>,
+}
+
+/// A call that writes, by the places of its arguments.
+#[derive(Clone, Copy)]
+struct Write {
+    number: libc::c_long,
+    descriptor: usize,
+    length: usize,
+    /// The source's descriptor, and the pointer to where it is read.
+    source: Option<(usize, usize)>,
+}
+
+const WRITES: [Write; 5] = [
+    Write { number: libc::SYS_write, descriptor: 0, length: 2, source: None },
+    Write { number: libc::SYS_pwrite64, descriptor: 0, length: 2, source: None },
+    Write { number: libc::SYS_sendfile, descriptor: 0, length: 3, source: Some((1, 2)) },
+    Write { number: libc::SYS_copy_file_range, descriptor: 2, length: 4, source: Some((0, 1)) },
+    Write { number: libc::SYS_splice, descriptor: 2, length: 4, source: Some((0, 1)) },
 ];
 
 impl Announced {
-    /// What this call announces, and on which descriptor; `None` for one that the filter does not stop.
-    pub(crate) fn of(architecture: u32, number: i32, arguments: &[u64; 6]) -> Option<(Self, i32)> {
+    /// What this call announces, on which descriptors; `None` for one that the filter does not stop.
+    pub(crate) fn of(architecture: u32, number: i32, arguments: &[u64; 6]) -> Option<Stopped> {
         let number = number as u32;
         let [descriptor, mode, ..] = *arguments;
+        let allocating = |call| Some(Stopped { call, descriptor: descriptor as i32, source: None });
         if architecture == AUDIT_ARCH_I386 {
             let long = |low: usize| arguments[low] & 0xffff_ffff | arguments[low + 1] << 32;
             let allocate = Self::Allocate { mode: mode as u32, offset: long(2), length: long(4) };
-            return (number == I386_FALLOCATE).then_some((allocate, descriptor as i32));
+            return allocating(allocate).filter(|_| number == I386_FALLOCATE);
         }
         let number = if architecture == AUDIT_ARCH_X86_64 { number & !X32_BIT } else { number };
         if number == libc::SYS_fallocate as u32 {
             let allocate = Self::Allocate { mode: mode as u32, offset: arguments[2], length: arguments[3] };
-            return Some((allocate, descriptor as i32));
+            return allocating(allocate);
         }
-        let (_, descriptor, length) = WRITES.iter().find(|(call, ..)| number == *call as u32)?;
-        Some((Self::Write { length: arguments[*length] }, arguments[*descriptor] as i32))
+        let write = WRITES.iter().find(|write| number == write.number as u32)?;
+        let source = write.source.map(|(descriptor, pointer)| Source {
+            descriptor: arguments[descriptor] as i32,
+            at_position: arguments[pointer] == 0,
+        });
+        let (call, descriptor) =
+            (Self::Write { length: arguments[write.length] }, arguments[write.descriptor]);
+        Some(Stopped { call, descriptor: descriptor as i32, source })
     }
 
     /// For programs of this machine: falls through for what is not stopped.
@@ -68,8 +103,8 @@ impl Announced {
         let bits: &[u32] = if cfg!(target_arch = "x86_64") { &[0, X32_BIT] } else { &[0] };
         for bit in bits {
             code.extend(on(libc::SYS_fallocate as u32 | bit, vec![statement(RETURN, RET_USER_NOTIF)]));
-            for (call, _, length) in WRITES {
-                code.extend(on(call as u32 | bit, large(length)));
+            for Write { number, length, .. } in WRITES {
+                code.extend(on(number as u32 | bit, large(length)));
             }
             code.extend(on(libc::SYS_ioctl as u32 | bit, reserving()));
             code.extend(on(IO_URING_SETUP | bit, vec![statement(RETURN, RET_ERRNO | u32::from(ENOSYS))]));

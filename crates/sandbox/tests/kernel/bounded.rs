@@ -13,6 +13,7 @@ use crate::fixture::{LAUNCHER, Place, read};
 
 pub(crate) const TESTS: &[Test] = &[
     ("bounded::what_takes_much_at_once_is_asked_for", what_takes_much_at_once_is_asked_for),
+    ("bounded::who_copies_asks_for_what_there_is", who_copies_asks_for_what_there_is),
     ("bounded::what_is_refused_finds_the_disk_full", what_is_refused_finds_the_disk_full),
     ("bounded::so_does_what_is_not_confined", so_does_what_is_not_confined),
     ("bounded::what_is_held_still_stands_and_goes_on", what_is_held_still_stands_and_goes_on),
@@ -35,6 +36,13 @@ fn start(spec: &SandboxSpec, room: Room) -> (Sandbox, File, File) {
 /// What a script prints, and what it asked for, when it may have less than so much.
 fn ask(script: &str, below: u64, security: Security) -> (String, Vec<u64>) {
     let place = Place::new();
+    let mut spec = place.script(script);
+    spec.security = security;
+    ask_in(&spec, below)
+}
+
+/// The same for any specification.
+fn ask_in(spec: &SandboxSpec, below: u64) -> (String, Vec<u64>) {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let room = Room::new({
         let asked = Arc::clone(&asked);
@@ -43,9 +51,7 @@ fn ask(script: &str, below: u64, security: Security) -> (String, Vec<u64>) {
             bytes < below
         }
     });
-    let mut spec = place.script(script);
-    spec.security = security;
-    let (mut sandbox, stdout, _feed) = start(&spec, room);
+    let (mut sandbox, stdout, _feed) = start(spec, room);
     let text = read(stdout);
     sandbox.wait().expect("an end");
     let asked = asked.lock().expect("a list").clone();
@@ -65,6 +71,13 @@ const TAKING: &str = "busybox fallocate -l 3000000 /f
 fn what_takes_much_at_once_is_asked_for() {
     let (text, asked) = ask(TAKING, u64::MAX, Security::Default);
     assert_eq!((text.as_str(), asked), ("3000000\n4194304\n", vec![3_000_000, 2 << 20, 2 << 20]));
+}
+
+fn who_copies_asks_for_what_there_is() {
+    let place = Place::new();
+    let (text, asked) = ask_in(&place.probe("copies"), u64::MAX);
+    assert_eq!(text, format!("{:?}\n", [3, 3, 3 << 20, 3 << 20]));
+    assert_eq!(asked, [3 << 20, 3 << 20]);
 }
 
 fn what_is_refused_finds_the_disk_full() {

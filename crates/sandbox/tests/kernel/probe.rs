@@ -86,6 +86,7 @@ pub(crate) fn run(what: &str) -> ExitCode {
         }
         "escapes" => escapes(),
         "every-call" => every_call(),
+        "copies" => copies(),
         "abstract-socket" => {
             use std::os::linux::net::SocketAddrExt as _;
             use std::os::unix::net::{SocketAddr, UnixStream};
@@ -98,6 +99,26 @@ pub(crate) fn run(what: &str) -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+/// Copies a tiny file and a large one as programs do, to their ends, each time as if there were no end.
+fn copies() {
+    use rustix::fs::{copy_file_range, sendfile};
+    fs::write("/tiny", "abc").expect("a file");
+    fs::File::create("/large").and_then(|file| file.set_len(3 << 20)).expect("a file");
+    let mut copied = Vec::new();
+    for name in ["/tiny", "/large"] {
+        let open = || (fs::File::open(name).expect("a source"), fs::File::create("/copy").expect("a file"));
+        let (source, copy) = open();
+        while let Ok(more @ 1..) = copy_file_range(&source, None, &copy, None, i64::MAX as usize) {
+            copied.push(more);
+        }
+        let (source, copy) = open();
+        while let Ok(more @ 1..) = sendfile(&copy, &source, None, i64::MAX as usize) {
+            copied.push(more);
+        }
+    }
+    println!("{copied:?}");
 }
 
 fn word(errno: i32) -> &'static str {
