@@ -131,10 +131,13 @@ impl Launcher {
             }
         }
         let cgroup = CgroupGuard::for_sandbox(spec.cgroup.as_ref(), &spec.cgroup_parent);
+        let by_chroot = matches!(spec.rootfs, RootFs::Chroot { .. });
         let freezer = room
             .as_ref()
             .filter(|room| room.stands())
-            .and_then(|_| FreezerGroup::for_sandbox(cgroup.as_ref(), &spec.cgroup_parent));
+            .and_then(|_| FreezerGroup::for_sandbox(cgroup.as_ref(), &spec.cgroup_parent))
+            // One that only another root holds is not cloned into a group of its own.
+            .filter(|group| !by_chroot || group.entrance().is_none());
         let request = Request {
             freezer: freezer.as_ref().and_then(|group| Some(group.entrance()?.to_owned())),
             announces: room.is_some(),
@@ -270,9 +273,7 @@ impl Order {
         drop((stdio, control_inside, report_inside));
         let Replies { pidfd, terminal, calls, network, created } = Replies::collect(&control)?;
         let pidfd = pidfd.ok_or_else(|| SpawnError::LauncherGone(io::ErrorKind::UnexpectedEof.into()))?;
-        let calls = calls.map(|listener| Supervisor::start(listener, recorder, room)).transpose();
-        let calls = calls.map_err(SpawnError::LauncherGone)?;
-        Ok(Sandbox {
+        let mut sandbox = Sandbox {
             pidfd,
             report,
             terminal,
@@ -280,11 +281,15 @@ impl Order {
             cgroup,
             freezer,
             exit: None,
-            _calls: calls,
+            _calls: None,
             _network: network,
             _bridge: bridge,
             _launcher: launcher,
-        })
+        };
+        // Should that fail, its drop ends what runs by now.
+        let calls = calls.map(|listener| Supervisor::start(listener, recorder, room)).transpose();
+        sandbox._calls = calls.map_err(SpawnError::LauncherGone)?;
+        Ok(sandbox)
     }
 }
 

@@ -130,8 +130,10 @@ impl Freezer {
     }
 }
 
+/// Whether there are processes, and all stand: an empty group is frozen at once, and holds nobody.
 fn is_frozen(events: &[u8]) -> bool {
-    events.split(|byte| *byte == b'\n').any(|line| line == b"frozen 1")
+    let says = |wanted: &[u8]| events.split(|byte| *byte == b'\n').any(|line| line == wanted);
+    says(b"frozen 1") && says(b"populated 1")
 }
 
 #[cfg(test)]
@@ -142,6 +144,7 @@ mod tests {
     fn the_kernel_says_when_all_stand() {
         assert!(is_frozen(b"populated 1\nfrozen 1\n"));
         assert!(!is_frozen(b"populated 1\nfrozen 0\n"));
+        assert!(!is_frozen(b"populated 0\nfrozen 1\n"));
         assert!(!is_frozen(b""));
     }
 }

@@ -38,7 +38,9 @@ impl Model {
             && request.cgroup_procs.is_empty()
             && request.freezer.is_none()
             && request.cgroup_controllers.is_empty()
-            && spec.mounts.iter().all(|mount| is_beside(mount.target()));
+            && spec.mounts.iter().all(|mount| is_beside(mount.target()))
+            // Elsewhere there is nothing yet that could be masked.
+            && spec.masked_paths.iter().chain(&spec.readonly_paths).all(|path| is_within(path));
         is_usual.then(|| {
             let mut process = Process::new(Vec::new());
             process.capabilities = spec.process.capabilities;
@@ -50,6 +52,12 @@ impl Model {
             Self(model)
         })
     }
+}
+
+/// Whether a path is one of the ground.
+fn is_within(path: &Path) -> bool {
+    let goes_up = path.components().any(|part| part == Component::ParentDir);
+    !goes_up && PLACES.iter().any(|place| path.starts_with(place))
 }
 
 /// Whether a mount at `target` leaves alone what the ground has.
@@ -160,6 +168,11 @@ mod tests {
         check(|spec| spec.security = Security::Insecure, false);
         check(|spec| spec.shm_size = 1 << 20, false);
         check(|spec| spec.masked_paths.clear(), false);
+        check(|spec| spec.masked_paths.push("/etc/secret".into()), false);
+        check(|spec| spec.masked_paths.push("/proc/../etc/secret".into()), false);
+        check(|spec| spec.readonly_paths.push("/usr".into()), false);
+        assert!(Model::of(&request(|spec| spec.readonly_paths.push("/usr".into()))).is_none());
+        assert!(Model::of(&request(|spec| spec.masked_paths.push("/proc/x".into()))).is_some());
         check(|spec| spec.process.capabilities = crate::CapabilitySet::EMPTY, false);
     }
 }

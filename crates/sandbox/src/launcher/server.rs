@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 
 use super::spare::{Spare, Traits};
@@ -21,6 +21,10 @@ use crate::sandbox::encode_exit;
 use crate::seccomp::Filter;
 use crate::spec::{RootFs, Security};
 use crate::sys::{self, Cloned};
+
+/// How long something waits for the next sandbox while nothing happens: what it sees of the host's mounts cannot be
+/// unmounted meanwhile.
+const IDLE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
 /// Runs the launcher and never returns, if this process was executed as one; call it first in `main`, before any
 /// thread is started.
@@ -83,11 +87,17 @@ fn serve() -> io::Result<()> {
             Ahead::Waiting(spare) => Some(PollFd::new(spare.pidfd(), PollFlags::IN)),
             Ahead::Nothing | Ahead::Used | Ahead::GivenUp => None,
         };
+        let patience = spare.is_some().then_some(&IDLE);
         polled.extend(spare);
-        match rustix::event::poll(&mut polled, None) {
+        let is_idle = match rustix::event::poll(&mut polled, patience) {
             Err(rustix::io::Errno::INTR) => continue,
-            other => other?,
+            other => other? == 0,
         };
+        if is_idle {
+            server.dismiss();
+            server.ahead = Ahead::Used;
+            continue;
+        }
         let ready: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
         let mut position = 0;
         server.live.retain(|live| {

@@ -16,7 +16,7 @@ use super::server::read_request;
 use crate::capability::CapabilitySet;
 use crate::cgroup::CgroupHierarchy;
 use crate::channel::{AtStep as _, Failure, Reply, receive, reply, send};
-use crate::child::{Child, Ground, Model, StandardStreams, begin_session};
+use crate::child::{Child, Ground, Model, SETUP_FAILED, StandardStreams, begin_session};
 use crate::error::SetupStep;
 use crate::seccomp::Filter;
 use crate::sys::{self, Cloned};
@@ -105,10 +105,11 @@ fn wait(
     let step = SetupStep::Clone;
     let ground = Some(Ground::make(model, hierarchy)?);
     send(socket.as_fd(), b"ready", &[]).at(step)?;
-    let (_, descriptors) = receive(socket.as_fd(), &mut [0; 8]).at(step)?;
-    // Nothing comes with the end of the launcher's side.
+    let (length, descriptors) = receive(socket.as_fd(), &mut [0; 8]).at(step)?;
     let Ok([body, stdin, stdout, stderr, control]) = <[OwnedFd; 5]>::try_from(descriptors) else {
-        sys::exit_now(0)
+        // Nothing comes with the end of the launcher's side; a request cut short for want of descriptors must not look
+        // like a program that succeeded.
+        sys::exit_now(if length == 0 { 0 } else { SETUP_FAILED })
     };
     let request = match read_request(body).at(step) {
         Ok((request, _)) => request,
