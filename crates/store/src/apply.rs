@@ -109,7 +109,10 @@ impl Store {
         let (sender, receiver) = sync_channel(PIECES);
         // The room is held until the layer's row says what it takes.
         let whole = std::thread::scope(|scope| {
-            let inflating = scope.spawn(move || stream.run(&sender));
+            let thread = std::thread::Builder::new().name("stave-inflate".into());
+            let inflating = thread.spawn_scoped(scope, move || stream.run(&sender));
+            let inflating =
+                inflating.map_err(|error| StoreError::io("start a thread for", active.upper(), error))?;
             self.extract(Inflated::new(receiver), options, &active)?;
             let whole = inflating.join().unwrap_or_else(|panic| resume_unwind(panic));
             whole.ok_or_else(|| at(b"(end)", LayerErrorKind::Truncated, &active))

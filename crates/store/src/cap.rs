@@ -6,7 +6,7 @@
 //! writer gets [`StoreError::CapReached`] and nothing is written. What a RUN step writes is not announced: `growth`
 //! has something reserved for it and looks at it while it runs. Start with [`Reservation`]; [`LayerRoom`] is how others hold one.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -106,7 +106,7 @@ impl Reservation {
     }
 
     fn grow_in(&mut self, step: u64, bytes: u64) -> Result<(), StoreError> {
-        let used = self.used + bytes;
+        let used = self.used.saturating_add(bytes);
         if used > self.bytes && self.store.cap().is_some() {
             let exact = used - self.bytes;
             let wanted = exact.max(step);
@@ -184,7 +184,7 @@ impl Store {
         let Some(cap) = self.cap() else { return Ok(u64::MAX) };
         let mut known = self.inner.making_room.lock().unwrap_or_else(PoisonError::into_inner);
         let (used, reserved) = self.reckon(&mut known)?;
-        Ok(cap.saturating_sub(used + reserved + own(cap)))
+        Ok(cap.saturating_sub(used.saturating_add(reserved).saturating_add(own(cap))))
     }
 
     /// What the store takes, and what is reserved by all.
@@ -203,13 +203,17 @@ impl Store {
                 used
             }
         };
-        Ok((used, self.inner.reserved.load(Ordering::Relaxed) + others))
+        Ok((used, self.inner.reserved.load(Ordering::Relaxed).saturating_add(others)))
     }
 
     /// Reserves, collecting when needed. One at a time in a process.
     fn make_room(&self, bytes: u64) -> Result<(), StoreError> {
         let Some(cap) = self.cap() else { return Ok(()) };
         let mut known = self.inner.making_room.lock().unwrap_or_else(PoisonError::into_inner);
+        if bytes > cap.saturating_sub(own(cap)) {
+            let (used, reserved) = self.reckon(&mut known)?;
+            return Err(StoreError::CapReached { cap, used: used.saturating_add(reserved), wanted: bytes });
+        }
         for attempt in 1.. {
             self.reserve(bytes);
             let refusal = match self.fit(cap, bytes, &mut known) {
@@ -238,9 +242,14 @@ impl Store {
         known: &mut Option<Reckoning>,
     ) -> Result<Option<StoreError>, StoreError> {
         let (used, reserved) = self.reckon(known)?;
-        let reserved = reserved + own(cap);
-        if used + reserved <= cap {
+        let reserved = reserved.saturating_add(own(cap));
+        if used.saturating_add(reserved) <= cap {
             return Ok(None);
+        }
+        if reserved > cap {
+            // Nothing that may go would be enough.
+            let used = used.saturating_add(reserved - wanted);
+            return Ok(Some(StoreError::CapReached { cap, used, wanted }));
         }
         let limits = crate::KeepLimits {
             max_used: Some(cap.saturating_sub(reserved)),
@@ -249,20 +258,30 @@ impl Store {
         self.prune(&PruneRequest { limits, ..PruneRequest::unused() })?;
         *known = None;
         let (used, reserved) = self.reckon(known)?;
-        let reserved = reserved + own(cap);
-        let used_by_all = used + reserved - wanted;
-        Ok((used + reserved > cap).then_some(StoreError::CapReached { cap, used: used_by_all, wanted }))
+        let reserved = reserved.saturating_add(own(cap));
+        let used_by_all = used.saturating_add(reserved - wanted);
+        Ok((used.saturating_add(reserved) > cap).then_some(StoreError::CapReached {
+            cap,
+            used: used_by_all,
+            wanted,
+        }))
     }
 
     fn reserve(&self, bytes: u64) {
-        self.inner.reserved.fetch_add(bytes, Ordering::Relaxed);
-        self.announce();
+        self.change_reserved(|reserved| reserved.fetch_add(bytes, Ordering::Relaxed));
     }
 
     /// Gives reserved bytes back.
     fn release(&self, bytes: u64) {
-        self.inner.reserved.fetch_sub(bytes, Ordering::Relaxed);
-        self.announce();
+        self.change_reserved(|reserved| reserved.fetch_sub(bytes, Ordering::Relaxed));
+    }
+
+    /// Changes what is reserved, and says so to other processes: one at a time, so that the last number said is the
+    /// last there is.
+    fn change_reserved(&self, change: impl FnOnce(&AtomicU64) -> u64) {
+        let _alone = self.inner.reserving.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&self.inner.reserved);
+        self.inner.session.announce(self.inner.reserved.load(Ordering::Relaxed));
     }
 
     /// What the store takes is not known any more.
@@ -277,14 +296,10 @@ impl Store {
 
     /// What all live sessions have reserved and not yet recorded.
     pub(crate) fn reserved_by_all(&self) -> Result<u64, StoreError> {
-        Ok(self.inner.reserved.load(Ordering::Relaxed) + self.reserved_by_others()?)
+        Ok(self.inner.reserved.load(Ordering::Relaxed).saturating_add(self.reserved_by_others()?))
     }
 
     fn reserved_by_others(&self) -> Result<u64, StoreError> {
         crate::session::reserved_by_others(&self.inner.root, &self.inner.session)
-    }
-
-    fn announce(&self) {
-        self.inner.session.announce(self.inner.reserved.load(Ordering::Relaxed));
     }
 }

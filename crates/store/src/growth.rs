@@ -54,6 +54,8 @@ pub struct Growth {
     store: Store,
     layers: Vec<(PathBuf, LayerRoom)>,
     announced: LayerRoom,
+    /// What of that was announced before the last look.
+    announced_before: u64,
     credit: Reservation,
     least: u64,
     close: Option<Close>,
@@ -111,8 +113,10 @@ impl Close {
         self.free = free;
     }
 
-    fn next(&self, credit: u64, now: Instant) -> Glance {
+    /// What was announced was reserved beside the credit, and does not make a step less near.
+    fn next(&self, credit: u64, announced: u64, now: Instant) -> Glance {
         let near = credit < NEAR;
+        let credit = credit.saturating_add(announced);
         let since = now.duration_since(self.at);
         // Who frees blocks hides what is written: then nothing but the time is sure.
         let due = match self.freed && near {
@@ -147,6 +151,7 @@ impl Growth {
             store: store.clone(),
             layers: layers.collect(),
             announced: LayerRoom::new(store),
+            announced_before: 0,
             credit: Reservation::new(store),
             least: (cap / 64).clamp(LEAST_CREDIT.0, LEAST_CREDIT.1),
             close: None,
@@ -186,9 +191,35 @@ impl Growth {
         let announced = self.announced.with(|room| room.bytes());
         let Some(close) = &mut self.close else { return Ok(Glance::Closely { near: true }) };
         close.see(free);
-        // What was announced was reserved beside the credit.
-        let credit = self.credit.bytes() + announced;
-        Ok(close.next(credit, Instant::now()))
+        Ok(close.next(self.credit.bytes(), announced, Instant::now()))
+    }
+
+    /// Measures what was written when no more is, and reserves that alone: until it is recorded nobody else gets it.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// As [`look`](Self::look).
+    pub fn finish(&mut self) -> Result<(), StoreError> {
+        self.store.reckon_anew();
+        self.settle(true)?;
+        self.announced.with(|announced| announced.shrink_to(0));
+        self.credit.shrink_to(0);
+        Ok(())
+    }
+
+    /// What the layers take becomes theirs, out of what was reserved for the step as far as that goes.
+    fn settle(&mut self, is_still: bool) -> Result<(), StoreError> {
+        for (path, room) in &self.layers {
+            let size = allocated(path)?;
+            // What was reserved for the step becomes that of its layer, and is nobody's in between.
+            room.with(|room| match is_still {
+                true => {
+                    self.announced.with(|announced| room.settle(size, &mut [announced, &mut self.credit]))
+                }
+                false => room.settle(size, &mut [&mut self.credit]),
+            })?;
+        }
+        Ok(())
     }
 
     /// Measures what was written, reserves it and a new credit. `is_still` says that nothing is being written now, and
@@ -200,19 +231,13 @@ impl Growth {
         let at = Instant::now();
         let (_, free) = self.store.file_system_bytes()?;
         self.store.reckon_anew();
-        for (path, room) in &self.layers {
-            let size = allocated(path)?;
-            // What was reserved for the step becomes that of its layer, and is nobody's in between.
-            room.with(|room| match is_still {
-                true => {
-                    self.announced.with(|announced| room.settle(size, &mut [announced, &mut self.credit]))
-                }
-                false => room.settle(size, &mut [&mut self.credit]),
-            })?;
-        }
-        if is_still {
-            self.announced.with(|announced| announced.shrink_to(0));
-        }
+        self.settle(is_still)?;
+        // What was announced before the last look is made by now and measured: kept, it would count twice.
+        let before = std::mem::take(&mut self.announced_before);
+        self.announced_before = self.announced.with(|announced| {
+            announced.shrink_to(if is_still { 0 } else { announced.bytes().saturating_sub(before) });
+            announced.bytes()
+        });
         let left = self.store.room_left()? + self.credit.bytes();
         let collected = self.store.cap().map_or(COLLECTED, |cap| COLLECTED.min(cap / 16)).max(self.least);
         match self.credit.become_exactly((left / PART).max(collected)) {
@@ -249,11 +274,16 @@ mod tests {
 
     #[track_caller]
     fn check(credit: u64, free: &[u64], since: Duration, expected: Glance) {
+        check_announced((credit, 0), free, since, expected);
+    }
+
+    #[track_caller]
+    fn check_announced((credit, announced): (u64, u64), free: &[u64], since: Duration, expected: Glance) {
         let at = Instant::now();
         let took = Duration::from_millis(1);
         let mut close = Close { at, took, free: 1000 * MIB, spent: 0, freed: false };
         free.iter().for_each(|free| close.see(free * MIB));
-        assert_eq!(close.next(credit * MIB, at + since), expected);
+        assert_eq!(close.next(credit * MIB, announced * MIB, at + since), expected);
     }
 
     #[test]
@@ -265,6 +295,9 @@ mod tests {
         check(1024, &[488], soon, near);
         check(4096, &[0], soon, Glance::Again(Duration::from_nanos(127_929_687)));
         check(4096, &[1000], CLOSELY, far);
+        // What is announced may be written as well, and nobody gets farther from the cap by that.
+        check_announced((1024, 3072), &[0], soon, Glance::Again(Duration::from_nanos(127_929_687)));
+        check_announced((1024, 3072), &[1000], CLOSELY, near);
         // What others free hides nothing that was taken before, and is a reason to look.
         check(1024, &[700, 900, 600], soon, near);
         check(1024, &[1000, 1001], soon, Glance::Again(Duration::from_micros(60_500)));

@@ -161,7 +161,7 @@ pub(crate) fn dead_sessions(root: &Path, session: &Session) -> Result<Vec<DeadSe
 
 /// What live sessions other than `own` said they are about to write, in bytes.
 pub(crate) fn reserved_by_others(root: &Path, own: &Session) -> Result<u64, StoreError> {
-    let mut total = 0;
+    let mut total: u64 = 0;
     for slot in names(&root.join("sessions"))?.into_iter().filter(|slot| *slot != own.slot) {
         let path = root.join("sessions").join(&slot);
         let text = fs::read(&path).map_err(|error| StoreError::io("read", &path, error))?;
@@ -171,7 +171,7 @@ pub(crate) fn reserved_by_others(root: &Path, own: &Session) -> Result<u64, Stor
         let lock = File::open(&path).map_err(|error| StoreError::io("open", &path, error))?;
         // A dead one writes nothing any more.
         if flock(&lock, FlockOperation::NonBlockingLockShared).is_err() {
-            total += bytes;
+            total = total.saturating_add(bytes);
         }
     }
     Ok(total)

@@ -77,6 +77,8 @@ pub(crate) struct Inner {
     pub(crate) policy: OnceLock<DiskPolicy>,
     /// Bytes that are about to be written by this process.
     pub(crate) reserved: AtomicU64,
+    /// Held while that changes and others are told.
+    pub(crate) reserving: Mutex<()>,
     /// What the store took when that was last reckoned; held while room is made.
     pub(crate) making_room: Mutex<Option<crate::cap::Reckoning>>,
     pub(crate) margin: Mutex<std::sync::Weak<crate::LayerRoom>>,
@@ -135,6 +137,7 @@ impl Store {
             reaper: Reaper::default(),
             policy: OnceLock::new(),
             reserved: AtomicU64::new(0),
+            reserving: Mutex::default(),
             making_room: Mutex::new(None),
             margin: Mutex::default(),
             digesting: Mutex::new(BTreeMap::new()),

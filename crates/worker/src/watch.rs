@@ -122,6 +122,14 @@ impl Watch {
         }
     }
 
+    /// Measures what the process wrote, now that it has ended: that much stays reserved until it is recorded.
+    ///
+    /// # Errors
+    /// [`StoreError::CapReached`] when it does not fit.
+    pub(crate) fn finish(&self) -> Result<(), StoreError> {
+        self.growth.lock().unwrap_or_else(PoisonError::into_inner).finish()
+    }
+
     /// Why it had to end, once.
     pub(crate) fn refusal(&self) -> Option<StoreError> {
         self.refusal.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -144,8 +152,8 @@ impl Watch {
                 Ok(Glance::Closely { near }) => {
                     let held = freezer.filter(|_| near).and_then(|freezer| freezer.hold(STANDS_WITHIN).ok());
                     let is_still = held.as_ref().is_some_and(stave_sandbox::Held::is_still);
-                    if is_still {
-                        // Nothing happens meanwhile, however long it takes.
+                    if is_still || !near {
+                        // Nothing happens meanwhile, or nothing that matters, however long it takes.
                         drop(urgent.take());
                     }
                     let mut growth = self.growth.lock().unwrap_or_else(PoisonError::into_inner);

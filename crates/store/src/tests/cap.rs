@@ -128,8 +128,8 @@ fn what_is_announced_is_reserved_until_it_is_measured() {
     let mut growth = Growth::of(&test.store, [&active]).expect("a margin").expect("a cap");
     growth.look(true).expect("it fits");
     let announcements = growth.announcements();
-    announcements.take(15 * MIB).expect("room");
-    assert!(announcements.take(15 * MIB).is_err(), "once only");
+    announcements.take(14 * MIB).expect("room");
+    assert!(announcements.take(14 * MIB).is_err(), "once only");
     assert!(test.store.expect_bytes(6 * MIB).is_err(), "nobody else gets it");
     growth.look(false).expect("the call may be under way");
     assert!(test.store.expect_bytes(6 * MIB).is_err());
@@ -138,6 +138,51 @@ fn what_is_announced_is_reserved_until_it_is_measured() {
     drop(growth);
     drop((announcements, active));
     assert_eq!(test.store.inner.reserved.load(std::sync::atomic::Ordering::Relaxed), 0);
+}
+
+#[test]
+fn what_was_announced_is_given_back_where_nothing_stands() {
+    let test = capped(40 * MIB);
+    let active = written(&test.store, MIB);
+    let mut growth = Growth::of(&test.store, [&active]).expect("a margin").expect("a cap");
+    growth.look(true).expect("it fits");
+    let announcements = growth.announcements();
+    for round in 0..16 {
+        // The same room is written again and again.
+        announcements.take(4 * MIB).unwrap_or_else(|error| panic!("round {round}: {}", words(&error)));
+        growth.look(false).expect("it fits");
+    }
+}
+
+#[test]
+fn what_can_never_fit_is_refused_and_costs_nothing() {
+    let test = capped(20 * MIB);
+    let kept = written(&test.store, 2 * MIB).commit().expect("cache");
+    let active = written(&test.store, MIB);
+    let mut growth = Growth::of(&test.store, [&active]).expect("a margin").expect("a cap");
+    growth.look(true).expect("it fits");
+    let announcements = growth.announcements();
+    let reserved = || test.store.inner.reserved.load(std::sync::atomic::Ordering::Relaxed);
+    let before = reserved();
+    for bytes in [u64::MAX, u64::MAX - 1, 1 << 40, 20 * MIB] {
+        let refused = announcements.take(bytes).expect_err("more than there is");
+        assert!(matches!(refused, StoreError::CapReached { wanted, .. } if wanted == bytes), "{refused}");
+        assert_eq!(reserved(), before);
+    }
+    assert!(test.store.exists(&kept).expect("an answer"), "nothing went for it");
+}
+
+#[test]
+fn what_a_step_wrote_stays_reserved_until_it_is_committed() {
+    let test = capped(20 * MIB);
+    let active = written(&test.store, MIB);
+    let mut growth = Growth::of(&test.store, [&active]).expect("a margin").expect("a cap");
+    growth.look(true).expect("it fits");
+    std::fs::write(active.upper().join("g"), vec![1; 10 << 20]).expect("a file");
+    growth.finish().expect("it fits");
+    drop(growth);
+    assert!(test.store.expect_bytes(10 * MIB).is_err(), "it is not there any more");
+    active.commit().expect("it is as large as what was seen");
 }
 
 fn words(error: &StoreError) -> String {

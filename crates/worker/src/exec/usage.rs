@@ -3,6 +3,7 @@
 //! Owns the sampling while it runs and the judgement at its end. Must not know steps. Read [`of`] first.
 
 use std::convert::Infallible;
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -69,11 +70,19 @@ pub(super) fn of(sandbox: &Sandbox, exit: Exit, sampled: u64, kills: Option<u64>
 
 /// How many processes of this machine were killed for want of memory since it started.
 pub(super) fn machine_oom_kills() -> Option<u64> {
-    use std::io::Read as _;
-    // In one read: this is asked before every step, and the kernel writes the whole anew for each.
-    let mut text = vec![0; VMSTAT_SIZE];
-    let length = std::fs::File::open("/proc/vmstat").ok()?.read(&mut text).ok()?;
-    oom_kills(&String::from_utf8_lossy(&text[..length]))
+    oom_kills(&counters(std::fs::File::open("/proc/vmstat").ok()?).ok()?)
+}
+
+/// The kernel's counters. It gives a page at most with each read, and gathers all anew for it: so the buffer is large.
+fn counters(mut from: impl Read) -> io::Result<String> {
+    let (mut text, mut length) = (vec![0; VMSTAT_SIZE], 0);
+    while length < text.len() {
+        match from.read(&mut text[length..])? {
+            0 => break,
+            more => length += more,
+        }
+    }
+    Ok(String::from_utf8_lossy(&text[..length]).into_owned())
 }
 
 fn oom_kills(vmstat: &str) -> Option<u64> {
@@ -88,5 +97,12 @@ mod tests {
     fn the_machine_counts_its_kills() {
         assert_eq!(oom_kills("pgfault 1\noom_kill 12\n"), Some(12));
         assert_eq!(oom_kills("oom_kill_other 12\n"), None);
+    }
+
+    #[test]
+    fn counters_that_come_in_pieces_are_whole() {
+        let pieces = "pgfault 1\noom_".as_bytes().chain("kill 1".as_bytes()).chain("2\n".as_bytes());
+        assert_eq!(oom_kills(&counters(pieces).expect("text")), Some(12));
+        assert_eq!(counters(io::repeat(b'x')).expect("text").len(), VMSTAT_SIZE);
     }
 }

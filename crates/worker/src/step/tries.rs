@@ -179,9 +179,15 @@ impl Attempt<'_> {
         if let Err(error) = self.judge(&finished, &admitted) {
             return Err(Failure { error, left: Some(Box::new(ready)) });
         }
-        drop((admitted, group, watch));
+        drop((admitted, group));
         let start = Instant::now();
-        let outputs = blocking(move || super::commit(ready, &finished.created_mount_points)).await?;
+        let outputs = blocking(move || {
+            // Before the credit goes: else another takes what this step has written already.
+            watch.as_deref().map_or(Ok(()), Watch::finish)?;
+            drop(watch);
+            super::commit(ready, &finished.created_mount_points)
+        });
+        let outputs = outputs.await?;
         cx.events.phase(StepPhase::Committing, start);
         Ok(outputs)
     }
