@@ -6,7 +6,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::process::Signal;
 
@@ -35,7 +35,7 @@ impl Authority {
         self.folder.join(name).display().to_string()
     }
 
-    /// `NAME.pem` and `NAME-key.pem`, for so many days; none: it is over already.
+    /// `NAME.pem` and `NAME-key.pem`, for so many days; none: it is over with the second in which it was made.
     fn sign(&self, name: &str, days: u32) {
         let (key, request, file) =
             (self.path(&format!("{name}-key.pem")), self.path("request"), self.path(&format!("{name}.pem")));
@@ -106,6 +106,12 @@ impl Served {
     }
 }
 
+/// The clock, as certificates have it.
+fn seconds() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    now.expect("is after 1970").as_secs()
+}
+
 fn build(environment: &Environment, served: &Served, trusted: &str, shown: Option<(&str, &str)>) -> Outcome {
     let mut words = vec!["build", "--builder", &served.address, "--tlscacert", trusted];
     if let Some((certificate, key)) = shown {
@@ -125,6 +131,7 @@ fn certificates_decide_and_are_replaced_while_it_runs() {
         authority.sign("client", 2);
     }
     first.sign("old", 0);
+    let signed = seconds();
     let (certificate, key) = (first.path("server.pem"), first.path("server-key.pem"));
     let (authority, log) = (first.path("ca.pem"), environment.path("audit.jsonl").display().to_string());
     let tls = ["--tlscert", &certificate, "--tlskey", &key, "--tlscacert", &authority, "--audit-log", &log];
@@ -137,6 +144,9 @@ fn certificates_decide_and_are_replaced_while_it_runs() {
         build(&environment, &served, &trusted.path("ca.pem"), shown)
     };
     attempt(&first, Some(own(&first, "client"))).success();
+    while seconds() <= signed {
+        std::thread::sleep(Duration::from_millis(10));
+    }
     attempt(&first, Some(own(&first, "old"))).exits(1);
     attempt(&first, Some(own(&second, "client"))).exits(1);
     attempt(&first, None).exits(1);
@@ -149,6 +159,8 @@ fn certificates_decide_and_are_replaced_while_it_runs() {
     std::fs::write(&certificate, "nonsense").expect("is written");
     signal(&served.child, Signal::HUP);
     served.says("the certificates stay as they were");
+    // Said last, whatever became of the parts.
+    served.says("the configuration was read again");
     attempt(&first, Some(own(&first, "client"))).success();
 
     for name in ["server.pem", "server-key.pem", "ca.pem"] {
@@ -172,6 +184,7 @@ fn registries_are_read_again() {
     signal(&served.child, Signal::HUP);
     let said = served.says("the registries stay as they were");
     assert!(said.contains("nowhere.pem"), "{said}");
+    served.says("the configuration was read again");
     // A mirror that is there now: the build finds the image by a name that leads nowhere.
     let registry = crate::environment::registry();
     with(&format!(

@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 
 use crate::environment::{Environment, Outcome, processes_with};
 
+/// How long a program at a terminal may show nothing: machines are slow.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 #[test]
 fn a_step_that_hangs_is_ended() {
     let world = Environment::new();
@@ -77,6 +80,7 @@ fn a_failed_step_is_entered_with_its_own_network() {
 fn at_a_terminal(world: &Environment, words: &str, prompt: &str, typed: &str) -> (String, Option<i32>) {
     use std::io::{Read as _, Write as _};
     use std::process::Stdio;
+    use std::sync::mpsc::{RecvTimeoutError, channel};
     let command = world.command();
     let program = command.get_program().to_string_lossy().into_owned();
     let mut at_terminal = std::process::Command::new("script");
@@ -87,13 +91,26 @@ fn at_a_terminal(world: &Environment, words: &str, prompt: &str, typed: &str) ->
     let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
     let (mut stdin, mut stdout) = (stdin.expect("is piped"), stdout.expect("is piped"));
     let (mut shown, mut typed) = (String::new(), Some(typed));
-    let mut bytes = [0; 4096];
-    loop {
-        let length = stdout.read(&mut bytes).expect("is readable");
-        if length == 0 {
-            break;
+    let (sender, said) = channel();
+    std::thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(length @ 1..) = stdout.read(&mut bytes) {
+            // Nobody may listen any more.
+            sender.send(bytes[..length].to_vec()).ok();
         }
-        shown.push_str(&String::from_utf8_lossy(&bytes[..length]));
+    });
+    loop {
+        let bytes = match said.recv_timeout(PATIENCE) {
+            Ok(bytes) => bytes,
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                // It may be over by now.
+                child.kill().ok();
+                child.wait().ok();
+                panic!("nothing is shown any more, `{prompt}` or the end is missing:\n{shown}");
+            }
+        };
+        shown.push_str(&String::from_utf8_lossy(&bytes));
         if let Some(text) = typed.take_if(|_| shown.contains(prompt)) {
             stdin.write_all(text.as_bytes()).expect("is read");
         }

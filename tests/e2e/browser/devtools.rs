@@ -2,9 +2,10 @@
 //!
 //! Knows nothing of pages. Start with [`Browser::start`].
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -17,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) struct Browser {
     child: Child,
     to: ChildStdin,
-    from: BufReader<ChildStdout>,
+    from: Receiver<Vec<u8>>,
     session: Option<String>,
     number: u64,
 }
@@ -41,7 +42,7 @@ impl Browser {
         command.arg(format!("--user-data-dir={}", folder.display())).arg("about:blank");
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("starts");
         let (to, from) = (child.stdin.take().expect("is piped"), child.stdout.take().expect("is piped"));
-        let mut browser = Self { child, to, from: BufReader::new(from), session: None, number: 0 };
+        let mut browser = Self { child, to, from: messages(from), session: None, number: 0 };
         let target = browser.call("Target.createTarget", &json!({ "url": "about:blank" }));
         let attach = json!({ "targetId": target["targetId"], "flatten": true });
         let session = browser.call("Target.attachToTarget", &attach);
@@ -69,11 +70,12 @@ impl Browser {
     pub(super) fn wait_for(&mut self, expression: &str) {
         let begin = Instant::now();
         loop {
-            let held = self.call(
+            let held = self.answer(
                 "Runtime.evaluate",
                 &json!({ "expression": format!("Boolean({expression})"), "returnByValue": true }),
             );
-            if held["result"]["value"] == true {
+            // Between two pages there is nothing to ask: an error is "not yet".
+            if held["result"]["result"]["value"] == true {
                 return;
             }
             if begin.elapsed() > PATIENCE {
@@ -91,7 +93,16 @@ impl Browser {
         base64::engine::general_purpose::STANDARD.decode(text).expect("is base64")
     }
 
+    #[track_caller]
     fn call(&mut self, method: &str, parameters: &Value) -> Value {
+        let answer = self.answer(method, parameters);
+        assert_eq!(answer["error"], Value::Null, "{method}");
+        answer["result"].clone()
+    }
+
+    /// What the browser says to a request, be it a result or an error.
+    #[track_caller]
+    fn answer(&mut self, method: &str, parameters: &Value) -> Value {
         self.number += 1;
         let mut message = json!({ "id": self.number, "method": method, "params": parameters });
         if let Some(session) = &self.session {
@@ -101,17 +112,28 @@ impl Browser {
         text.push(0);
         self.to.write_all(&text).expect("the browser reads");
         loop {
-            let mut answer = Vec::new();
-            self.from.read_until(0, &mut answer).expect("the browser answers");
-            assert_eq!(answer.pop(), Some(0), "the browser ended");
+            let answer = self.from.recv_timeout(PATIENCE);
+            let answer = answer.unwrap_or_else(|error| panic!("no answer to {method}: {error}"));
             let answer: Value = serde_json::from_slice(&answer).expect("is JSON");
             // Events come in between.
             if answer["id"] == self.number {
-                assert_eq!(answer["error"], Value::Null, "{method}");
-                return answer["result"].clone();
+                return answer;
             }
         }
     }
+}
+
+/// What the browser says, read by a thread of its own that ends with it.
+fn messages(from: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
+    let (sender, said) = channel();
+    std::thread::spawn(move || {
+        for message in BufReader::new(from).split(0).map_while(Result::ok) {
+            if sender.send(message).is_err() {
+                return;
+            }
+        }
+    });
+    said
 }
 
 impl Drop for Browser {
