@@ -27,6 +27,7 @@ mod interop;
 mod language;
 mod network;
 mod outputs;
+mod policy;
 mod reproducible;
 mod rootless;
 mod run;
