@@ -9,7 +9,8 @@ use bollard_buildkit_proto::moby::buildkit::v1::sourcepolicy::{
 use bollard_buildkit_proto::pb;
 use prost::Message as _;
 use stave_llb::builder::{About, FileSpec, FileStep, GraphBuilder};
-use stave_llb::{FileActionKind, MkfileAction};
+use stave_llb::{FileActionKind, MkfileAction, SourceOp};
+use stave_oci::Platform;
 
 use super::client::{Files, TestDaemon, content, names};
 
@@ -49,6 +50,33 @@ async fn rules_say_what_a_build_is_made_from() {
     let replaced = rule(PolicyAction::Convert, "https://*", Some("local://context"));
     let replaced = build(&daemon, "replaced", vec![replaced]).await.expect_err("has no such file");
     assert!(replaced.contains("\"/x\": not found"), "{replaced}");
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rules_hold_for_what_a_front_end_is_given() {
+    let daemon = TestDaemon::start().await;
+    let mut graph = GraphBuilder::default();
+    let op = SourceOp::new("docker-image://nowhere.invalid/base:1", Default::default());
+    let image = graph.source(op, &Platform::host(), About::default());
+    let graph = graph.finish(Some(image)).to_wire();
+    let graph = pb::Definition::decode(graph.as_slice()).expect("is one");
+    for name in ["base", "context", "dockerfile"] {
+        let mut client = daemon.client(name, "", Files::new(&[], "FROM base\nCOPY x /\n")).await;
+        let rules = vec![rule(PolicyAction::Deny, "docker-image://nowhere.invalid/*", None)];
+        let wish = |mut request: SolveRequest| {
+            request.source_policy = Some(Policy { version: 1, rules });
+            request.frontend_attrs.insert(format!("context:{name}"), format!("input:{name}"));
+            request.frontend_inputs.insert(name.to_owned(), graph.clone());
+            request
+        };
+        let denied = client.build_with(name, "tar", wish).await.map(|_| ()).expect_err("is denied");
+        assert_eq!(
+            denied.message(),
+            "error evaluating the source policy: source \"docker-image://nowhere.invalid/base:1\" denied by \
+             policy: source denied by policy"
+        );
+    }
     daemon.stop().await;
 }
 
