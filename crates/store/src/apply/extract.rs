@@ -27,6 +27,8 @@ use crate::{AbsoluteNames, LayerErrorKind, OverlayXattrs, StoreError, owner};
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
+/// How often a directory is opened that the kernel cannot tell the place of.
+const OPEN_ATTEMPTS: u32 = 1000;
 /// Bytes of directory names held until their times can be set.
 const MAX_DIRECTORY_BYTES: usize = 512 << 20;
 
@@ -113,8 +115,7 @@ impl Extractor {
         for (path, mtime) in self.directory_times {
             let path: &[u8] = if path.is_empty() { b"." } else { &path };
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-            match openat2(&*self.root, path, flags, Mode::empty(), resolve) {
+            match open_in(&self.root, path, flags) {
                 Ok(directory) => refused("unpack-directory-times")
                     .and_then(|()| futimens(&directory, &times(mtime)))
                     .map_err(io_error("set the times"))?,
@@ -146,7 +147,7 @@ impl Extractor {
 
     fn open_directory(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        openat2(&*self.root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+        open_in(&self.root, path, flags)
     }
 
     /// Makes what is missing of a path. Something else than a directory on the way ends it.
@@ -433,6 +434,15 @@ fn lookup(parent: &OwnedFd, name: &[u8]) -> Step<Option<Existing>> {
         FileType::CharacterDevice if stat.st_rdev == 0 => Existing::Whiteout,
         _ => Existing::Other { device: stat.st_dev, inode: stat.st_ino },
     }))
+}
+
+/// Opens below the layer's directory, whatever links say. While anybody renames or mounts anything on the
+/// machine the kernel may be unable to tell where a `..` led, and asks to be asked again (openat2(2), `EAGAIN`).
+fn open_in(root: &OwnedFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let attempt = || openat2(root, path, flags, Mode::empty(), resolve);
+    let again = (1..OPEN_ATTEMPTS).map(|_| attempt()).find(|opened| !matches!(opened, Err(Errno::AGAIN)));
+    again.unwrap_or_else(attempt)
 }
 
 /// A path to an entry through an open directory, for calls that take no descriptor.
