@@ -15,13 +15,14 @@ mod table;
 mod usage;
 mod verify;
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use crate::registry::Registry;
 use crate::{Failure, images, machine};
-use builder::{Builder, Wish};
+use builder::{Builder, Passing, Wish};
 use case::{Case, Operation};
 use machine_facts::MachineFacts;
 use table::{Measurement, Table};
@@ -85,6 +86,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         facts: MachineFacts::read(),
         folder,
         table: Table::default(),
+        spent: RefCell::default(),
     };
     for case in Case::select(&options.workloads)? {
         bench.measure(&case)?;
@@ -99,6 +101,8 @@ struct Bench {
     facts: MachineFacts,
     folder: PathBuf,
     table: Table,
+    /// States that were used once; they go when all is measured.
+    spent: RefCell<Vec<Passing>>,
 }
 
 impl Bench {
@@ -173,12 +177,20 @@ impl Bench {
             Operation::Export => {
                 builder.perform(case, context, &Wish::cold_export(&format!("{reference}-cache")))
             }
-            Operation::Fresh => builder.fresh(round)?.perform(case, context, &Wish::default()),
+            Operation::Fresh => self.anew(case, context, builder, &Wish::default()),
             Operation::Import => {
                 let exported = self.reference(case, builder, 0);
-                builder.fresh(round)?.perform(case, context, &Wish::import(&exported))
+                self.anew(case, context, builder, &Wish::import(&exported))
             }
         }
+    }
+
+    /// On an empty state of its own.
+    fn anew(&self, case: &Case, context: &Path, builder: &Builder, wish: &Wish) -> Result<Usage, Failure> {
+        let fresh = builder.fresh()?;
+        let usage = fresh.perform(case, context, wish)?;
+        self.spent.borrow_mut().extend(fresh.spend());
+        Ok(usage)
     }
 
     fn push(

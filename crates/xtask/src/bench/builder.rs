@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Options;
 use super::case::{Case, Operation};
@@ -18,11 +19,11 @@ pub(crate) struct Builder {
     registry: String,
     daemon: Option<Daemon>,
     /// Declared after the daemon, so that it goes after the daemon's mounts.
-    _passing: Option<Passing>,
+    passing: Option<Passing>,
 }
 
 /// A state directory that is removed with the guard.
-struct Passing(PathBuf);
+pub(crate) struct Passing(PathBuf);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -94,7 +95,7 @@ impl Builder {
             state: folder.join(kind.name()),
             registry: registry.to_owned(),
             daemon: None,
-            _passing: None,
+            passing: None,
         };
         let mut builders = vec![new(Kind::Stave, stave)];
         if let Some(before) = &options.before {
@@ -153,8 +154,10 @@ impl Builder {
     }
 
     /// The same builder with an empty state, which ends with it.
-    pub(crate) fn fresh(&self, round: usize) -> Result<Self, Failure> {
-        let folder = self.state.with_file_name(format!("{}-fresh-{round}", self.name()));
+    pub(crate) fn fresh(&self) -> Result<Self, Failure> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let folder = self.state.with_file_name(format!("{}-fresh-{number}", self.name()));
         if folder.exists() {
             std::fs::remove_dir_all(&folder)?;
         }
@@ -164,9 +167,16 @@ impl Builder {
             state: folder.clone(),
             registry: self.registry.clone(),
             daemon: None,
-            _passing: Some(Passing(folder)),
+            passing: Some(Passing(folder)),
         };
         fresh.with_daemon()
+    }
+
+    /// Ends its daemon and leaves its state to be removed later: ext4 makes files several times as slowly for minutes
+    /// after many were removed, and the next round would be measured in that time.
+    pub(crate) fn spend(self) -> Option<Passing> {
+        drop(self.daemon);
+        self.passing
     }
 
     /// Whether it can do all that a case asks.
