@@ -9,8 +9,8 @@ use std::io::{self, BufReader, Read};
 use std::path::{Component, Path};
 use std::rc::Rc;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
-use stave_store::{ScratchDir, Store, StoreError};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use stave_store::{ScratchDir, Store, StoreError, open_inside};
 use stave_worker::{decompressed, is_compressed};
 
 /// Most entries of one context archive.
@@ -100,8 +100,7 @@ impl ContextArchive {
         let inside = path.strip_prefix(self.path()).unwrap_or(path);
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let folder = openat(CWD, self.path(), flags | OFlags::DIRECTORY, Mode::empty())?;
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        Ok(openat2(folder, inside, flags, Mode::empty(), resolve)?.into())
+        Ok(open_inside(folder, inside, flags, Mode::empty())?.into())
     }
 }
 

@@ -1,5 +1,5 @@
 //! A directory taken as a root file system: every path is resolved *inside* it, whatever its symlinks say.
-//! Owns the walk that turns an untrusted path into a canonical one and the `openat2(RESOLVE_IN_ROOT)` calls.
+//! Owns the walk that turns an untrusted path into a canonical one and that nothing is opened outside of the root.
 //! Must not know ops, snapshots or contexts. Read [`RootDir`] first.
 
 use std::ffi::{OsStr, OsString};
@@ -8,16 +8,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
-use stave_store::{FlatTree, Left, StoreError};
+use stave_store::{FlatTree, Left, StoreError, open_inside};
 
 /// Symlinks followed while resolving one path (the kernel's own limit is 40; images in the wild chain more
 /// through alternatives, and BuildKit allows 255).
 const SYMLINK_LIMIT: usize = 255;
-
-/// `openat2` reports `EAGAIN` when a rename raced with the resolution.
-const OPEN_RETRY_LIMIT: usize = 64;
 
 /// Bytes of one path accepted from a definition, an archive or a symlink.
 pub(crate) const PATH_LIMIT: usize = 4096 * 4;
@@ -104,14 +101,7 @@ impl RootDir {
     /// Opens a path inside the root; symlinks, `..` and absolute targets stay inside.
     pub(crate) fn open_at(&self, path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        for _ in 0..OPEN_RETRY_LIMIT {
-            match rustix::fs::openat2(&self.fd, path, flags | OFlags::CLOEXEC, mode, resolve) {
-                Err(Errno::AGAIN) => {}
-                other => return other.map_err(io::Error::from),
-            }
-        }
-        Err(Errno::AGAIN.into())
+        Ok(open_inside(&self.fd, path, flags, mode)?)
     }
 
     /// Opens a directory for `*at` calls only.

@@ -344,13 +344,12 @@ async fn fetch(
 
 /// A file of a fetched directory; whatever links there are, it is a file of that directory.
 fn read(directory: &FetchedDirectory, name: &str) -> Result<Option<Vec<u8>>, Failure> {
-    use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+    use rustix::fs::{CWD, Mode, OFlags, openat};
     let failed = |error: &dyn std::fmt::Display| Failure::Dockerfile(format!("open {name}: {error}"));
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let folder = openat(CWD, directory.path(), flags | OFlags::DIRECTORY, Mode::empty());
     let folder = folder.map_err(|error| failed(&error))?;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = match openat2(folder, name, flags, Mode::empty(), resolve) {
+    let file = match stave_store::open_inside(folder, name, flags, Mode::empty()) {
         Ok(file) => std::fs::File::from(file),
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
         Err(error) => return Err(failed(&error)),

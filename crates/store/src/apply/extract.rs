@@ -13,22 +13,20 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags, chmodat, fchmod,
-    fsetxattr, ftruncate, futimens, linkat, lsetxattr, makedev, mkdirat, open, openat, openat2, seek, statat,
-    symlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags, chmodat, fchmod, fsetxattr, ftruncate,
+    futimens, linkat, lsetxattr, makedev, mkdirat, open, openat, seek, statat, symlinkat, utimensat,
 };
 use rustix::io::{Errno, write};
 
 use super::archive::{Archive, Entry, Kind};
 use super::{ApplyOptions, BUFFER, LayerLimits};
 use crate::fault::refused;
+use crate::inside::open_inside;
 use crate::removal::remove_tree;
 use crate::{AbsoluteNames, LayerErrorKind, OverlayXattrs, StoreError, owner};
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
-/// How often a directory is opened that the kernel cannot tell the place of.
-const OPEN_ATTEMPTS: u32 = 1000;
 /// Bytes of directory names held until their times can be set.
 const MAX_DIRECTORY_BYTES: usize = 512 << 20;
 
@@ -115,7 +113,7 @@ impl Extractor {
         for (path, mtime) in self.directory_times {
             let path: &[u8] = if path.is_empty() { b"." } else { &path };
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            match open_in(&self.root, path, flags) {
+            match open_inside(&*self.root, path, flags, Mode::empty()) {
                 Ok(directory) => refused("unpack-directory-times")
                     .and_then(|()| futimens(&directory, &times(mtime)))
                     .map_err(io_error("set the times"))?,
@@ -147,7 +145,7 @@ impl Extractor {
 
     fn open_directory(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        open_in(&self.root, path, flags)
+        open_inside(&*self.root, path, flags, Mode::empty())
     }
 
     /// Makes what is missing of a path. Something else than a directory on the way ends it.
@@ -434,15 +432,6 @@ fn lookup(parent: &OwnedFd, name: &[u8]) -> Step<Option<Existing>> {
         FileType::CharacterDevice if stat.st_rdev == 0 => Existing::Whiteout,
         _ => Existing::Other { device: stat.st_dev, inode: stat.st_ino },
     }))
-}
-
-/// Opens below the layer's directory, whatever links say. While anybody renames or mounts anything on the
-/// machine the kernel may be unable to tell where a `..` led, and asks to be asked again (openat2(2), `EAGAIN`).
-fn open_in(root: &OwnedFd, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let attempt = || openat2(root, path, flags, Mode::empty(), resolve);
-    let again = (1..OPEN_ATTEMPTS).map(|_| attempt()).find(|opened| !matches!(opened, Err(Errno::AGAIN)));
-    again.unwrap_or_else(attempt)
 }
 
 /// A path to an entry through an open directory, for calls that take no descriptor.
