@@ -33,7 +33,7 @@ pub(crate) fn overlay_root(shared: &Shared, layer: &ActiveLayer) -> Result<RootF
         work: layer.work().to_owned(),
         // The store syncs what it commits.
         volatile: true,
-        stubs: Some(shared.scratch().stubs()?),
+        stubs: Some(shared.scratch.stubs()?),
     }))
 }
 

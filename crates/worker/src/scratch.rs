@@ -1,7 +1,6 @@
 //! A process's own directory for what is empty or passing: made for the first step that needs it.
 //!
-//! Most builds run nothing, and making and removing directories is what such a build would take longest for.
-//! Start with [`Scratch`].
+//! Most builds run nothing and need none. Start with [`Scratch`].
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};

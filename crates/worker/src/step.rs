@@ -18,8 +18,8 @@ use std::sync::Arc;
 
 use stave_llb::{ExecOp, HostIp, Mount, NetMode, ProxyEnv, SecurityMode, Sharing, Ulimit};
 use stave_sandbox::{
-    CgroupParent, DEFAULT_PATH, ExitStatus, MountSpec, OverlayRoot, Process, Rlimit, RlimitResource, RootFs,
-    Security, remove_mount_points,
+    CgroupParent, DEFAULT_PATH, ExitStatus, MountSpec, Process, Rlimit, RlimitResource, Security,
+    remove_mount_points,
 };
 use stave_solver::Selector;
 use stave_store::{MutableDir, StoreError};
@@ -35,7 +35,7 @@ use crate::exec::{ExecError, Finished, MountSet, ProcessSpec};
 use crate::file::action::FileError;
 use crate::networks::NetworkError;
 use crate::root::IoAt;
-use crate::rootfs::{Names, network_mounts};
+use crate::rootfs::{Names, network_mounts, overlay_root};
 use crate::session::{Secret, Session, StepNetwork};
 use crate::source::image::blocking;
 use crate::users::{Identity, UserError, UserTable};
@@ -239,14 +239,7 @@ fn begin(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
     if !prepared.readonly_root {
         leave_directories(&prepared.root_view, prepared.root.upper())?;
     }
-    let root = RootFs::Overlay(OverlayRoot {
-        lower: prepared.root.lowers().to_vec(),
-        upper: prepared.root.upper().to_owned(),
-        work: prepared.root.work().to_owned(),
-        // The store syncs what it commits.
-        volatile: true,
-        stubs: Some(plan.shared.scratch().stubs().map_err(StepError::Store)?),
-    });
+    let root = overlay_root(&plan.shared, &prepared.root).map_err(StepError::Store)?;
     let mounts = MountSet { root, readonly_root: prepared.readonly_root, mounts: specs, shm_size: None };
     Ok(Ready { process, mounts, prepared, touched })
 }

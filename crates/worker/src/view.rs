@@ -14,6 +14,7 @@ use rustix::mount::{
     fsmount, fsopen,
 };
 use stave_sandbox::{OverlayLayers, detached_overlay};
+use stave_store::StoreError;
 
 use crate::root::{At as _, IoAt, RootDir};
 
@@ -31,13 +32,16 @@ pub enum ViewError {
     Io(#[from] IoAt),
     /// No tree could be made in its place.
     #[error(transparent)]
-    Store(#[from] stave_store::StoreError),
+    Store(#[from] StoreError),
 }
 
-/// The merged content of read-only layers (top first). `empty` stands for a snapshot without layers.
-pub(crate) fn readable(lowers: &[PathBuf], empty: &Path) -> Result<RootDir, ViewError> {
+/// The merged content of read-only layers (top first). What `empty` makes stands for a snapshot without layers.
+pub(crate) fn readable(
+    lowers: &[PathBuf],
+    empty: impl FnOnce() -> Result<PathBuf, StoreError>,
+) -> Result<RootDir, ViewError> {
     match lowers {
-        [] => Ok(RootDir::open(empty)?),
+        [] => Ok(RootDir::open(&empty()?)?),
         // Overlay refuses a single read-only layer; a lone layer hides nothing, so it is its own view.
         [only] => Ok(RootDir::open(only)?),
         layers => Ok(overlay(layers, None)?),
@@ -130,7 +134,8 @@ mod tests {
         std::fs::write(path("low/b"), "low").expect("write");
         std::fs::write(path("top/a"), "top").expect("write");
         let lowers = [path("top"), path("low")];
-        let view = readable(&lowers, directory.path()).expect("mounting an overlay needs CAP_SYS_ADMIN");
+        let view = readable(&lowers, || Ok(directory.path().to_owned()))
+            .expect("mounting an overlay needs CAP_SYS_ADMIN");
         assert_eq!(view.read_file(Path::new("a"), 10).expect("read"), b"top");
         assert_eq!(view.read_file(Path::new("b"), 10).expect("read"), b"low");
         let writable = writable(&lowers, &path("upper"), &path("work")).expect("overlay");

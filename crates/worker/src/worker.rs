@@ -101,7 +101,7 @@ pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) fingerprints: Option<PathBuf>,
     layer_place: LayerPlace,
-    scratch: Scratch,
+    pub(crate) scratch: Scratch,
     views: Mutex<HashMap<Snapshot, Weak<RootDir>>>,
     kept_trees: KeptTrees,
     digests: DashMap<(Snapshot, Selector), ContentDigest>,
@@ -245,11 +245,6 @@ impl Shared {
         self.digests.len() + self.travelling.len()
     }
 
-    /// Directories of this process.
-    pub(crate) fn scratch(&self) -> &Scratch {
-        &self.scratch
-    }
-
     /// The merged, read-only file system of a snapshot; shared by all who look at the same time.
     pub(crate) fn view(&self, snapshot: &Snapshot) -> Result<Arc<RootDir>, MountError> {
         let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
@@ -259,7 +254,7 @@ impl Shared {
         let lowers = self.store.layer_paths(snapshot)?;
         let view = Arc::new(match lowers.len() > 1 && !stave_sandbox::has_namespaces() {
             true => self.tree_of(&lowers)?,
-            false => readable(&lowers, &self.scratch.empty()?)?,
+            false => readable(&lowers, || self.scratch.empty())?,
         });
         self.kept_trees.keep(&view);
         views.retain(|_, view| view.strong_count() > 0);

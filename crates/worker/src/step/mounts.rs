@@ -182,7 +182,7 @@ impl<'a> Building<'a> {
             }
             // Nothing can ever be in it: an empty directory is the same.
             Mount::Tmpfs { readonly: true, .. } => {
-                let empty = self.plan.shared.scratch().empty().map_err(StepError::Store)?;
+                let empty = self.plan.shared.scratch.empty().map_err(StepError::Store)?;
                 self.bind(empty, target, true);
                 Ok(())
             }
@@ -240,7 +240,7 @@ impl<'a> Building<'a> {
         let snapshot = snapshot(self.plan, input, &mut self.prepared.contexts)?;
         let lower = self.plan.shared.store.layer_paths(&snapshot).map_err(StepError::Store)?;
         let base = match lower.as_slice() {
-            [] => self.plan.shared.scratch().empty().map_err(StepError::Store)?,
+            [] => self.plan.shared.scratch.empty().map_err(StepError::Store)?,
             [only] => only.clone(),
             _ => self.mount(OverlayLayers { lower, upper: None, volatile: false })?,
         };
