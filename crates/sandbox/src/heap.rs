@@ -1,4 +1,5 @@
-//! How much the C library's allocator keeps for later. Owns one setting of this process, made before it has threads.
+//! How much the C library's allocator keeps for later: a setting made before this process has threads, and a call that
+//! gives memory back. Here since both are calls of C.
 
 /// Allocation arenas of a process.
 const ARENAS: libc::c_int = 2;
