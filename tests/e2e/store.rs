@@ -105,7 +105,7 @@ fn prune_has_buildkits_bounds_and_filters() {
 fn a_configured_cap_holds() {
     let world = Environment::new();
     world.write("a", "1");
-    fs::write(world.path("config.toml"), "[store]\nmax-used = \"16MB\"\n").expect("writes");
+    fs::write(world.path("config.toml"), "[store]\nmax-used = \"14MB\"\n").expect("writes");
     let build = |number: usize| {
         world.write("a", &number.to_string());
         world.dockerfile("FROM BUSYBOX\nCOPY a /a\nRUN head -c 3000000 /dev/urandom > /big\n");
