@@ -42,9 +42,21 @@ pub(crate) struct Wish {
     no_cache: bool,
     /// Makes the layers differ from those of any other round: nothing that they need is anywhere yet.
     mark: Option<String>,
-    push: Option<(String, &'static str)>,
+    output: Output,
     cache_to: Option<String>,
     cache_from: Option<String>,
+}
+
+/// Where the result of a build goes.
+#[derive(Debug, Clone, Default)]
+enum Output {
+    /// The builder's own store, under a name.
+    #[default]
+    Local,
+    /// What is stored must not be compressed yet: BuildKit's image exporter does that at once, so it gets none.
+    Uncompressed,
+    /// A registry, under a reference and with a compression.
+    Registry(String, &'static str),
 }
 
 impl Wish {
@@ -54,11 +66,11 @@ impl Wish {
 
     /// Layers of their own, and no image yet.
     pub(crate) fn marked(mark: &str) -> Self {
-        Self { mark: Some(mark.to_owned()), ..Self::default() }
+        Self { mark: Some(mark.to_owned()), output: Output::Uncompressed, ..Self::default() }
     }
 
     pub(crate) fn push(mark: &str, reference: &str, compression: &'static str) -> Self {
-        Self { push: Some((reference.to_owned(), compression)), ..Self::marked(mark) }
+        Self { output: Output::Registry(reference.to_owned(), compression), ..Self::marked(mark) }
     }
 
     pub(crate) fn export(reference: &str) -> Self {
@@ -232,16 +244,19 @@ impl Builder {
             Kind::Stave | Kind::Before => vec![self.stave(context, wish)],
             Kind::BuildKit => {
                 let line = self.buildkit(context, wish);
-                // Its image exporter compresses at once.
-                let is_unexported = wish.mark.is_some() && wish.push.is_none();
-                vec![if is_unexported { line } else { line.arg("--output").arg(image_output(wish)) }]
+                let output = match &wish.output {
+                    Output::Local => "type=image,name=bench".to_owned(),
+                    Output::Uncompressed => return vec![line],
+                    Output::Registry(reference, compression) => pushed(reference, compression),
+                };
+                vec![line.arg("--output").arg(output)]
             }
             Kind::Docker => {
                 let line = Line::new(&self.program).args(["build", "--progress=plain", "-t", "bench"]);
                 vec![self.classic(line, context, wish)]
             }
             Kind::Buildah | Kind::Podman => {
-                let Some((reference, compression)) = &wish.push else {
+                let Output::Registry(reference, compression) = &wish.output else {
                     let line = self.storage("build").args(["-t", "bench"]);
                     return vec![self.classic(line, context, wish)];
                 };
@@ -254,9 +269,11 @@ impl Builder {
 
     fn stave(&self, context: &Path, wish: &Wish) -> Line {
         let line = self.stave_command("build").arg("--progress=plain");
-        let mut line = match &wish.push {
-            Some(_) => line.arg("--output").arg(image_output(wish)),
-            None => line.args(["-t", "bench"]),
+        let mut line = match &wish.output {
+            Output::Registry(reference, compression) => {
+                line.arg("--output").arg(pushed(reference, compression))
+            }
+            Output::Local | Output::Uncompressed => line.args(["-t", "bench"]),
         };
         if let Some(reference) = &wish.cache_to {
             line = line.arg("--cache-to").arg(format!("type=registry,ref={reference},mode=max"));
@@ -359,14 +376,9 @@ impl Builder {
     }
 }
 
-/// The `type=image` output of a wish, as BuildKit and stave read it.
-fn image_output(wish: &Wish) -> String {
-    match &wish.push {
-        Some((reference, compression)) => {
-            format!("type=image,name={reference},push=true,compression={compression},force-compression=true")
-        }
-        None => "type=image,name=bench".to_owned(),
-    }
+/// The `type=image` output that pushes, as BuildKit and stave read it.
+fn pushed(reference: &str, compression: &str) -> String {
+    format!("type=image,name={reference},push=true,compression={compression},force-compression=true")
 }
 
 impl Kind {
