@@ -5,8 +5,9 @@
 //! copying. Must not know ops, processes or mounts. Read [`FlatTree`] first.
 
 mod difference;
+mod reuse;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Stat, linkat, lremovexattr, open, statat};
 use rustix::io::Errno;
 
+use self::reuse::{Before, Source, There};
 use crate::removal::remove_tree;
 use crate::transplant::{copy_entry, settle};
 use crate::view::directory_flags;
@@ -52,11 +54,12 @@ pub struct Left {
 /// A change time: seconds and nanoseconds.
 type Moment = (i64, i64);
 
-/// What is known of a file of the base.
+/// What is known of a file or directory of the base.
 #[derive(Debug)]
 struct Known {
     inode: u64,
     linked: bool,
+    source: Source,
 }
 
 /// The merged files of some layers as a directory. Removed on drop.
@@ -65,6 +68,8 @@ pub struct FlatTree {
     place: PathBuf,
     root: PathBuf,
     view: MergedView,
+    /// Top first.
+    layers: Vec<PathBuf>,
     known: HashMap<PathBuf, Known>,
     /// Every copy was made between these.
     made: (Moment, Moment),
@@ -97,9 +102,10 @@ impl Store {
             made.map_err(|error| StoreError::io("create", path, error))?;
         }
         let begun = tick(&place, None)?;
-        let mut tree = FlatTree { place, root, view, known: HashMap::new(), made: (begun, begun) };
+        let layers = layers.to_vec();
+        let mut tree = FlatTree { place, root, view, layers, known: HashMap::new(), made: (begun, begun) };
         let marks = self.inner.config.xattrs.opaque();
-        tree.fill(taking, marks)?;
+        tree.fill(taking, marks, &Before::nothing(begun))?;
         let copied = tick(&tree.place, None)?;
         tree.made = (begun, copied);
         tick(&tree.place, Some(copied))?;
@@ -114,7 +120,8 @@ impl FlatTree {
         &self.root
     }
 
-    fn fill(&mut self, taking: Taking, marks: &str) -> Result<(), StoreError> {
+    /// Brings everything in that is not there as it was before.
+    fn fill(&mut self, taking: Taking, marks: &str, before: &Before) -> Result<(), StoreError> {
         let mut directories: Vec<(PathBuf, Stat)> = Vec::new();
         let mut names: HashMap<(u64, u64), PathBuf> = HashMap::new();
         let mut into: Option<(PathBuf, OwnedFd)> = None;
@@ -127,14 +134,29 @@ impl FlatTree {
             let (from, name) = entry.place();
             // The status as it is on the disk: a recorded owner comes along as an attribute.
             let stat = statat(from, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| failed(error.into()))?;
+            let source = Source::of(from, name).map_err(|error| failed(error.into()))?;
+            let place = self.root.join(path);
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                let to = self.root.join(path);
-                match fs::DirBuilder::new().mode(0o700).create(&to) {
-                    Err(error) if !path.as_os_str().is_empty() => return Err(failed(error)),
-                    _ => {}
+                let there = before.directory(path, &place, &source).map_err(failed)?;
+                if there != There::Same {
+                    match fs::DirBuilder::new().mode(0o700).create(&place) {
+                        Err(error) if there == There::Nothing && !path.as_os_str().is_empty() => {
+                            return Err(failed(error));
+                        }
+                        _ => {}
+                    }
+                    same_directory(from, name, &place, &stat, marks).map_err(failed)?;
                 }
-                same_directory(from, name, &to, &stat, marks).map_err(failed)?;
-                directories.push((to, stat));
+                let inode = status(&place).and_then(|found| found.ok_or(Errno::NOENT));
+                let inode = inode.map_err(|error| failed(error.into()))?.st_ino;
+                known.insert(path.to_owned(), Known { inode, linked: false, source });
+                directories.push((path.to_owned(), stat));
+                continue;
+            }
+            if before.keeps_file(path, &place, &source).map_err(failed)? {
+                names.entry((stat.st_dev, stat.st_ino)).or_insert_with(|| path.to_owned());
+                let inode = before.inode(path).unwrap_or_default();
+                known.insert(path.to_owned(), Known { inode, linked: false, source });
                 continue;
             }
             let parent = path.parent().unwrap_or(Path::new(""));
@@ -145,11 +167,18 @@ impl FlatTree {
             let linked =
                 self.enter((from, name), &to.1, &stat, (taking, path), &mut names).map_err(failed)?;
             let new = statat(&to.1, name, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| failed(error.into()))?;
-            known.insert(path.to_owned(), Known { inode: new.st_ino, linked });
+            known.insert(path.to_owned(), Known { inode: new.st_ino, linked, source });
             into = Some(to);
         }
+        let is: HashSet<&Path> = known.keys().map(PathBuf::as_path).collect();
+        before.prune(&self.root, &directories, &is).map_err(|error| StoreError::Io {
+            action: "clear",
+            path: self.root.clone(),
+            source: error,
+        })?;
         for (path, stat) in directories.iter().rev() {
-            times(path, stat).map_err(|error| StoreError::io("set the time of", path, error))?;
+            let path = self.root.join(path);
+            times(&path, stat).map_err(|error| StoreError::io("set the time of", path, error))?;
         }
         self.known = known;
         Ok(())
@@ -212,9 +241,12 @@ impl FlatTree {
 
     /// Whether a status changed after the tree was made.
     fn moved_on(&self, stat: &Stat) -> bool {
-        let changed = moment(stat);
-        // Before: somebody has set the machine's clock back.
-        changed > self.made.1 || changed < self.made.0
+        !is_within(self.made, stat)
+    }
+
+    /// Whether a directory at this path changed, or is another.
+    fn is_other_directory(&self, path: &Path, stat: &Stat) -> bool {
+        self.moved_on(stat) || self.known.get(path).is_none_or(|known| known.inode != stat.st_ino)
     }
 }
 
@@ -250,7 +282,7 @@ impl Collection<'_> {
             }
             found |= self.name(&path)?;
         }
-        if (found || self.tree.moved_on(stat))
+        if (found || self.tree.is_other_directory(path, stat))
             && !path.as_os_str().is_empty()
             && !self.left.holders.contains(path)
         {
@@ -364,6 +396,11 @@ fn times(path: &Path, stat: &Stat) -> Result<(), Errno> {
 
 fn moment(stat: &Stat) -> Moment {
     (stat.st_ctime, i64::try_from(stat.st_ctime_nsec).unwrap_or(0))
+}
+
+/// Whether a status changed last in this time, ends included. Before it: somebody has set the machine's clock back.
+fn is_within((first, last): (Moment, Moment), stat: &Stat) -> bool {
+    (first..=last).contains(&moment(stat))
 }
 
 /// What the file system's clock says; with `after`, once it says more than that.

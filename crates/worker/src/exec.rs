@@ -28,7 +28,7 @@ use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 
 pub use self::runtime::{RuntimeError, RuntimeExecutor};
-use self::tree::ProcessTree;
+use self::tree::{ProcessTree, Trees};
 pub use self::tree::TreeError;
 use crate::redact::Redactions;
 use crate::watch::{Watch, Watching};
@@ -172,8 +172,8 @@ pub trait Executor: Send + Sync + 'static {
 #[derive(Debug, Clone)]
 pub struct SandboxExecutor {
     launcher: Launcher,
-    /// Where nothing can be mounted: the store in which each process gets a tree.
-    trees: Option<Store>,
+    /// Where nothing can be mounted: each process gets a tree.
+    trees: Option<Trees>,
 }
 
 /// A process that was started. Fields are dropped in order: what it works in goes after it.
@@ -200,7 +200,7 @@ impl SandboxExecutor {
     ) -> Result<Started, ExecError> {
         let (launcher, trees) = (self.launcher.clone(), self.trees.clone());
         awaited(move || {
-            let tree = trees.map(|store| ProcessTree::build(&store, &mut spec)).transpose()?;
+            let tree = trees.map(|trees| ProcessTree::build(&trees, &mut spec)).transpose()?;
             start(&launcher, &spec, stdio, (tree, watch))
         })
         .await
@@ -214,7 +214,7 @@ impl SandboxExecutor {
     ) -> Result<(Started, OwnedFd, OwnedFd), ExecError> {
         let (launcher, trees) = (self.launcher.clone(), self.trees.clone());
         awaited(move || {
-            let tree = trees.map(|store| ProcessTree::build(&store, &mut spec)).transpose()?;
+            let tree = trees.map(|trees| ProcessTree::build(&trees, &mut spec)).transpose()?;
             let pipes = match &tree {
                 Some(tree) => tree.named_pipes(),
                 None => anonymous_pipes(),
@@ -245,7 +245,7 @@ impl LocalExecutor {
 
     /// The executor for a machine where nothing can be mounted, if `store` is there.
     pub(crate) fn in_trees_of(mut self, store: Option<Store>) -> Self {
-        self.sandbox.trees = store;
+        self.sandbox.trees = store.map(Trees::of);
         self
     }
 

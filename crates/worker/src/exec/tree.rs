@@ -11,10 +11,12 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat};
 use stave_sandbox::{MountSpec, Network, RootFs, SandboxSpec};
-use stave_store::{FlatTree, Left, Store, StoreError, Taking, copy_tree};
+use stave_store::{FlatTree, Left, ScratchDir, Store, StoreError, Taking, copy_tree};
 
 use crate::file::place::remove_all;
 use crate::root::{Last, RootDir};
@@ -34,6 +36,88 @@ const LINKS: [(&str, &str); 4] = [
 ];
 /// What `statfs` says of a file system in memory.
 const MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
+
+/// Most trees that wait for a next process.
+const MAX_WAITING: usize = 2;
+/// How long one waits.
+const WAITING: Duration = Duration::from_secs(30);
+
+/// Where processes get their trees from, and leave them for the next: a chain of steps is copied once.
+#[derive(Debug, Clone)]
+pub(crate) struct Trees {
+    store: Store,
+    waiting: Arc<Mutex<Vec<Waiting>>>,
+}
+
+/// A used tree. It goes before the directory it is in.
+#[derive(Debug)]
+struct Waiting {
+    tree: FlatTree,
+    _place: ScratchDir,
+    since: Instant,
+}
+
+impl Trees {
+    pub(crate) fn of(store: Store) -> Self {
+        Self { store, waiting: Arc::default() }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The tree of these layers (top first) in `place`.
+    fn take(&self, layers: &[PathBuf], place: PathBuf) -> Result<FlatTree, StoreError> {
+        let used = {
+            let mut waiting = self.waiting();
+            let likest = waiting.iter().enumerate().max_by_key(|(_, one)| one.tree.in_common(layers));
+            let likest = likest.filter(|(_, one)| one.tree.in_common(layers) > 0).map(|(index, _)| index);
+            likest.map(|index| waiting.swap_remove(index))
+        };
+        match used {
+            Some(used) => used.tree.refit(&self.store, layers, place),
+            None => self.store.flatten(layers, place, Taking::Copies),
+        }
+    }
+
+    /// Keeps a tree for the next process, unless the store's room is counted. That it cannot be kept is no failure.
+    fn give(&self, mut tree: FlatTree) {
+        if self.store.cap().is_some() {
+            return;
+        }
+        let kept = self.store.scratch_dir().and_then(|place| {
+            tree.move_to(place.path().join("tree"))?;
+            Ok(Waiting { tree, _place: place, since: Instant::now() })
+        });
+        match kept {
+            Ok(kept) => {
+                let mut waiting = self.waiting();
+                waiting.push(kept);
+                let surplus = waiting.len().saturating_sub(MAX_WAITING);
+                let surplus: Vec<Waiting> = waiting.drain(..surplus).collect();
+                drop(waiting);
+                // Removing one takes its time.
+                drop(surplus);
+                self.tidy_later();
+            }
+            Err(error) => tracing::debug!(%error, "a tree is not kept for the next step"),
+        }
+    }
+
+    /// Removes what nobody took, after a while, in a process that goes on.
+    fn tidy_later(&self) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let waiting = Arc::downgrade(&self.waiting);
+        drop(runtime.spawn(async move {
+            tokio::time::sleep(WAITING).await;
+            let Some(waiting) = waiting.upgrade() else { return };
+            let is_old = |one: &mut Waiting| one.since.elapsed() >= WAITING;
+            let old: Vec<Waiting> =
+                waiting.lock().unwrap_or_else(PoisonError::into_inner).extract_if(.., is_old).collect();
+            drop(tokio::task::spawn_blocking(move || drop(old)));
+        }));
+    }
+}
 
 /// Why there is no tree for a process.
 #[derive(Debug, thiserror::Error)]
@@ -78,29 +162,41 @@ struct Moved {
     here: PathBuf,
 }
 
-/// The file system of one process. On drop everything that was moved in is at home again.
+/// The file system of one process.
 #[derive(Debug)]
 pub(crate) struct ProcessTree {
-    moved: Vec<Moved>,
+    // What was moved in leaves before the tree goes.
+    lent: Lent,
     left: Left,
     upper: PathBuf,
+    trees: Trees,
     tree: FlatTree,
 }
 
-impl Drop for ProcessTree {
+/// What was moved into a tree. On drop it is at home again; what the process itself has moved away stays lost to it.
+#[derive(Debug, Default)]
+struct Lent(Vec<Moved>);
+
+impl Drop for Lent {
     fn drop(&mut self) {
-        self.give_back();
+        for Moved { home, here } in self.0.drain(..).rev() {
+            // The empty stand-in of a directory gives way to it; a file's place is free.
+            if let Err(error) = fs::rename(&here, &home) {
+                tracing::warn!(path = %home.display(), %error, "a directory that was lent to a step is lost");
+            }
+        }
     }
 }
 
 impl ProcessTree {
     /// Makes the tree of a process and changes `spec` so that it uses it. Blocks as long as copying takes.
-    pub(crate) fn build(store: &Store, spec: &mut SandboxSpec) -> Result<Self, TreeError> {
+    pub(crate) fn build(trees: &Trees, spec: &mut SandboxSpec) -> Result<Self, TreeError> {
         let RootFs::Overlay(root) = &spec.rootfs else {
             return Err(TreeError::NeedsMount("/".into()));
         };
-        let tree = store.flatten(&root.lower, root.work.join("tree"), Taking::Copies)?;
-        let mut made = Self { moved: Vec::new(), left: Left::default(), upper: root.upper.clone(), tree };
+        let tree = trees.take(&root.lower, root.work.join("tree"))?;
+        let (lent, left, upper) = (Lent::default(), Left::default(), root.upper.clone());
+        let mut made = Self { lent, left, upper, trees: trees.clone(), tree };
         made.basics()?;
         for mount in std::mem::take(&mut spec.mounts) {
             made.add(&mount)?;
@@ -114,9 +210,12 @@ impl ProcessTree {
     }
 
     /// Makes what the process changed the layer. Nothing inside runs any more.
-    pub(crate) fn finish(mut self) -> Result<(), StoreError> {
-        self.give_back();
-        self.tree.collect(&self.upper, &self.left)
+    pub(crate) fn finish(self) -> Result<(), StoreError> {
+        let Self { lent, left, upper, trees, tree } = self;
+        drop(lent);
+        tree.collect(&upper, &left)?;
+        trees.give(tree);
+        Ok(())
     }
 
     /// Pipes that have a name in the tree, so that a process finds its streams where `/proc` would lead it; each with
@@ -207,7 +306,7 @@ impl ProcessTree {
     /// Moves a directory or file in; a socket gets a second name, and what is in already a link to it.
     fn bind(&mut self, source: &Path, target: &Path, here: PathBuf) -> Result<(), TreeError> {
         let failed = |source: io::Error| TreeError::Place { path: target.to_owned(), source };
-        if let Some(earlier) = self.moved.iter().find(|moved| moved.home == source) {
+        if let Some(earlier) = self.lent.0.iter().find(|moved| moved.home == source) {
             let inside = earlier.here.strip_prefix(self.tree.root()).unwrap_or(&earlier.here);
             return symlink(Path::new("/").join(inside), here).map_err(failed);
         }
@@ -221,7 +320,7 @@ impl ProcessTree {
             }
             moved => moved.map_err(failed)?,
         }
-        self.moved.push(Moved { home: source.to_owned(), here });
+        self.lent.0.push(Moved { home: source.to_owned(), here });
         // Whoever is killed before it is moved back leaves an empty one, and no name that leads nowhere.
         if kind.is_dir() {
             fs::create_dir(source).map_err(failed)?;
@@ -255,16 +354,6 @@ impl ProcessTree {
         fs::File::open(&touched)?.set_modified(before.modified()?)?;
         self.left.out.insert(path.clone());
         Ok(path)
-    }
-
-    /// Moves everything home. What the process itself has moved away stays lost to it.
-    fn give_back(&mut self) {
-        for Moved { home, here } in self.moved.drain(..).rev() {
-            // The empty stand-in of a directory gives way to it; a file's place is free.
-            if let Err(error) = fs::rename(&here, &home) {
-                tracing::warn!(path = %home.display(), %error, "a directory that was lent to a step is lost");
-            }
-        }
     }
 }
 
