@@ -12,8 +12,11 @@ use std::time::{Duration, Instant};
 
 use crate::{PruneRequest, Store, StoreError};
 
-/// Bytes reserved at once.
+/// Bytes reserved at once, at most.
 pub(crate) const STEP: u64 = 8 << 20;
+
+/// The part of a cap that is reserved at once, at most: what some hold and do not use, others lack.
+const STEP_PART: u64 = 128;
 
 /// How long a reckoning of what the store takes is believed, unless a writer ended.
 const RECKONING: Duration = Duration::from_millis(250);
@@ -56,7 +59,8 @@ impl Reservation {
 
     /// Room for so much more. Free of cost in a store without a cap.
     pub(crate) fn grow(&mut self, bytes: u64) -> Result<(), StoreError> {
-        self.grow_in(STEP, bytes)
+        let cap = self.store.cap().unwrap_or(u64::MAX);
+        self.grow_in(STEP.min(cap / STEP_PART), bytes)
     }
 
     /// The same for a writer that knows how much it needs.
