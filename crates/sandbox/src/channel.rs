@@ -41,7 +41,10 @@ pub(crate) struct Request {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
     /// From the launcher, with the pidfd.
-    Cloned,
+    Cloned {
+        /// Whether the process was there before the request.
+        ahead: bool,
+    },
     /// With the master side of the terminal.
     Terminal,
     /// With the descriptor on which calls are to be answered.

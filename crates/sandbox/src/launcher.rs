@@ -271,10 +271,11 @@ impl Order {
         let Self { stdio, control, control_inside, report, report_inside, bridge, .. } = self;
         // Only the sandbox's ends may stay open: their closing is what tells of its progress and its end.
         drop((stdio, control_inside, report_inside));
-        let Replies { pidfd, terminal, calls, network, created } = Replies::collect(&control)?;
+        let Replies { pidfd, ahead, terminal, calls, network, created } = Replies::collect(&control)?;
         let pidfd = pidfd.ok_or_else(|| SpawnError::LauncherGone(io::ErrorKind::UnexpectedEof.into()))?;
         let mut sandbox = Sandbox {
             pidfd,
+            ahead,
             report,
             terminal,
             created,
@@ -297,6 +298,7 @@ impl Order {
 #[derive(Default)]
 struct Replies {
     pidfd: Option<OwnedFd>,
+    ahead: bool,
     terminal: Option<OwnedFd>,
     calls: Option<OwnedFd>,
     network: Option<UserNetwork>,
@@ -318,7 +320,9 @@ impl Replies {
             let reply = serde_json::from_slice(&buffer[..length])
                 .map_err(|error| SpawnError::LauncherGone(error.into()))?;
             match reply {
-                Reply::Cloned => replies.pidfd = descriptors.pop(),
+                Reply::Cloned { ahead } => {
+                    (replies.pidfd, replies.ahead) = (descriptors.pop(), ahead);
+                }
                 Reply::Terminal => replies.terminal = descriptors.pop(),
                 Reply::Network(program) => {
                     let process = replies.pidfd.as_ref().ok_or(io::ErrorKind::NotFound);

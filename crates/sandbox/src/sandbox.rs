@@ -84,6 +84,7 @@ pub struct Exit {
 #[derive(Debug)]
 pub struct Sandbox {
     pub(crate) pidfd: OwnedFd,
+    pub(crate) ahead: bool,
     pub(crate) report: OwnedFd,
     pub(crate) terminal: Option<OwnedFd>,
     pub(crate) created: Vec<PathBuf>,
@@ -176,6 +177,12 @@ impl Sandbox {
     #[must_use]
     pub fn created_mount_points(&self) -> &[PathBuf] {
         &self.created
+    }
+
+    /// Whether a process became it that had waited with namespaces and mounts ready.
+    #[must_use]
+    pub fn was_ahead(&self) -> bool {
+        self.ahead
     }
 
     /// Measures the memory of the processes inside; `None` once the first of them has ended.

@@ -36,7 +36,7 @@ fn start(control: &OwnedFd, report: OwnedFd, child: impl FnOnce(&OwnedFd)) -> Re
         }
         Cloned::Parent(first) => first,
     };
-    let _unread = reply(control, &Reply::Cloned, &[first.as_fd()]);
+    let _unread = reply(control, &Reply::Cloned { ahead: false }, &[first.as_fd()]);
     // SAFETY: this process neither uses nor drops any other descriptor: it ends by `_exit`, in this function.
     let _kept = unsafe { sys::close_all_but(&[report.as_raw_fd(), launcher.as_raw_fd(), first.as_raw_fd()]) };
     watch(&first, &launcher);

@@ -206,7 +206,7 @@ impl Server {
         {
             let (pidfd, is_taken) = spare.give(&body, &streams, control);
             if is_taken {
-                let _unread = reply(control, &Reply::Cloned, &[pidfd.as_fd()]);
+                let _unread = reply(control, &Reply::Cloned { ahead: true }, &[pidfd.as_fd()]);
                 self.live.push(Live { pidfd, report: Some(report) });
                 return Ok(model.map(|model| (model, traits)));
             }
@@ -244,7 +244,7 @@ impl Server {
                 sys::exit_now(1)
             }
             Cloned::Parent(pidfd) => {
-                let _unread = reply(control, &Reply::Cloned, &[pidfd.as_fd()]);
+                let _unread = reply(control, &Reply::Cloned { ahead: false }, &[pidfd.as_fd()]);
                 self.live.push(Live { pidfd, report: Some(report) });
                 Ok(model.map(|model| (model, traits)))
             }

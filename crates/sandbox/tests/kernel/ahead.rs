@@ -1,6 +1,7 @@
 //! Sandboxes whose ground was made before they were asked for are those that were made from the start.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use stave_sandbox::{Launcher, MountSpec, Network, SandboxSpec};
 
@@ -11,6 +12,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("ahead::what_waited_is_as_what_did_not", what_waited_is_as_what_did_not),
     ("ahead::what_does_not_fit_is_made_anew", what_does_not_fit_is_made_anew),
 ];
+
+/// Longer than any machine needs to make one ahead.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Everything a process can tell about where it is.
 const LOOK: &str = "cut() { busybox cut \"$@\"; }; busybox cat /proc/self/mountinfo | cut -d' ' -f4-6,8- | busybox sed 's/^.file-[0-9]*/file/' | busybox sort; \
@@ -35,45 +39,63 @@ fn spec(place: &Place, script: &str, number: usize) -> SandboxSpec {
     spec
 }
 
-/// Namespaces and what is seen in `number` sandboxes, one after the other.
-fn seen(
+/// Starts sandboxes until one of them was made ahead, each with the next number; what each printed, and whether it was.
+///
+/// The launcher tells nobody that the process which waits is ready: the next start shows it.
+fn until_ahead(
     launcher: &Launcher,
-    place: &Place,
-    numbers: std::ops::Range<usize>,
-) -> (Vec<String>, BTreeSet<String>) {
-    let script = format!("busybox readlink /proc/self/ns/mnt; {LOOK}");
-    let look = |number| {
-        let outcome = run_by(launcher, &spec(place, &script, number)).expect("a sandbox");
-        let (namespace, rest) = outcome.stdout.split_once('\n').expect("lines");
-        (rest.replace(&format!("/{number}/"), "/N/"), namespace.to_owned())
-    };
-    numbers.map(look).unzip()
+    numbers: &mut std::ops::RangeFrom<usize>,
+    spec: impl Fn(usize) -> SandboxSpec,
+) -> Vec<(String, bool)> {
+    let begin = Instant::now();
+    let mut seen = Vec::new();
+    for number in numbers {
+        let outcome = run_by(launcher, &spec(number)).expect("a sandbox");
+        seen.push((outcome.stdout.replace(&format!("/{number}/"), "/N/"), outcome.ahead));
+        if outcome.ahead {
+            return seen;
+        }
+        assert!(begin.elapsed() < PATIENCE, "none of {} sandboxes was made ahead", seen.len());
+    }
+    seen
 }
 
 fn what_waited_is_as_what_did_not() {
     let (launcher, place) = (Launcher::new(), Place::new());
-    let (seen, namespaces) = seen(&launcher, &place, 0..8);
-    assert!(seen[0].contains("/proc/sys") && seen[0].contains("inside"), "{}", seen[0]);
-    for later in &seen[1..] {
-        assert_eq!(later, &seen[0]);
+    let mut numbers = 0..;
+    let script = format!("busybox readlink /proc/self/ns/mnt; {LOOK}");
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        seen.extend(until_ahead(&launcher, &mut numbers, |number| spec(&place, &script, number)));
+    }
+    // Nothing waits for the first, nor before there was a second.
+    assert_eq!(seen[..2].iter().map(|(_, ahead)| *ahead).collect::<Vec<_>>(), [false, false]);
+    let (namespaces, looks): (BTreeSet<&str>, Vec<&str>) =
+        seen.iter().map(|(printed, _)| printed.split_once('\n').expect("lines")).unzip();
+    assert!(looks[0].contains("/proc/sys") && looks[0].contains("inside"), "{}", looks[0]);
+    for later in &looks[1..] {
+        assert_eq!(later, &looks[0]);
     }
     // Numbers of namespaces that are gone are given again, so that not all need be different.
     let own = std::fs::read_link("/proc/self/ns/mnt").expect("a namespace");
-    assert!(!namespaces.contains(&own.to_string_lossy().into_owned()));
+    assert!(!namespaces.contains(&*own.to_string_lossy()));
 }
 
 fn what_does_not_fit_is_made_anew() {
     let (launcher, place) = (Launcher::new(), Place::new());
-    let size = |number: usize, bytes: u64| {
-        let mut spec =
-            spec(&place, "busybox df -k /dev/shm | busybox tail -1 | busybox awk '{print $2}'", number);
-        spec.shm_size = bytes;
-        run_by(&launcher, &spec).expect("a sandbox").stdout
-    };
-    let sizes: Vec<String> = [1, 1, 1, 2, 1, 2, 2, 2]
-        .into_iter()
-        .enumerate()
-        .map(|(number, mib)| size(number, mib << 20))
-        .collect();
-    assert_eq!(sizes.concat(), "1024\n1024\n1024\n2048\n1024\n2048\n2048\n2048\n");
+    let mut numbers = 0..;
+    for mib in [1, 2, 1] {
+        let sized = |number| {
+            let script = "busybox df -k /dev/shm | busybox tail -1 | busybox awk '{print $2}'";
+            let mut spec = spec(&place, script, number);
+            spec.shm_size = mib << 20;
+            spec
+        };
+        let seen = until_ahead(&launcher, &mut numbers, sized);
+        // What waited when the size changed is not for this one.
+        assert!(!seen[0].1);
+        for (printed, _) in seen {
+            assert_eq!(printed, format!("{}\n", mib << 10));
+        }
+    }
 }

@@ -30,6 +30,8 @@ pub(crate) struct Outcome {
     #[expect(dead_code, reason = "shown when a test fails")]
     pub(crate) stderr: String,
     pub(crate) exit: Exit,
+    /// Whether it was a sandbox made ahead.
+    pub(crate) ahead: bool,
 }
 
 impl Place {
@@ -136,7 +138,7 @@ pub(crate) fn run_by(launcher: &Launcher, spec: &SandboxSpec) -> Result<Outcome,
     let (mut sandbox, stdout, stderr) = start_by(launcher, spec)?;
     let (stdout, stderr) = (read(stdout), read(stderr));
     let exit = sandbox.wait().expect("an end");
-    Ok(Outcome { stdout, stderr, exit })
+    Ok(Outcome { stdout, stderr, exit, ahead: sandbox.was_ahead() })
 }
 
 /// Everything there is to read.
