@@ -88,6 +88,7 @@ pub struct Daemon {
     patience: Duration,
     supervisor: Supervisor,
     reload: Option<Reload>,
+    hangup: reload::Hangup,
 }
 
 enum Bound {
@@ -136,6 +137,8 @@ impl Daemon {
         if config.listeners.is_empty() {
             return Err(DaemonError::NoListener);
         }
+        // Before anybody can know that it runs: until then the signal would end it.
+        let hangup = reload::Hangup::heard()?;
         let takes_tokens = config.tenancy.takes_tokens();
         let mut bound = Vec::new();
         for listener in config.listeners {
@@ -170,7 +173,7 @@ impl Daemon {
         }
         let supervisor = Supervisor::new(config.notify);
         let (patience, reload) = (config.patience, config.reload);
-        Ok(Self { shared: Arc::new(shared), bound, watched, patience, supervisor, reload })
+        Ok(Self { shared: Arc::new(shared), bound, watched, patience, supervisor, reload, hangup })
     }
 
     /// Where it listens, as clients name it; a port that was left open is the one it got.
@@ -200,7 +203,7 @@ impl Daemon {
     /// # Errors
     /// [`DaemonError`] when no more connections can be taken.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), DaemonError> {
-        let Self { shared, bound, watched, patience, supervisor, reload } = self;
+        let Self { shared, bound, watched, patience, supervisor, reload, hangup } = self;
         let stop = CancellationToken::new();
         let watching = watched.into_iter().map(|watched| {
             let (shared, stop) = (Arc::clone(&shared), stop.clone());
@@ -208,7 +211,7 @@ impl Daemon {
         });
         let watching: Vec<_> = watching.collect();
         let listeners = bound.iter().filter_map(Bound::tls).collect();
-        let reloading = reload::listen(Arc::clone(&shared), (reload, listeners), supervisor.clone())?;
+        let reloading = hangup.listen(Arc::clone(&shared), (reload, listeners), supervisor.clone());
         let reloading = tokio::spawn(reloading);
         let tidying = tokio::spawn(Arc::clone(&shared).tidy());
         let mut serving = Vec::new();

@@ -1,11 +1,10 @@
 //! SIGHUP: the configuration and the files it names are read again, each part for itself.
 //!
-//! What cannot be used is said and changes nothing; what runs keeps what it began with. Start with [`listen`].
+//! What cannot be used is said and changes nothing; what runs keeps what it began with. Start with [`Hangup`].
 
-use std::future::Future;
 use std::sync::Arc;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::DaemonError;
 use super::tls::Tls;
@@ -13,16 +12,24 @@ use crate::config::{Reload, Reloaded};
 use crate::state::Shared;
 use crate::supervisor::Supervisor;
 
-/// Reads again whenever the signal comes.
-pub(super) fn listen(
-    shared: Arc<Shared>,
-    (reload, listeners): (Option<Reload>, Vec<Tls>),
-    supervisor: Supervisor,
-) -> Result<impl Future<Output = ()> + Send + 'static, DaemonError> {
-    let hangup = signal(SignalKind::hangup()).map_err(|error| DaemonError::Serve(error.to_string()));
-    let mut hangup = hangup?;
-    Ok(async move {
-        while hangup.recv().await.is_some() {
+/// The signal, which ends this process no more; what comes before somebody listens is not lost.
+pub(super) struct Hangup(Signal);
+
+impl Hangup {
+    /// Takes the signal.
+    pub(super) fn heard() -> Result<Self, DaemonError> {
+        let signal = signal(SignalKind::hangup());
+        signal.map(Self).map_err(|error| DaemonError::Serve(error.to_string()))
+    }
+
+    /// Reads again whenever the signal comes.
+    pub(super) async fn listen(
+        mut self,
+        shared: Arc<Shared>,
+        (reload, listeners): (Option<Reload>, Vec<Tls>),
+        supervisor: Supervisor,
+    ) {
+        while self.0.recv().await.is_some() {
             if let Err(error) = shared.audit.reopen() {
                 tracing::error!(%error, "the audit log cannot be opened again");
             }
@@ -34,7 +41,7 @@ pub(super) fn listen(
             }
             supervisor.tell("READY=1");
         }
-    })
+    }
 }
 
 fn put_in_force(shared: &Shared, reloaded: Reloaded, listeners: &[Tls]) {
