@@ -178,6 +178,7 @@ fn failed(page: &mut Page) {
     page.says("#error .marked", "   4 > RUN echo '<img src=x onerror=\"document.title=1\">' \\");
     page.says("#error .marked", "   5 >     && exit 7");
     page.says("#error .line", "   3   # what is next fails");
+    page.browser.wait_for("document.querySelectorAll('#timeline .why').length >= 1");
     page.says("#timeline .why", "ran because no earlier build of it is known");
     page.says("#log", "<img src=x onerror=\"document.title=1\">");
     page.keep("failed");

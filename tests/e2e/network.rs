@@ -179,8 +179,8 @@ fn nothing_of_a_bridge_outlives_its_users() {
     let script = format!(
         "for n in 1 2 3; do $STAVE run --network bridge plain true & done; wait; {left}; \
          $STAVE run --network bridge plain sleep 7171 & victim=$!; \
-         until pgrep -fx 'sleep 7171' > /dev/null; do :; done; kill -9 $victim; wait $victim || true; \
-         $STAVE doctor || true; $STAVE run --network bridge plain ls /sys/class/net; \
+         until pgrep -fx 'sleep 7171' > /dev/null; do :; done; kill -9 $victim; ended=0; wait $victim || ended=$?; test $ended = 137; \
+         found=0; $STAVE doctor || found=$?; test $found = 1; $STAVE run --network bridge plain ls /sys/class/net; \
          while ip -o link | grep -q stv; do :; done; {left}"
     );
     let printed = in_own_network(&world, &script);
