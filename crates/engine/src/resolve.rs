@@ -211,11 +211,20 @@ impl Resolver<'_> {
         reference: &Reference,
         platform: &Platform,
     ) -> Result<(Digest, Vec<u8>), ResolveError> {
-        let request = SourceRequest::plain(reference.clone(), platform.clone());
         let step = self.steps.start(format!("[internal] load metadata for {reference}"));
+        step.end(self.look_quietly(reference, platform).await)
+    }
+
+    /// The same, without showing it as a step.
+    pub(crate) async fn look_quietly(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<(Digest, Vec<u8>), ResolveError> {
+        let request = SourceRequest::plain(reference.clone(), platform.clone());
         let failed = |kind| ResolveError { request: request.clone(), kind: Box::new(kind) };
         let local = if self.pull == PullPolicy::Always { Ok(None) } else { self.named(reference, platform) };
-        let found = match local {
+        match local {
             Err(error) => Err(failed(error.into())),
             Ok(Some(image)) => Ok((pin(&image), image.config)),
             Ok(_) if self.pull == PullPolicy::Never => Err(failed(ResolveErrorKind::NotHere)),
@@ -223,8 +232,7 @@ impl Resolver<'_> {
                 Ok(remote) => Ok((remote.manifest.descriptor.digest.clone(), remote.config.to_vec())),
                 Err(error) => Err(failed(error.into())),
             },
-        };
-        step.end(found)
+        }
     }
 
     /// The local image of a name for a platform.

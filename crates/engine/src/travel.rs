@@ -24,7 +24,7 @@ use stave_worker::{Namespace, Travel};
 
 use crate::Engine;
 use crate::event::Steps;
-use crate::resolve::Resolved;
+use crate::resolve::{Resolved, Resolver};
 
 use bases::Bases;
 pub use export::CacheExportError;
@@ -62,9 +62,14 @@ impl std::fmt::Debug for CacheOwner {
     }
 }
 
-/// What a build needs to know of its images: layers by the digest they are pinned to.
+/// What a build needs to know of its images.
 #[derive(Debug, Clone, Default)]
-pub struct ImageLayers(HashMap<Digest, ImageKey>);
+pub struct ImageLayers {
+    /// Layers by the digest an image is pinned to.
+    pinned: HashMap<Digest, ImageKey>,
+    /// The digests of those that graphs name without one, by vertex.
+    unpinned: HashMap<Digest, Digest>,
+}
 
 #[derive(Debug, Clone)]
 struct ImageKey {
@@ -95,12 +100,36 @@ impl ImageLayers {
             let root = root.filter(|root| root != digest);
             (digest.clone(), ImageKey { root, diff_ids: config.rootfs.diff_ids.clone() })
         };
-        Self(resolved.sources.images().map(|(_, image)| key((&image.digest, &image.config))).collect())
+        let pinned =
+            resolved.sources.images().map(|(_, image)| key((&image.digest, &image.config))).collect();
+        Self { pinned, unpinned: HashMap::new() }
+    }
+
+    /// Finds out what the images are that a graph names by tag alone, as graphs do that no front end has made. One
+    /// that cannot be found has no key; the step that needs it will say why.
+    pub(crate) async fn find_unpinned(&mut self, definition: &Definition, resolver: &Resolver<'_>) {
+        let unpinned = |vertex: &Vertex| {
+            let Op::Source(op) = &vertex.op else { return None };
+            let SourceIdentifier::DockerImage { reference } = &op.identifier else { return None };
+            let platform = vertex.platform.clone().unwrap_or_else(Platform::host);
+            reference.digest().is_none().then(|| (vertex.digest.clone(), reference.clone(), platform))
+        };
+        let wanted: Vec<_> = definition.vertices().iter().filter_map(unpinned).collect();
+        let found = wanted.into_iter().map(|(vertex, reference, platform)| async move {
+            Some((vertex, resolver.look_quietly(&reference, &platform).await.ok()?))
+        });
+        for (vertex, (digest, config)) in futures::future::join_all(found).await.into_iter().flatten() {
+            let Ok(config) = serde_json::from_slice::<ImageConfig>(&config) else { continue };
+            let key = || ImageKey { root: None, diff_ids: config.rootfs.diff_ids };
+            self.pinned.entry(digest.clone()).or_insert_with(key);
+            self.unpinned.insert(vertex, digest);
+        }
     }
 
     /// Takes up what is known of another platform's.
     pub fn absorb(&mut self, other: &Self) {
-        self.0.extend(other.0.iter().map(|(digest, key)| (digest.clone(), key.clone())));
+        self.pinned.extend(other.pinned.iter().map(|(digest, key)| (digest.clone(), key.clone())));
+        self.unpinned.extend(other.unpinned.iter().map(|(vertex, digest)| (vertex.clone(), digest.clone())));
     }
 }
 
@@ -193,7 +222,10 @@ fn source_keys(definition: &Definition, images: &ImageLayers) -> SourceKeys {
     let keys = |vertex: &Vertex| {
         let Op::Source(op) = &vertex.op else { return None };
         let keys = match &op.identifier {
-            SourceIdentifier::DockerImage { reference } => image_keys(reference.digest()?, vertex, images),
+            SourceIdentifier::DockerImage { reference } => {
+                let pin = reference.digest().or_else(|| images.unpinned.get(&vertex.digest));
+                image_keys(pin?, vertex, images)
+            }
             SourceIdentifier::OciLayout { reference } => {
                 image_keys(&reference.rsplit_once('@')?.1.parse().ok()?, vertex, images)
             }
@@ -207,7 +239,7 @@ fn source_keys(definition: &Definition, images: &ImageLayers) -> SourceKeys {
 
 fn image_keys(pin: &Digest, vertex: &Vertex, images: &ImageLayers) -> Vec<String> {
     let platform = vertex.platform.as_ref();
-    let Some(ImageKey { root, diff_ids }) = images.0.get(pin) else {
+    let Some(ImageKey { root, diff_ids }) = images.pinned.get(pin) else {
         return image_source(pin, platform, &[]);
     };
     let mut keys = image_source(pin, platform, diff_ids);

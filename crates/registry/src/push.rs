@@ -111,8 +111,14 @@ impl Client {
         from: &str,
     ) -> Result<bool, RegistryError> {
         let session = Session::open(self, name, Some(from)).await?;
-        let mounted = session.mount(digest, from).await.map_err(|kind| session.error(kind))?;
-        Ok(matches!(mounted, Mounting::Done))
+        match session.mount(digest, from).await.map_err(|kind| session.error(kind))? {
+            Mounting::Done => Ok(true),
+            Mounting::Uploading(location) => {
+                upload::give_up(self, name, location).await;
+                Ok(false)
+            }
+            Mounting::Refused => Ok(false),
+        }
     }
 
     /// Makes sure that a repository holds a blob: checks, mounts from `mount_from` if given, or uploads.
@@ -143,6 +149,22 @@ impl Client {
         let sent = upload.run(&session.exchange, name.repository(), opened).await;
         sent.map_err(|kind| session.error(kind))?;
         Ok(BlobPush::Uploaded)
+    }
+
+    /// Uploads a blob that the repository was found not to hold: it is not asked again.
+    ///
+    /// # Errors
+    /// [`RegistryError`]; [`crate::ErrorKind::Source`] if `source` fails.
+    pub async fn upload_blob(
+        &self,
+        name: &Reference,
+        blob: &Descriptor,
+        content: BlobContent,
+    ) -> Result<(), RegistryError> {
+        let session = Session::open(self, name, None).await?;
+        let upload = Upload { blob: blob.clone(), content };
+        let sent = upload.run(&session.exchange, name.repository(), None).await;
+        sent.map_err(|kind| session.error(kind))
     }
 
     /// Writes a manifest or index under the name's tag, or by its digest if the name has no tag. Its digest is
@@ -246,7 +268,7 @@ impl<'a> Session<'a> {
         if bytes.len() as u64 > MAX_MANIFEST_BYTES {
             return Err(ErrorKind::TooLarge { what: "manifest", limit: MAX_MANIFEST_BYTES });
         }
-        let target = name.tag().unwrap_or(digest.as_str());
+        let target = name.tag().or(name.digest().map(Digest::as_str)).unwrap_or(digest.as_str());
         let url = self.exchange.url(&format!("{}/manifests/{target}", name.repository()))?;
         let mut call = Call::new(Method::PUT, url);
         let content_type = HeaderValue::from_str(media_type)

@@ -185,11 +185,7 @@ impl Place {
     pub async fn put_blob(&self, descriptor: &Descriptor, content: Content) -> Result<Written, PlaceError> {
         match self {
             Self::Registry { client, reference } => {
-                let content = match content {
-                    Content::Bytes(bytes) => BlobContent::new(bytes),
-                    Content::File(file) => BlobContent::new(file),
-                };
-                let pushed = client.push_blob(reference, descriptor, content, None).await?;
+                let pushed = client.push_blob(reference, descriptor, content.into(), None).await?;
                 Ok(if pushed == BlobPush::Uploaded { Written::Sent } else { Written::Kept })
             }
             Self::Local(place) => place.put_blob(&descriptor.digest, content).await,
@@ -204,6 +200,20 @@ impl Place {
                 place.contents.write(&descriptor.digest, content).await?;
                 Ok(Written::Sent)
             }
+        }
+    }
+
+    /// Writes a blob that was found not to be there: the place is not asked again.
+    ///
+    /// # Errors
+    /// [`PlaceError`].
+    pub async fn send_blob(&self, descriptor: &Descriptor, content: Content) -> Result<(), PlaceError> {
+        match self {
+            Self::Registry { client, reference } => {
+                Ok(client.upload_blob(reference, descriptor, content.into()).await?)
+            }
+            Self::S3(store) => store.put_blob(descriptor, content).await,
+            Self::Local(_) | Self::Elsewhere(_) => self.put_blob(descriptor, content).await.map(drop),
         }
     }
 
@@ -243,6 +253,15 @@ impl Place {
             Self::Local(place) => Self::Local(place.named(suffix)),
             Self::S3(store) => Self::S3(store.named(suffix)),
             Self::Elsewhere(place) => Self::Elsewhere(place.unnamed()),
+        }
+    }
+}
+
+impl From<Content> for BlobContent {
+    fn from(content: Content) -> Self {
+        match content {
+            Content::Bytes(bytes) => Self::new(bytes),
+            Content::File(file) => Self::new(file),
         }
     }
 }

@@ -17,7 +17,7 @@ use super::Parts;
 use crate::attest::{Asked, Attest, Material};
 use crate::build::bases;
 use crate::complete::{Built, Scan};
-use crate::resolve::Resolved;
+use crate::resolve::{Resolved, Resolver};
 use crate::travel::{Caches, ImageLayers, Journey};
 use crate::{BuildError, PullPolicy};
 
@@ -85,7 +85,13 @@ impl Parts<'_> {
         definition: &Definition,
         images: &ImageLayers,
     ) -> Result<Option<Journey>, BuildError> {
-        Ok(self.engine.travel(caches, definition, images, bases(definition), &self.steps).await?)
+        let mut images = images.clone();
+        if !(caches.from.is_empty() && caches.to.is_empty()) {
+            let pull = self.pull(PullPolicy::Missing);
+            let resolver = Resolver::new(self.engine, &self.registry, pull, &self.steps);
+            images.find_unpinned(definition, &resolver).await;
+        }
+        Ok(self.engine.travel(caches, definition, &images, bases(definition), &self.steps).await?)
     }
 
     /// The file systems of several graphs, made in one run, so that what they share is made once. An empty graph's is

@@ -216,7 +216,7 @@ impl Uploads {
             return Ok(blob);
         }
         let (blob, file) = self.exporter.open_layer(&layer, &blob).await?;
-        self.place.put_blob(&blob.descriptor, Content::File(file)).await?;
+        self.place.send_blob(&blob.descriptor, Content::File(file)).await?;
         Ok(blob)
     }
 }

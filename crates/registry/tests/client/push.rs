@@ -52,6 +52,19 @@ async fn a_blob_is_sent_once_and_its_progress_told() {
 }
 
 #[tokio::test]
+async fn a_blob_that_is_known_to_be_missing_is_not_asked_for() {
+    let registry = TestRegistry::start();
+    let name = registry.reference("app:1");
+    let (blob, bytes) = blob(1000);
+    client().upload_blob(&name, &blob, BlobContent::new(bytes.clone())).await.expect("it is taken");
+    assert_eq!(registry.blob("app", &blob.digest).as_deref(), Some(&bytes[..]));
+    assert_eq!(
+        (registry.count("HEAD", ""), registry.count("POST", ""), registry.count("PUT", "")),
+        (0, 1, 1)
+    );
+}
+
+#[tokio::test]
 async fn files_and_nothing_can_be_sent() {
     let registry = TestRegistry::start();
     let name = registry.reference("app:1");
@@ -324,4 +337,23 @@ async fn a_source_that_fails_is_what_the_error_says() {
     let short = BlobContent::new(Bytes::from_static(b"too short"));
     let error = client().push_blob(&name, &blob, short, None).await.expect_err("too little data");
     assert!(error.to_string().contains("shorter than its descriptor says"), "{error}");
+}
+
+#[tokio::test]
+async fn an_upload_that_nobody_wants_is_called_off() {
+    let registry = TestRegistry::start();
+    let name = registry.reference("app:1");
+    let (blob, bytes) = blob(300_000);
+    let ahead = client().upload_ahead(&name, BlobContent::new(bytes.clone())).await;
+    client().give_up_blob(&name, ahead).await;
+    assert_eq!(registry.count("DELETE", "/uploads/"), 1);
+    // One that the registry opened in place of a mount; it does not matter what it says.
+    registry.script("DELETE", "/uploads/", Misbehaviour::Status(500, None, String::new()));
+    let mounted = client().mount_blob(&name, &blob.digest, "other").await.expect("an answer");
+    assert!(!mounted);
+    assert_eq!((registry.count("DELETE", "/uploads/"), registry.faults_left()), (2, 0));
+    // Nothing was sent: there is nothing to call off.
+    let nothing = chunked(100_000).upload_ahead(&name, BlobContent::new(bytes)).await;
+    client().give_up_blob(&name, nothing).await;
+    assert_eq!(registry.count("DELETE", ""), 2);
 }
