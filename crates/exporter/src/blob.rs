@@ -158,14 +158,20 @@ pub(crate) async fn fetch_missing(context: &Context, image: &Image) -> Result<()
     layers.try_for_each_concurrent(FETCHES, |layer| fetch(context, layer)).await
 }
 
-/// Brings one layer's blob back. A layer without a known origin stays as it is: perhaps its own
-/// files give the same tar.
+/// Brings one layer's blob back. A layer without a known origin, or with one that does not have it, stays as it is:
+/// perhaps its own files give the same tar.
 pub(crate) async fn fetch(context: &Context, layer: &ImageLayerRef) -> Result<(), ExportErrorKind> {
     let (Some(blob), Some(origin)) = (&layer.blob, &layer.origin) else { return Ok(()) };
     if context.store.has_blob(&blob.digest)? {
         return Ok(());
     }
-    let stream = context.client.fetch_blob(origin, blob).await?;
+    let stream = match context.client.fetch_blob(origin, blob).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::debug!(blob = %blob.digest, %error, "not where its image came from");
+            return Ok(());
+        }
+    };
     let (store, digest, size) = (context.store.clone(), blob.digest.clone(), blob.size);
     let cancel = context.cancel.clone();
     let mut reader = SyncIoBridge::new(stream.into_async_read());

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use stave_oci::{Digest, Platform, Reference};
 use stave_registry::Client;
-use stave_store::Store;
+use stave_store::{Store, StoreError, StoredIndex};
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::{self, LoadSource, LoadedImage};
@@ -26,7 +26,7 @@ use crate::push;
 use crate::sink;
 use crate::spec::{
     ArchiveDestination, ArchiveTarget, Destination, EngineName, EngineTarget, ExportTarget, FilesOptions,
-    ImageFormat, ImageTarget,
+    ImageFormat, ImageTarget, PushOptions,
 };
 
 /// A stream for results that go to standard output.
@@ -68,6 +68,8 @@ pub struct SavedImage {
     pub images: Vec<Image>,
     /// Its names in the archive.
     pub names: Vec<Reference>,
+    /// The index it came with, all of it in the store: OCI's layout then gets that as it is, and nothing of `images`.
+    pub index: Option<StoredIndex>,
 }
 
 impl Exporter {
@@ -109,6 +111,33 @@ impl Exporter {
         result.map_err(|kind| ExportError { target: describe(target), kind: Box::new(kind) })
     }
 
+    /// Whether all that an index leads to is in the store, so that it can leave as it came.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn is_whole(&self, index: &StoredIndex) -> Result<bool, StoreError> {
+        push::indexed::is_whole(&self.store, index)
+    }
+
+    /// Pushes an index that came from elsewhere, and all it leads to, byte for byte. `origins` are repositories that
+    /// have blobs of it: where one is at the same registry, a blob is mounted from there.
+    ///
+    /// # Errors
+    /// [`ExportError`].
+    pub async fn push_index(
+        &self,
+        index: &StoredIndex,
+        origins: &BTreeMap<Digest, Reference>,
+        names: &[Reference],
+        options: &PushOptions,
+    ) -> Result<Exported, ExportError> {
+        let pushed = push::indexed::push(&self.context(), index, origins, options, names).await;
+        let target = names.first().map_or("image".to_owned(), |name| format!("image `{}`", name.familiar()));
+        let top = pushed.map_err(|kind| ExportError { target, kind: Box::new(kind) })?;
+        let size = index.blobs.iter().map(|blob| blob.size).sum();
+        Ok(Exported { manifest: Some(top), names: names.to_vec(), size, ..Exported::nothing() })
+    }
+
     /// Writes several images into one archive. Returns its size in bytes.
     ///
     /// # Errors
@@ -136,6 +165,10 @@ impl Exporter {
         for saved in images {
             check_layout(layout, &saved.images)?;
             let layers_as = LayerFormat::archive(layout, &format);
+            if let (Some(index), ArchiveLayout::Oci) = (&saved.index, layout) {
+                prepared.push(prepare::kept(index, &saved.names)?);
+                continue;
+            }
             prepared.push(self.prepare(&saved.images, &saved.names, &format, layers_as).await?);
         }
         let dest = dest.clone();
@@ -171,7 +204,7 @@ impl Exporter {
         images: &[Image],
         target: &ImageTarget,
     ) -> Result<Exported, ExportErrorKind> {
-        let with_index = prepare::needs_index(images, &target.format.annotations)?;
+        let with_index = prepare::needs_index(images, &target.format)?;
         let sealed = self.seal(images, &target.format).await?;
         let pushed = match &target.push {
             None => None,
@@ -183,6 +216,11 @@ impl Exporter {
             }
         };
         let mut exported = Exported { names: target.names.clone(), ..Exported::nothing() };
+        if pushed.is_none() && !target.store {
+            // It goes nowhere: what it would be is told all the same.
+            let (layers_as, format) = (LayerFormat::push(&target.format), &target.format);
+            exported.manifest = Some(self.prepare(images, &target.names, format, layers_as).await?.top);
+        }
         if let [only] = sealed.as_slice() {
             exported.config_digest = Some(only.id());
         }

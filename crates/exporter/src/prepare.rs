@@ -10,7 +10,7 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 use stave_oci::{Compression, Descriptor, Digest, ImageConfig, Manifest, Platform, Reference};
-use stave_store::{LayerTar, Store};
+use stave_store::{LayerTar, Store, StoredIndex};
 
 use crate::attestation::{self, AttestationManifest};
 use crate::blob;
@@ -95,17 +95,29 @@ pub(crate) struct PreparedSet {
     pub(crate) names: Vec<Reference>,
     /// What stands in a layout's index: the own index's descriptor, else the manifest's.
     pub(crate) top: Descriptor,
+    /// What came from elsewhere and is written as it came, in place of all others.
+    pub(crate) kept: Option<StoredIndex>,
+}
+
+/// An index that is written as it came.
+pub(crate) fn kept(index: &StoredIndex, names: &[Reference]) -> Result<PreparedSet, ExportErrorKind> {
+    let top = index.top().ok_or(ExportErrorKind::NoImage)?;
+    let top = Descriptor::new(&top.media_type, top.digest.clone(), top.bytes.len() as u64);
+    let (names, kept) = (names.to_vec(), Some(index.clone()));
+    Ok(PreparedSet { images: Vec::new(), index: None, names, top, kept })
 }
 
 /// Whether `images` need an index over their manifests; annotations for documents that are not written
 /// are errors.
-pub(crate) fn needs_index(images: &[Image], annotations: &Annotations) -> Result<bool, ExportErrorKind> {
+pub(crate) fn needs_index(images: &[Image], format: &ImageFormat) -> Result<bool, ExportErrorKind> {
+    let annotations = &format.annotations;
     for platform in annotations.platforms.keys() {
         if !images.iter().any(|image| image.platform.to_string() == *platform) {
             return Err(ExportErrorKind::AnnotationPlatform(platform.clone()));
         }
     }
-    let needed = images.len() > 1 || images.iter().any(|image| !image.attestations.is_empty());
+    let needed =
+        format.always_index || images.len() > 1 || images.iter().any(|image| !image.attestations.is_empty());
     let is_annotated = !annotations.index.is_empty() || !annotations.index_descriptor.is_empty();
     if is_annotated && !needed {
         return Err(ExportErrorKind::IndexAnnotations);
@@ -121,7 +133,7 @@ pub(crate) fn set(
     format: &ImageFormat,
     layers_as: &LayerFormat,
 ) -> Result<PreparedSet, ExportErrorKind> {
-    let with_index = needs_index(images, &format.annotations)?;
+    let with_index = needs_index(images, format)?;
     let prepared = images
         .iter()
         .map(|one| image(context, one, &names, format, layers_as))
@@ -143,7 +155,7 @@ pub(crate) fn set(
         top.platform = Some(first.platform.clone());
         (None, top)
     };
-    Ok(PreparedSet { images: prepared, index, names, top })
+    Ok(PreparedSet { images: prepared, index, names, top, kept: None })
 }
 
 /// A layer's descriptor, and how to come by its bytes.

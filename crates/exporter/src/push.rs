@@ -4,6 +4,7 @@
 //! between keeping, mounting, fetching back and sending a blob. Must not know the protocol.
 
 mod ahead;
+pub(crate) mod indexed;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -253,7 +254,11 @@ async fn at_all(
 
 /// The repository on the same registry that the layer's blob can be mounted from.
 fn mount_source<'a>(layer: &'a ImageLayerRef, to: &Reference) -> Option<&'a str> {
-    let origin = layer.origin.as_ref()?;
+    origin_at(layer.origin.as_ref()?, to)
+}
+
+/// The repository of `origin` if that is another one of the registry of `to`.
+fn origin_at<'a>(origin: &'a Reference, to: &Reference) -> Option<&'a str> {
     let other = origin.registry() == to.registry() && origin.repository() != to.repository();
     other.then(|| origin.repository())
 }

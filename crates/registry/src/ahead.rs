@@ -93,6 +93,13 @@ impl Client {
         }
         sent.map_err(|kind| session.error(kind))
     }
+
+    /// Tells the registry that an upload is not wanted after all, so that it need not keep what it has of it. Never an
+    /// error: registries throw away what nobody ends, too.
+    pub async fn give_up_blob(&self, name: &Reference, ahead: UploadAhead) {
+        let (Progress::Whole(left) | Progress::Cut(left)) = ahead.0 else { return };
+        upload::give_up(self, name, left.location).await;
+    }
 }
 
 /// Sends everything in one request.

@@ -38,6 +38,8 @@ pub(crate) const MAX_CACHED_ENTRIES: usize = 4096;
 pub(crate) const RESUME_PROGRESS_BYTES: u64 = 1 << 20;
 /// Bytes read from an upload's source at a time.
 pub(crate) const UPLOAD_READ_BYTES: usize = 256 << 10;
+/// Longest time that telling a registry of an upload's end takes: nobody waits for what it answers.
+pub(crate) const GIVE_UP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Life of a token whose answer names none (distribution token specification).
 pub(crate) const DEFAULT_TOKEN_LIFE: Duration = Duration::from_secs(60);
 /// A token is renewed this long before it expires, so that it does not expire on its way.

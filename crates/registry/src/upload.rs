@@ -8,14 +8,15 @@ use bytes::Bytes;
 use futures::stream;
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Method, StatusCode};
-use stave_oci::{Descriptor, Digest};
+use stave_oci::{Descriptor, Digest, Reference};
 use url::Url;
 
+use crate::Client;
 use crate::answer::Answer;
 use crate::client::lock;
 use crate::error::{ErrorKind, RedirectFault, ResponseFault};
-use crate::limits::UPLOAD_READ_BYTES;
-use crate::push::BlobContent;
+use crate::limits::{GIVE_UP_TIMEOUT, UPLOAD_READ_BYTES};
+use crate::push::{self, BlobContent};
 use crate::request::{Call, Exchange, Failure, Payload, location, shown};
 
 const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
@@ -253,4 +254,18 @@ pub(crate) fn next_location(answer: &Answer) -> Result<Url, ErrorKind> {
         return Err(RedirectFault::Downgrade(shown(&next)).into());
     }
     Ok(next)
+}
+
+/// Closes a session that nobody wants (distribution specification, "Cancel a blob upload"), if the registry can.
+pub(crate) async fn give_up(client: &Client, name: &Reference, location: Url) {
+    let closing = async {
+        let session = push::Session::open(client, name, None).await.map_err(|error| error.to_string())?;
+        let answer = session.exchange.send_once(&Call::new(Method::DELETE, location)).await;
+        answer.map(|answer| answer.response.status()).map_err(|failure| failure.kind.to_string())
+    };
+    match tokio::time::timeout(GIVE_UP_TIMEOUT, closing).await {
+        Ok(Ok(status)) => tracing::debug!(%status, "an upload is given up"),
+        Ok(Err(reason)) => tracing::debug!(reason, "an upload is left"),
+        Err(_) => tracing::debug!("an upload is left: the registry does not answer"),
+    }
 }

@@ -19,7 +19,7 @@ use crate::{DatabaseError, StoreError, journal, session};
 
 /// The version of everything under the state directory. Changing it is a format break: the layout
 /// in the crate's documentation, the schema, or what a column means.
-pub(crate) const FORMAT: i64 = 3;
+pub(crate) const FORMAT: i64 = 4;
 /// How long a statement waits for another process's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pages in the log before a commit copies them into the database (which syncs). The first process
@@ -30,7 +30,8 @@ const STATEMENT_CACHE: usize = 64;
 
 const SCHEMA: &str = include_str!("schema.sql");
 /// What turns each format into the next one, beginning with format 1.
-const MIGRATIONS: [&str; 2] = [include_str!("migration/2.sql"), include_str!("migration/3.sql")];
+const MIGRATIONS: [&str; 3] =
+    [include_str!("migration/2.sql"), include_str!("migration/3.sql"), include_str!("migration/4.sql")];
 
 /// One connection, shared by the threads of a process.
 #[derive(Debug)]

@@ -261,7 +261,10 @@ pub(crate) fn insert(tx: &Transaction<'_>, image: &LocalImage) -> Result<(), Fai
 
 /// Points a name to one image; what else hung on it is gone.
 pub(crate) fn point(tx: &Transaction<'_>, name: &Reference, id: &Digest) -> Result<(), Failure> {
-    tx.prepare_cached("DELETE FROM image_variant WHERE name = ?1")?.execute([name.canonical()])?;
+    for others in ["image_variant", "image_document", "image_blob"] {
+        let delete = format!("DELETE FROM {others} WHERE name = ?1");
+        tx.prepare_cached(&delete)?.execute([name.canonical()])?;
+    }
     let insert = "INSERT OR REPLACE INTO image_name (name, image) VALUES (?1, ?2)";
     tx.prepare_cached(insert)?.execute((name.canonical(), id.as_str()))?;
     journal::append(tx, &[Line::Name { name: name.canonical(), image: id.to_string() }])

@@ -1,14 +1,15 @@
-//! Names that stand for several images, one a platform, and what is attested of images.
+//! Names that stand for several images, one a platform, the index such a name came with, and what is attested of
+//! images.
 //!
-//! The first image of a name is the one a listing and `run` mean; the others hang on the name and go
-//! with it. Must not know manifests or indexes: those are made when the images leave.
+//! The first image of a name is the one a listing and `run` mean; the others and the index hang on the name and go
+//! with it. Must not know what documents say: those of images built here are made when they leave.
 
 use rusqlite::Transaction;
-use stave_oci::{Digest, Platform, Reference};
+use stave_oci::{Descriptor, Digest, Hasher, Platform, Reference};
 
 use crate::database::Failure;
 use crate::image::{insert, load, point, require_layers};
-use crate::{LocalImage, Store, StoreError};
+use crate::{LocalImage, Store, StoreError, StoredManifest};
 
 /// All images of a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +32,32 @@ impl NamedImages {
     }
 }
 
+/// What a name stood for where it came from: an index and all it leads to, byte for byte. Its blobs stay in the store
+/// as long as the name does; of images that are here, the store has the configs as theirs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StoredIndex {
+    /// Its manifests and the indexes in it, each before those that name it: the name's own index is the last.
+    pub documents: Vec<StoredManifest>,
+    /// The blobs that its manifests name, each once.
+    pub blobs: Vec<Descriptor>,
+}
+
+impl StoredIndex {
+    /// The name's own index.
+    pub fn top(&self) -> Option<&StoredManifest> {
+        self.documents.last()
+    }
+
+    fn verify(&self) -> Result<(), StoreError> {
+        self.documents.iter().try_for_each(|document| {
+            let mut hasher = Hasher::new(document.digest.algorithm());
+            hasher.update(&document.bytes);
+            let (expected, found) = (document.digest.clone(), hasher.finish());
+            if found == expected { Ok(()) } else { Err(StoreError::DigestMismatch { expected, found }) }
+        })
+    }
+}
+
 /// Something attested of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredAttestation {
@@ -48,8 +75,19 @@ impl Store {
     /// Stores images of one build for several platforms and points `names` to all of them, at once or
     /// not at all. The names alone mean the first. Nothing happens when there is none.
     pub fn put_images(&self, names: &[Reference], images: &[LocalImage]) -> Result<(), StoreError> {
+        self.put_indexed(names, images, None)
+    }
+
+    /// The same, with the index that the images came in.
+    pub fn put_indexed(
+        &self,
+        names: &[Reference],
+        images: &[LocalImage],
+        index: Option<&StoredIndex>,
+    ) -> Result<(), StoreError> {
         let Some((first, others)) = images.split_first() else { return Ok(()) };
         images.iter().try_for_each(LocalImage::verify)?;
+        index.map_or(Ok(()), StoredIndex::verify)?;
         self.inner.database.write(|tx| {
             for image in images {
                 require_layers(tx, image)?;
@@ -63,9 +101,15 @@ impl Store {
                 for (position, other) in (0i64..).zip(others) {
                     statement.execute((name.canonical(), position, other.id.as_str()))?;
                 }
-                Ok(())
+                index.map_or(Ok(()), |index| insert_index(tx, name, index))
             })
         })
+    }
+
+    /// The index that a name came with, if all its images came together.
+    pub fn index_by_name(&self, name: &Reference) -> Result<Option<StoredIndex>, StoreError> {
+        let found = self.inner.database.read(|tx| load_index(tx, name))?;
+        Ok(Some(found).filter(|index| !index.documents.is_empty()))
     }
 
     /// All images of a name.
@@ -110,4 +154,38 @@ fn variants(tx: &Transaction<'_>, name: &Reference) -> Result<Vec<LocalImage>, F
     let mut statement = tx.prepare_cached(query)?;
     let ids = statement.query_map([name.canonical()], |row| row.get::<_, String>(0))?;
     ids.map(|id| load(tx, &id?)?.ok_or(()).map_err(damaged)).collect()
+}
+
+fn insert_index(tx: &Transaction<'_>, name: &Reference, index: &StoredIndex) -> Result<(), Failure> {
+    let mut statement = tx.prepare_cached(
+        "INSERT INTO image_document (name, position, media_type, digest, bytes) VALUES (?1, ?2, ?3, ?4, ?5)",
+    )?;
+    for (position, document) in (0i64..).zip(&index.documents) {
+        let StoredManifest { media_type, digest, bytes } = document;
+        statement.execute((name.canonical(), position, media_type, digest.as_str(), bytes))?;
+    }
+    let mut statement = tx.prepare_cached(
+        "INSERT INTO image_blob (name, position, digest, descriptor) VALUES (?1, ?2, ?3, ?4)",
+    )?;
+    for (position, blob) in (0i64..).zip(&index.blobs) {
+        let descriptor = serde_json::to_string(blob).map_err(damaged)?;
+        statement.execute((name.canonical(), position, blob.digest.as_str(), descriptor))?;
+    }
+    Ok(())
+}
+
+fn load_index(tx: &Transaction<'_>, name: &Reference) -> Result<StoredIndex, Failure> {
+    let query = "SELECT media_type, digest, bytes FROM image_document WHERE name = ?1 ORDER BY position";
+    let mut statement = tx.prepare_cached(query)?;
+    let mut rows = statement.query([name.canonical()])?;
+    let mut documents = Vec::new();
+    while let Some(row) = rows.next()? {
+        let digest = row.get::<_, String>(1)?.parse().map_err(damaged)?;
+        documents.push(StoredManifest { media_type: row.get(0)?, digest, bytes: row.get(2)? });
+    }
+    let query = "SELECT descriptor FROM image_blob WHERE name = ?1 ORDER BY position";
+    let mut statement = tx.prepare_cached(query)?;
+    let rows = statement.query_map([name.canonical()], |row| row.get::<_, String>(0))?;
+    let blobs = rows.map(|text| serde_json::from_str(&text?).map_err(damaged)).collect::<Result<_, _>>()?;
+    Ok(StoredIndex { documents, blobs })
 }

@@ -68,7 +68,7 @@ pub use error::{DatabaseError, LayerError, LayerErrorKind, StoreError};
 pub use flat::{FlatTree, Left, Taking};
 pub use growth::{Announcements, Glance, Growth};
 pub use image::{ImageLayer, ListedImage, LocalImage, StoredManifest};
-pub use image_set::{NamedImages, StoredAttestation};
+pub use image_set::{NamedImages, StoredAttestation, StoredIndex};
 pub use inside::open_inside;
 pub use layer::ActiveLayer;
 pub use lease::Lease;

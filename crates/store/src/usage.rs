@@ -122,7 +122,8 @@ const LAYERS: &str = "SELECT id, description, coalesce(size, 0), created, used,
     FROM layer AS layer_row WHERE state = 0";
 const BLOBS: &str = "SELECT digest, '', size, created, used,
     use_seq >= coalesce((SELECT min(start) FROM lease), use_seq + 1),
-    EXISTS (SELECT 1 FROM image_layer WHERE blob_digest = digest), NULL
+    EXISTS (SELECT 1 FROM image_layer WHERE blob_digest = blob.digest)
+    OR EXISTS (SELECT 1 FROM image_blob WHERE digest = blob.digest), NULL
     FROM blob WHERE state = 0";
 
 impl Store {

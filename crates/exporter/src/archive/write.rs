@@ -28,7 +28,12 @@ const MAX_INDEX: u64 = 4 << 20;
 #[derive(Clone, Copy)]
 enum Blob<'a> {
     Bytes(&'a [u8]),
-    Layer { image: &'a PreparedImage, index: usize },
+    /// The store's, or the config of an image there.
+    Kept(&'a Digest),
+    Layer {
+        image: &'a PreparedImage,
+        index: usize,
+    },
 }
 
 /// Everything in an archive, by digest so that shared layers are written once.
@@ -93,6 +98,13 @@ fn content<'a>(
             let descriptor = &index.descriptor;
             blobs.insert(&descriptor.digest, (descriptor.size, Blob::Bytes(&index.bytes)));
         }
+        for document in set.kept.iter().flat_map(|kept| &kept.documents) {
+            let size = document.bytes.len() as u64;
+            blobs.insert(&document.digest, (size, Blob::Bytes(&document.bytes)));
+        }
+        for blob in set.kept.iter().flat_map(|kept| &kept.blobs) {
+            blobs.insert(&blob.digest, (blob.size, Blob::Kept(&blob.digest)));
+        }
         entries.push(IndexEntry {
             top: set.top.clone(),
             created: set.images.first().and_then(|image| image.created.as_deref()),
@@ -143,6 +155,11 @@ fn tar(store: &Store, content: &Content<'_>, out: &mut dyn Write) -> Result<(), 
 fn write_blob(store: &Store, blob: Blob<'_>, out: &mut dyn Write) -> Result<(), ExportErrorKind> {
     match blob {
         Blob::Bytes(bytes) => Ok(out.write_all(bytes)?),
+        Blob::Kept(digest) => match (store.open_blob(digest)?, store.image_by_id(digest)?) {
+            (Some(mut file), _) => Ok(io::copy(&mut file, out).map(drop)?),
+            (None, Some(image)) => Ok(out.write_all(&image.config)?),
+            (None, None) => Err(ExportErrorKind::BlobMissing(digest.clone())),
+        },
         Blob::Layer { image, index } => {
             let layer = &image.layers[index];
             let digest = &layer.descriptor.digest;

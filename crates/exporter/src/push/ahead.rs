@@ -4,9 +4,12 @@
 //! Start with [`push`].
 
 use std::future::Future;
+use std::io;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use futures::future::{Either, select};
 use stave_oci::{Descriptor, Reference};
 use stave_registry::{BlobContent, BlobSource};
@@ -28,7 +31,8 @@ pub(super) async fn push(
     making: impl Future<Output = Result<Descriptor, ExportErrorKind>>,
 ) -> Result<Descriptor, ExportErrorKind> {
     let known: Arc<OnceLock<Descriptor>> = Arc::default();
-    let content = BlobContent { source: growing as Arc<dyn BlobSource>, progress: None };
+    let ended = Arc::new(AtomicBool::new(false));
+    let content = BlobContent::new(Endable { growing, ended: Arc::clone(&ended) });
     let watched = content.clone().watched(Arc::new({
         let (events, known) = (context.events.clone(), Arc::clone(&known));
         move |current| {
@@ -48,20 +52,39 @@ pub(super) async fn push(
         Ok::<_, ExportErrorKind>((blob, context.client.has_blob(repository, &blob.digest).await?))
     });
     let sending = pin!(context.client.upload_ahead(repository, watched.clone()));
-    let (blob, ahead) = match select(looking, sending).await {
-        Either::Left((found, sending)) => match found? {
-            (blob, true) => (blob, None),
-            (blob, false) => (blob, Some(sending.await)),
-        },
-        Either::Right((ahead, looking)) => match looking.await? {
-            (blob, true) => (blob, None),
-            (blob, false) => (blob, Some(ahead)),
-        },
+    let (blob, is_there, ahead) = match select(looking, sending).await {
+        Either::Left((found, sending)) => {
+            let (blob, is_there) = found?;
+            // Not cut: after a whole request the registry says how its session is called off.
+            ended.store(is_there, Ordering::Relaxed);
+            (blob, is_there, sending.await)
+        }
+        Either::Right((ahead, looking)) => {
+            let (blob, is_there) = looking.await?;
+            (blob, is_there, ahead)
+        }
     };
-    match ahead {
-        None => context.events.done(ExportStep::KeptBlob(blob.digest.clone())),
-        Some(ahead) => context.client.finish_blob(repository, blob, watched, ahead).await?,
+    if is_there {
+        context.client.give_up_blob(repository, ahead).await;
+        context.events.done(ExportStep::KeptBlob(blob.digest.clone()));
+    } else {
+        context.client.finish_blob(repository, blob, watched, ahead).await?;
     }
     context.events.send(ExportEvent::Done(ExportStep::PushingBlob(blob.digest.clone())));
     Ok(blob.clone())
+}
+
+/// A blob that can be ended before its end.
+struct Endable {
+    growing: Arc<Growing>,
+    ended: Arc<AtomicBool>,
+}
+
+impl BlobSource for Endable {
+    fn read_at(&self, offset: u64, length: usize) -> io::Result<Bytes> {
+        if self.ended.load(Ordering::Relaxed) {
+            return Ok(Bytes::new());
+        }
+        self.growing.read_at(offset, length)
+    }
 }

@@ -73,7 +73,11 @@ async fn an_oci_archive_is_deterministic_and_comes_back_the_same() {
 
     // Saved again, it is the same image under the same digest.
     let again = other.path("again.tar");
-    let saved = SavedImage { images: vec![Image::stored(&loaded[0].image)], names: loaded[0].names.clone() };
+    let saved = SavedImage {
+        images: vec![Image::stored(&loaded[0].image)],
+        names: loaded[0].names.clone(),
+        index: None,
+    };
     let dest = ArchiveDestination::Tar(stave_exporter::Destination::File(again.clone()));
     other.exporter.save(&[saved], ArchiveLayout::Oci, &dest).await.expect("saves");
     assert_eq!(fs::read(&again).expect("reads"), fs::read(&first).expect("reads"));
@@ -237,8 +241,11 @@ async fn the_store_takes_an_image_without_compressing_anything() {
 async fn images_that_share_layers_share_them_in_an_archive() {
     let bench = Bench::new();
     let image = bench.built();
-    let [one, two] =
-        ["app:1", "app:2"].map(|name| SavedImage { images: vec![image.clone()], names: names(&[name]) });
+    let [one, two] = ["app:1", "app:2"].map(|name| SavedImage {
+        images: vec![image.clone()],
+        names: names(&[name]),
+        index: None,
+    });
     let path = bench.path("two.tar");
     let dest = ArchiveDestination::Tar(stave_exporter::Destination::File(path.clone()));
     bench.exporter.save(&[one, two], ArchiveLayout::Docker, &dest).await.expect("saves");

@@ -34,6 +34,7 @@ fn attested(image: Image) -> Image {
         predicate_type: "https://slsa.dev/provenance/v1".to_owned(),
         predicate: b"{\"a\":1}".to_vec(),
         file_name: "provenance.json".to_owned(),
+        ..Attestation::default()
     };
     Image { attestations: vec![attestation], ..image }
 }
@@ -137,7 +138,7 @@ async fn docker_archives_take_one_platform() {
     let error = bench.exporter.export(&both(&bench), &target).await.expect_err("two platforms");
     let text = error.source().map(ToString::to_string);
     assert_eq!(text.as_deref(), Some("docker exporter does not currently support exporting manifest lists"));
-    let saved = SavedImage { images: both(&bench).to_vec(), names: names(&["app"]) };
+    let saved = SavedImage { images: both(&bench).to_vec(), names: names(&["app"]), index: None };
     let dest = ArchiveDestination::Tar(Destination::File(bench.path("y.tar")));
     bench
         .exporter
@@ -211,4 +212,25 @@ async fn names_by_digest_are_given_where_they_are_asked_for() {
     for name in &exported.names {
         assert!(bench.store.image_by_name(name).expect("looks").is_some(), "{name}");
     }
+}
+
+#[tokio::test]
+async fn one_platform_gets_an_index_where_it_is_wanted() {
+    let bench = Bench::new();
+    let path = bench.path("x");
+    let dest = ArchiveDestination::Directory(path.clone());
+    let target = ExportTarget::Oci(ArchiveTarget { dest, ..tar_target(&path, &["app:1"]) });
+    let target = target.annotated(&[annotation("index:i=1")]);
+    let images = [image(&bench, "amd64")];
+    bench.exporter.export(&images, &target).await.expect_err("an annotation of no document");
+    let exported = bench.exporter.export(&images, &target.indexed()).await.expect("exports");
+    let top = exported.manifest.expect("is told");
+    assert_eq!(top.media_type, media_type::OCI_INDEX);
+    let index = fs::read(path.join(format!("blobs/sha256/{}", top.digest.hex()))).expect("is there");
+    let index: Index = serde_json::from_slice(&index).expect("JSON");
+    assert_eq!((index.manifests.len(), index.annotations["i"].as_str()), (1, "1"));
+    // One that goes nowhere is told all the same.
+    let nowhere = ExportTarget::Image(ImageTarget::default());
+    let told = bench.exporter.export(&images, &nowhere).await.expect("exports");
+    assert!(told.manifest.is_some() && told.stored.is_none());
 }

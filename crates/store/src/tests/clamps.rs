@@ -91,7 +91,7 @@ fn a_store_of_the_first_format_is_brought_forward() {
     database
         .execute_batch(
             "DROP TABLE clamped; DROP TABLE clamped_compressed; DROP TABLE image_variant;
-             DROP TABLE image_attestation; ALTER TABLE layer DROP COLUMN parent; PRAGMA user_version = 1;",
+             DROP TABLE image_attestation; DROP TABLE image_document; DROP TABLE image_blob; ALTER TABLE layer DROP COLUMN parent; PRAGMA user_version = 1;",
         )
         .expect("an older store");
     let store = Store::open(&root).expect("opens");

@@ -3,7 +3,9 @@
 use stave_oci::{Descriptor, Digest, Platform, Reference};
 
 use super::{TestStore, top};
-use crate::{ImageLayer, ImagePrune, LocalImage, PruneRequest, Snapshot, StoreError, StoredManifest};
+use crate::{
+    ImageLayer, ImagePrune, LocalImage, PruneRequest, Snapshot, StoreError, StoredIndex, StoredManifest,
+};
 
 fn image(test: &TestStore, config: &str) -> LocalImage {
     let layer = top(&test.layer(&Snapshot::scratch(), "f", config));
@@ -122,4 +124,39 @@ fn images_lose_to_a_restart_only_with_their_layers() {
     let store = test.after_reboot("another boot");
     assert_eq!(store.image("safe").expect("an answer"), Some(safe));
     assert_eq!(store.image("lost").expect("an answer"), None);
+}
+
+#[test]
+fn a_name_keeps_the_index_it_came_with_and_its_blobs() {
+    use std::io::Write as _;
+    let test = TestStore::new();
+    let (image, name, other) = (image(&test, "config"), name("app"), name("other"));
+    let statement = b"a statement that no image names";
+    let mut writer = test.store.blob_writer(None, 100).expect("a writer");
+    writer.write_all(statement).expect("writes");
+    let (digest, size) = writer.commit().expect("a blob");
+    let document = |bytes: &[u8]| StoredManifest {
+        media_type: "application/x".to_owned(),
+        digest: Digest::sha256(bytes),
+        bytes: bytes.to_vec(),
+    };
+    let index = StoredIndex {
+        documents: vec![document(b"manifest"), document(b"index")],
+        blobs: vec![Descriptor::new("application/y", digest.clone(), size)],
+    };
+    let names = std::slice::from_ref(&name);
+    let images = std::slice::from_ref(&image);
+    let mut wrong = index.clone();
+    wrong.documents[1].bytes.push(b'!');
+    let error = test.store.put_indexed(names, images, Some(&wrong)).expect_err("another digest");
+    assert!(matches!(error, StoreError::DigestMismatch { .. }), "{error:?}");
+    test.store.put_indexed(names, images, Some(&index)).expect("a record");
+    let found = test.store.index_by_name(&name).expect("looks").expect("is there");
+    assert_eq!((found.top(), &found), (Some(&document(b"index")), &index));
+    assert_eq!(test.store.index_by_name(&other).expect("looks"), None);
+    // What it needs is no rubbish, until the name means something else.
+    assert_eq!(test.store.prune(&PruneRequest::unused()).expect("prunes").blobs, []);
+    test.store.put_image(names, &image).expect("a record");
+    assert_eq!(test.store.index_by_name(&name).expect("looks"), None);
+    assert_eq!(test.store.prune(&PruneRequest::unused()).expect("prunes").blobs, [digest]);
 }

@@ -243,6 +243,9 @@ fn start_upload(state: &mut State, head: &Head, repository: &str) -> Response {
 }
 
 fn upload(state: &mut State, head: &Head, body: &[u8], (repository, id): (&str, u64)) -> Response {
+    if head.method == "DELETE" && state.uploads.remove(&id).is_some() {
+        return Response::new(204);
+    }
     let Some(received) = state.uploads.get_mut(&id) else {
         return error(404, "BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry");
     };
