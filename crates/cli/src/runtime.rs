@@ -71,6 +71,7 @@ pub(crate) fn with_engine(
         keychain: Keychain::at(docker_config()),
         oci_runtime: global.oci_runtime.clone().or(config.oci_runtime),
         device_directories: config.cdi.spec_dirs,
+        parallel_steps: None,
     };
     let mut held = None;
     let result = with_shared_engine(config, async |engine, interrupt| {

@@ -1,6 +1,7 @@
 //! What the program says of itself while it runs, on standard error: all of it with `--debug`, of a daemon also what its
 //! owner must know. How much may change while a daemon runs. Start with [`begin`].
 
+use std::io::IsTerminal as _;
 use std::sync::OnceLock;
 
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -39,7 +40,9 @@ pub(crate) fn begin(level: Level) {
         return;
     }
     let (filter, handle) = Layer::new(level.filter());
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // Logs that are kept are read by other programs, too.
+    let is_coloured = std::io::stderr().is_terminal();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(is_coloured);
     if tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok() {
         FILTER.set(handle).ok();
     }

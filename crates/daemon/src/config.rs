@@ -18,12 +18,14 @@ use crate::tenants::{Tenancy, TenancyConfig};
 
 mod address;
 pub mod environment;
+mod frontends;
 mod gc;
 mod history;
 mod own;
 pub mod size;
 
 pub use address::{Address, AddressError};
+pub use frontends::{FrontEndTables, FrontEnds};
 pub use gc::GcPolicyConfig;
 pub use history::HistoryConfig;
 pub use own::{AuditConfig, StoreConfig, WebConfig};
@@ -163,6 +165,8 @@ pub struct WorkerConfig {
     pub history: Retention,
     /// What statements say of the builder beside what is known.
     pub environment: serde_json::Map<String, serde_json::Value>,
+    /// What may say how a build is made.
+    pub front_ends: FrontEnds,
 }
 
 /// The part of buildkitd's TOML that is honoured.
@@ -193,18 +197,21 @@ pub struct FileConfig {
     /// How logs look; taken and without effect but for `format = "text"`.
     #[serde(default)]
     pub log: LogConfig,
-    /// Where traces would go; taken: there are none.
+    /// Where steps could send traces.
     #[serde(default)]
-    pub otel: Unused,
+    pub otel: OtelConfig,
+    /// More words in the log.
+    #[serde(default)]
+    pub trace: bool,
     /// Where device specifications are.
     #[serde(default)]
     pub cdi: CdiConfig,
     /// The DNS of steps; taken as far as it is empty.
     #[serde(default)]
     pub dns: DnsConfig,
-    /// The reference's front ends; taken.
+    /// What may say how a build is made.
     #[serde(default)]
-    pub frontend: Unused,
+    pub frontend: FrontEndTables,
     /// How long builds are remembered.
     #[serde(default)]
     pub history: HistoryConfig,
@@ -220,15 +227,31 @@ pub struct FileConfig {
     /// What the store is held to.
     #[serde(default)]
     pub store: StoreConfig,
-    /// Provenance of the daemon itself; taken.
+    /// What is so anyway.
     #[serde(default)]
-    pub system: Unused,
+    pub system: SystemConfig,
 }
 
-/// A table that is read over.
+/// `[otel]`
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(transparent)]
-pub struct Unused(pub toml::Table);
+#[serde(deny_unknown_fields)]
+pub struct OtelConfig {
+    /// Where buildkitd listens for traces of its steps; taken: no step is given a way to send any.
+    #[serde(default, rename = "socketPath")]
+    pub socket_path: Option<PathBuf>,
+}
+
+/// `[system]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SystemConfig {
+    /// How long buildkitd believes in the emulators that it found; taken: here they are looked for in each build.
+    #[serde(default, rename = "platformsCacheMaxAge")]
+    pub platforms_cache_max_age: Option<toml::Value>,
+    /// Connections to one registry; only `max-parallelism` of a registry's own table bounds them here.
+    #[serde(default, rename = "maxRegistryConcurrency")]
+    pub registry_concurrency: Option<u64>,
+}
 
 /// `[grpc]`
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -288,6 +311,9 @@ pub struct LogConfig {
     /// `text`.
     #[serde(default)]
     pub format: Option<String>,
+    /// `debug` and `trace` say all; of the others each says warnings.
+    #[serde(default)]
+    pub level: Option<String>,
 }
 
 /// `[dns]`
@@ -347,6 +373,12 @@ pub struct OciWorker {
     /// `host`, `bridge` or `auto`, which is `host`.
     #[serde(default, rename = "networkMode")]
     pub network_mode: Option<String>,
+    /// Most steps that run at one time; 0 leaves it to the machine.
+    #[serde(default, rename = "max-parallelism")]
+    pub max_parallelism: usize,
+    /// Whether it runs as an ordinary user; it finds that out by itself.
+    #[serde(default)]
+    pub rootless: Option<bool>,
     /// Platforms shown to clients; taken.
     #[serde(default)]
     pub platforms: Vec<String>,
@@ -427,6 +459,15 @@ impl FileConfig {
         if !matches!(self.log.format.as_deref(), None | Some("" | "text")) {
             return unsupported("log.format");
         }
+        if !matches!(
+            self.log.level.as_deref(),
+            None | Some("" | "panic" | "fatal" | "error" | "warn" | "warning" | "info" | "debug" | "trace")
+        ) {
+            return unsupported("log.level");
+        }
+        if self.system.registry_concurrency.is_some() {
+            return unsupported("system.maxRegistryConcurrency");
+        }
         if !self.dns.nameservers.is_empty()
             || !self.dns.options.is_empty()
             || !self.dns.search_domains.is_empty()
@@ -463,12 +504,75 @@ mod tests {
         );
     }
 
+    /// Every key of buildkitd's file: it counts, what it asks for is so anyway, or it is an error that names it.
     #[test]
-    fn what_is_not_honoured_is_said() {
+    fn each_key_of_the_file_is_honoured_or_said() {
+        let at = |table: &str, line: &str, expected| check(&format!("[{table}]\n{line}\n"), expected);
+        for line in ["debug = true", "trace = true", "root = \"/x\"", "provenanceEnvDir = \"/x\""] {
+            check(line, Ok(()));
+        }
+        check("insecure-entitlements = [\"security.insecure\"]", Ok(()));
+        check("proxyNetwork = true", Err("unknown field `proxyNetwork`"));
+        at("log", "format = \"text\"\nlevel = \"debug\"", Ok(()));
+        at("log", "format = \"json\"", Err("`log.format`"));
+        at("log", "level = \"loud\"", Err("`log.level`"));
+        at("grpc", "address = [\"unix:///x\"]\ndebugAddress = \"127.0.0.1:1\"\nuid = 0\ngid = 0", Ok(()));
+        at("grpc", "securityDescriptor = \"x\"", Err("unknown field `securityDescriptor`"));
+        at("grpc.tls", "cert = \"/c\"\nkey = \"/k\"\nca = \"/a\"", Ok(()));
+        at("otel", "socketPath = \"/x\"", Ok(()));
+        at("otel", "socketpath = \"/x\"", Err("unknown field `socketpath`"));
+        at("cdi", "disabled = false\nspecDirs = [\"/x\"]", Ok(()));
+        at("cdi", "disabled = true", Err("`cdi.disabled`"));
+        at("cdi", "autoAllowed = [\"x\"]", Err("`cdi.disabled`"));
+        at("cache.gha", "x = 1", Err("unknown field `cache`"));
+        at("history", "maxAge = 3600\nmaxEntries = 10", Ok(()));
+        at("system", "platformsCacheMaxAge = \"1h\"", Ok(()));
+        at("system", "maxRegistryConcurrency = 4", Err("`system.maxRegistryConcurrency`"));
+        at("dns", "nameservers = [\"1.1.1.1\"]", Err("`dns`"));
+        at("dns", "options = [\"x\"]", Err("`dns`"));
+        at("dns", "searchDomains = [\"x\"]", Err("`dns`"));
+        at("frontend.\"dockerfile.v0\"", "enabled = false", Ok(()));
+        at("frontend.\"gateway.v0\"", "enabled = true\nallowedRepositories = [\"a/b\"]", Ok(()));
+        at("frontend.\"other.v0\"", "enabled = true", Err("unknown field `other.v0`"));
+        at("registry.\"a.example\"", "mirrors = [\"b\"]\nhttp = true\ninsecure = true\nca = []", Ok(()));
+        at("worker.containerd", "enabled = false\nnamespace = \"x\"", Ok(()));
+        at("worker.containerd", "enabled = true", Err("`worker.containerd`"));
+        for line in [
+            "enabled = true",
+            "labels = { a = \"b\" }",
+            "platforms = [\"linux/amd64\"]",
+            "snapshotter = \"overlayfs\"",
+            "rootless = true",
+            "noProcessSandbox = false",
+            "networkMode = \"bridge\"",
+            "max-parallelism = 4",
+            "gc = true\ngckeepstorage = 1",
+            "reservedSpace = \"1GB\"\nmaxUsedSpace = \"80%\"\nminFreeSpace = 1",
+            "[[worker.oci.gcpolicy]]\nall = true\nkeepDuration = \"48h\"\nkeepBytes = 1\nfilters = [\"type==exec.cachemount\"]",
+        ] {
+            at("worker.oci", line, Ok(()));
+        }
+        at("worker.oci", "enabled = false", Err("`worker.oci.enabled = false`"));
+        at("worker.oci", "snapshotter = \"native\"", Err("`worker.oci.snapshotter`"));
+        at("worker.oci", "noProcessSandbox = true", Err("`worker.oci.noProcessSandbox`"));
+        at("worker.oci", "networkMode = \"cni\"", Err("`worker.oci.networkMode`"));
+        at("worker.oci", "max-parallelism = -1", Err("max-parallelism"));
+        for (key, value) in [
+            ("userRemapUnsupported", "\"x\""),
+            ("binary", "\"runc\""),
+            ("proxySnapshotterPath", "\"/x\""),
+            ("defaultCgroupParent", "\"/x\""),
+            ("stargzSnapshotter", "{}"),
+            ("apparmor-profile", "\"x\""),
+            ("selinux", "true"),
+            ("cniConfigPath", "\"/x\""),
+            ("cniBinaryPath", "\"/x\""),
+            ("cniPoolSize", "1"),
+            ("bridgeName", "\"x\""),
+            ("bridgeSubnet", "\"10.0.0.0/8\""),
+        ] {
+            at("worker.oci", &format!("{key} = {value}"), Err(&format!("unknown field `{key}`")));
+        }
         check("nonsense = 1", Err("unknown field `nonsense`"));
-        check("[worker.containerd]\nenabled = true\n", Err("not supported yet: `worker.containerd`"));
-        check("[worker.oci]\nsnapshotter = \"native\"\n", Err("not supported yet: `worker.oci.snapshotter`"));
-        check("[dns]\nnameservers = [\"1.1.1.1\"]\n", Err("not supported yet: `dns`"));
-        check("[worker.oci]\nbinary = \"runc\"\n", Err("unknown field `binary`"));
     }
 }

@@ -6,6 +6,7 @@ mod files;
 pub(crate) mod image;
 mod nested;
 mod sources;
+pub(crate) mod verified;
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -28,15 +29,16 @@ use stave_llb::policy::SourcePolicies;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::build::{Build, Outcome, Target};
+use crate::build::{Build, Target};
 use crate::failure::{Failure, from_message};
 use crate::frontend::{self, Made};
 use crate::gateway::containers::Containers;
 use crate::gateway::image::Served;
 use crate::identity::may_see;
+use crate::outcome::Outcome;
 use crate::policy::of_messages;
 use crate::state::Shared;
-use crate::{caps, workers};
+use crate::{caps, statements, workers};
 
 /// The header that names the build a call belongs to.
 const BUILD_ID: &str = "buildkit-controlapi-buildid";
@@ -58,7 +60,7 @@ impl Gateway {
             return Ok(Arc::clone(&served.build));
         }
         let id = headers.get(BUILD_ID).and_then(|id| id.to_str().ok());
-        let id = id.ok_or_else(|| Failure::Value("no build id in the request".to_owned()))?;
+        let id = id.ok_or_else(|| Failure::Value("no buildid found in context".to_owned()))?;
         let build = self.shared.builds.get(id).await?;
         // As if it were nowhere: ids of others tell nothing.
         match may_see(headers, &build.gate.owner().namespace) {
@@ -156,6 +158,9 @@ pub(crate) async fn run(
             build.files.take_from(name, shared.sessions.of(build.gate.owner(), id).await?);
         }
     }
+    if !asked.frontend.is_empty() && !shared.settings.now().worker.front_ends.has(asked.frontend) {
+        return Err(Failure::Frontend(asked.frontend.to_owned()));
+    }
     match asked.frontend {
         "" => {
             let mut outcome = Outcome::default();
@@ -177,7 +182,7 @@ pub(crate) async fn run(
             // The reference's own front end images are the one inside.
             match source == "dockerfile.v0" || stave_engine::is_built_in_frontend(source) {
                 true => dockerfile(shared, build, asked).await,
-                false => image::run(shared, build, source, asked).await,
+                false => of_image(shared, build, source, asked).await,
             }
         }
         other => Err(Failure::Frontend(other.chars().take(100).collect())),
@@ -192,7 +197,7 @@ async fn dockerfile(shared: &Arc<Shared>, build: &Arc<Build>, asked: Asked<'_>) 
             let mut options = asked.options.clone();
             options.insert("source".to_owned(), source.clone());
             options.insert("cmdline".to_owned(), line.clone());
-            let ran = image::run(shared, build, &source, Asked { options: &options, ..asked }).await;
+            let ran = of_image(shared, build, &source, Asked { options: &options, ..asked }).await;
             // That it could not be had is said at the line that names it.
             ran.map_err(|failure| match failure {
                 Failure::Resolve(_) | Failure::PolicyOfImage(_) => failure.at_syntax(&dockerfile, &line),
@@ -200,6 +205,24 @@ async fn dockerfile(shared: &Arc<Shared>, build: &Arc<Build>, asked: Asked<'_>) 
             })
         }
     }
+}
+
+/// A front end that is an image, if this one may be.
+async fn of_image(
+    shared: &Arc<Shared>,
+    build: &Arc<Build>,
+    source: &str,
+    asked: Asked<'_>,
+) -> Result<Outcome, Failure> {
+    let settings = shared.settings.now();
+    let front_ends = &settings.worker.front_ends;
+    if !front_ends.has("gateway.v0") {
+        return Err(Failure::Frontend("gateway.v0".to_owned()));
+    }
+    if !front_ends.allows(source) {
+        return Err(Failure::Value(format!("'{source}' is not an allowed gateway source")));
+    }
+    image::run(shared, build, source, asked).await
 }
 
 fn answer(outcome: Outcome, is_full: bool, is_array: bool) -> SolveResponse {
@@ -223,15 +246,13 @@ fn answer(outcome: Outcome, is_full: bool, is_array: bool) -> SolveResponse {
             Some(Refs::RefsDeprecated(RefMapDeprecated { refs }))
         }
     };
-    let result = Results { metadata: outcome.metadata, attestations: HashMap::new(), result: refs };
+    let attestations = statements::messages(&outcome.statements);
+    let result = Results { metadata: outcome.metadata, attestations, result: refs };
     SolveResponse { r#ref: String::new(), result: Some(result) }
 }
 
 /// What a client's front end came to.
 fn returned(build: &Build, results: Results) -> Result<Outcome, Failure> {
-    if results.attestations.values().any(|attestations| !attestations.attestation.is_empty()) {
-        return Err(Failure::Unsupported("attestations of a front end".to_owned()));
-    }
     let size: usize = results.metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
     if size > MAX_METADATA {
         return Err(Failure::Value(format!("more than {MAX_METADATA} bytes of metadata")));
@@ -241,13 +262,13 @@ fn returned(build: &Build, results: Results) -> Result<Outcome, Failure> {
         id => Ok::<_, Failure>(vec![(None, build.target(id)?)]),
     };
     let several = |refs: Vec<(String, String)>| {
-        let mut targets = refs
-            .into_iter()
-            .filter(|(_, id)| !id.is_empty())
-            .map(|(platform, id)| Ok((Some(platform), build.target(&id)?)))
-            .collect::<Result<Vec<_>, Failure>>()?;
+        let one = |(platform, id): (String, String)| match id.as_str() {
+            "" => Ok((Some(platform), build.add_empty()?)),
+            id => Ok((Some(platform), build.target(id)?)),
+        };
+        let mut targets = refs.into_iter().map(one).collect::<Result<Vec<_>, Failure>>()?;
         // The order of platforms is the client's, where it says it; else that of their names.
-        let order = platform_order(&results.metadata);
+        let order = Outcome::order(&results.metadata);
         targets.sort_by_key(|(platform, _)| {
             let place = order.iter().position(|known| Some(known) == platform.as_ref());
             (place.unwrap_or(usize::MAX), platform.clone())
@@ -263,30 +284,21 @@ fn returned(build: &Build, results: Results) -> Result<Outcome, Failure> {
             several(map.refs.into_iter().map(|(key, target)| (key, target.id)).collect())?
         }
     };
-    Ok(Outcome { targets, metadata: results.metadata })
-}
-
-fn platform_order(metadata: &HashMap<String, Vec<u8>>) -> Vec<String> {
-    let list = metadata.get("refs.platforms").and_then(|bytes| serde_json::from_slice(bytes).ok());
-    let list: serde_json::Value = list.unwrap_or_default();
-    let platforms = list["Platforms"].as_array().cloned().unwrap_or_default();
-    platforms.iter().filter_map(|platform| platform["ID"].as_str().map(str::to_owned)).collect()
+    let statements = statements::taken(build, results.attestations)?;
+    Ok(Outcome { targets, metadata: results.metadata, statements })
 }
 
 fn reply<T>(result: Result<T, Failure>) -> Result<Response<T>, Status> {
     result.map(Response::new).map_err(|failure| failure.status())
 }
 
-fn no_containers<T>() -> Result<T, Status> {
-    Err(Failure::Unsupported("files of a container".to_owned()).status())
-}
-
 #[tonic::async_trait]
 impl LlbBridge for Gateway {
     type ExecProcessStream = Pin<Box<dyn Stream<Item = Result<ExecMessage, Status>> + Send>>;
 
-    async fn ping(&self, _: Request<PingRequest>) -> Result<Response<PongResponse>, Status> {
-        reply(Ok(PongResponse {
+    async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PongResponse>, Status> {
+        let build = self.build(request.metadata()).await;
+        reply(build.map(|_| PongResponse {
             frontend_api_caps: caps::frontend(),
             llb_caps: caps::llb(),
             workers: vec![workers::record(&self.shared)],
@@ -398,22 +410,22 @@ impl LlbBridge for Gateway {
 
     async fn read_file_container(
         &self,
-        _: Request<ReadFileRequest>,
+        request: Request<ReadFileRequest>,
     ) -> Result<Response<ReadFileResponse>, Status> {
-        no_containers()
+        reply(files::read_file_container(self, request).await)
     }
 
     async fn read_dir_container(
         &self,
-        _: Request<ReadDirRequest>,
+        request: Request<ReadDirRequest>,
     ) -> Result<Response<ReadDirResponse>, Status> {
-        no_containers()
+        reply(files::read_dir_container(self, request).await)
     }
 
     async fn stat_file_container(
         &self,
-        _: Request<StatFileRequest>,
+        request: Request<StatFileRequest>,
     ) -> Result<Response<StatFileResponse>, Status> {
-        no_containers()
+        reply(files::stat_file_container(self, request).await)
     }
 }

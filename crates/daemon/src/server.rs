@@ -142,6 +142,9 @@ impl Daemon {
         let takes_tokens = config.tenancy.takes_tokens();
         let mut bound = Vec::new();
         for listener in config.listeners {
+            if let Listener::Plain { address } = &listener {
+                tracing::warn!(%address, "whoever reaches this address can build, and so act as root");
+            }
             bound.push(bind(listener, takes_tokens).await?);
         }
         let mut watched = Vec::new();
@@ -269,10 +272,7 @@ async fn bind(listener: Listener, takes_tokens: bool) -> Result<Bound, DaemonErr
             let tls = shown(&identity)?;
             Ok(Bound::Tcp(tcp(address).await?, Some(tls)))
         }
-        Listener::Plain { address } => {
-            tracing::warn!(%address, "whoever reaches this address can build, and so act as root");
-            Ok(Bound::Tcp(tcp(address).await?, None))
-        }
+        Listener::Plain { address } => Ok(Bound::Tcp(tcp(address).await?, None)),
         Listener::Inherited { socket, identity } => {
             let tls = identity.as_ref().map(shown).transpose()?;
             inherited(socket, tls)

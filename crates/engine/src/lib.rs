@@ -94,6 +94,8 @@ pub struct EngineConfig {
     pub oci_runtime: Option<PathBuf>,
     /// Where CDI specifications lie instead of the usual places.
     pub device_directories: Option<Vec<PathBuf>>,
+    /// Most steps of all builds that run at one time, of whatever kind; `None` leaves it to the machine.
+    pub parallel_steps: Option<NonZeroUsize>,
 }
 
 /// The engine: shared by everything one process does.
@@ -153,7 +155,8 @@ impl Engine {
         });
         let worker = Arc::new(worker.map_err(failed)?);
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let limits = Limits { execs: PARALLEL_EXECS, ..Limits::for_processors(processors) };
+        let usual = Limits::for_processors(processors);
+        let limits = Limits { execs: PARALLEL_EXECS, steps: config.parallel_steps, ..usual };
         let solvers = tenants::Solvers::new(Arc::clone(&worker), index, limits);
         Ok(Self { store, registry, worker, solvers })
     }

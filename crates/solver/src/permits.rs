@@ -22,27 +22,46 @@ pub struct Permits {
     pub(crate) sources: Turns,
     pub(crate) files: Turns,
     pub(crate) digests: Turns,
+    /// Whether the first three are the same.
+    is_one: bool,
 }
 
 impl Permits {
     /// So many of each.
     pub fn new(limits: Limits) -> Arc<Self> {
-        Arc::new(Self {
+        let digests = Turns::new(limits.digests);
+        let own = Self {
             execs: Turns::new(limits.execs),
             sources: Turns::new(limits.sources),
             files: Turns::new(limits.files),
-            digests: Turns::new(limits.digests),
+            digests,
+            is_one: false,
+        };
+        Arc::new(match limits.steps {
+            None => own,
+            Some(count) => {
+                let steps = Turns::new(count.get());
+                let [execs, sources, files] = [steps.clone(), steps.clone(), steps];
+                Self { execs, sources, files, digests: own.digests, is_one: true }
+            }
         })
     }
 
     /// Operations that wait for their permit now, of all kinds and lanes.
     pub fn waiting(&self) -> usize {
-        [&self.execs, &self.sources, &self.files, &self.digests].into_iter().map(Turns::waiting).sum()
+        self.kinds().into_iter().flatten().map(Turns::waiting).sum()
     }
 
-    /// Processes, sources, file operations and digests that have a permit now.
+    /// Processes, sources, file operations and digests that have a permit now; where the first three are bounded
+    /// together, all of them are the first.
     pub fn taken(&self) -> [usize; 4] {
-        [&self.execs, &self.sources, &self.files, &self.digests].map(Turns::taken)
+        self.kinds().map(|turns| turns.map_or(0, Turns::taken))
+    }
+
+    /// Each kind that is one by itself.
+    fn kinds(&self) -> [Option<&Turns>; 4] {
+        let own = |turns| (!self.is_one).then_some(turns);
+        [Some(&self.execs), own(&self.sources), own(&self.files), Some(&self.digests)]
     }
 }
 

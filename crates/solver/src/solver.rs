@@ -34,13 +34,15 @@ pub struct Limits {
     pub files: usize,
     /// Content hashing: bound by processors and disks.
     pub digests: usize,
+    /// Processes, sources and file operations together, whichever they are; `None` bounds each kind by itself.
+    pub steps: Option<std::num::NonZeroUsize>,
 }
 
 impl Limits {
     /// Limits for a machine of so many processors.
     pub fn for_processors(count: usize) -> Self {
         let count = count.max(1);
-        Self { execs: count.max(2), sources: 8, files: count.max(4), digests: count.max(2) }
+        Self { execs: count.max(2), sources: 8, files: count.max(4), digests: count.max(2), steps: None }
     }
 }
 

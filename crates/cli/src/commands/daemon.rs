@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use stave_daemon::config::{Size, environment};
+use stave_daemon::config::{FrontEnds, Size, environment};
 use stave_daemon::{
     Address, Daemon, DaemonConfig, FileConfig, InheritedSocket, Listener, Reload, Reloaded, Tenancy,
     TlsIdentity, WebPage, WorkerConfig,
@@ -220,6 +220,7 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
         keychain: Keychain::anonymous(),
         oci_runtime: None,
         device_directories: directories,
+        parallel_steps: std::num::NonZeroUsize::new(file.worker.oci.max_parallelism),
     };
     with_shared_engine(engine, async |engine, interrupt| {
         if cap.is_some() {
@@ -239,7 +240,8 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
 
 /// How much the daemon says: flag or file may ask for all.
 fn level(file: &FileConfig, global: &GlobalOptions) -> tracing::Level {
-    if file.debug || global.debug { tracing::Level::Debug } else { tracing::Level::Warnings }
+    let wants_all = file.debug || file.trace || matches!(file.log.level.as_deref(), Some("debug" | "trace"));
+    if wants_all || global.debug { tracing::Level::Debug } else { tracing::Level::Warnings }
 }
 
 /// Where registries are configured: in the file that was named, else where the other commands have it.
@@ -271,6 +273,7 @@ fn fixed(file: &FileConfig) -> Vec<(&'static str, String)> {
         ("root", format!("{:?}", file.root)),
         ("grpc", format!("{:?}", file.grpc)),
         ("history", format!("{:?}", file.history)),
+        ("worker.oci.max-parallelism", file.worker.oci.max_parallelism.to_string()),
         ("cdi", format!("{:?}", file.cdi)),
         ("web", format!("{:?}", file.web)),
         ("audit", format!("{:?}", file.audit)),
@@ -389,6 +392,7 @@ impl Arguments {
             gc: self.gc(file, root)?,
             history: file.history.retention()?,
             environment: environment::read(directory)?,
+            front_ends: FrontEnds::of(&file.frontend),
         })
     }
 

@@ -6,6 +6,7 @@
 pub(super) mod exec;
 mod message;
 mod process;
+mod voice;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -141,6 +142,16 @@ pub(super) async fn release(
     open.over.cancel();
     containers.lock().remove(&id);
     Ok(ReleaseContainerResponse {})
+}
+
+/// A container that runs, for whoever looks at its files.
+pub(super) async fn opened(
+    gateway: &Gateway,
+    headers: &tonic::metadata::MetadataMap,
+    id: &str,
+) -> Result<Arc<Container>, Failure> {
+    let (_, containers) = gateway.containers(headers).await?;
+    Ok(Arc::clone(&containers.get(id)?.container))
 }
 
 /// Whether two mounts are at the same place.

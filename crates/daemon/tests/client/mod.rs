@@ -98,6 +98,7 @@ impl TestDaemon {
             registries: RegistryTables::default(),
             keychain: Keychain::anonymous(),
             device_directories: None,
+            parallel_steps: None,
             oci_runtime: None,
         });
         let socket = folder.path().join("daemon.sock");

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status, Streaming};
 
 use super::process::{self, Order, Process, Started};
+use super::voice::Voice;
 use super::{Containers, Open, message};
 use crate::build::Build;
 use crate::failure::Failure;
@@ -42,7 +43,8 @@ pub(in crate::gateway) async fn exec(
     tokio::spawn(async move {
         let over = build.cancel.child_token();
         let _end = over.clone().drop_guard();
-        let call = Call { build, containers, answers: sender.clone(), over, processes: HashMap::new() };
+        let (processes, followed) = (HashMap::new(), CancellationToken::new());
+        let call = Call { build, containers, answers: sender.clone(), over, processes, followed };
         if let Err(status) = call.serve(incoming).await {
             sender.send(Err(status)).await.ok();
         }
@@ -56,6 +58,8 @@ struct Call {
     answers: Answers,
     over: CancellationToken,
     processes: HashMap<String, Process>,
+    /// Ends what the last process waits for before it says more.
+    followed: CancellationToken,
 }
 
 impl Call {
@@ -80,7 +84,8 @@ impl Call {
             }
         }
         // The client says no more, and its processes go on to their ends.
-        let Self { processes, .. } = self;
+        let Self { processes, followed, .. } = self;
+        followed.cancel();
         for (_, process) in processes {
             tokio::select! {
                 () = process.end() => {}
@@ -125,9 +130,16 @@ impl Call {
         // At once, as BuildKit does: clients wait for it whatever comes, and one that connects two processes reads
         // nothing of the first before the second has started.
         self.say(&id, Input::Started(StartedMessage {})).await;
+        let own = CancellationToken::new();
+        std::mem::replace(&mut self.followed, own.clone()).cancel();
+        // Who sits at a terminal connects it to nothing, and sees how long it takes.
+        if init.tty {
+            own.cancel();
+        }
+        let voice = Voice::new(id.clone(), self.answers.clone(), own);
         match self.begin(&open, init).await {
             Ok(started) => {
-                let process = started.run(id.clone(), open, self.answers.clone(), self.over.child_token());
+                let process = started.run(voice, open, self.over.child_token());
                 self.processes.insert(id, process);
             }
             // Clients hear of a process that could not be from its end.

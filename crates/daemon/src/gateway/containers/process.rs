@@ -6,9 +6,7 @@ use std::sync::{Arc, PoisonError};
 
 use bollard_buildkit_proto::google::rpc;
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::exec_message::Input;
-use bollard_buildkit_proto::moby::buildkit::v1::frontend::{
-    DoneMessage, ExecMessage, ExitMessage, FdMessage,
-};
+use bollard_buildkit_proto::moby::buildkit::v1::frontend::{DoneMessage, ExitMessage, FdMessage};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::pipe::{PipeFlags, pipe_with};
 use stave_llb::ExecOp;
@@ -21,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 use super::Open;
-use super::exec::Answers;
+use super::voice::Voice;
 use crate::failure::Failure;
 
 /// Bytes of output of one message.
@@ -119,14 +117,8 @@ fn descriptors(fds: &[u32]) -> io::Result<Descriptors> {
 }
 
 impl Started {
-    /// Lets it run; its client hears of it by `answers`.
-    pub(super) fn run(
-        self,
-        id: String,
-        open: Arc<Open>,
-        answers: Answers,
-        stop: CancellationToken,
-    ) -> Process {
+    /// Lets it run; its client hears of it by `voice`.
+    pub(super) fn run(self, voice: Voice, open: Arc<Open>, stop: CancellationToken) -> Process {
         let Self { running, input, outputs, is_first, permit } = self;
         let (orders, waiting) = mpsc::channel(ORDERS);
         let input = input.map(|pipe| {
@@ -136,7 +128,7 @@ impl Started {
         });
         let work = async move {
             let _permit = permit;
-            let readers = outputs.into_iter().map(|(fd, pipe)| forward(pipe, fd, &id, &answers));
+            let readers = outputs.into_iter().map(|(fd, pipe)| forward(pipe, fd, &voice));
             let reading = futures::future::join_all(readers);
             let waiting = wait(running, waiting, &open, &stop);
             let (exit, _) = tokio::join!(waiting, reading);
@@ -145,9 +137,8 @@ impl Started {
             }
             stop.cancel();
             for input in [Input::Exit(exit), Input::Done(DoneMessage {})] {
-                let message = ExecMessage { process_id: id.clone(), input: Some(input) };
                 // A client that is gone need not hear it.
-                answers.send(Ok(message)).await.ok();
+                voice.say(input).await.ok();
             }
         };
         Process { input, orders, running: tokio::spawn(work) }
@@ -215,14 +206,13 @@ async fn wait(
 }
 
 /// What the process says at one descriptor, until its end.
-async fn forward(mut pipe: pipe::Receiver, fd: u32, id: &str, answers: &Answers) {
+async fn forward(mut pipe: pipe::Receiver, fd: u32, voice: &Voice) {
     let mut buffer = vec![0; CHUNK];
     loop {
         // A terminal whose other side is closed is an error to read.
         let count = pipe.read(&mut buffer).await.unwrap_or(0);
         let file = FdMessage { fd, eof: count == 0, data: buffer[..count].to_vec() };
-        let message = ExecMessage { process_id: id.to_owned(), input: Some(Input::File(file)) };
-        if answers.send(Ok(message)).await.is_err() || count == 0 {
+        if voice.say(Input::File(file)).await.is_err() || count == 0 {
             return;
         }
     }
