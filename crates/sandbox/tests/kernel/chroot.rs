@@ -10,6 +10,7 @@ use crate::fixture::{Place, run, start};
 
 pub(crate) const TESTS: &[Test] = &[
     ("chroot::a_container_s_root_is_confined_by_its_root", a_container_s_root_is_confined_by_its_root),
+    ("chroot::programs_are_refused_what_leads_out", programs_are_refused_what_leads_out),
     ("chroot::nothing_outlives_it", nothing_outlives_it),
     ("chroot::what_needs_a_namespace_is_refused", what_needs_a_namespace_is_refused),
 ];
@@ -52,6 +53,12 @@ pub(crate) fn be_inside(scenario: &str) -> ExitCode {
             print!("{}", run(&user).stdout);
             print!("{:?}", run(&spec("exit 7")).exit.status);
         }
+        "chroot-escapes" => {
+            fs::copy("/probe", "/tree/probe").expect("this program");
+            let mut spec = spec("exec /probe probe escapes");
+            let _listening = crate::ways_out::listen(&mut spec);
+            print!("{}", run(&spec).stdout);
+        }
         "chroot-ends" => {
             // In sessions of their own, their parents gone, deaf to signals.
             let leave = "for i in 1 2 3; do (busybox setsid /bin/sh -c \
@@ -92,6 +99,21 @@ fn a_container_s_root_is_confined_by_its_root() {
     let expected = "chroot\nnode: refused\nblock: refused\nchroot: refused\nmount: refused\nunshare: refused\n\
                     outside: refused\nproc: refused\nprogram: refused\n/bin /tried\n0\n0\n7\n8\nrefused\nExited(7)";
     assert_eq!(inside("chroot-confined"), expected);
+}
+
+/// What is around it stays in sight: that much `docs/rootless.md` says.
+fn programs_are_refused_what_leads_out() {
+    let printed = inside("chroot-escapes");
+    let (tier, printed) = printed.split_once('\n').expect("lines");
+    assert_eq!(tier, "chroot");
+    let known = [
+        "limits of the parent",
+        "signals to the parent",
+        "limits of the first process",
+        "signals to the first process",
+        "an abstract socket of the host",
+    ];
+    assert_eq!(crate::ways_out::done(printed), known);
 }
 
 fn nothing_outlives_it() {

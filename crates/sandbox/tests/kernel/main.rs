@@ -16,6 +16,7 @@ mod network;
 mod probe;
 mod process;
 mod user;
+mod ways_out;
 
 use std::process::ExitCode;
 

@@ -84,7 +84,7 @@ pub(crate) fn run(what: &str) -> ExitCode {
             std::thread::sleep(std::time::Duration::from_secs(60));
             drop(block);
         }
-        "escapes" => escapes(),
+        "escapes" => crate::ways_out::run(),
         "every-call" => every_call(),
         "copies" => copies(),
         "abstract-socket" => {
@@ -127,49 +127,6 @@ fn word(errno: i32) -> &'static str {
         libc::ENOSYS => "missing",
         _ => "allowed",
     }
-}
-
-/// Tries ways out, and prints for each whether it was refused.
-fn escapes() {
-    let tell = |what: &str, done: bool| println!("{what}: {}", if done { "DONE" } else { "refused" });
-    let opens = |path: &str, write: bool| fs::OpenOptions::new().read(!write).write(write).open(path).is_ok();
-    let call = |number: libc::c_long, arguments: [usize; 4]| {
-        let [a, b, c, d] = arguments;
-        // SAFETY: every pointer among the arguments is null or one of a live value of the caller.
-        unsafe { libc::syscall(number, a, b, c, d) }
-    };
-    tell("overwrite the program that started this one", opens("/proc/self/exe", true));
-    tell("overwrite the first process's program", opens("/proc/1/exe", true));
-    // CVE-2019-5736 and CVE-2024-21626: descriptors or a working directory that lead outside.
-    let leaks = (3..1024).any(|fd| fs::metadata(format!("/proc/self/fd/{fd}/..")).is_ok());
-    tell("a descriptor of a directory outside", leaks);
-    tell("a working directory outside", std::env::current_dir().is_ok_and(|cwd| !cwd.starts_with("/")));
-    // The parent is in another pid namespace: it has no number here.
-    tell("trace the parent", call(libc::SYS_ptrace, [libc::PTRACE_ATTACH as usize, 0, 0, 0]) == 0);
-    let key = call(libc::SYS_keyctl, [0, usize::MAX - 3, 0, 0]);
-    tell("join the session keyring", key >= 0);
-    let mut parameters = [0_u8; 256];
-    let ring = call(libc::SYS_io_uring_setup, [4, parameters.as_mut_ptr() as usize, 0, 0]);
-    tell("a ring of system calls", ring >= 0);
-    tell("a user namespace", call(libc::SYS_unshare, [libc::CLONE_NEWUSER as usize, 0, 0, 0]) == 0);
-    let mut handle = [0_u32; 32];
-    handle[0] = 8;
-    let by_handle =
-        call(libc::SYS_open_by_handle_at, [libc::AT_FDCWD as usize, handle.as_mut_ptr() as usize, 0, 0]);
-    tell("open a file by its handle (shocker)", by_handle >= 0);
-    tell(
-        "write a packet of memory pages (dirty pipe's target)",
-        opens("/proc/sys/kernel/core_pattern", true),
-    );
-    tell("the host's root through the first process", fs::metadata("/proc/1/root/var/lib/stave").is_ok());
-    tell("another's memory", opens("/proc/1/mem", true) && std::process::id() != 1);
-    let mut limit: libc::rlimit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the structure is live and of the type the call fills.
-    let read = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0;
-    limit.rlim_max = limit.rlim_max.saturating_add(1_000_000);
-    // SAFETY: the structure is live; the call only reads it.
-    let raised = read && unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } == 0;
-    tell("raise a hard limit", raised && limit.rlim_max != libc::RLIM_INFINITY);
 }
 
 /// The last number tried: what comes after it is younger than any profile.

@@ -12,6 +12,7 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("one id is enough for every owner", one_id_is_enough_for_every_owner),
     ("one id is whatever user is asked for", one_id_is_whatever_user_is_asked_for),
     ("a user's sandbox is as confined as root's", a_users_sandbox_is_as_confined_as_roots),
+    ("a user's sandbox refuses programs what root's does", a_users_sandbox_refuses_programs_what_roots_does),
     ("subordinate ids are real owners", subordinate_ids_are_real_owners),
     ("the end of a user's caller takes everything", the_end_of_a_users_caller_takes_everything),
 ];
@@ -83,6 +84,11 @@ pub(crate) fn be_a_user(scenario: &str) -> ExitCode {
                 .stdout
             );
         }
+        "escapes" => {
+            let mut spec = place.probe("escapes");
+            let _listening = crate::ways_out::listen(&mut spec);
+            print!("{}", run(&spec).stdout);
+        }
         "subordinate" => {
             print!("{}", run(&host("echo > /f; busybox chown 5:6 /f; busybox stat -c %u:%g /f; busybox mknod /n p && echo node")).stdout);
         }
@@ -124,7 +130,17 @@ fn a_users_sandbox_is_as_confined_as_roots() {
     assert!(matches!(numbers[..], [_, 1]), "{said}");
 }
 
-fn subordinate_ids_are_real_owners() {
+fn a_users_sandbox_refuses_programs_what_roots_does() {
+    for (uid, tier) in [(Some(LONELY), "single-id"), (user_with_ids(), "subordinate-ids")] {
+        let Some(uid) = uid else { continue };
+        let said = as_user(uid, "escapes");
+        let (found, printed) = said.split_once('\n').expect("lines");
+        assert_eq!((found, crate::ways_out::done(printed)), (tier, Vec::new()));
+    }
+}
+
+/// Somebody who may have more ids than one.
+fn user_with_ids() -> Option<u32> {
     let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     let granted = std::fs::read_to_string("/etc/subuid").unwrap_or_default();
     let uid = users.lines().find_map(|line| {
@@ -135,9 +151,16 @@ fn subordinate_ids_are_real_owners() {
     });
     let installed =
         ["newuidmap", "newgidmap"].iter().all(|name| std::path::Path::new("/usr/bin").join(name).is_file());
-    match uid.filter(|_| installed) {
-        Some(uid) => assert_eq!(as_user(uid, "subordinate"), "subordinate-ids\n5:6\nnode\n"),
-        None => eprintln!("not run: no user with subordinate ids here, or no `newuidmap`"),
+    let found = uid.filter(|_| installed);
+    if found.is_none() {
+        eprintln!("not run: no user with subordinate ids here, or no `newuidmap`");
+    }
+    found
+}
+
+fn subordinate_ids_are_real_owners() {
+    if let Some(uid) = user_with_ids() {
+        assert_eq!(as_user(uid, "subordinate"), "subordinate-ids\n5:6\nnode\n");
     }
 }
 
