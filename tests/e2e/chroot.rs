@@ -106,6 +106,44 @@ fn a_container_without_namespaces_builds_and_runs() {
 }
 
 #[test]
+fn what_a_shell_can_try_leads_nowhere() {
+    let container = Container::new(DOCKER);
+    container.world.write("try.sh", include_str!("confinement/escapes.sh"));
+    container.dockerfile("FROM BUSYBOX\nCOPY try.sh /try.sh\nRUN sh /try.sh > /tried 2>/dev/null; true\n");
+    let tried = container.run("$S build -q -t tried . > /dev/null && $S run --rm tried cat /tried").success();
+    let done: Vec<&str> = tried.stdout.lines().filter(|line| !line.ends_with(": refused")).collect();
+    // Its devices are nodes of its own, made for it and gone with it.
+    assert_eq!(done, ["change a shared device: DONE"], "{}", tried.stdout);
+    assert!(tried.stdout.lines().count() >= 40, "{}", tried.stdout);
+}
+
+/// Each step of a chain finds what the one before left, in the same tree, and nothing else of it.
+#[test]
+fn a_chain_of_steps_is_one_tree() {
+    let container = Container::new(DOCKER);
+    container.dockerfile(
+        "FROM BUSYBOX AS one\nRUN mkdir /d && echo 1 > /d/f && echo x > /tmp/left && rm /tmp/left\n\
+         RUN --mount=type=tmpfs,target=/m echo 2 >> /d/f && touch /m/x && rm /etc/group && mv /d /e\n\
+         RUN test ! -e /d && test ! -e /m && test ! -e /etc/group && mkdir /etc/group && cat /e/f > /seen\n\
+         FROM one AS two\nRUN rm -r /e && ln -s seen /e && cat /e > /again\n\
+         FROM BUSYBOX\nRUN test -f /etc/group && test ! -e /seen && test ! -e /again && echo new > /new\n\
+         COPY --from=two /again /again\n",
+    );
+    let build = "$S build -q -t chain . && $S run --rm chain sh -c 'cat /again /new; ls -d /e /seen 2>&1'";
+    let done = container.run(build).success();
+    let (digest, printed) = done.stdout.split_once('\n').expect("lines");
+    let expected = "1\n2\nnew\nls: /e: No such file or directory\nls: /seen: No such file or directory\n";
+    assert_eq!(printed, expected);
+    let own = container
+        .world
+        .command()
+        .env("STAVE_ROOT", container.world.path("own"))
+        .args(["build", "-q", "."])
+        .output();
+    assert_eq!(String::from_utf8_lossy(&own.expect("builds").stdout).trim(), digest);
+}
+
+#[test]
 fn what_cannot_be_had_without_mounts_is_said() {
     let container = Container::new(DOCKER);
     container.world.write("token", "s3cr3t-t0ken-value");

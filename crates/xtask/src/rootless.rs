@@ -59,11 +59,13 @@ const NEEDS_A_MACHINE: &[LeftOut] = &[
     ("a_failed_step_is_entered_with_its_own_network", OWN_SYS),
     ("runc_runs_steps", OWN_PROC),
     ("crun_runs_steps", OWN_PROC),
+    ("skopeo_and_podman_read_our_archives", OWN_PROC),
+    ("another_engine_gets_only_what_it_lacks", OWN_PROC),
 ];
 
 /// Why a container has no view of a step's network.
 const OWN_SYS: &str = "the container's masked `/sys` keeps the kernel from showing another network's devices";
-/// Why a container has no external runtimes.
+/// Why a container has no external runtimes, podman's among them.
 const OWN_PROC: &str =
     "the container's masked `/proc` keeps the kernel from mounting a new one, which runtimes insist on";
 
