@@ -327,7 +327,7 @@ fn a_download_is_not_fetched_again_while_the_server_says_so() {
     build_out(&world, &["."]).success();
     assert_eq!(text(&world, "file"), "one\n");
     build_out(&world, &["."]).success().says("1 of 1 steps cached");
-    assert_eq!(server.requests(), ["GET /file 200", "GET /file 304"]);
+    assert_eq!(server.requests(), ["GET /file 200", "HEAD /file 304"]);
     server.put("/file", file("two\n", "2"));
     build_out(&world, &["."]).success();
     assert_eq!(text(&world, "file"), "two\n");

@@ -22,7 +22,7 @@ use stave_frontend_dockerfile::Source;
 use stave_llb::builder::{About, GraphBuilder};
 use stave_llb::policy::{SourcePolicies, SourcePolicy};
 use stave_llb::{Definition, ExecOp, SourceOp};
-use stave_oci::{Digest, ImageConfig, Platform};
+use stave_oci::{Descriptor, Digest, Platform};
 use stave_registry::{Client, Keychain, ResolvedImage};
 use stave_store::{Lease, Snapshot};
 use stave_worker::{Confinement, Namespace, Pins, Secret, Session, SshAgent, Travel};
@@ -33,8 +33,10 @@ use producers::Producers;
 
 use crate::failure::Failure;
 use crate::gateway::containers::Containers;
+use crate::gateway::verified::Verifier;
 use crate::history::Attachment;
 use crate::metrics::Metrics;
+use crate::outcome::Outcome;
 use crate::progress::{Journal, WarningSource};
 use crate::session::auth::ClientCredentials;
 use crate::session::files::ClientFiles;
@@ -79,10 +81,14 @@ pub(crate) struct Build {
     pub(crate) pins: Pins,
     /// Rules about what it may be made from.
     policy: SourcePolicies,
+    /// Who else decides about that.
+    pub(crate) verifier: Option<Verifier>,
     recorder: Option<Recorder>,
     engine: Arc<Engine>,
     targets: Mutex<HashMap<String, Arc<Target>>>,
     returned: Mutex<Option<oneshot::Sender<Result<Outcome, Failure>>>>,
+    /// What the exporters made, by their numbers.
+    made: Mutex<BTreeMap<usize, Descriptor>>,
     /// What was said of the results, for the record of the build.
     said: Mutex<Vec<Attachment>>,
     _lease: Lease,
@@ -102,6 +108,8 @@ pub(crate) struct Beginning {
     pub(crate) confinement: Confinement,
     /// Rules about what it may be made from.
     pub(crate) policy: SourcePolicies,
+    /// Who else decides about that.
+    pub(crate) verifier: Option<Verifier>,
     /// Whose it is, and what stands before its first work.
     pub(crate) gate: Gate,
     /// What takes it down.
@@ -135,15 +143,6 @@ pub(crate) struct Origin {
     pub(crate) materials: Option<Vec<Material>>,
     /// The layers of these images, as caches know them.
     pub(crate) layers: ImageLayers,
-}
-
-/// What a front end came to.
-#[derive(Debug, Default)]
-pub(crate) struct Outcome {
-    /// Results, with their platform where there are several.
-    pub(crate) targets: Vec<(Option<String>, Arc<Target>)>,
-    /// What else is said about them, the images' configs among it.
-    pub(crate) metadata: HashMap<String, Vec<u8>>,
 }
 
 impl Build {
@@ -215,6 +214,11 @@ impl Build {
         origin: Origin,
     ) -> Result<Arc<Target>, Failure> {
         let message = prost::Message::decode(definition.to_wire().as_slice()).unwrap_or_default();
+        let solved = match definition.outputs() {
+            // Nothing is made of nothing.
+            [] => OnceCell::new_with(Some(Ok(Snapshot::scratch()))),
+            _ => OnceCell::new(),
+        };
         let target = Arc::new(Target {
             id: random_id(),
             definition,
@@ -223,11 +227,16 @@ impl Build {
             origin,
             resolved,
             session: OnceLock::new(),
-            solved: OnceCell::new(),
+            solved,
         });
         self.insert(&target)?;
         self.producers.add(&self.gate.owner().namespace, &target);
         Ok(target)
+    }
+
+    /// Takes up a result without any file.
+    pub(crate) fn add_empty(&self) -> Result<Arc<Target>, Failure> {
+        self.add(GraphBuilder::default().finish(None), BTreeMap::new(), None)
     }
 
     /// Takes up files that are there already, such as those that a failed step left.
@@ -308,6 +317,7 @@ impl Build {
         resolved: BTreeMap<Digest, ResolvedImage>,
         travel: Option<Arc<Travel>>,
     ) -> Result<Arc<Session>, Failure> {
+        Box::pin(self.check_sources(definition)).await?;
         self.layouts.bring_for(definition).await?;
         let secrets = secrets::fetch(Arc::clone(&self.session), secrets::wanted(definition)).await?;
         let agents = ssh::agents(&self.session, definition).await;
@@ -362,6 +372,7 @@ impl Build {
     ) -> Arc<Session> {
         Arc::new(Session {
             context_modes: stave_worker::ContextModes::Kept,
+            asks_for_tags: true,
             contexts: BTreeMap::new(),
             remote: Some(Arc::clone(&self.files) as _),
             travel: None,
@@ -406,28 +417,6 @@ impl Target {
 impl std::fmt::Debug for Build {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Build").field("id", &self.id).finish_non_exhaustive()
-    }
-}
-
-impl Outcome {
-    /// The image config of a result.
-    pub(crate) fn config(&self, platform: Option<&str>) -> Result<Option<ImageConfig>, Failure> {
-        let key = match platform {
-            Some(platform) => format!("containerimage.config/{platform}"),
-            None => "containerimage.config".to_owned(),
-        };
-        let Some(bytes) = self.metadata.get(&key) else { return Ok(None) };
-        let config = serde_json::from_slice(bytes);
-        config.map(Some).map_err(|error| Failure::Value(format!("failed to parse image config: {error}")))
-    }
-
-    /// The platform of a result: what its key says, else what its config says.
-    pub(crate) fn platform(&self, platform: Option<&str>, config: &ImageConfig) -> Platform {
-        let named = platform.and_then(|platform| platform.parse().ok());
-        named.unwrap_or_else(|| match config.architecture.is_empty() {
-            true => Platform::host(),
-            false => config.platform(),
-        })
     }
 }
 
@@ -505,6 +494,7 @@ impl Builds {
             environment,
             confinement,
             policy,
+            verifier,
             gate,
             recorder,
         } = beginning;
@@ -536,10 +526,12 @@ impl Builds {
             confinement,
             pins: Pins::default(),
             policy,
+            verifier,
             recorder,
             engine: Arc::clone(&self.engine),
             targets: Mutex::default(),
             returned: Mutex::new(Some(sender)),
+            made: Mutex::default(),
             said: Mutex::default(),
             _lease: store.lease()?,
         });

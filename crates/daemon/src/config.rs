@@ -571,7 +571,8 @@ mod tests {
             ("bridgeName", "\"x\""),
             ("bridgeSubnet", "\"10.0.0.0/8\""),
         ] {
-            at("worker.oci", &format!("{key} = {value}"), Err(&format!("unknown field `{key}`")));
+            let unknown = format!("unknown field `{key}`");
+            at("worker.oci", &format!("{key} = {value}"), Err(&unknown));
         }
         check("nonsense = 1", Err("unknown field `nonsense`"));
     }

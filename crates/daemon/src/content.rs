@@ -189,7 +189,7 @@ async fn find<T>(shared: &Shared, request: &Request<T>, digest: &str) -> Result<
     let found = all(shared, request).await?.into_iter().find(|content| content.digest == digest);
     found.ok_or_else(|| {
         let shown: String = digest.chars().take(100).collect();
-        Status::not_found(format!("content {shown}: not found"))
+        Status::not_found(format!("content digest {shown}: not found"))
     })
 }
 

@@ -15,28 +15,49 @@ use stave_exporter::{
 use stave_llb::{Definition, Op, SourceIdentifier, Vertex};
 use stave_oci::ImageConfig;
 
-use crate::build::{Build, Outcome};
+use crate::build::Build;
 use crate::failure::Failure;
+use crate::outcome::{Outcome, own_options};
 use crate::session::content::{ClientStore, ContentError};
 use crate::session::output::{files_to, stream_to};
+use crate::statements;
 
 /// Most exporters of one build.
 const MAX_EXPORTERS: usize = 64;
 /// What clients call the store of a layout they want.
 const LAYOUT_STORE: &str = "export";
 
-/// Writes what a front end came to wherever the client wants it; returns what the client is told.
+/// Writes what a front end came to wherever the client wants it; returns what the client is told. `options` are what it
+/// asked the front end.
 pub(crate) async fn export_all(
     build: &Build,
     outcome: &Outcome,
     exporters: &[Exporter],
+    options: &HashMap<String, String>,
 ) -> Result<HashMap<String, String>, Failure> {
     if exporters.len() > MAX_EXPORTERS {
         return Err(Failure::Value(format!("more than {MAX_EXPORTERS} exporters")));
     }
     // Options are looked at before anything runs for them.
-    let targets: Vec<ExportTarget> = exporters.iter().map(target).collect::<Result<_, _>>()?;
-    let mut told = HashMap::new();
+    let own = |exporter: &Exporter| target(&own_options(&outcome.complete(exporter), false));
+    let mut targets: Vec<ExportTarget> = exporters.iter().map(own).collect::<Result<_, _>>()?;
+    if outcome.targets.iter().any(|(id, _)| id.is_some()) {
+        targets = targets.into_iter().map(ExportTarget::indexed).collect();
+    }
+    check_kept(outcome, &targets)?;
+    let mut told = outcome.told();
+    // Who exports nothing is given nothing.
+    let mut outcome = outcome.clone();
+    if !targets.is_empty() {
+        outcome.check()?;
+        if outcome.targets.is_empty() {
+            outcome.targets.push((None, build.add_empty()?));
+        }
+    }
+    let outcome = &outcome;
+    for warning in outcome.platform_warnings(options)? {
+        build.journal.warn(warning);
+    }
     let is_image = targets.iter().any(ExportTarget::needs_image);
     let (mut images, journey) = Box::pin(images(build, outcome, is_image)).await?;
     let parts = build.parts(None);
@@ -44,14 +65,22 @@ pub(crate) async fn export_all(
         parts.inline(journey, &mut images).await.map_err(failed)?;
     }
     for (id, target) in targets.iter().enumerate() {
-        if images.is_empty() {
-            continue;
+        let mut images = images.clone();
+        if let Some(own) = outcome.under(&exporters[id]) {
+            own.check()?;
+            (images, _) = Box::pin(self::images(build, &own, target.needs_image())).await?;
+            if let Some(journey) = &journey {
+                parts.inline(journey, &mut images).await.map_err(failed)?;
+            }
         }
-        let exported = match build.wanted.inline_only && !travels_with_statements(target) {
-            true => export(build, &without_provenance(&images), id, target).await?,
-            false => export(build, &images, id, target).await?,
-        };
+        if is_undated(&exporters[id]) {
+            images = images.into_iter().map(|image| image.dated(None)).collect();
+        }
+        let exported = export(build, &images, id, target).await?;
         tell(&mut told, &exported);
+        if let Some(made) = exported.manifest {
+            build.note_made(id, made);
+        }
     }
     if let Some(journey) = journey {
         for document in Box::pin(parts.finish(journey)).await.map_err(failed)? {
@@ -62,20 +91,16 @@ pub(crate) async fn export_all(
 }
 
 fn failed(error: BuildError) -> Failure {
-    Failure::Build { error: Arc::new(error), place: None, vertex: None }
+    Failure::Build { error: Arc::new(error), places: Vec::new(), vertex: None }
 }
 
-/// Whether statements that are only for images go along.
-fn travels_with_statements(target: &ExportTarget) -> bool {
-    matches!(target, ExportTarget::Image(_) | ExportTarget::Oci(_))
-}
-
-fn without_provenance(images: &[Image]) -> Vec<Image> {
-    let mut images = images.to_vec();
-    for image in &mut images {
-        image.attestations.retain(|attestation| file_name(&attestation.predicate_type) != "provenance.json");
+/// The store keeps statements without what they speak of, which is the image.
+fn check_kept(outcome: &Outcome, targets: &[ExportTarget]) -> Result<(), Failure> {
+    let is_kept = targets.iter().any(|target| matches!(target, ExportTarget::Image(image) if image.store));
+    match is_kept && !outcome.statements.is_empty() {
+        true => Err(Failure::Unsupported("keeping attestations of a front end in the store".to_owned())),
+        false => Ok(()),
     }
-    images
 }
 
 /// Solves all results and makes images of them, with what is to be said of each.
@@ -87,12 +112,15 @@ async fn images(
     let mut images = Vec::new();
     let (snapshots, journey) = Box::pin(build.solve_for_export(outcome)).await?;
     let parts = build.parts(None);
-    for ((platform, target), snapshot) in outcome.targets.iter().zip(&snapshots) {
+    for ((id, target), snapshot) in outcome.targets.iter().zip(&snapshots) {
         let of_target = |error| Failure::of_definition(error, &target.definition);
-        let config = outcome.config(platform.as_deref())?.unwrap_or_else(ImageConfig::default);
-        let platform = outcome.platform(platform.as_deref(), &config);
-        let image = parts.image(config, snapshot, &target.definition, &platform, target.epoch);
+        let config = outcome.config(id.as_deref())?.unwrap_or_else(ImageConfig::default);
+        let platform = outcome.platform(id.as_deref(), &config);
+        let epoch = outcome.epoch(id.as_deref())?.or(target.epoch);
+        let image = parts.image(config, snapshot, &target.definition, &platform, epoch);
         let mut image = image.map_err(of_target)?;
+        image.attestations =
+            statements::read_all(build, outcome.statements_about(id.as_deref(), &platform)).await?;
         // A client's config may say little; what it was built for is known.
         image.platform = platform;
         if let Some(session) = target.session() {
@@ -110,7 +138,13 @@ async fn images(
             session: &|resolved| build.plain_session(resolved),
         };
         let image = Box::pin(parts.complete(image, finished)).await.map_err(of_target)?;
-        images.push(build.take_down(image));
+        let mut image = build.take_down(image);
+        if build.wanted.inline_only {
+            for statement in &mut image.attestations {
+                statement.images_only |= file_name(&statement.predicate_type) == "provenance.json";
+            }
+        }
+        images.push(image);
     }
     Ok((images, journey))
 }
@@ -207,12 +241,16 @@ pub(crate) fn target(exporter: &Exporter) -> Result<ExportTarget, Failure> {
         exporter.attrs.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     fields.remove("dest");
     let kind = exporter.r#type.as_str();
-    if fields.get("source-date-epoch") == Some(&"") && fields.contains_key("rewrite-timestamp") {
+    if is_undated(exporter) && fields.contains_key("rewrite-timestamp") {
         // Nothing is rewritten to a time that was taken away.
         fields.insert("rewrite-timestamp", "false");
     }
     match kind {
         "oci" | "docker" => {
+            if kind == "docker" {
+                // BuildKit's default; ours, for files on this machine, is not to compress.
+                fields.entry("compression").or_insert("gzip");
+            }
             // Replaced by a directory of ours, whose content travels.
             let is_layout = fields.get("tar").copied().is_some_and(is_false);
             fields.insert("dest", if is_layout { "/" } else { "-" });
@@ -230,6 +268,10 @@ pub(crate) fn target(exporter: &Exporter) -> Result<ExportTarget, Failure> {
             fields.remove("unpack");
         }
         _ => {}
+    }
+    if matches!(kind, "image" | "oci") && !fields.get("oci-mediatypes").copied().is_some_and(is_false) {
+        // BuildKit's default for what its clients export.
+        fields.entry("oci-artifact").or_insert("true");
     }
     let mut spec = field("type", kind);
     for (key, value) in fields {
@@ -249,6 +291,11 @@ pub(crate) fn target(exporter: &Exporter) -> Result<ExportTarget, Failure> {
         }
         target => target,
     })
+}
+
+/// Whether an exporter takes away the time that the build was given.
+fn is_undated(exporter: &Exporter) -> bool {
+    exporter.attrs.get("source-date-epoch").is_some_and(String::is_empty)
 }
 
 /// Go's `strconv.ParseBool`, as far as it says no.

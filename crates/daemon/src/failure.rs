@@ -9,6 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bollard_buildkit_proto::google::protobuf::Any;
 use bollard_buildkit_proto::google::rpc;
+use bollard_buildkit_proto::pb;
 use prost::Message as _;
 use serde_json::{Value, json};
 use stave_engine::{BuildError, ResolveError};
@@ -16,7 +17,7 @@ use stave_exporter::ExportSpecError;
 use stave_frontend_dockerfile::Source;
 use stave_frontend_dockerfile::input::ContextError;
 use stave_llb::policy::PolicyError;
-use stave_llb::{Definition, DefinitionError};
+use stave_llb::{Definition, DefinitionError, Position, SourceLocation, SourceRange};
 use stave_oci::Digest;
 use stave_solver::{OpErrorKind, SolveError};
 use stave_store::StoreError;
@@ -31,6 +32,12 @@ use crate::session::output::OutputError;
 const MAX_WORDS: usize = 16 << 10;
 /// The longest details: they travel in a header, too.
 const MAX_DETAILS: usize = 64 << 10;
+/// Places of one vertex that a client is told.
+const MAX_PLACES: usize = 16;
+/// The action of a source policy that denies, as its JSON has it.
+const DENY: &str = "DENY";
+/// What the language of Dockerfiles is called.
+const DOCKERFILE: &str = "Dockerfile";
 /// Lines of one instruction that a client is shown.
 const MAX_LINES: i32 = 1000;
 
@@ -42,8 +49,8 @@ pub(crate) enum Failure {
     Build {
         /// Why.
         error: Arc<BuildError>,
-        /// Where in which file.
-        place: Option<Box<Place>>,
+        /// Where in which files; the one that clients show is the last.
+        places: Vec<Place>,
         /// Which vertex.
         vertex: Option<Digest>,
     },
@@ -89,6 +96,14 @@ pub(crate) enum Failure {
     /// A rule of the build does not allow one of its sources.
     #[error("error evaluating the source policy: {0}")]
     Policy(#[from] PolicyError),
+    /// The client's session does not allow one of them.
+    #[error("{text}")]
+    Denied {
+        /// Which, and what it said.
+        text: String,
+        /// Its reasons.
+        messages: Vec<String>,
+    },
     /// The same, for a source that is only asked about.
     #[error("could not resolve image due to policy: {0}")]
     PolicyOfImage(PolicyError),
@@ -135,8 +150,16 @@ pub(crate) struct Place {
     pub(crate) name: String,
     pub(crate) data: Vec<u8>,
     pub(crate) language: String,
-    /// First and last lines, counted from 1.
-    pub(crate) lines: Vec<(i32, i32)>,
+    /// The graph that it comes from, as a `pb.Definition`; `None` where nobody says.
+    pub(crate) origin: Option<Vec<u8>>,
+    /// Lines counted from 1.
+    pub(crate) ranges: Vec<SourceRange>,
+}
+
+/// Whole lines, from the first to the last.
+fn whole_lines((first, last): (i32, i32)) -> SourceRange {
+    let line = |line| Position { line, character: 0 };
+    SourceRange { start: line(first), end: line(last) }
 }
 
 impl Failure {
@@ -151,11 +174,11 @@ impl Failure {
         // A span of nothing has no place.
         let spans = spans.iter().filter(|span| span.end > 0);
         let lines: Vec<_> = spans.map(|span| (line(span.start), line(span.end))).collect();
-        let place = (!lines.is_empty()).then(|| {
-            let (name, data) = (source.name.clone(), source.text.clone().into_bytes());
-            Box::new(Place { name, data, language: "Dockerfile".to_owned(), lines })
-        });
-        Self::Build { error: Arc::new(error), place, vertex: None }
+        let places = match lines.is_empty() {
+            true => Vec::new(),
+            false => vec![Place::in_dockerfile(source, &lines)],
+        };
+        Self::Build { error: Arc::new(error), places, vertex: None }
     }
 
     /// What went wrong with a graph.
@@ -164,16 +187,15 @@ impl Failure {
             BuildError::Solve { error: SolveError::Vertex { vertex, .. }, .. } => Some(vertex.clone()),
             _ => None,
         };
-        let place = vertex.as_ref().and_then(|vertex| place_of(definition, vertex)).map(Box::new);
-        Self::Build { error: Arc::new(error), place, vertex }
+        let places = vertex.as_ref().map_or_else(Vec::new, |vertex| places_of(definition, vertex));
+        Self::Build { error: Arc::new(error), places, vertex }
     }
 
     /// The same, at the line of a file that names a front end image.
     pub(crate) fn at_syntax(self, source: &Source, line: &str) -> Self {
         let at = source.text.lines().position(|text| is_syntax(text, line));
         let Some(at) = at.and_then(|at| i32::try_from(at + 1).ok()) else { return self };
-        let (name, data) = (source.name.clone(), source.text.clone().into_bytes());
-        let place = Place { name, data, language: "Dockerfile".to_owned(), lines: vec![(at, at)] };
+        let place = Place::in_dockerfile(source, &[(at, at)]);
         let status = self.status_with("Source", &self::source(&place));
         Self::Client(Box::new(status))
     }
@@ -181,8 +203,8 @@ impl Failure {
     /// The same failure for another who waits for it.
     pub(crate) fn again(&self) -> Self {
         match self {
-            Self::Build { error, place, vertex } => {
-                Self::Build { error: Arc::clone(error), place: place.clone(), vertex: vertex.clone() }
+            Self::Build { error, places, vertex } => {
+                Self::Build { error: Arc::clone(error), places: places.clone(), vertex: vertex.clone() }
             }
             other => Self::Client(Box::new(other.status())),
         }
@@ -248,6 +270,7 @@ impl Failure {
             | Self::Container(_)
             | Self::Dockerfile(_)
             | Self::Policy(_)
+            | Self::Denied { .. }
             | Self::PolicyOfImage(_)
             | Self::Frontend(_) => Code::Unknown,
         }
@@ -255,10 +278,15 @@ impl Failure {
 
     fn details(&self) -> Vec<Any> {
         match self {
-            Self::Build { place, vertex, .. } => {
-                let place = place.as_ref().map(|place| any("Source", &source(place)));
+            Self::Build { places, vertex, .. } => {
+                let places = places.iter().map(|place| any("Source", &source(place)));
                 let vertex = vertex.as_ref().map(|vertex| any("Vertex", &json!({ "digest": vertex })));
-                place.into_iter().chain(vertex).collect()
+                places.chain(vertex).collect()
+            }
+            Self::Denied { messages, .. } if !messages.is_empty() => {
+                let messages: Vec<_> = messages.iter().map(|text| json!({ "message": text })).collect();
+                let value = json!({ "action": DENY, "denyMessages": messages });
+                vec![any_of("policysession.DecisionResponse", &value)]
             }
             Self::FrontendCapability(name) => vec![any("FrontendCap", &json!({ "name": name }))],
             Self::Subrequest(name) => vec![any("Subrequest", &json!({ "name": name }))],
@@ -317,47 +345,72 @@ pub(crate) fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
     stave_engine::one_line(error)
 }
 
-fn place_of(definition: &Definition, vertex: &Digest) -> Option<Place> {
-    let locations = definition.source_location(vertex);
-    let first = locations.first()?;
-    let info = definition.source_map().infos.get(first.source)?;
-    let ranges = locations.iter().filter(|location| location.source == first.source);
-    let lines = ranges.flat_map(|location| &location.ranges);
-    Some(Place {
-        name: info.filename.clone(),
-        data: info.data.clone(),
-        language: info.language.clone(),
-        lines: lines.map(|range| (range.start.line, range.end.line)).collect(),
-    })
+/// The places of a vertex, one for each time that its maker named one.
+fn places_of(definition: &Definition, vertex: &Digest) -> Vec<Place> {
+    let place = |location: &SourceLocation| {
+        let info = definition.source_map().infos.get(location.source)?;
+        let is_dockerfile = info.origin.is_empty() && info.language == DOCKERFILE;
+        let origin = if is_dockerfile { origin(&info.filename) } else { info.origin.clone() };
+        Some(Place {
+            name: info.filename.clone(),
+            data: info.data.clone(),
+            language: info.language.clone(),
+            origin: Some(origin).filter(|origin| !origin.is_empty()),
+            ranges: location.ranges.clone(),
+        })
+    };
+    // Clients take the last detail for the innermost.
+    definition.source_location(vertex).iter().take(MAX_PLACES).rev().filter_map(place).collect()
+}
+
+impl Place {
+    /// Lines of a Dockerfile, first and last.
+    fn in_dockerfile(source: &Source, lines: &[(i32, i32)]) -> Self {
+        Self {
+            name: source.name.clone(),
+            data: source.text.clone().into_bytes(),
+            language: DOCKERFILE.to_owned(),
+            origin: Some(origin(&source.name)),
+            ranges: lines.iter().copied().map(whole_lines).collect(),
+        }
+    }
 }
 
 fn source(place: &Place) -> Value {
-    // A range each line: what clients count.
-    let lines =
-        place.lines.iter().flat_map(|(first, last)| *first..=(*last).min(first.saturating_add(MAX_LINES)));
-    let ranges: Vec<_> =
-        lines.map(|line| json!({ "start": { "line": line }, "end": { "line": line } })).collect();
-    json!({
-        "info": {
-            "filename": place.name,
-            "data": STANDARD.encode(&place.data),
-            "language": place.language,
-            "definition": { "def": origin(&place.name) },
-        },
-        "ranges": ranges,
-    })
+    let mut info = json!({
+        "filename": place.name,
+        "data": STANDARD.encode(&place.data),
+        "language": place.language,
+    });
+    let origin = place.origin.as_deref().and_then(|wire| pb::Definition::decode(wire).ok());
+    if let Some(origin) = origin {
+        let ops: Vec<String> = origin.def.iter().map(|op| STANDARD.encode(op)).collect();
+        info["definition"] = json!({ "def": ops });
+    }
+    json!({ "info": info, "ranges": place.ranges.iter().flat_map(ranges).collect::<Vec<_>>() })
+}
+
+/// A range each line, which is what clients count; one within a line as it is.
+fn ranges(range: &SourceRange) -> Vec<Value> {
+    let position = |at: &Position| match at.character {
+        0 => json!({ "line": at.line }),
+        character => json!({ "line": at.line, "character": character }),
+    };
+    let (first, last) = (range.start.line, range.end.line);
+    if last <= first {
+        return vec![json!({ "start": position(&range.start), "end": position(&range.end) })];
+    }
+    let lines = first..=last.min(first.saturating_add(MAX_LINES));
+    lines.map(|line| json!({ "start": { "line": line }, "end": { "line": line } })).collect()
 }
 
 /// The graph that a file comes from: where clients look for what they show of it.
-fn origin(name: &str) -> Vec<String> {
+fn origin(name: &str) -> Vec<u8> {
     let attrs = [("local.followpaths".to_owned(), json!([name]).to_string())].into();
     let mut graph = stave_llb::builder::GraphBuilder::default();
     let source = stave_llb::SourceOp::new("local://dockerfile".to_owned(), attrs);
     let made = graph.source(source, &stave_oci::Platform::host(), stave_llb::builder::About::default());
-    let wire = graph.finish(Some(made)).to_wire();
-    let definition: bollard_buildkit_proto::pb::Definition =
-        prost::Message::decode(wire.as_slice()).unwrap_or_default();
-    definition.def.iter().map(|op| STANDARD.encode(op)).collect()
+    graph.finish(Some(made)).to_wire()
 }
 
 /// Which part of which version took an error down, as clients show it with `--debug`.
@@ -371,7 +424,11 @@ pub(crate) fn stack() -> Any {
 }
 
 fn any(kind: &str, value: &Value) -> Any {
-    let type_url = format!("github.com/moby/buildkit/errdefs.{kind}+json");
+    any_of(&format!("errdefs.{kind}"), value)
+}
+
+fn any_of(kind: &str, value: &Value) -> Any {
+    let type_url = format!("github.com/moby/buildkit/{kind}+json");
     Any { type_url, value: value.to_string().into_bytes() }
 }
 
@@ -405,6 +462,38 @@ mod tests {
         let value: Value = serde_json::from_slice(&all.details[0].value).expect("JSON");
         assert_eq!(value["ranges"], json!([{ "start": { "line": 2 }, "end": { "line": 2 } }]));
         assert_eq!(value["info"]["data"], STANDARD.encode("FROM scratch\nFOO bar\n"));
+    }
+
+    #[test]
+    fn every_place_that_a_graph_names_is_told() {
+        let at = |start: (i32, i32), end: (i32, i32)| SourceRange {
+            start: Position { line: start.0, character: start.1 },
+            end: Position { line: end.0, character: end.1 },
+        };
+        let place = |name: &str, origin: Option<Vec<u8>>, range| Place {
+            name: name.to_owned(),
+            data: b"x".to_vec(),
+            language: String::new(),
+            origin,
+            ranges: vec![range],
+        };
+        let from = pb::Definition { def: vec![b"op".to_vec()], ..pb::Definition::default() };
+        let places = vec![
+            place("foo", None, at((7, 0), (0, 0))),
+            place("bar", Some(from.encode_to_vec()), at((3, 1), (3, 4))),
+        ];
+        let error = Arc::new(BuildError::NoFileSystem);
+        let status = Failure::Build { error, places, vertex: None }.status();
+        let all = rpc::Status::decode(status.details()).expect("a status");
+        let values: Vec<Value> =
+            all.details.iter().map(|any| serde_json::from_slice(&any.value).expect("JSON")).collect();
+        assert_eq!(
+            (&values[0]["info"]["filename"], values[0]["info"].get("definition")),
+            (&json!("foo"), None)
+        );
+        assert_eq!(values[0]["ranges"][0]["start"], json!({ "line": 7 }));
+        assert_eq!(values[1]["info"]["definition"], json!({ "def": [STANDARD.encode("op")] }));
+        assert_eq!(values[1]["ranges"][0]["start"], json!({ "line": 3, "character": 1 }));
     }
 
     #[test]

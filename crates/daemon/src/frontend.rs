@@ -20,7 +20,8 @@ use stave_oci::Platform;
 pub(crate) use attributes::Attributes;
 pub(crate) use definition::graph_of;
 
-use crate::build::{Build, Origin, Outcome};
+use crate::build::{Build, Origin};
+use crate::outcome::Outcome;
 use crate::failure::Failure;
 use crate::progress::WarningSource;
 

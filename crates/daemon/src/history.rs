@@ -14,14 +14,12 @@ mod filter;
 mod status;
 mod trace;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bollard_buildkit_proto::google::rpc;
 use bollard_buildkit_proto::moby::buildkit::v1::{
     BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, BuildHistoryRequest, BuildResultInfo,
@@ -271,12 +269,16 @@ impl Recording {
         self.said = said;
     }
 
+    /// Takes down what the exporters made, by their numbers.
+    pub(crate) fn made(&mut self, made: BTreeMap<usize, stave_oci::Descriptor>) {
+        self.record.result = results(made);
+    }
+
     /// Takes the end down; when this returns, clients find it.
     pub(crate) async fn end(mut self, solved: &Result<SolveResponse, Failure>) {
         match solved {
             Ok(response) => {
                 self.record.exporter_response = response.exporter_response.clone();
-                self.record.result = results(&response.exporter_response);
             }
             Err(failure) => self.record.error = Some(told(failure)),
         }
@@ -398,17 +400,18 @@ fn told(failure: &Failure) -> rpc::Status {
     rpc::Status { code: status.code().into(), message: status.message().to_owned(), details }
 }
 
-/// What the client was told of its image.
-fn results(response: &HashMap<String, String>) -> Option<BuildResultInfo> {
-    let bytes = STANDARD.decode(response.get("containerimage.descriptor")?).ok()?;
-    let value: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
-    let descriptor = Descriptor {
-        media_type: value["mediaType"].as_str()?.to_owned(),
-        digest: value["digest"].as_str()?.to_owned(),
-        size: value["size"].as_i64()?,
+/// The images of a build; the first is told in the old place, too.
+fn results(made: BTreeMap<usize, stave_oci::Descriptor>) -> Option<BuildResultInfo> {
+    let descriptor = |descriptor: stave_oci::Descriptor| Descriptor {
+        media_type: descriptor.media_type,
+        digest: descriptor.digest.to_string(),
+        size: i64::try_from(descriptor.size).unwrap_or(i64::MAX),
         annotations: HashMap::new(),
     };
-    Some(BuildResultInfo { results: HashMap::from([(0, descriptor)]), ..BuildResultInfo::default() })
+    let number = |id: usize| i64::try_from(id).unwrap_or(i64::MAX);
+    let first = made.values().next().cloned().map(descriptor)?;
+    let results = made.into_iter().map(|(id, one)| (number(id), descriptor(one))).collect();
+    Some(BuildResultInfo { result_deprecated: Some(first), results, ..BuildResultInfo::default() })
 }
 
 fn read(path: &Path) -> io::Result<BuildHistoryRecord> {

@@ -38,7 +38,7 @@ fn rule(rule: wire::Rule) -> Result<RuleSpec, Failure> {
             Ok(wire::PolicyAction::Allow) => PolicyAction::Allow,
             Ok(wire::PolicyAction::Deny) => PolicyAction::Deny,
             Ok(wire::PolicyAction::Convert) => PolicyAction::Convert,
-            Err(_) => return Err(unknown("action", rule.action)),
+            Err(_) => return Err(Failure::Value(format!("unknown type {} of policy action", rule.action))),
         },
         match_type: match wire::MatchType::try_from(selector.match_type) {
             Ok(wire::MatchType::Wildcard) => MatchType::Wildcard,

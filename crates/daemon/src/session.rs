@@ -7,12 +7,14 @@
 pub(crate) mod auth;
 pub(crate) mod connection;
 pub(crate) mod content;
+pub(crate) mod exporters;
 pub(crate) mod files;
 pub(crate) mod layout;
 pub(crate) mod output;
 pub(crate) mod secrets;
 pub(crate) mod ssh;
 pub(crate) mod upload;
+pub(crate) mod verifier;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;

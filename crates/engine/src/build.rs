@@ -244,6 +244,7 @@ impl Engine {
     pub(crate) fn local_session(&self, request: &BuildRequest, resolved: Resolved) -> Arc<Session> {
         Arc::new(Session {
             context_modes: request.context_modes,
+            asks_for_tags: false,
             travel: None,
             contexts: {
                 let own = ("context".to_owned(), request.context.clone());

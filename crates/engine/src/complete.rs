@@ -87,7 +87,8 @@ impl Engine {
         if let Some(squash) = built.squash {
             image = self.squash(image, squash, steps).await?;
         }
-        if let Some(sbom) = &built.attest.sbom {
+        let has_bill = image.attestations.iter().any(|one| one.predicate_type == attest::SPDX);
+        if let Some(sbom) = built.attest.sbom.as_ref().filter(|_| !has_bill) {
             let found = self.bill(sbom, &built, &image.platform, (steps, cancel)).await?;
             image.attestations.extend(found);
         }

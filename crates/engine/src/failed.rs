@@ -183,6 +183,7 @@ impl Engine {
     ) -> Result<Running, FailedError> {
         let session = Arc::new(Session {
             context_modes: stave_worker::ContextModes::Kept,
+            asks_for_tags: false,
             contexts: BTreeMap::new(),
             remote: None,
             layouts: BTreeMap::new(),

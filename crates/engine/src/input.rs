@@ -135,6 +135,7 @@ impl Engine {
         let pins = Pins::default();
         let session = Session {
             context_modes: stave_worker::ContextModes::Kept,
+            asks_for_tags: false,
             contexts: BTreeMap::new(),
             remote: None,
             layouts: BTreeMap::new(),

@@ -13,10 +13,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use stave_exporter::{ExportTarget, Exported, Image};
+use stave_exporter::{ExportTarget, Exported, INVENTED_HISTORY, Image};
 use stave_llb::Definition;
 use stave_llb::policy::SourcePolicies;
-use stave_oci::{Digest, ImageConfig, Platform, Reference};
+use stave_oci::{Digest, History, ImageConfig, Platform, Reference};
 use stave_registry::Client;
 use stave_solver::SolveError;
 use stave_store::Snapshot;
@@ -123,8 +123,24 @@ impl Parts<'_> {
             }
             config.created = config.created.max(Some(made.to_string()));
         }
+        self.date_layers(&mut config, snapshot)?;
         let image = self.engine.assemble(config, snapshot, &bases, platform, epoch)?;
         Ok(image.dated(epoch))
+    }
+
+    /// Layers that the history does not tell of are as old as each of them is.
+    fn date_layers(&self, config: &mut ImageConfig, snapshot: &Snapshot) -> Result<(), BuildError> {
+        let told = config.history.iter().filter(|line| !line.empty_layer).count();
+        for layer in snapshot.layers().iter().skip(told) {
+            let created = self.engine.store.layer_created(*layer)?;
+            let created = created.and_then(|time| jiff::Timestamp::try_from(time).ok());
+            config.history.push(History {
+                created: created.map(|time| time.to_string()).or_else(|| config.created.clone()),
+                comment: INVENTED_HISTORY.to_owned(),
+                ..History::default()
+            });
+        }
+        Ok(())
     }
 
     /// Looks an image up: its pin and its config.

@@ -15,7 +15,7 @@ use stave_oci::{Descriptor, Digest, Manifest, Platform, Reference, media_type};
 
 use crate::document::{self, Document};
 use crate::error::ExportErrorKind;
-use crate::image::{Attestation, Image};
+use crate::image::{Attestation, AttestedSubject, Image};
 use crate::spec::ImageFormat;
 
 /// The version of in-toto statements that BuildKit writes.
@@ -30,6 +30,8 @@ const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
 /// The type of attestations that refer to their image.
 const ARTIFACT: &str = "application/vnd.docker.attestation.manifest.v1+json";
+/// `{}` in base64.
+const EMPTY_DATA: &str = "e30=";
 /// OCI's media type of a config that says nothing.
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
@@ -69,7 +71,7 @@ struct Statement<'a> {
     kind: &'a str,
     #[serde(rename = "predicateType")]
     predicate_type: &'a str,
-    subject: &'a [Subject],
+    subject: Vec<Subject>,
     predicate: Value,
 }
 
@@ -77,13 +79,29 @@ struct Statement<'a> {
 pub(crate) fn statement(attestation: &Attestation, subjects: &[Subject]) -> Result<Vec<u8>, ExportErrorKind> {
     let invalid =
         |source| ExportErrorKind::Predicate { predicate_type: attestation.predicate_type.clone(), source };
-    let predicate: Value = serde_json::from_slice(&attestation.predicate).map_err(invalid)?;
+    let predicate = match attestation.predicate.as_slice() {
+        [] => Value::Null,
+        predicate => serde_json::from_slice(predicate).map_err(invalid)?,
+    };
+    let subject = match attestation.subjects.as_slice() {
+        [] => subjects.to_vec(),
+        wanted => wanted.iter().flat_map(|wanted| named(wanted, subjects)).collect(),
+    };
     Ok(document::json(&Statement {
         kind: STATEMENT,
         predicate_type: &attestation.predicate_type,
-        subject: subjects,
+        subject,
         predicate,
     }))
+}
+
+fn named(wanted: &AttestedSubject, result: &[Subject]) -> Vec<Subject> {
+    match wanted {
+        AttestedSubject::Result => result.to_vec(),
+        AttestedSubject::Other { name, digests } => {
+            vec![Subject { name: name.clone(), digest: digests.clone() }]
+        }
+    }
 }
 
 /// The manifest of what is attested of `image`, whose own manifest is `target`; `None` if nothing is.
@@ -109,7 +127,9 @@ pub(crate) fn manifest(
         statements.push(document);
     }
     let config = if format.artifact_attestations {
-        Document::new(EMPTY, b"{}".to_vec())
+        let mut empty = Document::new(EMPTY, b"{}".to_vec());
+        empty.descriptor.data = Some(EMPTY_DATA.to_owned());
+        empty
     } else {
         Document::new(media_type::OCI_CONFIG, config(&statements))
     };
@@ -148,7 +168,8 @@ fn config(statements: &[Document]) -> Vec<u8> {
 /// `pkg:docker/name@tag?platform=linux%2Famd64` (package-url's `docker` type).
 pub fn package_url(name: &Reference, platform: &Platform) -> String {
     let familiar = name.familiar_name();
-    let path: Vec<String> = familiar.split('/').map(escaped).collect();
+    // Of a name the colon before a port is escaped, too.
+    let path: Vec<String> = familiar.split('/').map(|part| escaped(part).replace(':', "%3A")).collect();
     let version = name.tag().map(|tag| format!("@{}", escaped(tag))).unwrap_or_default();
     let mut qualifiers = Vec::new();
     if let Some(digest) = name.digest() {
@@ -175,6 +196,28 @@ fn escaped(text: &str) -> String {
 mod tests {
     use super::*;
 
+    #[test]
+    fn subjects_of_statements() {
+        let image = [Subject::new("image".to_owned(), &Digest::sha256(b"i"))];
+        let named = |subjects: Vec<AttestedSubject>, predicate: &[u8]| {
+            let attestation = Attestation {
+                predicate_type: "t".to_owned(),
+                predicate: predicate.to_vec(),
+                subjects,
+                ..Attestation::default()
+            };
+            let bytes = statement(&attestation, &image).expect("a statement");
+            let value: Value = serde_json::from_slice(&bytes).expect("JSON");
+            let names =
+                value["subject"].as_array().expect("a list").iter().map(|one| one["name"].to_string());
+            (names.collect::<Vec<_>>().join(","), value["predicate"].clone())
+        };
+        let other = || AttestedSubject::Other { name: "o".to_owned(), digests: BTreeMap::new() };
+        assert_eq!(named(Vec::new(), b"1"), ("\"image\"".to_owned(), 1.into()));
+        assert_eq!(named(vec![other()], b""), ("\"o\"".to_owned(), Value::Null));
+        assert_eq!(named(vec![AttestedSubject::Result, other()], b"[]").0, "\"image\",\"o\"");
+    }
+
     #[track_caller]
     fn check(name: &str, expected: &str) {
         let name: Reference = name.parse().expect("a name");
@@ -186,7 +229,7 @@ mod tests {
         check("app:1", "pkg:docker/app@1?platform=linux%2Farm%2Fv7");
         check(
             "localhost:5000/team/app",
-            "pkg:docker/localhost:5000/team/app@latest?platform=linux%2Farm%2Fv7",
+            "pkg:docker/localhost%3A5000/team/app@latest?platform=linux%2Farm%2Fv7",
         );
     }
 }

@@ -24,7 +24,7 @@ pub const CONTAINERD_NAME: &str = "io.containerd.image.name";
 pub const CREATED: &str = "org.opencontainers.image.created";
 
 /// The comment BuildKit gives history lines it had to invent.
-const INVENTED_HISTORY: &str = "buildkit.exporter.image.v0";
+pub const INVENTED_HISTORY: &str = "buildkit.exporter.image.v0";
 
 /// A document with its descriptor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -181,7 +181,8 @@ pub(crate) fn index(entries: &[IndexEntry<'_>], annotations: &BTreeMap<String, S
     for entry in entries {
         let mut base = entry.top.clone();
         if let Some(created) = entry.created {
-            base.annotations.insert(CREATED.to_owned(), created.to_owned());
+            // Who named a time means it.
+            base.annotations.entry(CREATED.to_owned()).or_insert_with(|| created.to_owned());
         }
         for name in entry.names {
             let mut named = base.clone();

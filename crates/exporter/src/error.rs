@@ -88,8 +88,16 @@ pub enum ExportErrorKind {
         source: serde_json::Error,
     },
     /// Two platforms write the same file of one directory.
-    #[error("cannot overwrite `{0}` of another platform: leave `platform-split` on")]
-    PlatformConflict(PathBuf),
+    #[error(
+        "cannot overwrite {} from {} with {} when split option is disabled: leave `platform-split` on",
+        path.display(), platforms[0], platforms[1]
+    )]
+    PlatformConflict {
+        /// The file.
+        path: PathBuf,
+        /// Whose it is, and who writes it again.
+        platforms: Box<[stave_oci::Platform; 2]>,
+    },
     /// Another engine failed.
     #[error("the engine at `{address}` failed")]
     Engine {

@@ -6,7 +6,7 @@
 //!
 //! Read [`directory`] and [`tar`] first.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -110,25 +110,27 @@ fn folder(platform: &Platform) -> String {
 
 /// All paths that will be written; a file that two trees have is an error.
 fn check_conflicts(trees: &[Tree<'_>]) -> Result<BTreeSet<PathBuf>, ExportErrorKind> {
-    let mut all = BTreeSet::new();
+    let mut all: BTreeMap<PathBuf, &Platform> = BTreeMap::new();
     for tree in trees {
+        let platform = &tree.image.platform;
         if !tree.folder.as_os_str().is_empty() {
-            all.insert(tree.folder.clone());
+            all.insert(tree.folder.clone(), platform);
         }
         let mut own = Vec::new();
         walk(&tree.view, &mut |visit| {
             if let Visit::Entry(entry) = visit {
                 let path = tree.folder.join(entry.path());
-                if entry.kind != Kind::Directory && all.contains(&path) {
-                    return Err(ExportErrorKind::PlatformConflict(path));
+                if let Some(&other) = all.get(&path).filter(|_| entry.kind != Kind::Directory) {
+                    let platforms = Box::new([other.clone(), platform.clone()]);
+                    return Err(ExportErrorKind::PlatformConflict { path, platforms });
                 }
-                own.push(path);
+                own.push((path, platform));
             }
             Ok(())
         })?;
         all.extend(own);
     }
-    Ok(all)
+    Ok(all.into_keys().collect())
 }
 
 fn statements(
@@ -136,7 +138,7 @@ fn statements(
     trees: &[Tree<'_>],
     options: &FilesOptions,
 ) -> Result<Vec<Statement>, ExportErrorKind> {
-    if tree.image.attestations.is_empty() {
+    if tree.image.attestations.iter().all(|one| one.images_only) {
         return Ok(Vec::new());
     }
     let mut subjects = Vec::new();
@@ -165,7 +167,7 @@ fn statements(
         let path = tree.folder.join(name(&one.file_name));
         Ok(Statement { path, bytes: attestation::statement(one, &subjects)? })
     };
-    tree.image.attestations.iter().map(statement).collect()
+    tree.image.attestations.iter().filter(|one| !one.images_only).map(statement).collect()
 }
 
 fn put(path: &Path, bytes: &[u8], epoch: Option<i64>) -> Result<(), ExportErrorKind> {

@@ -1,5 +1,7 @@
 //! The image as every sink sees it: a value, complete, never patched. Must not know the sinks.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 use stave_oci::{Descriptor, Digest, ImageConfig, Platform, Reference};
 use stave_store::{LayerId, LocalImage, Snapshot, StoredAttestation, StoredManifest};
@@ -24,14 +26,32 @@ pub struct Image {
 
 /// Something attested of an image: an in-toto predicate. The statement around it, which names the
 /// image by its digest, is made at export.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Attestation {
     /// The URI that says what the predicate is.
     pub predicate_type: String,
-    /// The predicate, as JSON.
+    /// The predicate, as JSON; nothing at all stands for `null`.
     pub predicate: Vec<u8>,
     /// The file that `local` and `tar` sinks give it, such as `provenance.json`.
     pub file_name: String,
+    /// What it speaks of; empty: the image.
+    pub subjects: Vec<AttestedSubject>,
+    /// Whether it goes with images only, and not with files.
+    pub images_only: bool,
+}
+
+/// What an attestation speaks of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AttestedSubject {
+    /// The image itself, or the files of the result.
+    Result,
+    /// Something else.
+    Other {
+        /// What it is called.
+        name: String,
+        /// Its digests in hexadecimal, by algorithm.
+        digests: BTreeMap<String, String>,
+    },
 }
 
 /// An image's config.
@@ -116,6 +136,7 @@ impl Image {
             file_name: file_name(&stored.predicate_type).to_owned(),
             predicate_type: stored.predicate_type,
             predicate: stored.predicate,
+            ..Attestation::default()
         };
         Self { attestations: stored.into_iter().map(attestation).collect(), ..self }
     }

@@ -34,11 +34,11 @@ pub use archive::{LoadSource, LoadedImage, MAX_ENTRIES, MAX_EXTENSION, MAX_IMAGE
 pub use attestation::package_url;
 pub use compress::{DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL, GZIP_MEMBER, ZSTD_FRAME};
 pub use docker_api::{EngineAddress, EngineAddressError, EngineFault};
-pub use document::{CONTAINERD_NAME, CREATED, REF_NAME};
+pub use document::{CONTAINERD_NAME, CREATED, INVENTED_HISTORY, REF_NAME};
 pub use error::{ExportError, ExportErrorKind, LoadError, LoadErrorKind};
 pub use event::{ExportEvent, ExportEvents, ExportStep};
 pub use exporter::{ArchiveLayout, Exporter, SavedImage};
-pub use image::{Attestation, ConfigDocument, Exported, Image, ImageLayerRef, file_name};
+pub use image::{Attestation, AttestedSubject, ConfigDocument, Exported, Image, ImageLayerRef, file_name};
 pub use layer::LayerBlob;
 pub use spec::{
     Annotation, AnnotationError, AnnotationLevel, Annotations, ArchiveDestination, ArchiveTarget,

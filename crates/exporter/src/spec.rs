@@ -181,6 +181,8 @@ pub struct ImageFormat {
     pub rewrite_timestamps: Option<bool>,
     /// Layers of types that may not be distributed keep them; otherwise they get the usual types.
     pub nondistributable: bool,
+    /// Whether an index stands over the manifest of a single platform, too.
+    pub always_index: bool,
     /// Attestations as OCI artifacts that refer to the image, which registries list as its referrers.
     pub artifact_attestations: bool,
 }
@@ -384,6 +386,16 @@ impl ExportTarget {
     pub fn pushed(mut self) -> Self {
         if let Self::Image(target) = &mut self {
             target.push.get_or_insert_default();
+        }
+        self
+    }
+
+    /// This target with an index in any case; targets that are not images, and docker's archives, which hold none, are
+    /// unchanged.
+    #[must_use]
+    pub fn indexed(mut self) -> Self {
+        if let Self::Image(ImageTarget { format, .. }) | Self::Oci(ArchiveTarget { format, .. }) = &mut self {
+            format.always_index = true;
         }
         self
     }

@@ -122,6 +122,7 @@ impl<'a> Lowering<'a> {
             filename: part.name.to_owned(),
             data: part.text.as_bytes().to_vec(),
             language: "Dockerfile".to_owned(),
+            origin: Vec::new(),
         });
         let files = files.map(|file| graph.add_file(file)).collect();
         let context = BuildContext::new(&mut graph, &plan.request)

@@ -25,6 +25,8 @@ pub struct SourceInfo {
     pub data: Vec<u8>,
     /// Its language, such as `Dockerfile`.
     pub language: String,
+    /// The graph that it comes from, as a `pb.Definition`; empty where nobody says.
+    pub origin: Vec<u8>,
 }
 
 /// A place in a file.

@@ -32,6 +32,9 @@ pub struct Descriptor {
     /// For a manifest in an index: the type of the artifact.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
+    /// The blob itself, in base64, where it is so small that it travels along.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
 }
 
 impl Descriptor {
@@ -45,6 +48,7 @@ impl Descriptor {
             annotations: BTreeMap::new(),
             platform: None,
             artifact_type: None,
+            data: None,
         }
     }
 

@@ -26,6 +26,7 @@ use crate::source::git::{GitError, GitRequest};
 use crate::source::http::HttpSource;
 use crate::source::image::{Puller, blocking};
 use crate::source::layout::OciLayout;
+use crate::source::wanted::ImageWanted;
 use crate::step::{self, StepError};
 use crate::travel;
 use crate::view::LAYER_LIMIT;
@@ -210,7 +211,7 @@ impl<E: Executor> LocalWorker<E> {
     ) -> Result<Ref, SourceError> {
         match &op.identifier {
             SourceIdentifier::DockerImage { reference } => {
-                self.image(reference, vertex.platform.as_ref(), cx).await
+                self.image(reference, op, vertex.platform.as_ref(), cx).await
             }
             SourceIdentifier::Local { name } => self.context(name, op, cx).await,
             SourceIdentifier::Http { url } => self.http(url, op, cx).await,
@@ -231,9 +232,11 @@ impl<E: Executor> LocalWorker<E> {
     async fn image(
         &self,
         name: &Reference,
+        op: &SourceOp,
         platform: Option<&Platform>,
         cx: &JobContext<Session>,
     ) -> Result<Ref, SourceError> {
+        let wanted = ImageWanted::new(op)?;
         let platform = platform.cloned().unwrap_or_else(Platform::host);
         let progress = |layer: &Digest, current: u64, total: u64| {
             cx.events.progress(layer.as_str(), current, Some(total));
@@ -246,23 +249,31 @@ impl<E: Executor> LocalWorker<E> {
         };
         // What another pulled is no leave to have it: a tenant's own credentials must reach the manifest.
         let finds = cx.session.namespace.finds_local_images();
-        if finds
-            && let Some(image) = puller.local(name, &platform)?
-            && self.shared.store.exists(&image.snapshot())?
-        {
-            return Ok(Ref::Snapshot(image.snapshot()));
-        }
-        let known = name.digest().and_then(|digest| cx.session.resolved.get(digest));
-        let image = match known {
-            Some(resolved) => puller.pull_resolved(name, resolved).await?,
-            None => puller.pull(name, &platform).await?,
+        let here = if finds { puller.local(name, &platform)? } else { None };
+        let here = match here {
+            Some(image) if self.shared.store.exists(&image.snapshot())? => Some(image),
+            _ => None,
+        };
+        let asks = wanted.asks(name, cx.session.asks_for_tags);
+        let image = match (here, name.digest().and_then(|digest| cx.session.resolved.get(digest))) {
+            (Some(image), _) if !asks => return Ok(Ref::Snapshot(wanted.layers_of(name, &image)?)),
+            (_, Some(resolved)) => puller.pull_resolved(name, resolved).await?,
+            (here, None) => match (puller.resolve(name, &platform).await, here) {
+                (Ok(resolved), _) => {
+                    wanted.check(name, &resolved.root.descriptor.digest)?;
+                    puller.pull_resolved(name, &resolved).await?
+                }
+                // Nobody else has what was made here.
+                (Err(_), Some(image)) if wanted.checksum.is_none() => image,
+                (Err(error), _) => return Err(error),
+            },
         };
         // Kept under its name, as docker and podman keep base images: the next build need not ask anybody.
         match name.tagged() {
             Some(name) if finds => puller.keep(&name, &image)?,
             _ => self.shared.store.put_image(&[], &image)?,
         }
-        Ok(Ref::Snapshot(image.snapshot()))
+        Ok(Ref::Snapshot(wanted.layers_of(name, &image)?))
     }
 
     async fn context(&self, name: &str, op: &SourceOp, cx: &JobContext<Session>) -> Result<Ref, SourceError> {
@@ -484,6 +495,7 @@ fn source_error(error: SourceError) -> OpError {
         SourceError::UnknownContext(_)
         | SourceError::UnknownLayout(_)
         | SourceError::Attribute { .. }
+        | SourceError::ImageAttribute { .. }
         | SourceError::Context { .. }
         | SourceError::Fetch(_) => OpErrorKind::Input,
         SourceError::Registry { .. }
@@ -508,6 +520,7 @@ fn file_error(error: FileError) -> OpError {
         FileError::Copy(_)
         | FileError::Unpack(_)
         | FileError::NotFound(_)
+        | FileError::Missing(_)
         | FileError::NothingToRemove(_)
         | FileError::NoParent(_)
         | FileError::Root(_)

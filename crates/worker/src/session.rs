@@ -37,6 +37,8 @@ pub struct Session {
     pub secrets: BTreeMap<String, Secret>,
     /// Registries, with credentials.
     pub registry: Client,
+    /// Whether a registry is asked what a tag stands for before the store is.
+    pub asks_for_tags: bool,
     /// Images that were resolved before the build, by the digest they are pinned to. They are not asked for again.
     pub resolved: BTreeMap<Digest, ResolvedImage>,
     /// Caches this build brings from elsewhere and makes for elsewhere.

@@ -6,12 +6,14 @@ pub(crate) mod describe;
 pub(crate) mod git;
 pub(crate) mod http;
 pub(crate) mod image;
+pub(crate) mod index;
 pub(crate) mod layout;
 pub(crate) mod pins;
+pub(crate) mod wanted;
 
 use std::path::PathBuf;
 
-use stave_oci::Reference;
+use stave_oci::{ManifestError, Reference};
 use stave_registry::RegistryError;
 use stave_store::StoreError;
 
@@ -118,6 +120,14 @@ pub enum SourceError {
         /// Its value.
         value: String,
     },
+    /// An image's attribute has a value that makes no sense.
+    #[error("invalid {what} {value}")]
+    ImageAttribute {
+        /// What it is.
+        what: &'static str,
+        /// Its value.
+        value: String,
+    },
     /// Nobody wants it any more.
     #[error("cancelled")]
     Cancelled,
@@ -136,6 +146,45 @@ pub enum ImageFault {
         layers: usize,
         /// In the configuration.
         diff_ids: usize,
+    },
+    /// Something in its index is neither a manifest nor an index.
+    #[error(transparent)]
+    Document(ManifestError),
+    /// An index and a document in it do not agree.
+    #[error("its index says that {digest} has {expected} bytes; it has {found}")]
+    Size {
+        /// The document.
+        digest: stave_oci::Digest,
+        /// Bytes by the index.
+        expected: u64,
+        /// Bytes that came.
+        found: u64,
+    },
+    /// Its index leads to more than anybody needs.
+    #[error("its index leads to more than {limit} {what}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// As many are taken.
+        limit: usize,
+    },
+    /// The name stands for something else than was asked for.
+    #[error("image digest {found} for {image} does not match expected checksum {expected}")]
+    Checksum {
+        /// What it stands for.
+        found: stave_oci::Digest,
+        /// The name.
+        image: String,
+        /// What it should.
+        expected: stave_oci::Digest,
+    },
+    /// It has fewer layers than are wanted of it.
+    #[error("layer limit {limit} is greater than the number of layers in the image {layers}")]
+    LayerLimit {
+        /// As many are wanted.
+        limit: usize,
+        /// As many it has.
+        layers: usize,
     },
     /// A layer whose media type is not a tar.
     #[error("layer {digest} has the unsupported media type `{media_type}`")]

@@ -17,8 +17,9 @@ use stave_llb::Definition;
 use stave_oci::Digest;
 use stave_store::Snapshot;
 
-use super::{Build, Outcome, Target};
+use super::{Build, Target};
 use crate::failure::Failure;
+use crate::outcome::Outcome;
 use crate::session::content::{ClientStore, ContentError};
 
 impl Build {

@@ -3,11 +3,12 @@
 //!
 //! Start with [`Build::attest_for_record`] and [`Build::take_down`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::PoisonError;
 
 use stave_engine::attest::{Attest, Provenance, ProvenanceMode, SlsaVersion};
 use stave_exporter::Image;
+use stave_oci::Descriptor;
 
 use super::Build;
 use crate::history::Attachment;
@@ -57,6 +58,16 @@ impl Build {
             image.attestations.retain(|attestation| !attestation.predicate_type.starts_with(PROVENANCE));
         }
         image
+    }
+
+    /// Takes down what an exporter made.
+    pub(crate) fn note_made(&self, exporter: usize, made: Descriptor) {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(exporter, made);
+    }
+
+    /// What the exporters made so far.
+    pub(crate) fn made(&self) -> BTreeMap<usize, Descriptor> {
+        std::mem::take(&mut *self.made.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// What was said so far.

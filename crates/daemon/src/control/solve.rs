@@ -8,15 +8,21 @@ use serde_json::json;
 use stave_llb::policy::SourcePolicies;
 
 use crate::audit::short;
-use crate::build::{Beginning, Outcome, RunningBuild};
+use crate::build::{Beginning, RunningBuild};
 use crate::export::export_all;
 use crate::failure::Failure;
+use crate::gateway::verified::Verifier;
 use crate::gateway::{Asked, run};
 use crate::history::Recording;
+use crate::outcome::{Outcome, own_options};
 use crate::policy::of_messages;
+use crate::session::{ClientSession, exporters};
 use crate::state::Shared;
 use crate::tenants::{Caller, Gate};
 use crate::wanted::Wanted;
+
+/// The option that dates a build.
+const EPOCH: &str = "build-arg:SOURCE_DATE_EPOCH";
 
 /// Builds what a client asks for. Dropping the future stops all of it.
 pub(super) async fn solve(
@@ -69,7 +75,6 @@ async fn solve_for(
     caller: &Caller,
     request: &SolveRequest,
 ) -> Result<SolveResponse, Failure> {
-    check(request)?;
     let session = shared.sessions.of(caller, &request.session).await?;
     allowed(caller, &exporters(request))?;
     let quota = shared.settings.now().tenancy.quota(caller);
@@ -85,6 +90,10 @@ async fn solve_for(
         environment: shared.settings.now().worker.environment.clone(),
         confinement,
         policy: SourcePolicies::new(of_messages(request.source_policy.iter().cloned().collect())?)?,
+        verifier: match request.source_policy_session.as_str() {
+            "" => None,
+            id => Some(Verifier::new(shared.sessions.of(caller, id).await?)),
+        },
         gate: Gate::new(caller.clone(), quota, Arc::clone(&shared.slots)),
         recorder: recording.as_ref().map(Recording::recorder),
     };
@@ -99,10 +108,11 @@ async fn solve_for(
     };
     let solved = running.build.settle(solved).await;
     shared.traces.build(&running.build, &solved);
-    let said = running.build.said();
+    let (said, made) = (running.build.said(), running.build.made());
     drop(running);
     if let Some(mut recording) = recording {
         recording.attach(said);
+        recording.made(made);
         recording.end(&solved).await;
     }
     shared.collect();
@@ -114,14 +124,37 @@ async fn build(
     running: &mut RunningBuild<'_>,
     request: &SolveRequest,
 ) -> Result<SolveResponse, Failure> {
-    let exporters = exporters(request);
+    let mut exporters = exporters(request);
+    if running.build.verifier.is_some() && running.build.wanted.attest.sbom.is_some() {
+        // The scanner's image is none of the graph's sources.
+        let text = "a bill of materials under source policies that the session decides";
+        return Err(Failure::Unsupported(text.to_owned()));
+    }
     // Options that cannot be honoured are said before the work begins.
     for exporter in &exporters {
-        crate::export::target(exporter)?;
+        crate::export::target(&own_options(exporter, true))?;
     }
     let outcome = Box::pin(outcome(shared, running, request)).await?;
-    let exporter_response = Box::pin(export_all(&running.build, &outcome, &exporters)).await?;
+    let session = Arc::clone(&running.build.session);
+    if request.enable_session_exporter {
+        let chosen = chosen(&outcome, &session).await?;
+        allowed(running.build.gate.owner(), &chosen)?;
+        exporters.extend(dated(chosen, request));
+    }
+    let exporter_response =
+        Box::pin(export_all(&running.build, &outcome, &exporters, &request.frontend_attrs)).await?;
+    if request.enable_session_exporter {
+        let finished = exporters::finish(&session, exporter_response.clone()).await;
+        finished.map_err(|status| Failure::Client(Box::new(status)))?;
+    }
     Ok(SolveResponse { exporter_response })
+}
+
+/// The exporters that the client chooses now that it can look at the results.
+async fn chosen(outcome: &Outcome, session: &ClientSession) -> Result<Vec<Exporter>, Failure> {
+    let refs = outcome.targets.iter().map(|(_, target)| target.id.clone()).collect();
+    let found = exporters::find(session, outcome.metadata.clone(), refs).await;
+    found.map_err(|status| Failure::Client(Box::new(status)))
 }
 
 /// What the front end came to: the client's own, or one of ours.
@@ -144,7 +177,22 @@ async fn outcome(
     run(shared, &running.build, asked).await
 }
 
+/// The exporters asked for; the date that a build is given is theirs, too, unless they have their own.
 fn exporters(request: &SolveRequest) -> Vec<Exporter> {
+    dated(named_exporters(request), request)
+}
+
+fn dated(mut exporters: Vec<Exporter>, request: &SolveRequest) -> Vec<Exporter> {
+    let epoch = request.frontend_attrs.get(EPOCH).filter(|value| value.parse::<i64>().is_ok());
+    if let Some(epoch) = epoch {
+        for exporter in &mut exporters {
+            exporter.attrs.entry("source-date-epoch".to_owned()).or_insert_with(|| epoch.clone());
+        }
+    }
+    exporters
+}
+
+fn named_exporters(request: &SolveRequest) -> Vec<Exporter> {
     match request.exporters.as_slice() {
         [] if request.exporter_deprecated.is_empty() => Vec::new(),
         [] => vec![Exporter {
@@ -167,16 +215,4 @@ fn allowed(caller: &Caller, exporters: &[Exporter]) -> Result<(), Failure> {
         }
         false => Ok(()),
     }
-}
-
-/// What would change the result and is not honoured must not be passed over.
-fn check(request: &SolveRequest) -> Result<(), Failure> {
-    let unsupported = |what: &str| Err(Failure::Unsupported(what.to_owned()));
-    if !request.source_policy_session.is_empty() {
-        return unsupported("source policies that the session decides");
-    }
-    if request.enable_session_exporter {
-        return unsupported("exporters that the session chooses");
-    }
-    Ok(())
 }

@@ -15,7 +15,8 @@ use stave_frontend_dockerfile::{
     outline, parse, plan, targets,
 };
 
-use crate::build::{Build, Outcome};
+use crate::build::Build;
+use crate::outcome::Outcome;
 use crate::failure::Failure;
 
 const VERSION: &str = "1.0.0";

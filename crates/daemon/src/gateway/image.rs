@@ -27,8 +27,9 @@ use tonic::transport::Server;
 
 use super::containers::Containers;
 use super::{Asked, Gateway};
-use crate::build::{Build, Outcome};
+use crate::build::Build;
 use crate::failure::Failure;
+use crate::outcome::Outcome;
 use crate::state::Shared;
 use crate::workers;
 

@@ -26,7 +26,8 @@ pub(super) async fn allowed(
     policies: &SourcePolicies,
     definition: &Definition,
 ) -> Result<Definition, Failure> {
-    Box::pin(expanded(build, policies, policies.apply(definition)?)).await
+    let definition = build.with_verified(policies.apply(definition)?).await?;
+    Box::pin(expanded(build, policies, definition)).await
 }
 
 /// A graph without build ops.
@@ -44,6 +45,7 @@ async fn expanded(
         });
         let Some((vertex, op)) = found else { return Ok(definition) };
         let inner = policies.apply(&inner(build, &definition, &vertex, &op).await?)?;
+        let inner = build.with_verified(inner).await?;
         let whole = definition.with_graph_at(&vertex.digest, &inner);
         definition =
             whole.ok_or_else(|| Failure::Value("the graph of a build op has no output".to_owned()))?;

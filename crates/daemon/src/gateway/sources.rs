@@ -45,6 +45,7 @@ pub(super) async fn image_config(
         return Ok(ResolveImageConfigResponse { digest: digest.to_string(), config, r#ref: name.clone() });
     }
     let reference = image_under(&policies, &named(name)?)?;
+    let reference = verified_image(&build, reference, &wanted).await?;
     let (digest, config) = resolve(&build, &reference, &wanted, &request.resolve_mode).await?;
     Ok(ResolveImageConfigResponse { digest: digest.to_string(), config, r#ref: reference.canonical() })
 }
@@ -54,11 +55,23 @@ pub(super) async fn metadata(
     request: Request<ResolveSourceMetaRequest>,
 ) -> Result<ResolveSourceMetaResponse, Failure> {
     let build = gateway.build(request.metadata()).await?;
-    let request = request.into_inner();
-    let policies = build.policies(of_messages(request.source_policies)?)?;
-    let source = request.source.ok_or_else(|| Failure::Value("no source in the request".to_owned()))?;
+    let mut request = request.into_inner();
+    let policies = build.policies(of_messages(std::mem::take(&mut request.source_policies))?)?;
+    let source = request.source.take();
+    let source = source.ok_or_else(|| Failure::Value("no source in the request".to_owned()))?;
     let source = SourceOp::new(source.identifier, source.attrs);
     let source = policies.evaluate(&source).map_err(Failure::PolicyOfImage)?.unwrap_or(source);
+    let wanted = platform(request.platform.as_ref());
+    let source = build.verified(&source, Some(&wanted)).await?;
+    about(&build, source, request).await
+}
+
+/// What is known of a source, whatever the rules say.
+pub(super) async fn about(
+    build: &Build,
+    source: SourceOp,
+    request: ResolveSourceMetaRequest,
+) -> Result<ResolveSourceMetaResponse, Failure> {
     let wanted = platform(request.platform.as_ref());
     let mut answer = ResolveSourceMetaResponse::default();
     let mut identifier = source.raw.clone();
@@ -68,17 +81,14 @@ pub(super) async fn metadata(
             if asked.attestation_chain || !asked.resolve_attestations.is_empty() {
                 return Err(Failure::Unsupported("attestation chains of images".to_owned()));
             }
-            let (digest, config) = resolve(&build, reference, &wanted, &request.resolve_mode).await?;
-            let pinned = match reference.digest() {
-                Some(_) => reference.canonical(),
-                None => format!("{}@{digest}", reference.canonical()),
-            };
-            identifier = format!("docker-image://{pinned}");
+            let (digest, config) = resolve(build, reference, &wanted, &request.resolve_mode).await?;
+            // As the rules have it; the digest is told beside it.
+            identifier = format!("docker-image://{}", reference.canonical());
             answer.image = Some(image(&digest, if asked.no_config { Vec::new() } else { config }));
         }
         SourceIdentifier::OciLayout { reference } => {
             let store = source.attrs.get("oci.store").map_or("", String::as_str);
-            let (digest, config) = in_layout(&build, reference, store, &wanted).await?;
+            let (digest, config) = in_layout(build, reference, store, &wanted).await?;
             let no_config = request.image.is_some_and(|image| image.no_config);
             answer.image = Some(image(&digest, if no_config { Vec::new() } else { config }));
         }
@@ -86,14 +96,14 @@ pub(super) async fn metadata(
             if request.git.is_some_and(|git| git.return_object) {
                 return Err(Failure::Unsupported("objects of a repository".to_owned()));
             }
-            if let Some(SourceFacts::Git(pin)) = facts(&build, &source).await? {
+            if let Some(SourceFacts::Git(pin)) = facts(build, &source).await? {
                 answer.git = Some(commit(&pin));
             }
         }
         SourceIdentifier::Http { .. } => {
-            if let Some(SourceFacts::Http(pin)) = facts(&build, &source).await? {
+            if let Some(SourceFacts::Http(pin)) = facts(build, &source).await? {
                 let asked = request.http.and_then(|http| http.checksum_request);
-                answer.http = Some(download(&build, pin, asked).await?);
+                answer.http = Some(download(build, pin, asked).await?);
             }
         }
         // Nothing is known of a directory before it is fetched.
@@ -213,6 +223,19 @@ async fn resolve(
         _ => PullPolicy::Missing,
     };
     Ok(build.parts(None).resolve(reference, platform, pull).await?)
+}
+
+/// The image that the client's session lets be used in the place of another.
+async fn verified_image(
+    build: &Build,
+    reference: Reference,
+    wanted: &Platform,
+) -> Result<Reference, Failure> {
+    let source = SourceOp::new(format!("docker-image://{}", reference.canonical()), BTreeMap::new());
+    match build.verified(&source, Some(wanted)).await?.identifier {
+        SourceIdentifier::DockerImage { reference } => Ok(reference),
+        _ => Err(Failure::Value(format!("what takes the place of `{}` is no image", reference.canonical()))),
+    }
 }
 
 /// The image that the rules of the build allow in the place of the one that is named.

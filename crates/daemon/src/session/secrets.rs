@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bollard_buildkit_proto::moby::buildkit::secrets::v1::GetSecretRequest;
 use bollard_buildkit_proto::moby::buildkit::secrets::v1::secrets_client::SecretsClient;
-use stave_llb::{Definition, ExecOp, Mount, Op, SourceOp};
+use stave_llb::{Definition, ExecOp, Mount, Op, SourceIdentifier, SourceOp};
 use stave_worker::Secret;
 use url::Url;
 
@@ -47,8 +47,14 @@ fn wanted_by_source(source: &SourceOp) -> Vec<String> {
     let own = ["git.authtokensecret", "git.authheadersecret", "http.authheadersecret"];
     let mut ids: Vec<String> = own.into_iter().filter_map(named).collect();
     let address = source.attrs.get("git.fullurl").map_or(source.raw.as_str(), String::as_str);
-    if let Some(host) = Url::parse(address).ok().as_ref().and_then(host_of) {
+    let url = Url::parse(address).ok();
+    if let Some(host) = url.as_ref().and_then(host_of) {
         ids.extend(ids.clone().iter().map(|id| format!("{id}.{host}")));
+    }
+    if let SourceIdentifier::Http { .. } = &source.identifier
+        && let Some(host) = url.as_ref().and_then(Url::host_str)
+    {
+        ids.extend(stave_worker::host_secrets(host));
     }
     ids
 }
@@ -100,5 +106,10 @@ mod tests {
         let output = graph.source(source, &Platform::host(), About::default());
         let ids: Vec<String> = wanted(&graph.finish(Some(output))).into_iter().collect();
         assert_eq!(ids, ["T", "T.h.test:1"]);
+        let mut graph = GraphBuilder::default();
+        let source = SourceOp::new("https://u@h.test:1/file", [].into());
+        let output = graph.source(source, &Platform::host(), About::default());
+        let ids: Vec<String> = wanted(&graph.finish(Some(output))).into_iter().collect();
+        assert_eq!(ids, ["HTTP_AUTH_HEADER_h.test", "HTTP_AUTH_TOKEN_h.test"]);
     }
 }

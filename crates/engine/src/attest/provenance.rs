@@ -146,6 +146,7 @@ impl Facts<'_> {
             predicate_type: predicate_type.to_owned(),
             predicate: predicate.to_string().into_bytes(),
             file_name: "provenance.json".to_owned(),
+            ..Attestation::default()
         })
     }
 

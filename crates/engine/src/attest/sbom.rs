@@ -19,7 +19,7 @@ use super::{AttestError, Sbom};
 const SOURCE: &str = "/run/src/core/sbom";
 const DESTINATION: &str = "/run/out/";
 /// The only type of bill that is taken.
-const SPDX: &str = "https://spdx.dev/Document";
+pub(crate) const SPDX: &str = "https://spdx.dev/Document";
 /// Bytes of the largest statement, as BuildKit limits it.
 const MAX_STATEMENT: u64 = 40 << 20;
 /// The most statements of one scan.
@@ -126,6 +126,7 @@ fn attestation(file: String, bytes: &[u8]) -> Result<Attestation, AttestError> {
         predicate_type: statement.predicate_type,
         predicate: statement.predicate.to_string().into_bytes(),
         file_name: file,
+        ..Attestation::default()
     })
 }
 

@@ -244,9 +244,6 @@ impl Pairs {
         self.boolean("attestation-inline")?;
         let artifact_attestations = self.boolean("oci-artifact")?.unwrap_or(false);
         let docker = media_types == Some(MediaTypes::Docker);
-        if docker && algorithm == Some(Compression::Zstd) {
-            return Err(Kind::Conflict("compression=zstd", "oci-mediatypes=false"));
-        }
         if docker && artifact_attestations {
             return Err(Kind::Conflict("oci-artifact=true", "oci-mediatypes=false"));
         }
@@ -257,6 +254,7 @@ impl Pairs {
             epoch: self.epoch()?,
             rewrite_timestamps: self.boolean("rewrite-timestamp")?,
             nondistributable: self.boolean("prefer-nondist-layers")?.unwrap_or(false),
+            always_index: false,
             artifact_attestations,
         })
     }

@@ -145,8 +145,8 @@ fn refusals_say_what_to_write() {
          TYPE being `manifest`, `manifest-descriptor`, `index` or `index-descriptor`",
     );
     refused(
-        "type=image,compression=zstd,oci-mediatypes=false",
-        "exporter option \"compression=zstd\" conflicts with \"oci-mediatypes=false\"",
+        "type=image,oci-artifact=true,oci-mediatypes=false",
+        "exporter option \"oci-artifact=true\" conflicts with \"oci-mediatypes=false\"",
     );
     refused(
         "type=oci,oci-artifact=true,oci-mediatypes=false",

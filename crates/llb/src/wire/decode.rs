@@ -142,7 +142,12 @@ fn source_map(from: pb::Source, definition: &Definition) -> SourceMap {
     let infos: Vec<SourceInfo> = from
         .infos
         .into_iter()
-        .map(|info| SourceInfo { filename: info.filename, data: info.data, language: info.language })
+        .map(|info| SourceInfo {
+            filename: info.filename,
+            data: info.data,
+            language: info.language,
+            origin: info.definition.map(|definition| definition.encode_to_vec()).unwrap_or_default(),
+        })
         .collect();
     let mut locations = BTreeMap::new();
     for (digest, places) in from.locations {

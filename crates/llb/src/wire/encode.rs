@@ -133,7 +133,11 @@ fn source(map: &SourceMap) -> pb::Source {
     let infos = map.infos.iter().map(|info| pb::SourceInfo {
         filename: info.filename.clone(),
         data: info.data.clone(),
-        definition: None,
+        // Read once already.
+        definition: match info.origin.as_slice() {
+            [] => None,
+            origin => pb::Definition::decode(origin).ok(),
+        },
         language: info.language.clone(),
     });
     let locations = map.locations.iter().map(|(digest, places)| {

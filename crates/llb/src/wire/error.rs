@@ -45,6 +45,14 @@ pub enum DefinitionError {
         /// The value.
         value: i64,
     },
+    /// A step wants privileges of a kind nobody knows.
+    #[error("vertex `{vertex}` has an invalid security mode: {value}")]
+    Security {
+        /// The vertex.
+        vertex: Digest,
+        /// What it wants.
+        value: i32,
+    },
     /// Definitions inside definitions, deeper than accepted.
     #[error("definitions are nested deeper than {0}")]
     Nesting(usize),

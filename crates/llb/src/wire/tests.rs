@@ -65,6 +65,7 @@ fn everything() -> Definition {
         filename: "F".into(),
         data: b"FROM x".to_vec(),
         language: "Dockerfile".into(),
+        origin: pb::Definition { def: vec![b"op".to_vec()], ..Default::default() }.encode_to_vec(),
     });
     let base = image(&mut graph);
     let local =

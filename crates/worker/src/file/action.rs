@@ -36,6 +36,10 @@ pub enum FileError {
     /// A source path is not there. The quoted path and what follows it are BuildKit's words.
     #[error("failed to compute cache key: {0:?}: not found")]
     NotFound(String),
+    /// The same where the files come from what is written to, or from nothing: no digest is asked for there, and
+    /// BuildKit's words are those of the copy itself.
+    #[error("lstat {0}: no such file or directory")]
+    Missing(String),
     /// A path to remove is not there.
     #[error("cannot remove `{0}`: not found")]
     NothingToRemove(String),

@@ -223,14 +223,31 @@ impl HttpSource {
         blake3::hash(text.as_bytes()).to_hex()[..32].to_owned()
     }
 
+    /// What authenticates: the secret that the definition names, else one that is kept for the host.
     fn authorization(&self, session: &Session) -> Result<Option<String>, HttpError> {
-        let Some(id) = &self.auth_secret else { return Ok(None) };
-        let fault = |fault: String| HttpError::Secret { id: id.clone(), fault };
-        let value = secret_value(session, id, false).map_err(|error| {
+        if let Some(id) = &self.auth_secret {
+            return self.header_of(session, id, false);
+        }
+        let parsed = url::Url::parse(&self.url).ok();
+        let Some(host) = parsed.as_ref().and_then(url::Url::host_str) else { return Ok(None) };
+        let [header, token] = host_secrets(host);
+        if let Some(header) = self.header_of(session, &header, true)? {
+            return Ok(Some(header));
+        }
+        let token = self.header_of(session, &token, true)?;
+        Ok(token.map(|token| format!("Bearer {token}")))
+    }
+
+    fn header_of(&self, session: &Session, id: &str, optional: bool) -> Result<Option<String>, HttpError> {
+        let fault = |fault: String| HttpError::Secret { id: id.to_owned(), fault };
+        let value = secret_value(session, id, optional).map_err(|error| {
             // The id is said once.
             let text = error.to_string();
             fault(text.strip_prefix(&format!("secret {id}: ")).unwrap_or(&text).to_owned())
         })?;
+        if value.is_none() && optional {
+            return Ok(None);
+        }
         let text = value.and_then(|value| String::from_utf8(value).ok());
         let text = text.map(|text| text.trim_end_matches(['\r', '\n']).to_owned());
         match text.filter(|text| !text.contains(|letter: char| letter.is_control())) {
@@ -238,6 +255,11 @@ impl HttpSource {
             None => Err(fault("cannot be an HTTP header".to_owned())),
         }
     }
+}
+
+/// The ids of the secrets that may be kept for a host: a whole header, and a bearer's token.
+pub fn host_secrets(host: &str) -> [String; 2] {
+    [format!("HTTP_AUTH_HEADER_{host}"), format!("HTTP_AUTH_TOKEN_{host}")]
 }
 
 /// An address without credentials and query.

@@ -93,6 +93,10 @@ impl Puller<'_> {
         let _naming = NAMING.lock().unwrap_or_else(PoisonError::into_inner);
         let mut images = vec![image.clone()];
         if let Some(named) = self.store.images_by_name(name)? {
+            // What the name came with stays, too.
+            if named.all().any(|known| known == image) {
+                return Ok(());
+            }
             images.extend(named.all().filter(|other| other.platform != image.platform).cloned());
         }
         let host = Platform::host();
@@ -105,14 +109,21 @@ impl Puller<'_> {
     /// # Errors
     /// [`SourceError`], by registry, layer or configuration.
     pub async fn pull(&self, name: &Reference, platform: &Platform) -> Result<LocalImage, SourceError> {
+        let resolved = self.resolve(name, platform).await?;
+        self.pull_resolved(name, &resolved).await
+    }
+
+    /// Asks what a name stands for.
+    ///
+    /// # Errors
+    /// [`SourceError::Registry`].
+    pub async fn resolve(&self, name: &Reference, platform: &Platform) -> Result<ResolvedImage, SourceError> {
         let resolving = self.client.resolve(name, platform);
         let resolved = tokio::select! {
             resolved = resolving => resolved,
             () = self.cancel.cancelled() => return Err(SourceError::Cancelled),
         };
-        let resolved = resolved
-            .map_err(|source| SourceError::Registry { image: name.clone(), source: Box::new(source) })?;
-        self.pull_resolved(name, &resolved).await
+        resolved.map_err(|source| SourceError::Registry { image: name.clone(), source: Box::new(source) })
     }
 
     /// Pulls the layers of a resolved image. The image is not put under a name: that is the caller's choice.

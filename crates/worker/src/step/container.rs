@@ -4,6 +4,8 @@
 //! do not see each other's processes. What they write is thrown away with the container.
 //! Owns the preparation and the start. Must not know who drives it or how. Read [`Container`] first.
 
+mod files;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -22,6 +24,8 @@ use crate::session::Session;
 use crate::source::image::blocking;
 use crate::users::UserTable;
 use crate::worker::{LocalWorker, Ref};
+
+pub use files::ContainerEntry;
 
 /// The program of a container that has none of its own; it is never started.
 const NO_PROGRAM: &str = "container";

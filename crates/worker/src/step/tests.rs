@@ -17,6 +17,7 @@ fn session(secrets: &[(&str, &[u8])]) -> Session {
     });
     Session {
         context_modes: crate::session::ContextModes::Kept,
+        asks_for_tags: false,
         contexts: std::collections::BTreeMap::new(),
         remote: None,
         layouts: std::collections::BTreeMap::new(),

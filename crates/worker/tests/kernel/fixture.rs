@@ -65,6 +65,7 @@ impl Machine {
         let base = Path::new(BUSYBOX).parent().expect("parent").to_owned();
         Session {
             context_modes: stave_worker::ContextModes::Kept,
+            asks_for_tags: false,
             contexts: BTreeMap::from([("context".to_owned(), self.context()), ("base".to_owned(), base)]),
             remote: None,
             layouts: BTreeMap::new(),

@@ -8,7 +8,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH};
+use reqwest::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH,
+};
 use reqwest::redirect::{Attempt, Policy};
 use rustix::fs::{Mode, OFlags};
 use stave_oci::{Algorithm, Digest, Hasher};
@@ -45,6 +47,12 @@ const HEADER_LIMIT: usize = 4096;
 /// Bytes of the store's room asked for at once.
 const ROOM_STEP: u64 = 1 << 20;
 
+/// The only encoding of a body in transit that is understood.
+const GZIP: &str = "gzip";
+
+/// Bytes of a body that are decoded at a time: what they become lies in memory.
+const DECODED_AT_ONCE: usize = 4 << 10;
+
 /// Name when neither the URL nor the response has one.
 const DEFAULT_NAME: &str = "download";
 
@@ -68,8 +76,19 @@ pub(super) enum Answer {
 }
 
 impl Transfer<'_> {
-    /// Asks, on the condition that it is not what is known.
+    /// Asks, on the condition that it is not what is known. Of what is known by a tag the head alone is asked first:
+    /// some servers send all of it in spite of the condition.
     pub(super) async fn ask(&self, known: Option<&Known>) -> Result<Answer, HttpError> {
+        if let Some(tag) = known.and_then(|known| known.etag.as_ref()) {
+            let asked = self.client()?.head(&self.source.url).headers(self.headers(known)?).send().await;
+            if let Ok(head) = asked {
+                let (status, told) = (head.status().as_u16(), header(&head, "etag"));
+                let is_same = told.as_ref() == Some(tag) || (told.is_none() && status == 304);
+                if matches!(status, 200 | 304) && is_same {
+                    return Ok(Answer::Same);
+                }
+            }
+        }
         let response = self.client()?.get(&self.source.url).headers(self.headers(known)?).send().await;
         let response = response.map_err(reqwest::Error::without_url)?;
         let status = response.status().as_u16();
@@ -89,6 +108,7 @@ impl Transfer<'_> {
 
     fn headers(&self, known: Option<&Known>) -> Result<HeaderMap, HttpError> {
         let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static(GZIP));
         let value = |text: &str| HeaderValue::from_str(text).ok();
         for (name, text) in &self.source.headers {
             if let (Ok(name), Some(value)) = (HeaderName::from_bytes(name.as_bytes()), value(text)) {
@@ -179,29 +199,50 @@ impl Transfer<'_> {
         into: &mut File,
         room: &LayerRoom,
     ) -> Result<Digest, HttpError> {
-        let total = response.content_length();
+        let is_encoded = header(&response, "content-encoding").is_some_and(|name| name == GZIP);
+        // The length is that of what travels.
+        let total = response.content_length().filter(|_| !is_encoded);
         if total.is_some_and(|total| total > SIZE_LIMIT) {
             return Err(HttpError::TooLarge);
         }
         let algorithm = self.source.checksum.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let mut hasher = Hasher::new(algorithm);
         let (mut size, mut asked) = (0, 0);
+        let mut decoder = is_encoded.then(|| flate2::write::MultiGzDecoder::new(Vec::new()));
         let mut body = response.bytes_stream();
         while let Some(piece) = body.next().await {
             let piece = piece.map_err(reqwest::Error::without_url)?;
-            size += piece.len() as u64;
-            if size > SIZE_LIMIT {
-                return Err(HttpError::TooLarge);
+            let step = if is_encoded { DECODED_AT_ONCE } else { piece.len().max(1) };
+            for part in piece.chunks(step) {
+                let decoded;
+                let bytes = match &mut decoder {
+                    Some(decoder) => {
+                        decoder.write_all(part)?;
+                        decoded = std::mem::take(decoder.get_mut());
+                        decoded.as_slice()
+                    }
+                    None => part,
+                };
+                size += bytes.len() as u64;
+                if size > SIZE_LIMIT {
+                    return Err(HttpError::TooLarge);
+                }
+                if size > asked {
+                    // Looking what may go takes its time.
+                    let (room, wanted) = (room.clone(), (size - asked).max(ROOM_STEP));
+                    blocking(move || room.take(wanted)).await?;
+                    asked += wanted;
+                }
+                hasher.update(bytes);
+                into.write_all(bytes)?;
             }
-            if size > asked {
-                // Looking what may go takes its time.
-                let (room, wanted) = (room.clone(), (size - asked).max(ROOM_STEP));
-                blocking(move || room.take(wanted)).await?;
-                asked += wanted;
-            }
-            hasher.update(&piece);
-            into.write_all(&piece)?;
             self.events.progress("download", size, total);
+        }
+        if let Some(decoder) = decoder {
+            // What is cut off is an error; nothing is left to be written otherwise.
+            let rest = decoder.finish()?;
+            hasher.update(&rest);
+            into.write_all(&rest)?;
         }
         Ok(hasher.finish())
     }

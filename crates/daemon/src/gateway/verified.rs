@@ -1,0 +1,178 @@
+//! Sources that the client decides about: before anything is fetched from one, its session is asked.
+//!
+//! An answer holds for the build. Where a graph is taken up, a source may be replaced; whatever else is about to be
+//! solved is asked for there, and then only goes or does not. Owns the conversation and its bound. Must not know
+//! graphs' users. Start with [`Build::verified`] and [`Build::check_sources`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bollard_buildkit_proto::moby::buildkit::v1::frontend::ResolveSourceMetaResponse;
+use bollard_buildkit_proto::moby::buildkit::v1::sourcepolicy::PolicyAction;
+use bollard_buildkit_proto::pb;
+use stave_llb::{Definition, Op, SourceIdentifier, SourceOp};
+use stave_oci::Platform;
+
+use super::sources;
+use crate::build::Build;
+use crate::failure::Failure;
+use crate::session::ClientSession;
+use crate::session::verifier::{Answer, CheckRequest, Decision, check};
+
+/// How often a client is asked about one source.
+const MAX_REQUESTS: usize = 10;
+
+/// Who is asked, and what was answered.
+#[derive(Debug)]
+pub(crate) struct Verifier {
+    session: Arc<ClientSession>,
+    /// By source and platform: what is used for it.
+    answered: Mutex<HashMap<Asked, SourceOp>>,
+}
+
+/// A source as it is asked about.
+type Asked = (String, BTreeMap<String, String>, Option<Platform>);
+
+impl Verifier {
+    pub(crate) fn new(session: Arc<ClientSession>) -> Self {
+        Self { session, answered: Mutex::default() }
+    }
+
+    fn known(&self, asked: &Asked) -> Option<SourceOp> {
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner).get(asked).cloned()
+    }
+
+    fn keep(&self, asked: Asked, answer: SourceOp) {
+        self.answered.lock().unwrap_or_else(PoisonError::into_inner).insert(asked, answer);
+    }
+}
+
+impl Build {
+    /// What is used for a source by the word of the client's session: itself, or what takes its place.
+    pub(crate) async fn verified(
+        &self,
+        source: &SourceOp,
+        platform: Option<&Platform>,
+    ) -> Result<SourceOp, Failure> {
+        let Some(verifier) = self.verifier.as_ref() else { return Ok(source.clone()) };
+        let asked = |source: &SourceOp| (source.raw.clone(), source.attrs.clone(), platform.cloned());
+        if let Some(known) = verifier.known(&asked(source)) {
+            return Ok(known);
+        }
+        let mut now = source.clone();
+        let mut told = only(&now);
+        for _ in 0..MAX_REQUESTS {
+            let request = CheckRequest { platform: platform.map(wire), source: Some(told.clone()) };
+            let answer = check(&verifier.session, request).await?;
+            match answer.map_err(|status| Failure::Client(Box::new(status)))? {
+                None => return Err(Failure::Value("no decision in policy response".to_owned())),
+                Some(Answer::Request(request)) => {
+                    let same =
+                        request.source.as_ref().is_some_and(|wanted| Some(wanted) == told.source.as_ref());
+                    if !same {
+                        let text = format!("policy requested different source than {:?}", now.shown());
+                        return Err(Failure::Value(text));
+                    }
+                    told = sources::about(self, now.clone(), request).await?;
+                    // What it is called does not change by what is known of it.
+                    told.source = only(&now).source;
+                }
+                Some(Answer::Decision(decision)) => match self.decided(&now, decision)? {
+                    None => {
+                        verifier.keep(asked(&now), now.clone());
+                        verifier.keep(asked(source), now.clone());
+                        return Ok(now);
+                    }
+                    Some(other) => {
+                        // The rules that came with the build hold for what takes its place, too.
+                        let policies = self.policies(Vec::new())?;
+                        now = policies.evaluate(&other)?.unwrap_or(other);
+                        told = only(&now);
+                    }
+                },
+            }
+        }
+        Err(Failure::Value("too many policy requests".to_owned()))
+    }
+
+    /// What a decision makes of a source: `None` if it may be used.
+    fn decided(&self, source: &SourceOp, decision: Decision) -> Result<Option<SourceOp>, Failure> {
+        let action = PolicyAction::try_from(decision.action);
+        let name =
+            action.map_or_else(|_| decision.action.to_string(), |action| action.as_str_name().to_owned());
+        match action {
+            Ok(PolicyAction::Allow) => Ok(None),
+            Ok(PolicyAction::Convert) => {
+                let missing = || Failure::Value("convert action requires updated source".to_owned());
+                let update = decision.update.ok_or_else(missing)?;
+                Ok(Some(SourceOp::new(update.identifier, update.attrs)))
+            }
+            _ => Err(Failure::Denied {
+                text: format!("source {:?} not allowed by policy: action {name}", source.shown()),
+                messages: decision.messages.into_iter().map(|one| one.message).collect(),
+            }),
+        }
+    }
+
+    /// A graph whose sources the client's session has decided about.
+    pub(super) async fn with_verified(&self, definition: Definition) -> Result<Definition, Failure> {
+        if self.verifier.is_none() {
+            return Ok(definition);
+        }
+        let mut changed: HashMap<(String, BTreeMap<String, String>), SourceOp> = HashMap::new();
+        for vertex in definition.vertices() {
+            let Op::Source(source) = &vertex.op else { continue };
+            let used = self.verified(source, vertex.platform.as_ref()).await?;
+            if used != *source {
+                changed.insert((source.raw.clone(), source.attrs.clone()), used);
+            }
+        }
+        let mut replaced = |source: &SourceOp| {
+            Ok::<_, std::convert::Infallible>(
+                changed.get(&(source.raw.clone(), source.attrs.clone())).cloned(),
+            )
+        };
+        match definition.with_sources(&mut replaced) {
+            Ok(definition) => Ok(definition),
+            Err(never) => match never {},
+        }
+    }
+
+    /// Refuses a graph with a source that the client's session does not let through as it is.
+    pub(crate) async fn check_sources(&self, definition: &Definition) -> Result<(), Failure> {
+        if self.verifier.is_none() {
+            return Ok(());
+        }
+        for vertex in definition.vertices() {
+            let Op::Source(source) = &vertex.op else { continue };
+            if self.verified(source, vertex.platform.as_ref()).await? != *source {
+                let text = "another source by the word of the session, for a front end of the daemon";
+                return Err(Failure::Unsupported(text.to_owned()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A source of which nothing is known yet.
+fn only(source: &SourceOp) -> ResolveSourceMetaResponse {
+    let identifier = match &source.identifier {
+        SourceIdentifier::DockerImage { reference } => format!("docker-image://{}", reference.canonical()),
+        _ => source.raw.clone(),
+    };
+    let attrs = source.attrs.clone().into_iter().collect();
+    ResolveSourceMetaResponse {
+        source: Some(pb::SourceOp { identifier, attrs }),
+        ..ResolveSourceMetaResponse::default()
+    }
+}
+
+fn wire(platform: &Platform) -> pb::Platform {
+    pb::Platform {
+        architecture: platform.architecture.clone(),
+        os: platform.os.clone(),
+        variant: platform.variant.clone().unwrap_or_default(),
+        os_version: platform.os_version.clone().unwrap_or_default(),
+        os_features: platform.os_features.clone(),
+    }
+}
