@@ -152,6 +152,50 @@ fn platforms_are_pulled_together_and_pushed_as_they_came() {
 }
 
 #[test]
+fn an_index_of_others_comes_back_byte_for_byte() {
+    let world = Environment::new();
+    world.dockerfile("FROM scratch\nARG TARGETARCH\nCOPY <<EOF /for\n$TARGETARCH\nEOF\n");
+    let ours = |one: &str| format!("{}/images/{one}:{}", registry(), std::process::id());
+    let (theirs, copy) = (ours("theirs"), ours("theirs-again"));
+    let spec = format!("type=registry,name={theirs},compression=zstd,force-compression=true");
+    let platforms = "--platform=linux/amd64,linux/arm64";
+    world.stave(["build", "-q", "-o", &spec, "--provenance=max", platforms, "."]).success();
+    let raw =
+        |name: &str| tool("skopeo", &["inspect", "--raw", "--tls-verify=false", &format!("docker://{name}")]);
+    // Another writer's index: not in our form, with more in it than images.
+    let mut index: serde_json::Value = serde_json::from_str(&raw(&theirs)).expect("JSON");
+    index["annotations"] = serde_json::json!({"org.example.by": "others"});
+    index["manifests"].as_array_mut().expect("a list").reverse();
+    let text = serde_json::to_string_pretty(&index).expect("JSON");
+    let place = world.path("index.json").display().to_string();
+    world.write("index.json", &text);
+    let (site, path) = theirs.split_once('/').expect("a registry");
+    let (repository, tag) = path.rsplit_once(':').expect("a tag");
+    let address = format!("http://{site}/v2/{repository}/manifests/{tag}");
+    let kind = "Content-Type: application/vnd.oci.image.index.v1+json";
+    tool("curl", &["-sSf", "-X", "PUT", "-H", kind, "--data-binary", &format!("@{place}"), &address]);
+    let other = Environment::new();
+    other.stave(["pull", "-q", "--all-platforms", &theirs]).success();
+    other.stave(["tag", &theirs, &copy]).success();
+    other.stave(["push", "-q", &copy]).success();
+    assert_eq!(raw(&copy), text);
+    // Everything in it is there: statements, too.
+    let [first, second] = ["one", "two"].map(|name| world.path(name).display().to_string());
+    for (from, to) in [(&theirs, &first), (&copy, &second)] {
+        let (from, to) = (format!("docker://{from}"), format!("dir:{to}"));
+        tool("skopeo", &["copy", "-q", "--all", "--preserve-digests", "--src-tls-verify=false", &from, &to]);
+    }
+    tool("diff", &["-r", &first, &second]);
+    // And in an archive.
+    let archive = world.path("saved.tar").display().to_string();
+    other.stave(["save", "--format=oci", "-o", &archive, &copy]).success();
+    let third = world.path("three").display().to_string();
+    let from = format!("oci-archive:{archive}");
+    tool("skopeo", &["copy", "-q", "--all", "--preserve-digests", &from, &format!("dir:{third}")]);
+    tool("diff", &["-r", &first, &third]);
+}
+
+#[test]
 fn images_travel_through_a_registry() {
     let world = built();
     let name = format!("{}/travel/it:{}", registry(), std::process::id());

@@ -6,17 +6,18 @@
 use std::collections::BTreeMap;
 
 use stave_exporter::{
-    ArchiveDestination, ArchiveLayout, ExportError, ExportTarget, Exported, Image, ImageLayerRef,
-    ImageTarget, LoadError, LoadSource, LoadedImage, PushOptions, SavedImage,
+    ArchiveDestination, ArchiveLayout, ExportError, ExportTarget, Exported, Image, ImageTarget, LoadError,
+    LoadSource, LoadedImage, PushOptions, SavedImage,
 };
-use stave_oci::{Descriptor, Digest, ManifestError, ManifestOrIndex, Platform, Reference};
+use stave_oci::media_type::is_index;
+use stave_oci::{Descriptor, Digest, Platform, Reference};
 use stave_registry::{FetchedManifest, RegistryError};
-use stave_store::{LocalImage, StoreError};
-use stave_worker::{Puller, SourceError};
+use stave_store::{LocalImage, StoreError, StoredIndex};
+use stave_worker::{PullProgress, Puller, SourceError};
 use tokio_util::sync::CancellationToken;
 
 use crate::Engine;
-use crate::event::{EngineEvent, Observer, Steps};
+use crate::event::{EngineEvent, Observer, Step, Steps};
 use crate::request::PullPolicy;
 
 /// Why an image command failed.
@@ -50,9 +51,9 @@ pub enum ImageError {
     /// Loading failed.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// What the registry has under the name is neither a manifest nor an index.
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
+    /// An index of artifacts alone.
+    #[error("`{0}` has no images")]
+    NoImages(String),
     /// The state directory failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -87,9 +88,7 @@ impl Engine {
     ) -> Result<Option<LocalImage>, StoreError> {
         let cancel = CancellationToken::new();
         let progress = |_: &Digest, _: u64, _: u64| {};
-        let puller =
-            Puller { store: &self.store, client: &self.registry, progress: &progress, cancel: &cancel };
-        puller.local(name, platform)
+        self.puller(&progress, &cancel).local(name, platform)
     }
 
     /// Pulls an image and gives it its name here.
@@ -106,13 +105,8 @@ impl Engine {
         let lease = self.store.lease()?;
         let steps = Steps::new(observer);
         let step = steps.start(format!("pulling {name}"));
-        let (to, id) = (steps.observer().clone(), step.id());
-        let progress = move |layer: &Digest, current: u64, total: u64| {
-            let total = Some(total);
-            to.send(EngineEvent::StepProgress { step: id, id: layer.to_string(), current, total });
-        };
-        let puller = Puller { store: &self.store, client: &self.registry, progress: &progress, cancel };
-        let image = step.end(puller.pull(name, platform).await)?;
+        let progress = layer_progress(&steps, &step);
+        let image = step.end(self.puller(&progress, cancel).pull(name, platform).await)?;
         self.store.put_image(std::slice::from_ref(name), &image)?;
         drop(lease);
         Ok(image)
@@ -137,27 +131,64 @@ impl Engine {
         };
         // All of one index, whatever the tag means by the time the last of them comes.
         let pinned = name.pinned(found.descriptor.digest.clone());
-        let platforms = if platforms.is_empty() { index_platforms(&found)? } else { platforms.to_vec() };
         let steps = Steps::new(observer);
+        let (mut images, index) = if platforms.is_empty() && is_index(&found.descriptor.media_type) {
+            let (images, index) = self.pull_index(&pinned, &found, &steps, cancel).await?;
+            (images, Some(index))
+        } else {
+            // Of a single manifest, its config tells the platform.
+            let host = [Platform::host()];
+            let platforms = if platforms.is_empty() { &host } else { platforms };
+            let mut images: Vec<LocalImage> = Vec::new();
+            for platform in platforms {
+                let step = steps.start(format!("pulling {name} for {platform}"));
+                let progress = layer_progress(&steps, &step);
+                let image = step.end(self.puller(&progress, cancel).pull(&pinned, platform).await)?;
+                if !images.iter().any(|known| known.id == image.id) {
+                    images.push(image);
+                }
+            }
+            (images, None)
+        };
+        let host = Platform::host();
+        images.sort_by_key(|image| !image.platform.matches(&host));
+        self.store.put_indexed(std::slice::from_ref(name), &images, index.as_ref())?;
+        drop(lease);
+        Ok(PulledImages { digest: found.descriptor.digest, images })
+    }
+
+    /// Pulls all that an index leads to.
+    async fn pull_index(
+        &self,
+        pinned: &Reference,
+        found: &FetchedManifest,
+        steps: &Steps,
+        cancel: &CancellationToken,
+    ) -> Result<(Vec<LocalImage>, StoredIndex), ImageError> {
+        let silent = |_: &Digest, _: u64, _: u64| {};
+        let survey = self.puller(&silent, cancel).survey(pinned, found).await?;
         let mut images: Vec<LocalImage> = Vec::new();
-        for platform in &platforms {
-            let step = steps.start(format!("pulling {name} for {platform}"));
-            let (to, id) = (steps.observer().clone(), step.id());
-            let progress = move |layer: &Digest, current: u64, total: u64| {
-                let total = Some(total);
-                to.send(EngineEvent::StepProgress { step: id, id: layer.to_string(), current, total });
-            };
-            let puller = Puller { store: &self.store, client: &self.registry, progress: &progress, cancel };
-            let image = step.end(puller.pull(&pinned, platform).await)?;
+        for resolved in &survey.images {
+            let platform = resolved.image_config().map(|config| config.platform().to_string());
+            let platform = platform.unwrap_or_else(|_| "an unknown platform".to_owned());
+            let step = steps.start(format!("pulling {} for {platform}", pinned.familiar_name()));
+            let progress = layer_progress(steps, &step);
+            let image = step.end(self.puller(&progress, cancel).pull_resolved(pinned, resolved).await)?;
             if !images.iter().any(|known| known.id == image.id) {
                 images.push(image);
             }
         }
-        let host = Platform::host();
-        images.sort_by_key(|image| !image.platform.matches(&host));
-        self.store.put_images(std::slice::from_ref(name), &images)?;
-        drop(lease);
-        Ok(PulledImages { digest: found.descriptor.digest, images })
+        if images.is_empty() {
+            return Err(ImageError::NoImages(pinned.familiar()));
+        }
+        let step = steps.start("pulling what else the index has");
+        let progress = layer_progress(steps, &step);
+        step.end(self.puller(&progress, cancel).bring_rest(pinned, &survey.index, &images).await)?;
+        Ok((images, survey.index))
+    }
+
+    fn puller<'a>(&'a self, progress: &'a dyn PullProgress, cancel: &'a CancellationToken) -> Puller<'a> {
+        Puller { store: &self.store, client: &self.registry, progress, cancel }
     }
 
     /// The image of a name or id, pulled if the policy says so.
@@ -205,20 +236,33 @@ impl Engine {
         let lease = self.store.lease()?;
         let local = self.store.images_by_name(name)?;
         let local = local.ok_or_else(|| ImageError::NotFound(name.familiar()))?;
+        let index = if platforms.is_empty() { self.whole_index(name)? } else { None };
+        let origins = self.origins(name)?;
         let mut images = Vec::new();
-        for local in of_platforms(local.all(), platforms, &name.familiar())? {
-            let mut image = Image::stored(local).attested(self.store.attestations(&local.id)?);
-            self.mark_origins(name, &mut image.layers)?;
-            images.push(image);
+        if index.is_none() {
+            for local in of_platforms(local.all(), platforms, &name.familiar())? {
+                let mut image = Image::stored(local).attested(self.store.attestations(&local.id)?);
+                for layer in &mut image.layers {
+                    layer.origin = layer.blob.as_ref().and_then(|blob| origins.get(&blob.digest).cloned());
+                }
+                images.push(image);
+            }
         }
-        let push = Some(PushOptions::default());
-        let target = ImageTarget { names: vec![name.clone()], push, ..ImageTarget::default() };
+        let (names, push) = (vec![name.clone()], PushOptions::default());
         let steps = Steps::new(observer);
         let step = steps.start(format!("pushing {name}"));
         let exporter = self.exporter().with_events(steps.export_events(&step));
-        let target = ExportTarget::Image(target);
+        let exporting = async {
+            match &index {
+                Some(index) => exporter.push_index(index, &origins, &names, &push).await,
+                None => {
+                    let target = ImageTarget { names, push: Some(push), ..ImageTarget::default() };
+                    exporter.export(&images, &ExportTarget::Image(target)).await
+                }
+            }
+        };
         let exported = tokio::select! {
-            exported = exporter.export(&images, &target) => step.end(exported)?,
+            exported = exporting => step.end(exported)?,
             () = cancel.cancelled() => return Err(ImageError::Cancelled),
         };
         drop(lease);
@@ -243,22 +287,35 @@ impl Engine {
         Ok(self.registry.referrers(name, &subject, artifact_type).await?)
     }
 
-    /// Tells the exporter in which other repositories of the target's registry a layer's blob was seen:
-    /// the registry can then take it from there.
-    fn mark_origins(&self, target: &Reference, layers: &mut [ImageLayerRef]) -> Result<(), StoreError> {
+    /// The index that a name came with, if all it leads to is still here.
+    fn whole_index(&self, name: &Reference) -> Result<Option<StoredIndex>, StoreError> {
+        let Some(index) = self.store.index_by_name(name)? else { return Ok(None) };
+        if self.exporter().is_whole(&index)? {
+            return Ok(Some(index));
+        }
+        tracing::warn!(name = %name.familiar(), "part of its index is gone: what is left gets a new one");
+        Ok(None)
+    }
+
+    /// In which other repositories blobs were seen: of the target's registry, which can then take them from there, if
+    /// there is one, else of any, from where they can be had again.
+    fn origins(&self, target: &Reference) -> Result<BTreeMap<Digest, Reference>, StoreError> {
         let mut seen = BTreeMap::new();
-        for listed in self.store.images()? {
-            let pulled = listed.image.manifest.is_some();
-            let here = listed.names.iter().find(|name| name.registry() == target.registry());
-            if let (true, Some(name)) = (pulled, here) {
-                let blobs = listed.image.layers.iter().filter_map(|layer| layer.blob.as_ref());
-                seen.extend(blobs.map(|blob| (blob.digest.clone(), name.clone())));
+        for listed in self.store.images()?.iter().filter(|listed| listed.image.manifest.is_some()) {
+            let elsewhere = listed.names.iter().filter(|name| name.name() != target.name());
+            let best = elsewhere.max_by_key(|name| name.registry() == target.registry());
+            let blobs = listed.image.layers.iter().filter_map(|layer| layer.blob.as_ref());
+            for (blob, name) in blobs.zip(std::iter::repeat(best)) {
+                let Some(name) = name else { continue };
+                let is_better = |known: &Reference| {
+                    known.registry() != target.registry() && name.registry() == target.registry()
+                };
+                if seen.get(&blob.digest).is_none_or(is_better) {
+                    seen.insert(blob.digest.clone(), name.clone());
+                }
             }
         }
-        for layer in layers {
-            layer.origin = layer.blob.as_ref().and_then(|blob| seen.get(&blob.digest).cloned());
-        }
-        Ok(())
+        Ok(seen)
     }
 
     /// Writes local images into one archive; returns its size in bytes. `platforms` are those written; if that names
@@ -297,7 +354,9 @@ impl Engine {
                 };
                 chosen.push(Image::stored(local).attested(attestations));
             }
-            images.push(SavedImage { images: chosen, names: name.into_iter().collect() });
+            let whole = name.as_ref().filter(|_| layout == ArchiveLayout::Oci && platforms.is_empty());
+            let index = whole.map(|name| self.whole_index(name)).transpose()?.flatten();
+            images.push(SavedImage { images: chosen, names: name.into_iter().collect(), index });
         }
         let size = self.exporter().save(&images, layout, dest).await?;
         drop(lease);
@@ -345,20 +404,11 @@ fn of_platforms<'a>(
     Ok(chosen)
 }
 
-/// The platforms that a document has images for; of a single manifest, this machine's: its config tells.
-fn index_platforms(found: &FetchedManifest) -> Result<Vec<Platform>, ManifestError> {
-    let ManifestOrIndex::Index(index) =
-        ManifestOrIndex::parse(&found.bytes, Some(&found.descriptor.media_type))?
-    else {
-        return Ok(vec![Platform::host()]);
-    };
-    let mut platforms: Vec<Platform> = Vec::new();
-    // Statements stand in indexes as images for no machine.
-    let known = index.manifests.into_iter().filter_map(|entry| entry.platform);
-    for platform in known.filter(|platform| platform.os != "unknown") {
-        if !platforms.contains(&platform) {
-            platforms.push(platform);
-        }
+/// Tells how layers come along as progress of a step.
+fn layer_progress(steps: &Steps, step: &Step) -> impl PullProgress + use<> {
+    let (to, id) = (steps.observer().clone(), step.id());
+    move |layer: &Digest, current: u64, total: u64| {
+        let total = Some(total);
+        to.send(EngineEvent::StepProgress { step: id, id: layer.to_string(), current, total });
     }
-    Ok(platforms)
 }

@@ -170,14 +170,17 @@ pub(crate) struct TagArguments {
 pub(crate) fn tag(arguments: &TagArguments, global: &GlobalOptions) -> Result<u8, Failure> {
     with_store(global, |store| {
         let image = find(store, &arguments.image)?;
-        // A name stands for all its platforms.
+        // A name stands for all its platforms, as they came.
         let named =
             arguments.image.parse().ok().map(|name: Reference| store.images_by_name(&name)).transpose();
         let named = named.map_err(|error| Failure::new(&error))?.flatten();
-        let tagged = match named.filter(|named| named.first.id == image.id && !named.others.is_empty()) {
+        let tagged = match named.filter(|named| named.first.id == image.id) {
             Some(named) => {
                 let all: Vec<_> = named.all().cloned().collect();
-                store.put_images(std::slice::from_ref(&arguments.name), &all)
+                let from: Option<Reference> = arguments.image.parse().ok();
+                let index = from.map(|from| store.index_by_name(&from)).transpose();
+                let index = index.map_err(|error| Failure::new(&error))?.flatten();
+                store.put_indexed(std::slice::from_ref(&arguments.name), &all, index.as_ref())
             }
             None => store.tag(&image.id, &arguments.name).map(drop),
         };
