@@ -262,3 +262,38 @@ fn http_key(url: &str, attrs: &std::collections::BTreeMap<String, String>) -> Op
     let (mode, owner) = (number("http.perm", 8)?, (number("http.uid", 10)?, number("http.gid", 10)?));
     (!name.is_empty()).then(|| http_source(name, mode, owner, &checksum))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use stave_llb::SourceOp;
+    use stave_llb::builder::{About, GraphBuilder};
+
+    use super::*;
+
+    fn keys(name: &str, images: impl FnOnce(&Digest) -> ImageLayers) -> Option<Vec<String>> {
+        let mut graph = GraphBuilder::default();
+        let op = SourceOp::new(format!("docker-image://docker.io/library/{name}"), BTreeMap::new());
+        let output = graph.source(op, &Platform::new("linux", "amd64", None), About::named("image"));
+        let definition = graph.finish(Some(output));
+        let vertex = &definition.vertices()[0].digest;
+        source_keys(&definition, &images(vertex)).remove(vertex)
+    }
+
+    #[test]
+    fn an_image_named_by_tag_has_the_keys_of_what_it_is_pinned_to() {
+        let (pin, layer) = (Digest::sha256(b"manifest"), Digest::sha256(b"layer"));
+        let key = ImageKey { root: None, diff_ids: vec![layer] };
+        let pinned = HashMap::from([(pin.clone(), key)]);
+        let known = ImageLayers { pinned: pinned.clone(), unpinned: HashMap::new() };
+        let by_digest = keys(&format!("busybox@{pin}"), |_| known.clone());
+        assert_eq!(by_digest.as_ref().map(Vec::len), Some(2), "by its manifest and by its layers");
+        let found = |vertex: &Digest| ImageLayers {
+            pinned,
+            unpinned: HashMap::from([(vertex.clone(), pin.clone())]),
+        };
+        assert_eq!(keys("busybox:latest", found), by_digest);
+        assert_eq!(keys("busybox:latest", |_| known), None);
+    }
+}

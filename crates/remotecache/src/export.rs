@@ -17,6 +17,9 @@ use crate::key::{OpKeys, content_record, output_digest};
 use crate::place::{Content, Place, PlaceError};
 use crate::spec::ManifestForm;
 
+/// Outputs of a vertex that caches know.
+pub(crate) const MAX_OUTPUTS: u32 = 64;
+
 /// What an output of a vertex came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VertexResult {
@@ -87,26 +90,30 @@ pub fn records(
     let needed = needed(definition);
     let mut builder = ChainBuilder::default();
     let mut known: HashMap<Edge, Vec<BuiltId>> = HashMap::new();
-    let edges: HashSet<&Edge> =
-        definition.vertices().iter().flat_map(|vertex| &vertex.inputs).chain(definition.outputs()).collect();
+    let mut last_used: HashMap<&Digest, u32> = HashMap::new();
+    for edge in definition.vertices().iter().flat_map(|vertex| &vertex.inputs).chain(definition.outputs()) {
+        let last = last_used.entry(&edge.vertex).or_default();
+        *last = (*last).max(edge.output).min(MAX_OUTPUTS - 1);
+    }
     for vertex in definition.vertices().iter().filter(|vertex| needed.contains(&vertex.digest)) {
         let source = sources.get(&vertex.digest).map(Vec::as_slice).unwrap_or_default();
         let Some(keys) = OpKeys::of(vertex, source) else { continue };
         let Some(links) = links(&mut builder, vertex, &keys, contents, &known) else { continue };
-        let outputs = edges.iter().filter(|edge| edge.vertex == vertex.digest);
-        for edge in outputs {
+        // A hit is a hit for all outputs below one that is used, though nobody uses some of them.
+        for output in 0..=last_used.get(&vertex.digest).copied().unwrap_or_default() {
+            let edge = Edge { vertex: vertex.digest.clone(), output };
             let ids: Vec<BuiltId> = keys
                 .digests
                 .iter()
-                .map(|digest| builder.record(output_digest(digest, edge.output), links.clone()))
+                .map(|digest| builder.record(output_digest(digest, output), links.clone()))
                 .collect();
             let is_exported = vertex.metadata.export_cache != Some(false) && !vertex.inputs.is_empty();
-            if let Some(result) = results.get(*edge).filter(|_| is_exported) {
+            if let Some(result) = results.get(&edge).filter(|_| is_exported) {
                 for id in &ids {
                     builder.set_result(*id, result.layers.clone(), result.created_at.clone());
                 }
             }
-            known.insert((*edge).clone(), ids);
+            known.insert(edge, ids);
         }
     }
     builder
@@ -251,3 +258,6 @@ pub fn describe(blob: &Descriptor, diff_id: &Digest, created_at: Option<&str>) -
     }
     described
 }
+
+#[cfg(test)]
+mod tests;

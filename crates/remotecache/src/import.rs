@@ -19,6 +19,7 @@ use stave_oci::Digest;
 use stave_store::{LayerId, Store};
 
 use crate::chains::{Chains, KnownInput, LayerStack, RecordId};
+use crate::export::MAX_OUTPUTS;
 use crate::key::{ContentPath, OpKeys, output_digest};
 use crate::place::Place;
 
@@ -117,7 +118,7 @@ impl Imports {
             let known = Known {
                 keys: OpKeys::of(vertex, sources)?,
                 inputs: vertex.inputs.clone(),
-                outputs: outputs.get(&vertex.digest).copied().unwrap_or(1).clamp(1, 64),
+                outputs: outputs.get(&vertex.digest).copied().unwrap_or(1).clamp(1, MAX_OUTPUTS),
                 ignore_cache: vertex.metadata.ignore_cache,
             };
             Some((vertex.digest.clone(), known))
@@ -159,7 +160,7 @@ impl Imports {
         let cache = self.caches.get(hit.cache)?;
         let mut outputs = Vec::with_capacity(hit.stacks.len());
         for stack in &hit.stacks {
-            match fetch::stack(&self.store, &cache.place, &cache.name, &stack.layers).await {
+            match fetch::stack(&self.store, &cache.place, &cache.name, stack).await {
                 Ok(layers) => outputs.push(layers),
                 Err(error) => {
                     let text = format!("cache {} cannot be used: {}", cache.name, chain(&error));

@@ -13,6 +13,7 @@ mod tests;
 use std::io::{self, Read};
 use std::panic::resume_unwind;
 use std::sync::mpsc::sync_channel;
+use std::time::SystemTime;
 
 use stave_oci::{Compression, Digest};
 
@@ -62,6 +63,8 @@ pub struct ApplyOptions {
     pub absolute_names: AbsoluteNames,
     /// What disk usage shows for the layer.
     pub description: String,
+    /// When the layer was made, where that is known; else it is dated by its unpacking.
+    pub made: Option<SystemTime>,
 }
 
 impl Default for ApplyOptions {
@@ -73,6 +76,7 @@ impl Default for ApplyOptions {
             limits: LayerLimits::default(),
             absolute_names: AbsoluteNames::Refuse,
             description: String::new(),
+            made: None,
         }
     }
 }
@@ -102,7 +106,8 @@ impl Store {
         archive: impl Read + Send,
         options: &ApplyOptions,
     ) -> Result<AppliedLayer, StoreError> {
-        let mut active = self.prepare(&Snapshot::scratch())?.described(&options.description);
+        let mut active =
+            self.prepare(&Snapshot::scratch())?.described(&options.description).made(options.made);
         let room = Reservation::new(self);
         let stream = Inflating::new(archive, options.compression, options.limits.total_bytes, room);
         let stream = stream.map_err(|error| at(b"(start)", LayerErrorKind::Stream(error), &active))?;

@@ -233,7 +233,12 @@ fn migrate(connection: &Connection) -> rusqlite::Result<()> {
 
 /// Milliseconds since the epoch: how the rows tell time.
 pub(crate) fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    milliseconds(SystemTime::now())
+}
+
+/// A time as it is stored.
+pub(crate) fn milliseconds(at: SystemTime) -> i64 {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 

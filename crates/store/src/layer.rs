@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use stave_oci::{Compression, Descriptor, Digest};
 
 use crate::cap::LayerRoom;
-use crate::database::{Failure, now, time};
+use crate::database::{Failure, milliseconds, now, time};
 use crate::fault::{reach, refused};
 use crate::journal::{self, Line};
 use crate::lease::Start;
@@ -36,6 +36,8 @@ pub struct ActiveLayer {
     work: PathBuf,
     lowers: Vec<PathBuf>,
     description: String,
+    /// When it was made, if that is known.
+    made: Option<SystemTime>,
     is_committed: bool,
     room: LayerRoom,
 }
@@ -77,6 +79,12 @@ impl ActiveLayer {
         self
     }
 
+    /// Dates the layer; `None` for the time at which it is committed.
+    pub(crate) fn made(mut self, at: Option<SystemTime>) -> Self {
+        self.made = at;
+        self
+    }
+
     /// Makes the upper directory a layer on top of the base. No mount may use it any more.
     pub fn commit(mut self) -> Result<Snapshot, StoreError> {
         let layer = self.commit_layer(None)?;
@@ -101,13 +109,15 @@ impl ActiveLayer {
             let (name, path) = self.place()?;
             reach("layer-renamed");
             placed = Some(path);
-            let created = now();
+            let used = now();
+            // What comes from elsewhere was not made later than now, whatever is said of it.
+            let created = self.made.map_or(used, |at| milliseconds(at).min(used));
             let id: i64 = tx
                 .prepare_cached("UPDATE clock SET next_layer = next_layer + 1 RETURNING next_layer - 1")?
                 .query_row([], |row| row.get(0))?;
             tx.prepare_cached(
                 "INSERT INTO layer (id, name, diff_id, description, created, used, use_seq, parent)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?5, (SELECT use_seq FROM clock), ?6)",
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, (SELECT use_seq FROM clock), ?7)",
             )?
             .execute((
                 id,
@@ -115,6 +125,7 @@ impl ActiveLayer {
                 diff_id.map(Digest::as_str),
                 &self.description,
                 created,
+                used,
                 self.base.top().map(|layer| layer.0),
             ))?;
             let diff_id = diff_id.map(ToString::to_string);
@@ -260,6 +271,7 @@ impl Store {
             work,
             lowers,
             description: String::new(),
+            made: None,
             is_committed: false,
             room: LayerRoom::new(self),
         };
@@ -305,7 +317,7 @@ impl Store {
         Ok(snapshot.is_scratch() || self.use_layers(snapshot.layers())?.is_ok())
     }
 
-    /// When a layer came into the store.
+    /// When a layer was made, here or where it came from.
     pub fn layer_created(&self, layer: LayerId) -> Result<Option<SystemTime>, StoreError> {
         self.inner.database.read(|tx| {
             let query = "SELECT created FROM layer WHERE id = ?1 AND state = 0";

@@ -20,7 +20,7 @@ use stave_remotecache::mounts::MountError;
 use stave_remotecache::place::{Content, Place, PlaceError};
 use stave_remotecache::spec::{CompressionChoice, ExportSpec, ExportTarget, Mode};
 use stave_solver::key::definition_keys;
-use stave_store::{LayerId, Snapshot};
+use stave_store::{LayerId, Snapshot, StoreError};
 use stave_worker::{DigestError, Listener, Ref, TravelResult};
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinSet;
@@ -265,7 +265,7 @@ impl Journey {
                 }
                 let built = |layer: &LayerId| BuiltLayer { blob: name(*layer), diff_id: name(*layer) };
                 let layers = snapshot.layers().iter().map(built).collect();
-                let created_at = time(result.created_at);
+                let created_at = made(engine, snapshot, result.created_at)?;
                 results.insert(Edge { vertex: vertex.clone(), output }, VertexResult { layers, created_at });
             }
         }
@@ -319,17 +319,22 @@ impl Journey {
         let mut results = HashMap::new();
         let mut blobs: BTreeMap<Digest, Descriptor> = BTreeMap::new();
         for (vertex, result) in all.iter().filter(|(vertex, _)| self.is_exported(out, vertex)) {
-            let created_at = time(result.created_at);
             for (output, snapshot) in (0..).zip(&result.outputs) {
+                let created_at = made(engine, snapshot, result.created_at)?;
                 let mut layers = Vec::new();
-                for blob in snapshot.layers().iter().filter_map(|layer| sent.get(layer)) {
+                for (layer, blob) in
+                    snapshot.layers().iter().filter_map(|layer| Some((layer, sent.get(layer)?)))
+                {
                     let (digest, diff_id) = (blob.descriptor.digest.clone(), blob.diff_id.clone());
-                    let described = || describe(&blob.descriptor, &blob.diff_id, Some(&created_at));
-                    blobs.entry(digest.clone()).or_insert_with(described);
+                    if !blobs.contains_key(&digest) {
+                        let made =
+                            engine.store.layer_created(*layer)?.map_or_else(|| created_at.clone(), time);
+                        blobs.insert(digest.clone(), describe(&blob.descriptor, &blob.diff_id, Some(&made)));
+                    }
                     layers.push(BuiltLayer { blob: digest, diff_id });
                 }
                 let edge = Edge { vertex: vertex.clone(), output };
-                results.insert(edge, VertexResult { layers, created_at: created_at.clone() });
+                results.insert(edge, VertexResult { layers, created_at });
             }
         }
         let builder = records(&self.definition, &self.sources, &contents, &results);
@@ -452,6 +457,13 @@ fn title(target: &ExportTarget) -> &'static str {
         ExportTarget::Local { .. } => "exporting cache to client directory",
         ExportTarget::S3(_) => "exporting cache to Amazon S3",
     }
+}
+
+/// When a result was made: its uppermost layer knows it, so that a cache says the same however often it is exported,
+/// and after an import, too. `otherwise` is for what has no layer.
+fn made(engine: &Engine, snapshot: &Snapshot, otherwise: SystemTime) -> Result<String, StoreError> {
+    let created = snapshot.top().map(|layer| engine.store.layer_created(layer)).transpose()?.flatten();
+    Ok(time(created.unwrap_or(otherwise)))
 }
 
 fn time(at: SystemTime) -> String {

@@ -2,13 +2,15 @@
 //! is unpacked.
 
 use std::io;
+use std::time::SystemTime;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use stave_oci::{Compression, Descriptor, Digest, layer_media_type};
 use stave_store::{AbsoluteNames, ApplyOptions, LayerId, LayerLimits, Store, StoreError};
 use tokio_util::io::SyncIoBridge;
 
-use crate::config::UNCOMPRESSED;
+use crate::chains::LayerStack;
+use crate::config::{CREATED_AT, UNCOMPRESSED};
 use crate::place::{Place, PlaceError};
 
 /// Layers fetched at once.
@@ -50,17 +52,29 @@ pub(super) async fn stack(
     store: &Store,
     place: &Place,
     name: &str,
-    layers: &[Descriptor],
+    stack: &LayerStack,
 ) -> Result<Vec<LayerId>, FetchError> {
-    let fetches: Vec<_> = layers.iter().map(|descriptor| layer(store, place, name, descriptor)).collect();
+    // Where a cache does not say when a layer was made, it was not later than what stands on it.
+    let fetch = |descriptor| {
+        let own =
+            |descriptor: &Descriptor| descriptor.annotations.get(CREATED_AT).and_then(|text| time(text));
+        let made = own(descriptor).or_else(|| time(&stack.created_at));
+        layer((store, place, name), descriptor, made)
+    };
+    let fetches: Vec<_> = stack.layers.iter().map(fetch).collect();
     futures::stream::iter(fetches).buffered(PARALLEL).try_collect().await
 }
 
+/// A record's time; caches know a time before all times for those that have none.
+fn time(text: &str) -> Option<SystemTime> {
+    let at = text.parse::<jiff::Timestamp>().ok()?;
+    (at > jiff::Timestamp::UNIX_EPOCH).then(|| at.into())
+}
+
 async fn layer(
-    store: &Store,
-    place: &Place,
-    name: &str,
+    (store, place, name): (&Store, &Place, &str),
     descriptor: &Descriptor,
+    made: Option<SystemTime>,
 ) -> Result<LayerId, FetchError> {
     let digest = &descriptor.digest;
     let diff_id = descriptor.annotations.get(UNCOMPRESSED).and_then(|text| text.parse::<Digest>().ok());
@@ -76,6 +90,7 @@ async fn layer(
         limits: LIMITS,
         absolute_names: AbsoluteNames::Refuse,
         description: format!("imported from {name}"),
+        made,
     };
     let (known, wanted) = (store.clone(), diff_id.clone());
     let known = blocking(move || known.layer_by_diff_id(&wanted)).await.map_err(broken)?;

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use stave_oci::{Compression, Digest};
 
@@ -351,6 +352,22 @@ fn every_compression_gives_the_same_layer_once() {
     assert_eq!(count(&test.root().join("l")), 1);
     assert_eq!(test.store.layer_by_diff_id(&all[0].diff_id).expect("an answer"), Some(all[0].layer));
     assert_eq!(test.store.diff_id(all[0].layer).expect("a digest"), all[0].diff_id);
+}
+
+#[test]
+fn a_layer_has_the_time_it_is_said_to_be_from() {
+    let test = TestStore::new();
+    let made = |name: &str, at: SystemTime| {
+        let tar = Tar::default().file(name, "x").end();
+        let options = ApplyOptions { made: Some(at), ..ApplyOptions::default() };
+        let layer = test.store.apply_layer(&tar[..], &options).expect("a layer").layer;
+        test.store.layer_created(layer).expect("an answer").expect("is there")
+    };
+    let long_ago = SystemTime::UNIX_EPOCH + Duration::from_millis(1_234_567);
+    assert_eq!(made("old", long_ago), long_ago);
+    // Not one that nobody can have made yet.
+    let to_come = SystemTime::now() + Duration::from_secs(1 << 20);
+    assert!(made("new", to_come) < to_come);
 }
 
 #[test]

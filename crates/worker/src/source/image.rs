@@ -4,7 +4,7 @@
 //! Must not know the store's files or how registries speak. Read [`Puller`] first.
 
 use std::io::{self, Read};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
@@ -16,7 +16,7 @@ use stave_store::{
     AbsoluteNames, AppliedLayer, ApplyOptions, ImageLayer, LayerId, LayerLimits, LocalImage, Store,
     StoreError, StoredManifest,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::{ImageFault, SourceError};
@@ -32,6 +32,8 @@ const VERIFY_LIMIT: u64 = 256 << 20;
 
 /// Pieces of a download waiting to be unpacked.
 const PIECE_QUEUE: usize = 64;
+/// Bytes of them: over a fast line a piece alone has half a megabyte.
+const QUEUE_BYTES: u32 = 2 << 20;
 
 /// Bounds on one layer of an image nobody vouches for.
 pub(crate) const LAYER_LIMITS: LayerLimits =
@@ -209,6 +211,7 @@ impl Puller<'_> {
             limits: LAYER_LIMITS,
             absolute_names: AbsoluteNames::Refuse,
             description: format!("pulled from {}", name.familiar()),
+            made: None,
         };
         let (store, digest, wanted) = (self.store.clone(), blob.digest.clone(), diff_id.clone());
         let unpack = options.clone();
@@ -273,9 +276,13 @@ impl Puller<'_> {
         let mut stream = self.client.fetch_blob(name, blob).await.map_err(Fetch::Registry)?;
         let (sender, receiver) = mpsc::channel::<Result<Bytes, Cut>>(PIECE_QUEUE);
         let (store, options, expected) = (self.store.clone(), options.clone(), blob.clone());
+        let waiting = Arc::new(Semaphore::new(QUEUE_BYTES as usize));
+        let taken = Arc::clone(&waiting);
         let unpacking = tokio::task::spawn_blocking(move || -> Result<AppliedLayer, StoreError> {
+            // Whoever waits for room is not left waiting when nobody reads any more.
+            let taken = Closing(taken);
             let mut kept = store.blob_writer(Some(&expected.digest), expected.size)?;
-            let reader = Pieces { receiver, current: Bytes::new(), kept: &mut kept };
+            let reader = Pieces { receiver, taken: &taken.0, current: Bytes::new(), kept: &mut kept };
             let applied = store.apply_layer(reader, &options)?;
             kept.commit()?;
             Ok(applied)
@@ -289,6 +296,9 @@ impl Puller<'_> {
                     self.progress.progress(&blob.digest, done, blob.size);
                     // A closed queue means that unpacking failed. Wrong bytes would be the cause of that, and
                     // only the digest of all of them tells.
+                    let length = u32::try_from(bytes.len()).unwrap_or(QUEUE_BYTES).min(QUEUE_BYTES);
+                    unpacks =
+                        unpacks && waiting.acquire_many(length).await.map(SemaphorePermit::forget).is_ok();
                     unpacks = unpacks && sender.send(Ok(bytes)).await.is_ok();
                     if !unpacks && blob.size.saturating_sub(done) > VERIFY_LIMIT {
                         break;
@@ -331,9 +341,20 @@ enum Fetch {
 #[error("the download broke off")]
 struct Cut;
 
+/// Room in a queue that nobody gets any more once this is gone.
+struct Closing(Arc<Semaphore>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
 /// The blocking end of a download: what is read is also kept.
 struct Pieces<'a, W> {
     receiver: mpsc::Receiver<Result<Bytes, Cut>>,
+    /// Where the room that a piece took in the queue goes back to.
+    taken: &'a Semaphore,
     current: Bytes,
     kept: &'a mut W,
 }
@@ -343,6 +364,7 @@ impl<W: io::Write> Read for Pieces<'_, W> {
         while self.current.is_empty() {
             match self.receiver.blocking_recv() {
                 Some(Ok(bytes)) => {
+                    self.taken.add_permits(bytes.len().min(QUEUE_BYTES as usize));
                     self.kept.write_all(&bytes)?;
                     self.current = bytes;
                 }

@@ -208,6 +208,7 @@ impl OciLayout {
             limits: LAYER_LIMITS,
             absolute_names: AbsoluteNames::Refuse,
             description: "loaded from an OCI layout".to_owned(),
+            made: None,
         };
         let mut kept = store.blob_writer(Some(&blob.digest), blob.size)?;
         let reader =
