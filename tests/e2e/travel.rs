@@ -188,4 +188,6 @@ fn cache_mounts_travel() {
     let ls = world.stave(["cache", "mounts", "ls", "--from", &source]).success();
     assert!(ls.stdout.contains("/deps"), "{}", ls.stdout);
     world.stave(["cache", "mounts", "rm", "nothing"]).exits(1);
+    let nowhere = world.stave(["cache", "mounts", "import", "type=local,src=/nowhere"]);
+    nowhere.exits(1).says("no cache mounts in /nowhere");
 }

@@ -9,6 +9,8 @@ use stave_worker::manifest::FileChange;
 pub(super) const MAX_NAMED: usize = 3;
 /// Characters of a quoted value.
 const MAX_VALUE: usize = 60;
+/// Characters shown before the first one that differs, where a long value is not shown from its beginning.
+const BEFORE_DIFFERENCE: usize = 16;
 
 /// Something that takes part in a step's key and is not what it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,20 +144,23 @@ impl fmt::Display for Change {
             }
             Self::Content => f.write_str("the files it reads changed"),
             Self::Instruction { before, after } => {
-                write!(f, "the instruction changed: {} → {}", quoted(before), quoted(after))
+                write!(f, "the instruction changed: {}", quoted_difference(before, after))
             }
             Self::Variable { name, before, after } => match (before, after) {
                 (None, Some(after)) => write!(f, "{name} is set now: {}", quoted(after)),
                 (Some(before), None) => write!(f, "{name} is not set any more: was {}", quoted(before)),
                 (before, after) => {
-                    let shown = |value: &Option<String>| quoted(value.as_deref().unwrap_or_default());
-                    write!(f, "{name} changed: {} → {}", shown(before), shown(after))
+                    let [before, after] = [before, after].map(|value| value.as_deref().unwrap_or_default());
+                    write!(f, "{name} changed: {}", quoted_difference(before, after))
                 }
             },
             Self::Secrets => f.write_str("a secret changed that counts (`cache=keyed`)"),
             Self::Base { before, after } => write!(f, "the base image changed: {before} → {after}"),
             Self::Input { step } => write!(f, "{step} made another result"),
             Self::Field { path, before, after } => {
+                if let (Some(before), Some(after)) = (before, after) {
+                    return write!(f, "{path} changed: {}", quoted_difference(before, after));
+                }
                 let shown = |value: &Option<String>| value.as_deref().map_or("none".to_owned(), quoted);
                 write!(f, "{path} changed: {} → {}", shown(before), shown(after))
             }
@@ -164,11 +169,36 @@ impl fmt::Display for Change {
 }
 
 fn quoted(text: &str) -> String {
-    let flat = text.replace('\n', " ");
-    if flat.chars().count() <= MAX_VALUE {
-        return format!("`{flat}`");
+    quoted_from(&text.replace('\n', " "), 0)
+}
+
+/// Both values, long ones from shortly before the place where they begin to differ.
+fn quoted_difference(before: &str, after: &str) -> String {
+    let [before, after] = [before, after].map(|text| text.replace('\n', " "));
+    let is_long = |text: &str| text.chars().count() > MAX_VALUE;
+    let mut start = 0;
+    if is_long(&before) || is_long(&after) {
+        let same = before.chars().zip(after.chars()).take_while(|(one, other)| one == other).count();
+        // As long as the difference is seen, the beginning says more.
+        if same + BEFORE_DIFFERENCE > MAX_VALUE {
+            start = same - BEFORE_DIFFERENCE;
+        }
     }
-    format!("`{}…`", flat.chars().take(MAX_VALUE - 1).collect::<String>())
+    format!("{} → {}", quoted_from(&before, start), quoted_from(&after, start))
+}
+
+/// A value from a character on, as far as there is room.
+fn quoted_from(text: &str, start: usize) -> String {
+    let mut shown = String::from(if start > 0 { "`…" } else { "`" });
+    let rest = text.chars().count() - start;
+    if rest <= MAX_VALUE {
+        shown.extend(text.chars().skip(start));
+    } else {
+        shown.extend(text.chars().skip(start).take(MAX_VALUE - 1));
+        shown.push('…');
+    }
+    shown.push('`');
+    shown
 }
 
 #[cfg(test)]
@@ -195,6 +225,27 @@ mod tests {
         check(&many, "a, b and 3 more changed");
         check(&many[..3], "a, b, c changed");
         check(&[("", FileChange::Owner)], ". changed owner");
+    }
+
+    #[test]
+    fn long_instructions_are_shown_where_they_differ() {
+        let mounts = "RUN --mount=type=secret,id=token --mount=type=cache,target=/root/.cache";
+        let shown = |before: &str, after: &str| {
+            Change::Instruction { before: before.to_owned(), after: after.to_owned() }.to_string()
+        };
+        assert_eq!(
+            shown(&format!("{mounts} make"), &format!("{mounts} make test")),
+            "the instruction changed: `…/root/.cache make` → `…/root/.cache make test`"
+        );
+        assert_eq!(
+            shown("RUN make", &format!("RUN cargo {}", "x".repeat(90))),
+            format!("the instruction changed: `RUN make` → `RUN cargo {}…`", "x".repeat(49))
+        );
+        assert_eq!(shown("RUN a", "RUN b"), "the instruction changed: `RUN a` → `RUN b`");
+        let long = "y".repeat(200);
+        let (before, after) = (format!("RUN {long}1 {long}"), format!("RUN {long}2"));
+        let expected = format!("`…{0}1 {1}…` → `…{0}2`", "y".repeat(16), "y".repeat(41));
+        assert_eq!(shown(&before, &after), format!("the instruction changed: {expected}"));
     }
 
     #[test]

@@ -30,6 +30,9 @@ pub enum MountCopyError {
     /// An image has no room for mounts.
     #[error("cache mounts cannot go into an image: use `type=registry`, `local` or `s3`")]
     Inline,
+    /// A place without any.
+    #[error("no cache mounts in {0}")]
+    None(String),
     /// A mount that is not there.
     #[error("no cache mount `{0}`")]
     Unknown(String),
@@ -279,6 +282,9 @@ impl Engine {
         let place = import::place(self, &from.source, None).await.map_err(MountError::from)?;
         let archive = MountArchive::read(&place).await?;
         let known: BTreeSet<String> = archive.mounts().map(|(id, _)| id.to_owned()).collect();
+        if known.is_empty() {
+            return Err(MountCopyError::None(from.source.to_string()));
+        }
         let ids = spelled(ids, &known);
         if let Some(unknown) = ids.iter().find(|id| !known.contains(*id)) {
             return Err(MountCopyError::Unknown(unknown.clone()));
