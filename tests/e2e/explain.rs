@@ -97,6 +97,14 @@ fn builds_are_recorded_listed_and_removed() {
     let number = step("seq 1")["number"].to_string();
     assert_eq!(world.stave(["builds", "logs", &id, &number]).success().stdout, log);
     world.stave(["logs", &id, "99"]).exits(1);
+    let trace: Value =
+        serde_json::from_str(&world.stave(["builds", "trace", &id]).success().stdout).expect("JSON");
+    let events = trace["traceEvents"].as_array().expect("a list");
+    assert!(
+        events.iter().any(|event| event["name"] == step("seq 1")["name"] && event["ph"] == "X"),
+        "{trace}"
+    );
+    world.stave(["builds", "open", &id, "--no-browser"]).exits(1).says("was made without a daemon");
     world.stave(["builds", "rm", &id]).success();
     world.stave(["builds", "inspect", &id]).exits(1).says("no such build");
     world.stave(["explain"]).exits(1).says("there are no build records");

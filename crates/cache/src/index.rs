@@ -114,6 +114,11 @@ impl CacheIndex {
         self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
+    /// Closes those beyond the first: each has a cache of pages of its own.
+    pub fn close_idle(&self) {
+        self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner).truncate(1);
+    }
+
     /// The record `key` leads to: that of the scope, else the shared one.
     pub fn lookup(&self, key: &CacheKey) -> Result<Option<CacheRecord>, IndexError> {
         self.with("read", |connection| {

@@ -236,6 +236,11 @@ impl Archive {
         })
     }
 
+    /// What clients call a build of these records; `None` for one that no daemon made.
+    pub(crate) fn name_of(records: &History, id: &BuildId) -> Option<String> {
+        Some(read(&records.place(id).join(RECORD_FILE)).ok()?.r#ref)
+    }
+
     fn write(&self, id: &BuildId, record: &BuildHistoryRecord) -> io::Result<()> {
         let place = self.history.place(id);
         let aside = place.join("api.pb.new");

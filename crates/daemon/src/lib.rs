@@ -46,3 +46,4 @@ pub use config::{
 };
 pub use server::{Daemon, DaemonError};
 pub use tenants::{Quota, Tenancy, TenancyConfig, TenancyError};
+pub use web::page_of;

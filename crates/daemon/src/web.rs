@@ -29,7 +29,9 @@ use axum::routing::get;
 use axum::{Json, Router};
 use bollard_buildkit_proto::moby::buildkit::v1::BuildHistoryRecord;
 use serde_json::{Value, json};
+use stave_engine::record::{BuildId, History};
 
+use crate::history::Archive;
 use crate::identity::Identity;
 use crate::state::Shared;
 use crate::tenants::Caller;
@@ -66,6 +68,12 @@ impl Hosts {
         };
         name.parse::<IpAddr>().is_ok() || self.0.iter().any(|known| known == name)
     }
+}
+
+/// Where the page shows a build, from the page's own address on; `None` for one that no daemon made.
+#[must_use]
+pub fn page_of(records: &History, id: &BuildId) -> Option<String> {
+    Archive::name_of(records, id).map(|name| format!("#build/{name}"))
 }
 
 /// The routes.

@@ -32,6 +32,7 @@ impl Holding {
 impl Engine {
     /// Gives memory back that nothing uses any more. Blocks the thread for milliseconds.
     pub fn give_back_memory(&self) {
+        self.solvers.close_idle();
         stave_sandbox::give_back_memory();
     }
 

@@ -78,6 +78,11 @@ impl Solvers {
         self.index.idle_connections()
     }
 
+    /// Closes connections to the index that nobody uses.
+    pub(crate) fn close_idle(&self) {
+        self.index.close_idle();
+    }
+
     pub(crate) fn permits(&self) -> &Permits {
         &self.permits
     }

@@ -17,6 +17,7 @@ use stave_solver::{SolveEvent, StepPhase};
 
 use crate::event::{EngineEvent, Observer, StepId};
 use crate::names::without_credentials;
+use crate::record::{BuildRecord, StepRecord};
 
 pub use path::{CriticalPath, PathEntry};
 
@@ -115,6 +116,26 @@ impl Timeline {
     /// The spans as a trace in the JSON form that Chrome and Perfetto read.
     pub fn trace(&self) -> String {
         trace::chrome(&self.lock().spans)
+    }
+
+    /// A build that was recorded, in the same form; what a step did in its time is not known any more.
+    pub fn trace_of(record: &BuildRecord) -> String {
+        let span = |step: &StepRecord| {
+            let (start, end) = step.started.zip(step.ended)?;
+            Some(Span {
+                subject: match &step.vertex {
+                    Some(vertex) => Subject::Vertex(vertex.clone()),
+                    None => Subject::Step(StepId(step.number as u64)),
+                },
+                name: step.name.clone(),
+                start: Duration::from_micros(start),
+                end: Duration::from_micros(end.max(start)),
+                phases: Vec::new(),
+                cpu: Duration::ZERO,
+                memory: step.peak_memory.unwrap_or(0),
+            })
+        };
+        trace::chrome(&record.steps.iter().filter_map(span).collect::<Vec<_>>())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

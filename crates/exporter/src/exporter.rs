@@ -252,6 +252,7 @@ impl Exporter {
         target: &ArchiveTarget,
         layout: ArchiveLayout,
     ) -> Result<Exported, ExportErrorKind> {
+        let images = &fitting(layout, images);
         check_layout(layout, images)?;
         let layers_as = LayerFormat::archive(layout, &target.format);
         let prepared = self.prepare(images, &target.names, &target.format, layers_as).await?;
@@ -372,6 +373,17 @@ impl Exporter {
         drop(guard);
         result.unwrap_or(Err(ExportErrorKind::ThreadDied))
     }
+}
+
+/// The images without what docker's archives cannot hold and nobody insisted on.
+fn fitting(layout: ArchiveLayout, images: &[Image]) -> Vec<Image> {
+    let mut images = images.to_vec();
+    if layout == ArchiveLayout::Docker {
+        for image in &mut images {
+            image.attestations.retain(|one| !one.images_only);
+        }
+    }
+    images
 }
 
 /// docker's archives hold images of one platform, and nothing about them.

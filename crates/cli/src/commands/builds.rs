@@ -1,10 +1,14 @@
 //! `builds` and `logs`: what past builds were, did and said.
 
+mod open;
+
 use std::io::{self, Write as _};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::json;
+use stave_engine::Timeline;
 use stave_engine::record::{BuildRecord, BuildState, History, StepRecord, StepState};
 
 use super::Form;
@@ -35,6 +39,10 @@ enum BuildsCommand {
     Inspect(InspectArguments),
     /// Print what the steps of a build wrote
     Logs(LogArguments),
+    /// Print where the time of a build went, as a trace for Perfetto or Chrome
+    Trace(TraceArguments),
+    /// Show a daemon's build in the browser
+    Open(open::Arguments),
     /// Remove builds' records and logs
     Rm(RemoveArguments),
 }
@@ -68,6 +76,15 @@ pub(crate) struct LogArguments {
 }
 
 #[derive(Debug, clap::Args)]
+struct TraceArguments {
+    /// Id of a build, or the start of one (default: the latest)
+    build: Option<String>,
+    /// File to write instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
 struct RemoveArguments {
     /// Ids of builds, or starts of them
     #[arg(required_unless_present = "all")]
@@ -83,6 +100,8 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
         BuildsCommand::Ls(arguments) => list(arguments, global),
         BuildsCommand::Inspect(arguments) => inspect(arguments, global),
         BuildsCommand::Logs(arguments) => logs(arguments, global),
+        BuildsCommand::Trace(arguments) => trace(arguments, global),
+        BuildsCommand::Open(arguments) => open::run(arguments, global),
         BuildsCommand::Rm(arguments) => remove(arguments, global),
     }
 }
@@ -176,6 +195,18 @@ pub(crate) fn logs(arguments: &LogArguments, global: &GlobalOptions) -> Result<u
         }
         if let Some(error) = &record.error {
             say!("ERROR: {}", clean(error));
+        }
+        Ok(0)
+    })
+}
+
+fn trace(arguments: &TraceArguments, global: &GlobalOptions) -> Result<u8, Failure> {
+    with_store(global, |store| {
+        let text = Timeline::trace_of(&find(&History::of(store), arguments.build.as_deref())?);
+        match &arguments.output {
+            None => say!("{text}"),
+            Some(path) => std::fs::write(path, text)
+                .map_err(|error| Failure::message(format!("cannot write `{}`: {error}", path.display())))?,
         }
         Ok(0)
     })
