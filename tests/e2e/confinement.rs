@@ -57,6 +57,11 @@ fn limits_are_seen_from_inside() {
     world.dockerfile("FROM BUSYBOX\nRUN grep Cpus_allowed_list /proc/self/status | cut -f2 > /cpus\n");
     world.stave(["build", "--cpuset-cpus", "0", "-t", "cpus", "."]).success();
     assert_eq!(world.run("cpus", &["cat", "/cpus"]), "0\n");
+    for words in [["--cpuset-cpus", "65535"], ["--resource", "cpuset-cpus=65535"]] {
+        let told = world.stave(["build", "--no-cache", words[0], words[1], "."]).success();
+        told.says("does not hold: cpuset: ");
+    }
+    world.stave(["run", "--cpuset-cpus", "65535", "cpus", "true"]).success().says("does not hold: cpuset: ");
     world.stave(["build", "-m", "1m", "."]).exits(2).says("Minimum memory limit allowed is 6MB");
     let printed =
         world.stave(["run", "-m", "64m", "cpus", "sh", "-c", "dd if=/dev/zero of=/dev/null bs=100M count=1"]);

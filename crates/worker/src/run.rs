@@ -189,6 +189,12 @@ impl Running {
         }
     }
 
+    /// Limits that do not hold, each with its reason.
+    pub fn unlimited(&self) -> Vec<String> {
+        let group = self.sandbox.cgroup().map(stave_sandbox::CgroupGuard::unlimited).unwrap_or_default();
+        group.iter().map(|one| format!("{}: {}", one.controller, one.reason)).collect()
+    }
+
     /// Sends a signal to the process.
     ///
     /// # Errors

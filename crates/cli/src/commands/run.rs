@@ -133,6 +133,9 @@ impl Forwarded {
 /// Passes signals and terminal traffic until the process ends.
 pub(crate) async fn attend(mut running: Running, mut signals: Forwarded) -> Result<ExitStatus, Failure> {
     let failed = |error: std::io::Error| Failure::new(&error);
+    for reason in running.unlimited() {
+        eprintln!("WARNING: a limit does not hold: {reason}");
+    }
     let session = match running.terminal() {
         Some(master) => {
             Some(terminal::Session::start(master.try_clone_to_owned().map_err(failed)?).map_err(failed)?)

@@ -111,6 +111,15 @@ async fn keep(
     }
 }
 
+/// When the group of a build was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Made {
+    /// For another step that runs.
+    Before,
+    /// For this one.
+    Now,
+}
+
 struct Attempt<'a> {
     shared: &'a Arc<Shared>,
     op: &'a ExecOp,
@@ -128,7 +137,7 @@ impl Attempt<'_> {
         let admitted = self.admit().await.ok_or(ExecError::Cancelled)?;
         cx.events.phase(StepPhase::Waiting, start);
         let start = Instant::now();
-        let group = self.group();
+        let group = self.told_group().await;
         let mut ready = {
             let plan = Plan {
                 shared: Arc::clone(shared),
@@ -207,8 +216,20 @@ impl Attempt<'_> {
         self.shared.admission.admit(wish, machine, waiting, &cx.cancel).await
     }
 
+    /// The group of [`group`](Self::group); what does not hold of it is said by the step that it is made for.
+    async fn told_group(&self) -> Option<Arc<CgroupGuard>> {
+        let (group, made) = self.group()?;
+        if made == Made::Now {
+            for one in group.unlimited() {
+                let (controller, reason) = (&one.controller, &one.reason);
+                say(self.cx, &format!("a limit of the build does not hold: {controller}: {reason}")).await;
+            }
+        }
+        Some(group)
+    }
+
     /// The group of the build's steps together, if that is limited.
-    fn group(&self) -> Option<Arc<CgroupGuard>> {
+    fn group(&self) -> Option<(Arc<CgroupGuard>, Made)> {
         let confinement = &self.cx.session.confinement;
         if confinement.build_limits.is_empty() {
             return None;
@@ -218,12 +239,12 @@ impl Attempt<'_> {
         let session = &self.cx.session;
         let session = session.namespace.group(Arc::as_ptr(session).addr());
         if let Some(group) = groups.get(&session).and_then(Weak::upgrade) {
-            return Some(group);
+            return Some((group, Made::Before));
         }
         let parent = named_parent(self.op, confinement);
         let group = Arc::new(CgroupGuard::create(&confinement.build_limits, &parent));
         groups.insert(session, Arc::downgrade(&group));
-        Some(group)
+        Some((group, Made::Now))
     }
 
     /// The outcome of `run` within the time and the room that a step has.
