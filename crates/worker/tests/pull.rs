@@ -2,12 +2,12 @@
 
 use std::sync::Mutex;
 
-use stave_oci::{Digest, ImageConfig, Platform};
+use stave_oci::{Descriptor, Digest, ImageConfig, Platform, media_type};
 use stave_registry::{Client, ClientConfig, ErrorKind, Keychain, Limits, RegistryTables};
 use stave_store::Store;
 use stave_test_support::TestRegistry;
 use stave_test_support::registry::Misbehaviour;
-use stave_worker::{Puller, SourceError};
+use stave_worker::{IndexSurvey, Puller, SourceError};
 use tokio_util::sync::CancellationToken;
 
 struct Place {
@@ -141,4 +141,64 @@ async fn bytes_spoilt_on_their_way_are_fetched_again() {
     place.registry.script("GET", digest.as_str(), Misbehaviour::OtherBytes);
     pull(&place, "app:spoilt").await.expect("right the second time");
     drop(lease);
+}
+
+/// Puts an index over these entries under a tag and its digest; returns its own entry.
+fn put_index(place: &Place, tag: &str, entries: &[Descriptor]) -> Descriptor {
+    let index =
+        serde_json::json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": entries});
+    let bytes = serde_json::to_vec_pretty(&index).expect("JSON");
+    place.registry.put_manifest("app", tag, media_type::OCI_INDEX, &bytes);
+    Descriptor::of(media_type::OCI_INDEX, &bytes)
+}
+
+async fn survey(place: &Place, name: &str) -> Result<IndexSurvey, SourceError> {
+    let (name, cancel) = (place.registry.reference(name), CancellationToken::new());
+    let progress = |_: &Digest, _: u64, _: u64| {};
+    let puller = Puller { store: &place.store, client: &place.client, progress: &progress, cancel: &cancel };
+    let root = place.client.fetch_manifest(&name).await.expect("is there");
+    let survey = puller.survey(&name, &root).await?;
+    puller.bring_rest(&name, &survey.index, &[]).await?;
+    Ok(survey)
+}
+
+#[tokio::test]
+async fn all_that_an_index_leads_to_is_brought() {
+    let place = place();
+    let lease = place.store.lease().expect("lease");
+    let (one, one_id) = layer("a", "1");
+    let image = place.registry.put_image("app", "image", &config(vec![one_id]), &[&one]);
+    let mut statement = place.registry.put_image("app", "statement", b"{}", &[b"a statement"]).manifest;
+    statement.platform = Some(Platform::new("unknown", "unknown", None));
+    let inner = put_index(&place, "inner", &[statement, image.manifest.clone()]);
+    let top = put_index(&place, "all", &[inner.clone(), image.manifest.clone()]);
+    let found = survey(&place, "app:all").await.expect("all of it");
+    // Each once, whatever leads to it more than once, and after what it names.
+    let digests: Vec<_> =
+        found.index.documents.iter().skip(1).map(|document| document.digest.clone()).collect();
+    assert_eq!(digests, [image.manifest.digest, inner.digest, top.digest]);
+    assert_eq!(found.images.len(), 1);
+    assert_eq!(found.index.blobs.len(), 4);
+    for blob in &found.index.blobs {
+        assert!(place.store.has_blob(&blob.digest).expect("looks"), "{}", blob.digest);
+    }
+    drop(lease);
+}
+
+#[tokio::test]
+async fn indexes_that_lead_nowhere_are_refused() {
+    let place = place();
+    let mut entry = place.registry.put_image("app", "image", b"{}", &[]).manifest;
+    for depth in 0..6 {
+        entry = put_index(&place, &format!("deep{depth}"), &[entry]);
+    }
+    let error = survey(&place, "app:deep5").await.expect_err("too deep");
+    assert!(error.to_string().contains("more than 4 nested indexes"), "{error}");
+    entry.size += 1;
+    put_index(&place, "size", &[entry]);
+    let error = survey(&place, "app:size").await.expect_err("another size");
+    assert!(error.to_string().contains("its index says that"), "{error}");
+    put_index(&place, "gone", &[Descriptor::of(media_type::OCI_MANIFEST, b"nobody has it")]);
+    let error = survey(&place, "app:gone").await.expect_err("not there");
+    assert!(matches!(error, SourceError::Registry { .. }), "{error:?}");
 }
