@@ -54,14 +54,16 @@ pub(super) async fn stack(
     name: &str,
     stack: &LayerStack,
 ) -> Result<Vec<LayerId>, FetchError> {
-    // Where a cache does not say when a layer was made, it was not later than what stands on it.
-    let fetch = |descriptor| {
-        let own =
-            |descriptor: &Descriptor| descriptor.annotations.get(CREATED_AT).and_then(|text| time(text));
-        let made = own(descriptor).or_else(|| time(&stack.created_at));
-        layer((store, place, name), descriptor, made)
-    };
-    let fetches: Vec<_> = stack.layers.iter().map(fetch).collect();
+    // A result is as old as its uppermost layer. Of the others a cache may say when they were made, if not to the
+    // millisecond; where it does not, they are not younger than what stands on them.
+    let top = stack.layers.len().saturating_sub(1);
+    let mut fetches = Vec::with_capacity(stack.layers.len());
+    for (at, descriptor) in stack.layers.iter().enumerate() {
+        let own = descriptor.annotations.get(CREATED_AT).and_then(|text| time(text));
+        let of_result = time(&stack.created_at);
+        let made = if at == top { of_result.or(own) } else { own.or(of_result) };
+        fetches.push(layer((store, place, name), descriptor, made));
+    }
     futures::stream::iter(fetches).buffered(PARALLEL).try_collect().await
 }
 
