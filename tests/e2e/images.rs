@@ -159,7 +159,7 @@ fn an_index_of_others_comes_back_byte_for_byte() {
     let (theirs, copy) = (ours("theirs"), ours("theirs-again"));
     let spec = format!("type=registry,name={theirs},compression=zstd,force-compression=true");
     let platforms = "--platform=linux/amd64,linux/arm64";
-    world.stave(["build", "-q", "-o", &spec, "--provenance=max", platforms, "."]).success();
+    world.stave(["build", "-q", "-o", &spec, "--provenance=mode=max", platforms, "."]).success();
     let raw =
         |name: &str| tool("skopeo", &["inspect", "--raw", "--tls-verify=false", &format!("docker://{name}")]);
     // Another writer's index: not in our form, with more in it than images.

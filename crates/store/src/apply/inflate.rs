@@ -1,11 +1,14 @@
 //! The uncompressed stream of a layer archive, made on a thread of its own.
 //!
-//! Reading, inflating and hashing take about as long as writing the files does, so the two go on side by
-//! side: [`Inflating`] is the one, [`Inflated`] the reading end of a short queue between them. Knows no
-//! tar. Start with [`Inflating::run`].
+//! Inflating, hashing and writing the files take about as long each, so they go on side by side: [`Inflating`]
+//! is the first, with the digest on a thread of its own where there is much to hash, [`Inflated`] the reading
+//! end of a short queue to the writer. Knows no tar. Start with [`Inflating::run`].
 
 use std::io::{self, Read};
-use std::sync::mpsc::{Receiver, SyncSender};
+use std::panic::resume_unwind;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
 
 use stave_oci::{Algorithm, Compression, Digest, Hasher};
 
@@ -14,10 +17,10 @@ use crate::cap::Reservation;
 
 /// Bytes handed over at once.
 const PIECE: usize = 256 << 10;
-/// Pieces on their way: 2 MiB a layer.
-pub(super) const PIECES: usize = 8;
+/// Pieces on their way: 1 MiB a layer.
+pub(super) const PIECES: usize = 4;
 
-type Piece = io::Result<Vec<u8>>;
+type Piece = io::Result<Arc<Vec<u8>>>;
 
 /// Makes the uncompressed stream and hashes it.
 pub(super) struct Inflating<'a> {
@@ -51,27 +54,46 @@ impl<'a> Inflating<'a> {
 
     /// Sends the stream to its end; `None` if it broke, which the reader was told, or if nobody reads any more.
     pub(super) fn run(mut self, sender: &SyncSender<Piece>) -> Option<Whole> {
-        let mut hasher = Hasher::new(Algorithm::Sha256);
-        let mut size = 0;
-        loop {
-            let mut piece = Vec::with_capacity(PIECE);
-            let read = (&mut self.input).take(PIECE as u64).read_to_end(&mut piece).map(drop);
-            hasher.update(&piece);
-            let is_last = piece.len() < PIECE;
-            let ended = read.and(self.allow(size, &mut piece));
-            size += piece.len() as u64;
-            if !piece.is_empty() {
-                sender.send(Ok(piece)).ok()?;
-            }
-            if let Err(error) = ended {
-                // Nobody reads any more: then something worse is known there.
-                let _unread = sender.send(Err(error));
-                return None;
-            }
-            if is_last {
-                return Some(Whole { diff_id: hasher.finish(), size, room: self.room });
-            }
+        let first = self.read(0);
+        if first.is_last {
+            let diff_id = digest([Arc::clone(&first.piece)]);
+            let size = first.hand_over(sender)?;
+            return Some(Whole { diff_id, size, room: self.room });
         }
+        // Inflating takes longer than anything else that is done to the stream: it does not wait for the digest.
+        thread::scope(|scope| {
+            let (to_hash, pieces) = sync_channel(PIECES);
+            let hashing = thread::Builder::new().name("stave-hash".to_owned());
+            let hashing = match hashing.spawn_scoped(scope, move || digest(pieces)) {
+                Ok(hashing) => hashing,
+                Err(error) => {
+                    let _unread = sender.send(Err(error));
+                    return None;
+                }
+            };
+            let (mut next, mut size) = (first, 0);
+            loop {
+                let is_last = next.is_last;
+                to_hash.send(Arc::clone(&next.piece)).ok()?;
+                size += next.hand_over(sender)?;
+                if is_last {
+                    break;
+                }
+                next = self.read(size);
+            }
+            drop(to_hash);
+            let diff_id = hashing.join().unwrap_or_else(|panic| resume_unwind(panic));
+            Some(Whole { diff_id, size, room: self.room })
+        })
+    }
+
+    /// The next piece, after `before` bytes.
+    fn read(&mut self, before: u64) -> Next {
+        let mut piece = Vec::with_capacity(PIECE);
+        let read = (&mut self.input).take(PIECE as u64).read_to_end(&mut piece).map(drop);
+        let is_last = piece.len() < PIECE;
+        let ended = read.and(self.allow(before, &mut piece));
+        Next { piece: Arc::new(piece), ended, is_last }
     }
 
     /// Cuts a piece that passes the limit: the entry that does it is in what is left.
@@ -89,16 +111,47 @@ impl<'a> Inflating<'a> {
     }
 }
 
+/// A piece that was read.
+struct Next {
+    piece: Arc<Vec<u8>>,
+    /// Whether the stream broke after it.
+    ended: io::Result<()>,
+    is_last: bool,
+}
+
+impl Next {
+    /// Gives it to the reader; returns its length, or `None` if it is of no use to go on.
+    fn hand_over(self, sender: &SyncSender<Piece>) -> Option<u64> {
+        let length = self.piece.len() as u64;
+        if length > 0 {
+            sender.send(Ok(self.piece)).ok()?;
+        }
+        if let Err(error) = self.ended {
+            // Nobody reads any more: then something worse is known there.
+            let _unread = sender.send(Err(error));
+            return None;
+        }
+        Some(length)
+    }
+}
+
+/// The digest of pieces in a row.
+fn digest(pieces: impl IntoIterator<Item = Arc<Vec<u8>>>) -> Digest {
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    pieces.into_iter().for_each(|piece| hasher.update(&piece));
+    hasher.finish()
+}
+
 /// The reading end.
 pub(super) struct Inflated {
     receiver: Receiver<Piece>,
-    piece: Vec<u8>,
+    piece: Arc<Vec<u8>>,
     at: usize,
 }
 
 impl Inflated {
     pub(super) fn new(receiver: Receiver<Piece>) -> Self {
-        Self { receiver, piece: Vec::new(), at: 0 }
+        Self { receiver, piece: Arc::default(), at: 0 }
     }
 }
 
