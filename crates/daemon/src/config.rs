@@ -507,7 +507,9 @@ mod tests {
     /// Every key of buildkitd's file: it counts, what it asks for is so anyway, or it is an error that names it.
     #[test]
     fn each_key_of_the_file_is_honoured_or_said() {
-        let at = |table: &str, line: &str, expected: Result<(), &str>| check(&format!("[{table}]\n{line}\n"), expected);
+        let at = |table: &str, line: &str, expected: Result<(), &str>| {
+            check(&format!("[{table}]\n{line}\n"), expected)
+        };
         for line in ["debug = true", "trace = true", "root = \"/x\"", "provenanceEnvDir = \"/x\""] {
             check(line, Ok(()));
         }

@@ -208,6 +208,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn steps_of_every_kind_may_be_bounded_together() {
+        let limits = Limits { steps: std::num::NonZeroUsize::new(2), ..Limits::for_processors(8) };
+        let permits = Permits::new(limits);
+        let (_exec, _source) = (permits.execs.acquire(A).await, permits.sources.acquire(A).await);
+        let mut file = pin!(permits.files.acquire(B));
+        assert!(file.as_mut().now_or_never().is_none());
+        assert_eq!((permits.taken(), permits.waiting()), ([2, 0, 0, 0], 1));
+        let _digest = permits.digests.acquire(A).await;
+        assert_eq!(permits.taken(), [2, 0, 0, 1]);
+    }
+
+    #[tokio::test]
     async fn who_gives_up_is_passed_over() {
         let turns = Turns::new(1);
         let held = turns.acquire(A).await;

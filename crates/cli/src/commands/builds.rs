@@ -149,7 +149,10 @@ fn inspect(arguments: &InspectArguments, global: &GlobalOptions) -> Result<u8, F
         if let Some(target) = &record.target {
             say!("Target:\t\t{}", clean(target));
         }
-        say!("Platform:\t{}", record.platforms.join(", "));
+        // A client's front end need not say.
+        if !record.platforms.is_empty() {
+            say!("Platform:\t{}", record.platforms.join(", "));
+        }
         say!("Status:\t\t{}", state(record.state));
         say!("Started:\t{}", record.started_at);
         if let Some(duration) = duration(&record) {
