@@ -16,12 +16,12 @@ use crate::environment::{Environment, Outcome, signal, tool};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What signs certificates.
-struct Authority {
+pub(crate) struct Authority {
     folder: PathBuf,
 }
 
 impl Authority {
-    fn new(folder: PathBuf) -> Self {
+    pub(crate) fn new(folder: PathBuf) -> Self {
         std::fs::create_dir(&folder).expect("is made");
         let own = Self { folder };
         let (key, file) = (own.path("ca-key.pem"), own.path("ca.pem"));
@@ -31,12 +31,12 @@ impl Authority {
         own
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.folder.join(name).display().to_string()
     }
 
     /// `NAME.pem` and `NAME-key.pem`, for so many days; none: it is over with the second in which it was made.
-    fn sign(&self, name: &str, days: u32) {
+    pub(crate) fn sign(&self, name: &str, days: u32) {
         let (key, request, file) =
             (self.path(&format!("{name}-key.pem")), self.path("request"), self.path(&format!("{name}.pem")));
         let subject = format!("/CN={name}");
@@ -55,9 +55,9 @@ impl Authority {
 }
 
 /// A daemon whose words are read.
-struct Served {
+pub(crate) struct Served {
     child: Child,
-    address: String,
+    pub(crate) address: String,
     said: Receiver<String>,
 }
 
@@ -71,8 +71,13 @@ impl Drop for Served {
 
 impl Served {
     fn start(environment: &Environment, words: &[&str]) -> Self {
+        Self::at(environment, "tcp://127.0.0.1:0", words)
+    }
+
+    /// One that listens there.
+    pub(crate) fn at(environment: &Environment, address: &str, words: &[&str]) -> Self {
         let mut command = environment.command();
-        command.args(["daemon", "--addr", "tcp://127.0.0.1:0"]).args(words);
+        command.args(["daemon", "--addr", address]).args(words);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
         let lines = BufReader::new(child.stderr.take().expect("is piped")).lines();
         let (sender, said) = channel();

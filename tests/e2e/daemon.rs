@@ -31,7 +31,7 @@ impl Daemon {
         command.args(["daemon", "--addr", &address]).args(words);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts");
         let daemon = Self { child, socket };
-        wait(LISTENS, || daemon.socket.exists());
+        wait_for(LISTENS, || daemon.socket.exists());
         daemon
     }
 
@@ -44,7 +44,7 @@ impl Daemon {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, Signal::TERM).expect("it runs");
         let mut code = None;
-        wait(ENDS, || {
+        wait_for(ENDS, || {
             code = self.child.try_wait().expect("is ours");
             code.is_some()
         });
@@ -62,8 +62,14 @@ impl Drop for Daemon {
     }
 }
 
+/// Waits until it is so, as long as a daemon may take for anything.
 #[track_caller]
-fn wait(patience: Duration, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn wait(is_so: impl FnMut() -> bool) {
+    wait_for(ENDS, is_so);
+}
+
+#[track_caller]
+fn wait_for(patience: Duration, mut is_so: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !is_so() {
         assert!(begin.elapsed() < patience, "not within {patience:?}");
@@ -125,7 +131,7 @@ fn called_as_buildkitd_it_is_one() {
     command.arg("--config=buildkitd.toml").arg("--root").arg(environment.root());
     command.args(["--addr", &format!("unix://{}", socket.display())]);
     let daemon = Daemon { child: command.spawn().expect("starts"), socket };
-    wait(LISTENS, || daemon.socket.exists());
+    wait_for(LISTENS, || daemon.socket.exists());
     daemon.stop(&environment.root());
 }
 
@@ -165,10 +171,10 @@ fn a_daemon_killed_in_a_build_leaves_nothing() {
     command.args(["--addr", &address, "build", "--frontend", "dockerfile.v0"]);
     command.args(["--local", &format!("context={context}"), "--local", &format!("dockerfile={context}")]);
     let mut building = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
-    wait(LISTENS, || !processes_with("sleep 98765").is_empty());
+    wait_for(LISTENS, || !processes_with("sleep 98765").is_empty());
     daemon.child.kill().expect("runs");
     daemon.child.wait().expect("is ours");
-    wait(ENDS, || processes_with("sleep 98765").is_empty());
+    wait_for(ENDS, || processes_with("sleep 98765").is_empty());
     assert!(!building.wait().expect("ends").success());
     assert_eq!(mounts_below(&environment.root()), Vec::<String>::new());
     // What it left in its directory is swept by the next one.
