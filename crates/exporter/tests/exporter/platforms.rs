@@ -164,10 +164,8 @@ async fn trees_of_several_platforms_get_folders() {
     // Without them, files of one name are in each other's way.
     let merged = FilesOptions { platform_split: Some(false), ..FilesOptions::default() };
     let error = bench.exporter.export(&images, &local(merged)).await.expect_err("both have `name`");
-    assert!(
-        error.source().is_some_and(|kind| kind.to_string().contains("cannot overwrite `name`")),
-        "{error:?}"
-    );
+    let text = "cannot overwrite name from linux/amd64 with linux/riscv64 when split option is disabled";
+    assert!(error.source().is_some_and(|kind| kind.to_string().starts_with(text)), "{error:?}");
     let tar = ExportTarget::Tar {
         dest: Destination::File(bench.path("x.tar")),
         options: FilesOptions { epoch: Some(7), ..FilesOptions::default() },
