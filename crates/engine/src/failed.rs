@@ -165,6 +165,7 @@ impl Engine {
             op,
             inputs,
             root: snapshot(&kept.root)?,
+            mounts: BTreeMap::new(),
             network: kept.network,
         };
         Ok(Failed { name: kept.name, error: kept.error, step })

@@ -105,7 +105,7 @@ pub(crate) async fn push(
     for name in names {
         let by_digest = job.options.by_digest;
         let name = if by_digest { untagged(name, &top.descriptor.digest) } else { name.clone() };
-        let step = ExportStep::PushingManifest(name.canonical());
+        let step = ExportStep::PushingManifest(at_digest(&name, &top.descriptor.digest));
         context.events.send(ExportEvent::Started(step.clone()));
         push_document(context, &name, top).await?;
         context.events.send(ExportEvent::Done(step));
@@ -166,6 +166,14 @@ async fn push_blobs(
     }
     let size = descriptors.iter().map(|layer| layer.size).sum::<u64>() + documents.config.descriptor.size;
     Ok(Sent { documents, attestation, size })
+}
+
+/// A name with what it stands for from now on, as progress shows it.
+fn at_digest(name: &Reference, digest: &Digest) -> String {
+    match name.digest() {
+        Some(_) => name.canonical(),
+        None => format!("{}@{digest}", name.canonical()),
+    }
 }
 
 /// The image `digest` in a name's repository, under no tag.

@@ -2,6 +2,8 @@
 //!
 //! Start with [`with_leftovers`].
 
+use std::collections::BTreeMap;
+
 use bollard_buildkit_proto::pb;
 use serde_json::{Value, json};
 use stave_llb::Mount;
@@ -28,15 +30,22 @@ fn detail(build: &Build, vertex: &Digest) -> Option<Value> {
     let inputs = step.inputs.iter().map(keep).collect::<Result<Vec<_>, _>>().ok()?;
     let root = keep(&step.root).ok()?;
     let Some(pb::op::Op::Exec(exec)) = &op.op else { return None };
-    let mounts: Vec<String> = exec.mounts.iter().map(|mount| left_at(&step, mount, &inputs, &root)).collect();
-    Some(json!({ "inputIDs": inputs, "mountIDs": mounts, "op": op_json(&op, exec) }))
+    let mut left = BTreeMap::new();
+    for (place, snapshot) in &step.mounts {
+        left.insert(place.as_str(), keep(snapshot).ok()?);
+    }
+    left.insert("/", root);
+    // Clients count by mounts, though several show one input, or none.
+    let before = exec.mounts.iter().map(|mount| before(&step, mount, &inputs));
+    let before: Vec<String> = before.collect();
+    let mounts = exec.mounts.iter().zip(&before);
+    let mounts: Vec<_> =
+        mounts.map(|(mount, before)| left.get(mount.dest.as_str()).unwrap_or(before).clone()).collect();
+    Some(json!({ "inputIDs": before, "mountIDs": mounts, "op": op_json(&op, exec) }))
 }
 
-/// The result that stands for a mount: the root as the step left it, others as they were; none for what is not files.
-fn left_at(step: &FailedStep, mount: &pb::Mount, inputs: &[String], root: &str) -> String {
-    if mount.dest == "/" {
-        return root.to_owned();
-    }
+/// The result that a mount showed before the step ran; none for what is not files.
+fn before(step: &FailedStep, mount: &pb::Mount, inputs: &[String]) -> String {
     let own = step.op.mounts.iter().find(|own| own.target() == mount.dest);
     let input = own.and_then(Mount::input).and_then(|input| inputs.get(input as usize));
     input.cloned().unwrap_or_default()

@@ -12,7 +12,8 @@ use serde_json::{Map, Value, json};
 use stave_exporter::{Attestation, package_url};
 use stave_frontend_dockerfile::PlanRequest;
 use stave_frontend_dockerfile::request::NoCache;
-use stave_llb::{Definition, Mount, NetMode, Op, SourceIdentifier, SourceOp};
+use stave_llb::builder::{About, GraphBuilder};
+use stave_llb::{Definition, Mount, NetMode, Op, SourceIdentifier, SourceInfo, SourceOp};
 use stave_oci::{Descriptor, Digest, Platform, Reference};
 use stave_worker::{Pinned, Pins};
 
@@ -162,7 +163,7 @@ impl Facts<'_> {
             json!({"request": is_complete, "resolvedDependencies": self.locals().is_empty()});
         metadata["buildkit_reproducible"] = json!(wanted.reproducible);
         if wanted.mode == ProvenanceMode::Max {
-            internal["buildConfig"] = self.build_config();
+            internal["buildConfig"] = build_config(self.definition);
         }
         json!({
             "buildDefinition": {
@@ -217,7 +218,7 @@ impl Facts<'_> {
             },
         });
         if wanted.mode == ProvenanceMode::Max {
-            predicate["buildConfig"] = self.build_config();
+            predicate["buildConfig"] = build_config(self.definition);
         }
         predicate
     }
@@ -380,49 +381,21 @@ impl Facts<'_> {
         }
     }
 
-    /// The steps, in BuildKit's form: inputs name steps, not digests.
-    fn build_config(&self) -> Value {
-        let vertices = self.definition.vertices();
-        let name = |digest: &Digest| self.definition.position(digest).map(|at| format!("step{at}"));
-        let mut steps = Vec::with_capacity(vertices.len());
-        let mut mapping = Map::new();
-        for (at, vertex) in vertices.iter().enumerate() {
-            let mut op = stave_llb::json::op(vertex);
-            if let Some(op) = op.as_object_mut() {
-                op.remove("inputs");
-            }
-            let inputs: Vec<String> = vertex
-                .inputs
-                .iter()
-                .filter_map(|edge| Some(format!("{}:{}", name(&edge.vertex)?, edge.output)))
-                .collect();
-            let mut step = json!({"id": format!("step{at}"), "op": op});
-            if !inputs.is_empty() {
-                step["inputs"] = json!(inputs);
-            }
-            steps.push(step);
-            mapping.insert(vertex.digest.to_string(), json!(format!("step{at}")));
-        }
-        // The last step is none: it says what the result is.
-        if let Some(output) = self.definition.outputs().first()
-            && let Some(name) = name(&output.vertex)
-        {
-            let input = format!("{name}:{}", output.output);
-            let at = vertices.len();
-            steps.push(json!({"id": format!("step{at}"), "op": {"Op": null}, "inputs": [input]}));
-        }
-        json!({"llbDefinition": steps, "digestMapping": mapping})
-    }
-
     /// The Dockerfile, and which lines of it each step comes from.
     fn source(&self) -> Value {
         let map = self.definition.source_map();
         let infos = map.infos.iter().map(|info| {
-            json!({
+            let mut told = json!({
                 "filename": info.filename,
                 "language": info.language,
                 "data": STANDARD.encode(&info.data),
-            })
+            });
+            if let (Some(told), Some(origin)) = (told.as_object_mut(), origin(info))
+                && let Value::Object(steps) = build_config(&origin)
+            {
+                told.extend(steps);
+            }
+            told
         });
         let mut locations = Map::new();
         for (at, vertex) in self.definition.vertices().iter().enumerate() {
@@ -438,6 +411,55 @@ impl Facts<'_> {
         }
         json!({"locations": locations, "infos": infos.collect::<Vec<_>>()})
     }
+}
+
+/// The steps, in BuildKit's form: inputs name steps, not digests.
+fn build_config(definition: &Definition) -> Value {
+    let vertices = definition.vertices();
+    let name = |digest: &Digest| definition.position(digest).map(|at| format!("step{at}"));
+    let mut steps = Vec::with_capacity(vertices.len());
+    let mut mapping = Map::new();
+    for (at, vertex) in vertices.iter().enumerate() {
+        let mut op = stave_llb::json::op(vertex);
+        if let Some(op) = op.as_object_mut() {
+            op.remove("inputs");
+        }
+        let inputs: Vec<String> = vertex
+            .inputs
+            .iter()
+            .filter_map(|edge| Some(format!("{}:{}", name(&edge.vertex)?, edge.output)))
+            .collect();
+        let mut step = json!({"id": format!("step{at}"), "op": op});
+        if !inputs.is_empty() {
+            step["inputs"] = json!(inputs);
+        }
+        steps.push(step);
+        mapping.insert(vertex.digest.to_string(), json!(format!("step{at}")));
+    }
+    // The last step is none: it says what the result is.
+    if let Some(output) = definition.outputs().first()
+        && let Some(name) = name(&output.vertex)
+    {
+        let input = format!("{name}:{}", output.output);
+        let at = vertices.len();
+        steps.push(json!({"id": format!("step{at}"), "op": {"Op": null}, "inputs": [input]}));
+    }
+    json!({"llbDefinition": steps, "digestMapping": mapping})
+}
+
+/// The graph that a file comes from: where nobody says, a Dockerfile is one of the client's directory.
+fn origin(info: &SourceInfo) -> Option<Definition> {
+    if !info.origin.is_empty() {
+        return Definition::from_wire(&info.origin).ok();
+    }
+    if info.language != "Dockerfile" {
+        return None;
+    }
+    let attrs = [("local.followpaths".to_owned(), json!([info.filename]).to_string())].into();
+    let mut graph = GraphBuilder::default();
+    let source = SourceOp::new("local://dockerfile", attrs);
+    let made = graph.source(source, &Platform::host(), About::default());
+    Some(graph.finish(Some(made)))
 }
 
 fn digest_set(digest: &Digest) -> Value {

@@ -54,7 +54,7 @@ pub(crate) async fn push(
     }
     for name in names {
         let name = if options.by_digest { untagged(name, &top.digest) } else { name.clone() };
-        let step = ExportStep::PushingManifest(name.canonical());
+        let step = ExportStep::PushingManifest(super::at_digest(&name, &top.digest));
         context.events.send(ExportEvent::Started(step.clone()));
         put(context, &name, top).await?;
         context.events.send(ExportEvent::Done(step));

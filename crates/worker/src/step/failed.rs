@@ -3,6 +3,7 @@
 //! Owns the keeping, and the preparation of a process over what was kept: the step's own environment, mounts and user,
 //! with another command. Must not know builds or terminals. Read [`FailedStep`] first.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -38,6 +39,8 @@ pub struct FailedStep {
     pub inputs: Vec<Snapshot>,
     /// The root file system as the process left it.
     pub root: Snapshot,
+    /// The mounts that it could write, by their place, as it left them.
+    pub mounts: BTreeMap<String, Snapshot>,
     /// The network of steps that name none in its build.
     pub network: StepNetwork,
 }
@@ -45,7 +48,7 @@ pub struct FailedStep {
 /// Keeps what a failed process left. Blocks.
 pub(super) fn keep(
     shared: &Arc<Shared>,
-    ready: Ready,
+    mut ready: Ready,
     (vertex, op, inputs, network): (Digest, ExecOp, Vec<Ref>, StepNetwork),
     cancel: &CancellationToken,
 ) -> Result<FailedStep, StepError> {
@@ -53,13 +56,23 @@ pub(super) fn keep(
     let inputs = inputs.collect::<Result<Vec<_>, _>>()?;
     let output = ready.prepared.root_output;
     let created: [PathBuf; 0] = [];
+    let discarded = std::mem::take(&mut ready.prepared.discarded);
     let outputs = commit(ready, &created)?;
     // The root is among the outputs; a step whose root is thrown away changed nothing there that it could keep.
     let root = match output.and_then(|output| outputs.get(output as usize)).and_then(Ref::snapshot) {
         Some(root) => root.clone(),
         None => base(&op, &inputs),
     };
-    Ok(FailedStep { vertex, op, inputs, root, network })
+    let mut mounts = BTreeMap::new();
+    for (place, layer) in discarded {
+        mounts.insert(place, layer.commit()?);
+    }
+    for mount in &op.mounts {
+        let Mount::Bind { target, output: Some(output), .. } = mount else { continue };
+        let written = outputs.get(*output as usize).and_then(Ref::snapshot);
+        mounts.extend(written.map(|written| (target.clone(), written.clone())));
+    }
+    Ok(FailedStep { vertex, op, inputs, root, mounts, network })
 }
 
 /// What the root of a step lies on.
@@ -205,7 +218,7 @@ impl super::mounts::Prepared {
             _guards: self.guards,
             _agents: self.agents,
             _caches: self.caches,
-            _layers: written.chain(self.discarded).collect(),
+            _layers: written.chain(self.discarded.into_iter().map(|(_, layer)| layer)).collect(),
             _scratch: self.scratch,
         };
         (self.root, held)

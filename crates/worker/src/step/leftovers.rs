@@ -60,6 +60,7 @@ mod tests {
             op: ExecOp { args: vec![argument.to_owned()], ..ExecOp::default() },
             inputs: Vec::new(),
             root: Snapshot::scratch(),
+            mounts: std::collections::BTreeMap::new(),
             network: crate::session::StepNetwork::Host,
         }
     }

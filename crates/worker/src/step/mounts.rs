@@ -66,8 +66,8 @@ pub(crate) struct Prepared {
     pub root_output: Option<u32>,
     pub readonly_root: bool,
     pub written: Vec<(u32, Written)>,
-    /// Layers whose content is thrown away.
-    pub discarded: Vec<ActiveLayer>,
+    /// Layers whose content is thrown away, and where they are mounted.
+    pub discarded: Vec<(String, ActiveLayer)>,
     /// Local contexts that were read.
     pub contexts: Vec<Arc<Context>>,
     pub caches: Vec<MutableDir>,
@@ -82,7 +82,8 @@ impl Prepared {
             Written::Layer(layer) => Some(layer),
             Written::Unchanged(_) => None,
         });
-        std::iter::once(&self.root).chain(written).chain(&self.discarded)
+        let discarded = self.discarded.iter().map(|(_, layer)| layer);
+        std::iter::once(&self.root).chain(written).chain(discarded)
     }
 }
 
@@ -272,10 +273,11 @@ impl<'a> Building<'a> {
             self.mount(OverlayLayers { lower: layer.lowers().to_vec(), upper, volatile: true })?
         };
         let source = select(&base, selector)?;
+        let place = target.to_string_lossy().into_owned();
         self.bind(source, target, false);
         match output {
             Some(output) => self.prepared.written.push((output, Written::Layer(layer))),
-            None => self.prepared.discarded.push(layer),
+            None => self.prepared.discarded.push((place, layer)),
         }
         Ok(())
     }
