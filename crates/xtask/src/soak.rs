@@ -21,6 +21,8 @@ const LOOK: Duration = Duration::from_millis(500);
 const WARM: u64 = 100;
 /// Bytes of memory of a daemon without builds.
 const IDLE: u64 = 100 << 20;
+/// How long nothing is asked of it before it counts as that.
+const REST: Duration = Duration::from_secs(25);
 /// Files of one context, and the bytes of each.
 const FILES: usize = 20;
 const BYTES: usize = 16 << 10;
@@ -118,6 +120,8 @@ fn soak(options: &Options, directory: &Path) -> Result<(), Failure> {
     }
     over.store(true, Ordering::Relaxed);
     watching.join().map_err(|_| "the watch panicked")?;
+    // Idle is a daemon that had the time to put its things in order.
+    thread::sleep(REST);
     let idle = resident(pid);
     end(&mut daemon)?;
     judge(options, &seen, idle)

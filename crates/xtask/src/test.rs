@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::registry::Registry;
 use crate::suite::Suite;
-use crate::{Failure, images, instructions, machine, rootless};
+use crate::{Failure, clients, images, instructions, machine, rootless};
 
 /// Real clients and tools that the integration tests call.
 const PACKAGES: &[&str] =
@@ -52,8 +52,13 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     if options.rootless {
         return rootless::run(&suite, &registry.host(), options.filter.as_deref().as_slice());
     }
-    let variables =
-        [("STAVE_TEST_REGISTRY", registry.host()), ("STAVE_TEST_PROGRAM", suite.stave.display().to_string())];
+    let mut variables = vec![
+        ("STAVE_TEST_REGISTRY", registry.host()),
+        ("STAVE_TEST_PROGRAM", suite.stave.display().to_string()),
+    ];
+    if let Some(program) = machine::timed("clients", || Ok(clients::buildx()))? {
+        variables.push(("STAVE_TEST_BUILDX", program.display().to_string()));
+    }
     machine::timed("tests", || Suite::run(options.filter.as_deref(), &variables))?;
     if is_whole {
         machine::timed("tests without privileges", || rootless::run_chosen(&suite, &registry.host()))?;

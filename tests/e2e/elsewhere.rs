@@ -1,0 +1,106 @@
+//! `--builder`: what this machine gives to a build of another daemon and takes from it.
+//!
+//! The daemon is this program's, and BuildKit's where `STAVE_TEST_BUILDKITD` names it. Start with [`check`].
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use stave_test_support::TestRegistry;
+use stave_test_support::registry::{Auth, User};
+
+use crate::daemon::{Daemon, wait};
+use crate::environment::{Environment, Outcome, registry, tool};
+
+const DOCKERFILE: &str = "FROM BUSYBOX\nARG A=default\n\
+     RUN --mount=type=secret,id=s wc -c < /run/secrets/s > /secret\n\
+     RUN --mount=type=ssh test -S $SSH_AUTH_SOCK && echo yes > /agent\n\
+     COPY f /f\nRUN echo $A > /argument\n";
+/// How many of its steps a cache can give.
+const STEPS: usize = 4;
+
+fn world() -> Environment {
+    let world = Environment::new();
+    world.dockerfile(DOCKERFILE).write("f", "content\n");
+    std::fs::write(world.path("secret"), "hidden\n").expect("writes");
+    tool("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &world.path("key").to_string_lossy()]);
+    world
+}
+
+fn names(archive: &Path) -> String {
+    tool("tar", &["-tf", &archive.to_string_lossy()])
+}
+
+/// Everything that a build on the daemon at `address` can be given and can give.
+fn check(world: &Environment, address: &str) {
+    let secret = format!("id=s,src={}", world.path("secret").display());
+    let key = format!("default={}", world.path("key").display());
+    let build = |words: &[&str]| -> Outcome {
+        let given = ["build", "--builder", address, "--secret", &secret, "--ssh", &key];
+        world.stave(given.iter().chain(words).chain(&["."]))
+    };
+    let place = |name: &str| world.path(name).display().to_string();
+    let dest = |kind: &str, name: &str| format!("type={kind},dest={}", place(name));
+
+    // Several results of one build, with all that its steps need.
+    let docker = format!("{},name=it:1", dest("docker", "docker.tar"));
+    let outputs = [dest("local", "out"), dest("tar", "out.tar"), dest("oci", "oci.tar"), docker];
+    let mut words = vec!["--build-arg", "A=other"];
+    words.extend(outputs.iter().flat_map(|output| ["-o", output]));
+    build(&words).success();
+    let read = |name: &str| std::fs::read_to_string(world.path("out").join(name)).expect("is there");
+    assert_eq!(["secret", "agent", "f", "argument"].map(read), ["7\n", "yes\n", "content\n", "other\n"]);
+    for (archive, part) in
+        [("out.tar", "argument"), ("oci.tar", "index.json"), ("docker.tar", "manifest.json")]
+    {
+        assert!(names(&world.path(archive)).contains(part), "{archive}");
+    }
+
+    // A registry that only this machine's user may write to; the daemon has no credentials of its own.
+    let user = User::new("me", "secret");
+    let closed = TestRegistry::with_auth(Auth::Bearer { user, anonymous_pull: false });
+    let image = format!("{}/pushed:1", closed.host());
+    build(&["--push", "-t", &image]).exits(1);
+    world.stave_with_input(&["login", "-u", "me", "--password-stdin", &closed.host()], b"secret").success();
+    build(&["--push", "-t", &image, "--metadata-file", &place("metadata.json")]).success();
+    let told: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(world.path("metadata.json")).expect("is there"))
+            .expect("is JSON");
+    assert!(closed.manifest("pushed", "1").is_some() && told["containerimage.digest"].is_string(), "{told}");
+    world.stave(["logout", &closed.host()]).success();
+
+    // A cache that goes through a registry.
+    let cache = format!("{}/elsewhere-{}", registry(), std::process::id());
+    let (to, from) = (format!("type=registry,ref={cache},mode=max"), format!("type=registry,ref={cache}"));
+    build(&["--cache-to", &to, "-o", "type=cacheonly"]).success();
+    let cached = build(&["--cache-from", &from, "-o", "type=cacheonly"]).success();
+    assert_eq!(cached.cached(), STEPS, "{}", cached.stderr);
+
+    world.dockerfile("FROM BUSYBOX\nRUN exit 7\n");
+    build(&[]).exits(1).says(">>> RUN exit 7").says("did not complete successfully: exit code: 7");
+}
+
+#[test]
+fn a_daemon_of_this_program_gives_and_takes_all() {
+    let world = world();
+    let daemon = Daemon::start(&world, &[]);
+    check(&world, &daemon.address());
+    daemon.stop(&world.root());
+}
+
+#[test]
+fn buildkits_own_daemon_gives_and_takes_all() {
+    let Some(program) = std::env::var_os("STAVE_TEST_BUILDKITD") else { return };
+    let world = world();
+    let (socket, root) = (world.path("buildkitd.sock"), world.path("buildkitd"));
+    let address = format!("unix://{}", socket.display());
+    let mut command = Command::new(program);
+    command.args(["--containerd-worker=false", "--oci-worker-net=host", "--root"]).arg(&root);
+    let config = world.path("buildkitd.toml");
+    std::fs::write(&config, format!("[registry.\"{}\"]\nhttp = true\n", registry())).expect("writes");
+    command.args(["--addr", &address, "--config"]).arg(config).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut daemon = command.spawn().expect("starts");
+    wait(|| socket.exists());
+    check(&world, &address);
+    crate::environment::signal(&daemon, rustix::process::Signal::TERM);
+    daemon.wait().expect("ends");
+}
