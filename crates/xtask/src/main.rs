@@ -5,6 +5,7 @@
 
 mod bench;
 mod browser;
+mod clients;
 mod crash;
 mod demo;
 mod images;
