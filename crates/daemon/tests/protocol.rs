@@ -6,6 +6,8 @@
 mod history;
 #[path = "cases/holdings.rs"]
 mod holdings;
+#[path = "cases/hostile.rs"]
+mod hostile;
 #[path = "cases/policy.rs"]
 mod policy;
 #[path = "cases/results.rs"]
