@@ -336,7 +336,11 @@ mod tests {
             warnings(&outcome, "linux/amd64"),
             "Requested platforms linux/amd64 do not match result platforms linux/amd64,windows(10)/amd64"
         );
-        assert_eq!(warnings(&outcome, "windows(10)/amd64,linux/amd64"), "");
+        // There is no result by platform here, whatever is said of platforms.
+        assert_eq!(
+            warnings(&outcome, "windows(10)/amd64,linux/amd64"),
+            "Multiple platforms requested but result is not multi-platform"
+        );
         let one =
             said(&[(CONFIG, r#"{"os":"windows","architecture":"amd64","os.version":"10"}"#), ("x", "")]);
         let one = Outcome { metadata: one.metadata, ..said(&[]) };

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 
+use bollard_buildkit_proto::moby::buildkit::v1::frontend::Result as Results;
 use bollard_buildkit_proto::moby::buildkit::v1::{
     CacheOptions, CacheOptionsEntry, DiskUsageRequest, Exporter, PruneRequest, SolveRequest,
 };
 
 use super::DOCKERFILE;
-use super::client::{Client, Files, TestDaemon, names};
+use super::client::{Built, Client, Files, TestDaemon, names};
 
 fn files() -> Files {
     Files::new(&[("f", "1"), ("g", "2")], DOCKERFILE)
@@ -131,5 +132,46 @@ async fn what_builds_made_can_go_while_the_daemon_lives() {
     while pruned.message().await.expect("is told").is_some() {}
     let usage = control.disk_usage(DiskUsageRequest::default()).await.expect("answers").into_inner();
     assert_eq!(usage.record, []);
+    daemon.stop().await;
+}
+
+/// Builds what a front end of the client returns, whose result has no files.
+async fn returned(name: &str, exporter: &str, metadata: &[(&str, &str)]) -> Result<Built, String> {
+    let daemon = TestDaemon::start().await;
+    let mut client = client(&daemon, name).await;
+    let front_end = daemon.client(&format!("{name}-front-end"), "", files()).await;
+    let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec()));
+    let result = Results { metadata: metadata.collect(), ..Results::default() };
+    let returning = tokio::spawn({
+        let build = name.to_owned();
+        // It waits for the build to begin.
+        async move { front_end.return_result(&build, result).await }
+    });
+    let built =
+        client.build_with(name, exporter, |request| SolveRequest { frontend: String::new(), ..request });
+    let built = built.await.map_err(|status| status.message().to_owned());
+    returning.await.expect("no panic").expect("is taken");
+    daemon.stop().await;
+    built
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_result_without_files_is_one() {
+    let said = [("frontend.x", "told"), ("other", "not told")];
+    let built = returned("empty", "tar", &said).await.expect("builds");
+    assert!(names(&built.archive).is_empty());
+    assert_eq!(built.response["frontend.x"], "told");
+    assert!(!built.response.contains_key("other"));
+    let broken = returned("broken", "oci", &[("containerimage.config", "null")]).await.map(|_| ());
+    assert_eq!(broken.expect_err("is refused"), "invalid null image config for export");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_built_where_nobody_decides() {
+    let daemon = TestDaemon::start().await;
+    let mut client = client(&daemon, "s").await;
+    let wish = |request| SolveRequest { source_policy_session: "s".to_owned(), ..request };
+    let refused = client.build_with("b", "tar", wish).await.map(|_| ()).expect_err("nobody is asked");
+    assert!(refused.message().contains("CheckPolicy not supported by the client"), "{refused}");
     daemon.stop().await;
 }

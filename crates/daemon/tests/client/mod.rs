@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_client::LlbBridgeClient;
-use bollard_buildkit_proto::moby::buildkit::v1::frontend::{ReadFileRequest, ReadFileResponse};
+use bollard_buildkit_proto::moby::buildkit::v1::frontend::{
+    ReadFileRequest, ReadFileResponse, Result as Results, ReturnRequest,
+};
 use bollard_buildkit_proto::moby::buildkit::v1::{
     BytesMessage, Exporter, SolveRequest, SolveResponse, StatusRequest, Vertex,
 };
@@ -284,6 +286,13 @@ impl Client {
         let mut request = Request::new(request);
         request.metadata_mut().insert("buildkit-controlapi-buildid", build.parse().expect("a header"));
         Ok(LlbBridgeClient::new(self.channel.clone()).read_file(request).await?.into_inner())
+    }
+
+    /// Says what the client's own front end came to.
+    pub(crate) async fn return_result(&self, build: &str, result: Results) -> Result<(), Status> {
+        let mut request = Request::new(ReturnRequest { result: Some(result), error: None });
+        request.metadata_mut().insert("buildkit-controlapi-buildid", build.parse().expect("a header"));
+        LlbBridgeClient::new(self.channel.clone()).r#return(request).await.map(drop)
     }
 
     /// Ends the session without a word.
