@@ -235,7 +235,7 @@ mod tests {
         };
         assert_eq!(
             shown(&format!("{mounts} make"), &format!("{mounts} make test")),
-            "the instruction changed: `…/root/.cache make` → `…/root/.cache make test`"
+            "the instruction changed: `…root/.cache make` → `…root/.cache make test`"
         );
         assert_eq!(
             shown("RUN make", &format!("RUN cargo {}", "x".repeat(90))),
