@@ -29,6 +29,7 @@ mod sink;
 mod spec;
 mod squash;
 mod tar_writer;
+mod whole;
 
 pub use archive::{LoadSource, LoadedImage, MAX_ENTRIES, MAX_EXTENSION, MAX_IMAGES, MAX_LAYERS, MAX_SPOOL};
 pub use attestation::package_url;
@@ -46,3 +47,4 @@ pub use spec::{
     ExportSpecErrorKind, ExportTarget, FilesOptions, ImageFormat, ImageTarget, LocalMode, MAX_NAMES,
     MAX_SPEC_LENGTH, MediaTypes, PlatformAnnotations, PushOptions,
 };
+pub use whole::WholeFile;

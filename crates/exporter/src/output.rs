@@ -1,8 +1,6 @@
 //! Where a stream of result bytes ends: a file that appears whole or not at all, or standard output.
 
-use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
@@ -10,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::ExportErrorKind;
 use crate::exporter::Context;
 use crate::spec::Destination;
+use crate::whole::WholeFile;
 
 /// Bytes gathered before a write to the system.
 const BUFFER: usize = 256 << 10;
@@ -80,23 +79,12 @@ fn file(
     produce: impl FnOnce(&mut dyn Write) -> Result<(), ExportErrorKind>,
 ) -> Result<u64, ExportErrorKind> {
     let io_at = |action| move |source| ExportErrorKind::Io { action, path: path.to_owned(), source };
-    match std::fs::metadata(path) {
-        Ok(metadata) if metadata.is_dir() => return Err(ExportErrorKind::IsDirectory(path.to_owned())),
-        Ok(metadata) if metadata.file_type().is_fifo() || metadata.file_type().is_char_device() => {
-            // A pipe or `/dev/null` is written to, never replaced.
-            let mut file = File::options().write(true).open(path).map_err(io_at("open"))?;
-            return fill(&mut file, cancel, produce);
-        }
-        Ok(_) | Err(_) => {}
+    if path.is_dir() {
+        return Err(ExportErrorKind::IsDirectory(path.to_owned()));
     }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temporary = tempfile::Builder::new()
-        .prefix(".stave-")
-        .permissions(std::fs::Permissions::from_mode(0o666))
-        .tempfile_in(parent)
-        .map_err(io_at("create"))?;
-    let written = fill(temporary.as_file_mut(), cancel, produce)?;
-    temporary.persist(path).map_err(|error| io_at("write")(error.error))?;
+    let mut file = WholeFile::create(path).map_err(io_at("create"))?;
+    let written = fill(&mut file, cancel, produce)?;
+    file.keep().map_err(io_at("write"))?;
     Ok(written)
 }
 

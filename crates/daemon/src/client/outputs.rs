@@ -15,6 +15,7 @@ use bollard_buildkit_proto::moby::filesync::packet::file_send_server::{
 use bollard_buildkit_proto::moby::filesync::v1::BytesMessage;
 use bollard_buildkit_proto::moby::filesync::v1::file_send_server::{FileSend, FileSendServer};
 use futures::{Stream, StreamExt as _, stream};
+use stave_exporter::WholeFile;
 use tokio::sync::mpsc;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
@@ -123,14 +124,11 @@ impl FileSend for Sinks {
                 io::stdout().flush().map_err(failed)?;
             }
             Sink::File(path) => {
-                use tokio::io::AsyncWriteExt as _;
-                let aside = aside(&path);
-                let mut file = tokio::fs::File::create(&aside.0).await.map_err(failed)?;
+                let mut file = WholeFile::create(&path).map_err(failed)?;
                 while let Some(message) = messages.message().await? {
-                    file.write_all(&message.data).await.map_err(failed)?;
+                    file.write_all(&message.data).map_err(failed)?;
                 }
-                file.flush().await.map_err(failed)?;
-                fs::rename(&aside.0, &path).map_err(failed)?;
+                file.keep().map_err(failed)?;
             }
         }
         Ok(Response::new(stream::empty().boxed()))
@@ -220,21 +218,13 @@ fn merge(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Something beside its place; removed unless it was moved there.
+/// A directory beside its place; removed with what is left in it.
 struct Aside(PathBuf);
 
 impl Drop for Aside {
     fn drop(&mut self) {
-        // It is gone when it was moved.
-        if fs::remove_file(&self.0).is_err() {
-            fs::remove_dir_all(&self.0).ok();
-        }
+        fs::remove_dir_all(&self.0).ok();
     }
-}
-
-fn aside(path: &Path) -> Aside {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    Aside(path.with_file_name(format!(".{name}.{}", crate::build::random_id())))
 }
 
 #[cfg(test)]

@@ -1,0 +1,112 @@
+//! A file of results: it appears whole or not at all, and only what is a regular file is ever replaced.
+//! Must not know what is written. Start with [`WholeFile`].
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+/// A file that is being written. Dropped before [`Self::keep`], it never was there.
+#[derive(Debug)]
+pub struct WholeFile(Place);
+
+#[derive(Debug)]
+enum Place {
+    /// Beside the path that it will have.
+    Aside(NamedTempFile, PathBuf),
+    /// A pipe, `/dev/null` or another device: there is nothing to replace.
+    Device(File),
+}
+
+impl WholeFile {
+    /// Begins the file of this path; a symlink there stays, and what it leads to is meant.
+    ///
+    /// # Errors
+    /// The file system's; a directory is none that could be written.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        match fs::metadata(path) {
+            Ok(there) if there.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
+            Ok(there) if !there.is_file() => {
+                return Ok(Self(Place::Device(File::options().write(true).open(path)?)));
+            }
+            Ok(_) | Err(_) => {}
+        }
+        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let aside = tempfile::Builder::new()
+            .prefix(".stave-")
+            .permissions(fs::Permissions::from_mode(0o666))
+            .tempfile_in(parent)?;
+        Ok(Self(Place::Aside(aside, path)))
+    }
+
+    /// Ends the writing: the file is there.
+    ///
+    /// # Errors
+    /// The file system's; then nothing is there that was not before.
+    pub fn keep(self) -> io::Result<()> {
+        match self.0 {
+            Place::Aside(aside, path) => aside.persist(path).map(drop).map_err(|error| error.error),
+            Place::Device(_) => Ok(()),
+        }
+    }
+}
+
+impl Write for WholeFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.0 {
+            Place::Aside(file, _) => file.write(bytes),
+            Place::Device(file) => file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.0 {
+            Place::Aside(file, _) => file.flush(),
+            Place::Device(file) => file.flush(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileTypeExt as _, symlink};
+
+    use super::*;
+
+    fn written(path: &Path) -> io::Result<()> {
+        let mut file = WholeFile::create(path)?;
+        file.write_all(b"content")?;
+        file.keep()
+    }
+
+    #[test]
+    fn files_appear_whole_or_not_at_all() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("x");
+        written(&path).expect("writes");
+        assert_eq!(fs::read(&path).expect("reads"), b"content");
+        let mut half = WholeFile::create(&path).expect("begins");
+        half.write_all(b"half").expect("writes");
+        drop(half);
+        assert_eq!(fs::read(&path).expect("reads"), b"content");
+        assert_eq!(fs::read_dir(directory.path()).expect("lists").count(), 1);
+    }
+
+    #[test]
+    fn only_regular_files_are_replaced() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = |name: &str| directory.path().join(name);
+        assert_eq!(written(directory.path()).expect_err("a directory").kind(), io::ErrorKind::IsADirectory);
+        fs::write(path("file"), "old").expect("written");
+        symlink("file", path("link")).expect("linked");
+        written(&path("link")).expect("writes");
+        assert_eq!(fs::read(path("file")).expect("reads"), b"content");
+        symlink("/dev/null", path("nothing")).expect("linked");
+        written(&path("nothing")).expect("writes");
+        assert!(fs::metadata("/dev/null").expect("there").file_type().is_char_device());
+        assert!(path("link").is_symlink() && path("nothing").is_symlink());
+    }
+}
