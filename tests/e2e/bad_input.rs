@@ -116,6 +116,17 @@ fn values_of_flags() {
 }
 
 #[test]
+fn an_empty_variable_is_one_that_is_not_set() {
+    let world = Environment::new();
+    world.dockerfile("FROM scratch\nCOPY Dockerfile /\n");
+    let mut command = world.command();
+    for name in ["STAVE_CONFIG", "STAVE_OCI_RUNTIME", "DOCKER_DEFAULT_PLATFORM", "BUILDKIT_PROGRESS"] {
+        command.env(name, "");
+    }
+    Outcome::of(command.args(["build", "."]).output().expect("the program starts")).success();
+}
+
+#[test]
 fn images_that_cannot_be_had() {
     refuse("FROM 127.0.0.1:1/nothing\n", &["127.0.0.1:1/nothing", "Dockerfile:1"]);
     refuse("FROM REGISTRY/no-such-image\n", &["no-such-image", "not found"]);

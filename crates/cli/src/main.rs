@@ -18,7 +18,8 @@ mod tracing;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::builder::Resettable;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 
 use crate::commands::Command;
 use crate::report::Failure;
@@ -43,7 +44,7 @@ struct Arguments {
 fn main() -> ExitCode {
     stave_sandbox::launcher_entry();
     stave_sandbox::limit_arenas();
-    let Arguments { global, command } = match Arguments::try_parse_from(words()) {
+    let Arguments { global, command } = match read(words()) {
         Ok(arguments) => arguments,
         Err(error) => return misused(&error),
     };
@@ -58,6 +59,23 @@ fn main() -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+fn read(words: Vec<std::ffi::OsString>) -> Result<Arguments, clap::Error> {
+    let mut matches = ignoring_empty_variables(Arguments::command()).try_get_matches_from(words)?;
+    Arguments::from_arg_matches_mut(&mut matches)
+}
+
+/// What an empty variable of the environment stands for is not set: docker reads its own so, and CI systems have
+/// no other way to unset one.
+fn ignoring_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|argument| match argument.get_env().is_some_and(is_empty) {
+            true => argument.env(Resettable::Reset),
+            false => argument,
+        })
+        .mut_subcommands(ignoring_empty_variables)
 }
 
 /// The words of the command line; called as `buildkitd`, the program is the daemon.
