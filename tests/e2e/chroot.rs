@@ -129,7 +129,8 @@ fn a_chain_of_steps_is_one_tree() {
          FROM BUSYBOX\nRUN test -f /etc/group && test ! -e /seen && test ! -e /again && echo new > /new\n\
          COPY --from=two /again /again\n",
     );
-    let build = "$S build -q -t chain . && $S run --rm chain sh -c 'cat /again /new; ls -d /e /seen 2>&1; true'";
+    let build =
+        "$S build -q -t chain . && $S run --rm chain sh -c 'cat /again /new; ls -d /e /seen 2>&1; true'";
     let done = container.run(build).success();
     let (digest, printed) = done.stdout.split_once('\n').expect("lines");
     let expected = "1\n2\nnew\nls: /e: No such file or directory\nls: /seen: No such file or directory\n";

@@ -508,7 +508,7 @@ mod tests {
     #[test]
     fn each_key_of_the_file_is_honoured_or_said() {
         let at = |table: &str, line: &str, expected: Result<(), &str>| {
-            check(&format!("[{table}]\n{line}\n"), expected)
+            check(&format!("[{table}]\n{line}\n"), expected);
         };
         for line in ["debug = true", "trace = true", "root = \"/x\"", "provenanceEnvDir = \"/x\""] {
             check(line, Ok(()));

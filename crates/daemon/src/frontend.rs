@@ -21,8 +21,8 @@ pub(crate) use attributes::Attributes;
 pub(crate) use definition::graph_of;
 
 use crate::build::{Build, Origin};
-use crate::outcome::Outcome;
 use crate::failure::Failure;
+use crate::outcome::Outcome;
 use crate::progress::WarningSource;
 
 /// What the front end came to.

@@ -28,8 +28,8 @@ use tokio::net::unix::pipe;
 use tokio_util::sync::CancellationToken;
 
 pub use self::runtime::{RuntimeError, RuntimeExecutor};
-use self::tree::{ProcessTree, Trees};
 pub use self::tree::TreeError;
+use self::tree::{ProcessTree, Trees};
 use crate::redact::Redactions;
 use crate::watch::{Watch, Watching};
 

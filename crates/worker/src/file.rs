@@ -122,7 +122,8 @@ impl Chain<'_> {
                 }
                 let reuse = layer.reuse.as_ref().filter(|_| is_local);
                 let room = Some(layer.active.room());
-                let copied = action::copy(root, &source, &request, Means { reuse, room, cancel: self.cancel });
+                let copied =
+                    action::copy(root, &source, &request, Means { reuse, room, cancel: self.cancel });
                 let is_own = action.secondary == action.input || action.secondary == FileInput::Scratch;
                 let copied = copied.map_err(|error| match error {
                     FileError::NotFound(path) if is_own => FileError::Missing(path),

@@ -16,8 +16,8 @@ use stave_frontend_dockerfile::{
 };
 
 use crate::build::Build;
-use crate::outcome::Outcome;
 use crate::failure::Failure;
+use crate::outcome::Outcome;
 
 const VERSION: &str = "1.0.0";
 const CHECK: &str = "frontend.lint";

@@ -33,6 +33,7 @@ struct CheckResponse {
 
 /// What a client says.
 #[derive(Clone, PartialEq, prost::Oneof)]
+#[expect(clippy::large_enum_variant, reason = "one exists at a time, and the message's form asks for it")]
 pub(crate) enum Answer {
     /// It has decided.
     #[prost(message, tag = "1")]

@@ -127,7 +127,7 @@ impl<'a> Walk<'a> {
                     }
                 }
                 ManifestOrIndex::Manifest(manifest) => {
-                    self.manifest(&document, entry.as_ref(), *manifest).await?
+                    self.manifest(&document, entry.as_ref(), *manifest).await?;
                 }
             }
             self.index.documents.push(StoredManifest {
