@@ -3,6 +3,8 @@
 //! Owns [`ExecOp`] and its parts. Must not know how a process is started. Start with [`ExecOp`], then
 //! [`Mount`].
 
+use std::path::{Path, PathBuf};
+
 /// A process to run. The mount at `/` is its root file system.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExecOp {
@@ -251,5 +253,30 @@ impl ExecOp {
     /// The mount that is the process's root file system.
     pub fn root(&self) -> Option<&Mount> {
         self.mounts.iter().find(|mount| mount.target() == "/")
+    }
+
+    /// Where the process sees a mount: a relative target is below its working directory.
+    pub fn place_of(&self, mount: &Mount) -> PathBuf {
+        Path::new("/").join(&self.cwd).join(mount.target())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(cwd: &str, target: &str, expected: &str) {
+        let op = ExecOp { cwd: cwd.to_owned(), ..ExecOp::default() };
+        let mount = Mount::Tmpfs { target: target.to_owned(), size: 0, readonly: false };
+        assert_eq!(op.place_of(&mount), Path::new(expected));
+    }
+
+    #[test]
+    fn a_relative_target_is_below_the_working_directory() {
+        check("/work", "/x", "/x");
+        check("/work", "x/y", "/work/x/y");
+        check("", "x", "/x");
+        check("/work", "/", "/");
     }
 }

@@ -24,14 +24,6 @@ use crate::{
 
 type Read<T> = Result<T, DefinitionError>;
 
-/// A mount's place: a relative one is meant below the working directory.
-fn absolute(cwd: &str, place: String) -> String {
-    if place.is_empty() || place.starts_with('/') {
-        return place;
-    }
-    format!("{}/{place}", cwd.trim_end_matches('/'))
-}
-
 /// Reads the operation of one vertex.
 pub(super) struct Reader<'a> {
     /// The vertex, for errors.
@@ -120,8 +112,6 @@ impl Reader<'_> {
                 return Err(DefinitionError::Security { vertex, value });
             }
         };
-        let mounts =
-            exec.mounts.into_iter().map(|mount| self.mount(&meta.cwd, mount)).collect::<Read<_>>()?;
         let limit = |one: pb::Ulimit| Ulimit { name: one.name, soft: one.soft, hard: one.hard };
         let secret = |one: pb::SecretEnv| SecretEnv { id: one.id, name: one.name, optional: one.optional };
         let device = |one: pb::CdiDevice| CdiDevice { name: one.name, optional: one.optional };
@@ -141,7 +131,7 @@ impl Reader<'_> {
             valid_exit_codes: meta.valid_exit_codes,
             cgroup_parent: meta.cgroup_parent,
             remove_mount_stubs: meta.remove_mount_stubs_recursive,
-            mounts,
+            mounts: exec.mounts.into_iter().map(|mount| self.mount(mount)).collect::<Read<_>>()?,
             network,
             security,
             secret_env: exec.secretenv.into_iter().map(secret).collect(),
@@ -149,11 +139,11 @@ impl Reader<'_> {
         })
     }
 
-    fn mount(&self, cwd: &str, of: pb::Mount) -> Read<Mount> {
+    fn mount(&self, of: pb::Mount) -> Read<Mount> {
         let Ok(kind) = pb::MountType::try_from(of.mount_type) else {
             return self.bad("mount type", of.mount_type.into());
         };
-        let target = absolute(cwd, of.dest);
+        let target = of.dest;
         Ok(match kind {
             pb::MountType::Bind => Mount::Bind {
                 target,

@@ -168,7 +168,7 @@ impl<'a> Building<'a> {
     }
 
     fn add(&mut self, mount: &Mount, cache: Option<PathBuf>) -> Result<(), StepError> {
-        let target = Path::new("/").join(mount.target());
+        let target = self.plan.op.place_of(mount);
         match mount {
             Mount::Bind { input, selector, readonly: true, output, .. } => {
                 self.readonly_bind(target, *input, selector, *output)

@@ -70,21 +70,20 @@ impl Container {
     fn root_of(&self, mount: usize) -> io::Result<RootDir> {
         let failed = |kind, text: &str| io::Error::new(kind, text.to_owned());
         let no_such = || failed(io::ErrorKind::NotFound, "no such mount");
-        let target = self.op.mounts.get(mount).ok_or_else(no_such)?.target();
-        let path = self.place_of(target);
+        let target = self.op.place_of(self.op.mounts.get(mount).ok_or_else(no_such)?);
+        let path = self.source_of(&target);
         let path = path.ok_or_else(|| failed(io::ErrorKind::Unsupported, "the mount has no files"))?;
         RootDir::open(&path).map_err(|error| io::Error::new(error.io().kind(), error.to_string()))
     }
 
     /// The directory of this machine that a mount shows.
-    fn place_of(&self, target: &str) -> Option<PathBuf> {
-        if target == "/" {
+    fn source_of(&self, target: &Path) -> Option<PathBuf> {
+        if target == Path::new("/") {
             return match &self.mounts.root {
                 RootFs::Directory { path } | RootFs::Chroot { path } => Some(path.clone()),
                 RootFs::Overlay(_) => None,
             };
         }
-        let target = Path::new("/").join(target);
         self.mounts.mounts.iter().find_map(|mount| match mount {
             MountSpec::Bind { source, target: at, .. } if *at == target => Some(source.clone()),
             _ => None,
