@@ -167,7 +167,7 @@ fn an_index_of_others_comes_back_byte_for_byte() {
     index["annotations"] = serde_json::json!({"org.example.by": "others"});
     index["manifests"].as_array_mut().expect("a list").reverse();
     let text = serde_json::to_string_pretty(&index).expect("JSON");
-    let place = world.path("index.json").display().to_string();
+    let place = world.context().join("index.json").display().to_string();
     world.write("index.json", &text);
     let (site, path) = theirs.split_once('/').expect("a registry");
     let (repository, tag) = path.rsplit_once(':').expect("a tag");

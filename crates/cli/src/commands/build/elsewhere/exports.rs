@@ -29,6 +29,8 @@ fn exports(specs: &[String], names: &[String], push: bool, load: bool) -> Result
         }
         exports.push(RemoteExport { kind: "image".to_owned(), attributes, sink: Sink::None });
     }
+    // A daemon that exports nothing keeps its cache all the same, and BuildKit's knows no exporter of that name.
+    exports.retain(|export| export.kind != "cacheonly");
     Ok(exports)
 }
 
@@ -151,6 +153,7 @@ mod tests {
     fn results_go_where_they_shall() {
         check(&[], &["a", "b"], false, &[("image", "name=a,b store=true", Sink::None)]);
         check(&[], &["a"], true, &[("image", "name=a push=true store=true", Sink::None)]);
+        check(&["type=cacheonly"], &["a"], false, &[]);
         check(&["out"], &[], false, &[("local", "", Sink::Directory("out".into()))]);
         check(&["-"], &[], false, &[("tar", "", Sink::Stdout)]);
         let oci = ("oci", "name=a", Sink::File("x.tar".into()));
