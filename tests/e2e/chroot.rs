@@ -117,6 +117,32 @@ fn what_a_shell_can_try_leads_nowhere() {
     assert!(tried.stdout.lines().count() >= 40, "{}", tried.stdout);
 }
 
+/// A cache is moved in and back: whatever a step puts on its way, nothing else of the machine is moved.
+#[test]
+fn what_is_lent_comes_home_and_nothing_else() {
+    let container = Container::new(DOCKER);
+    let world = &container.world;
+    let theirs = world.path("theirs");
+    fs::create_dir_all(theirs.join("lib")).expect("makes directories");
+    fs::write(theirs.join("lib/file"), "theirs").expect("writes");
+    let link = format!("mv /a /b && ln -s {} /a", theirs.display());
+    let steps = [
+        ("moves", format!("--mount=type=cache,id=c,target=/a/lib {link}")),
+        ("dev", "--mount=type=cache,id=d,target=/dev true".to_owned()),
+        ("below", "--mount=type=cache,id=e,target=/k --mount=type=cache,id=f,target=/k/l true".to_owned()),
+        ("above", "--mount=type=cache,id=f,target=/k/l --mount=type=cache,id=e,target=/k true".to_owned()),
+    ];
+    for (name, step) in &steps {
+        world.write(name, &with_images(&format!("FROM BUSYBOX\nRUN {step}\n")));
+    }
+    let script = "$S build -q -f moves . > /dev/null; echo $?; \
+                  for f in dev below above; do $S build -q -f $f . 2>&1 | grep -c '^ERROR.*needs a mount'; done; \
+                  $S run --rm -v $PWD:/x BUSYBOX true 2>&1 | grep -c 'needs a mount'; ls moves";
+    let done = container.run(&with_images(script)).success();
+    assert_eq!(done.stdout, "0\n1\n1\n1\n1\nmoves\n", "{}", done.stderr);
+    assert_eq!(fs::read(theirs.join("lib/file")).expect("is where it was"), b"theirs");
+}
+
 /// Each step of a chain finds what the one before left, in the same tree, and nothing else of it.
 #[test]
 fn a_chain_of_steps_is_one_tree() {

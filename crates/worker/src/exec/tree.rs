@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, fstat, makedev, mknodat, openat2, renameat, statat,
+};
 use stave_sandbox::{MountSpec, Network, RootFs, SandboxSpec};
 use stave_store::{FlatTree, Left, ScratchDir, Store, StoreError, Taking, copy_tree};
 
@@ -160,6 +162,25 @@ pub enum TreeError {
 struct Moved {
     home: PathBuf,
     here: PathBuf,
+    /// It itself, wherever the process has moved it.
+    lent: OwnedFd,
+}
+
+impl Moved {
+    /// Moves it home, if it still is where it was put. The process may have put links and other things on the way, which
+    /// lead out of the tree for us: nothing is followed, and nothing but what was lent is moved.
+    fn give_back(&self) -> io::Result<()> {
+        let no_place = || io::Error::from(io::ErrorKind::NotFound);
+        let (parent, name) = self.here.parent().zip(self.here.file_name()).ok_or_else(no_place)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let parent = openat2(CWD, parent, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+        let there = statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let lent = fstat(&self.lent)?;
+        if (there.st_dev, there.st_ino) != (lent.st_dev, lent.st_ino) {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "something else is in its place"));
+        }
+        Ok(renameat(&parent, name, CWD, &self.home)?)
+    }
 }
 
 /// The file system of one process.
@@ -179,10 +200,11 @@ struct Lent(Vec<Moved>);
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        for Moved { home, here } in self.0.drain(..).rev() {
+        for moved in self.0.drain(..).rev() {
             // The empty stand-in of a directory gives way to it; a file's place is free.
-            if let Err(error) = fs::rename(&here, &home) {
-                tracing::warn!(path = %home.display(), %error, "a directory that was lent to a step is lost");
+            if let Err(error) = moved.give_back() {
+                let path = moved.home.display();
+                tracing::warn!(%path, %error, "a directory that was lent to a step is lost");
             }
         }
     }
@@ -280,7 +302,7 @@ impl ProcessTree {
     fn add(&mut self, mount: &MountSpec) -> Result<(), TreeError> {
         let target = mount.target();
         let failed = |source: io::Error| TreeError::Place { path: target.to_owned(), source };
-        let path = self.point(target).map_err(failed)?;
+        let path = self.point(target)?;
         let here = self.tree.root().join(&path);
         match mount {
             MountSpec::File { contents, mode, uid, gid, .. } => {
@@ -314,13 +336,19 @@ impl ProcessTree {
         if kind.is_socket() {
             return fs::hard_link(source, here).map_err(failed);
         }
+        // What is somebody's own may be in use elsewhere, and would be lost with a process that is killed.
+        if !source.starts_with(self.trees.store.root()) || !(kind.is_dir() || kind.is_file()) {
+            return Err(TreeError::NeedsMount(target.to_owned()));
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let lent = rustix::fs::open(source, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
         match fs::rename(source, &here) {
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
                 return Err(TreeError::NeedsMount(target.to_owned()));
             }
             moved => moved.map_err(failed)?,
         }
-        self.lent.0.push(Moved { home: source.to_owned(), here });
+        self.lent.0.push(Moved { home: source.to_owned(), here, lent });
         // Whoever is killed before it is moved back leaves an empty one, and no name that leads nowhere.
         if kind.is_dir() {
             fs::create_dir(source).map_err(failed)?;
@@ -329,9 +357,21 @@ impl ProcessTree {
     }
 
     /// Makes room for a mount at a path as the process sees it; the canonical path, which does not exist then.
-    fn point(&mut self, target: &Path) -> io::Result<PathBuf> {
-        let root = RootDir::open(self.tree.root()).map_err(io::Error::other)?;
-        let path = root.resolve(target, Last::Follow)?;
+    fn point(&mut self, target: &Path) -> Result<PathBuf, TreeError> {
+        let failed = |source: io::Error| TreeError::Place { path: target.to_owned(), source };
+        let root = RootDir::open(self.tree.root()).map_err(|error| failed(io::Error::other(error)))?;
+        let path = root.resolve(target, Last::Follow).map_err(failed)?;
+        let here = self.tree.root().join(&path);
+        // What is put into a lent directory would go home with it, and what is lent must not be removed for another.
+        let is_lent = |moved: &Moved| moved.here.starts_with(&here) || here.starts_with(&moved.here);
+        if self.lent.0.iter().any(is_lent) || PLACES.iter().any(|place| path == Path::new(place)) {
+            return Err(TreeError::NeedsMount(target.to_owned()));
+        }
+        self.clear(&root, path).map_err(failed)
+    }
+
+    /// Removes what is at a path, and makes the directories on the way to it.
+    fn clear(&mut self, root: &RootDir, path: PathBuf) -> io::Result<PathBuf> {
         let Some(parent) = path.parent() else { return Err(io::ErrorKind::InvalidInput.into()) };
         let mut missing = BTreeSet::new();
         for holder in parent.ancestors().take_while(|holder| !holder.as_os_str().is_empty()) {
