@@ -1,4 +1,4 @@
-//! A file of results: it appears whole or not at all, and only what is a regular file is ever replaced.
+//! A file of results: it appears whole or not at all, unless its name is a device, a pipe or a link, which stays.
 //! Must not know what is written. Start with [`WholeFile`].
 
 use std::fs::{self, File};
@@ -16,30 +16,28 @@ pub struct WholeFile(Place);
 enum Place {
     /// Beside the path that it will have.
     Aside(NamedTempFile, PathBuf),
-    /// A pipe, `/dev/null` or another device: there is nothing to replace.
-    Device(File),
+    /// A pipe, `/dev/null` or another device, or what a link like `/dev/stdout` leads to: there is nothing to replace.
+    There(File),
 }
 
 impl WholeFile {
-    /// Begins the file of this path; a symlink there stays, and what it leads to is meant.
+    /// Begins the file of this path; a symlink there stays, and is written through.
     ///
     /// # Errors
     /// The file system's; a directory is none that could be written.
     pub fn create(path: &Path) -> io::Result<Self> {
-        match fs::metadata(path) {
-            Ok(there) if there.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
-            Ok(there) if !there.is_file() => {
-                return Ok(Self(Place::Device(File::options().write(true).open(path)?)));
-            }
-            Ok(_) | Err(_) => {}
+        let is_there = |there: fs::Metadata| !there.is_file();
+        if fs::symlink_metadata(path).is_ok_and(is_there) {
+            // As a shell does: what a link leads to is made if it is missing, and no device is shortened.
+            let file = File::options().write(true).create(true).truncate(true).open(path)?;
+            return Ok(Self(Place::There(file)));
         }
-        let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let aside = tempfile::Builder::new()
             .prefix(".stave-")
             .permissions(fs::Permissions::from_mode(0o666))
             .tempfile_in(parent)?;
-        Ok(Self(Place::Aside(aside, path)))
+        Ok(Self(Place::Aside(aside, path.to_owned())))
     }
 
     /// Ends the writing: the file is there.
@@ -49,7 +47,7 @@ impl WholeFile {
     pub fn keep(self) -> io::Result<()> {
         match self.0 {
             Place::Aside(aside, path) => aside.persist(path).map(drop).map_err(|error| error.error),
-            Place::Device(_) => Ok(()),
+            Place::There(_) => Ok(()),
         }
     }
 }
@@ -58,14 +56,14 @@ impl Write for WholeFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut self.0 {
             Place::Aside(file, _) => file.write(bytes),
-            Place::Device(file) => file.write(bytes),
+            Place::There(file) => file.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match &mut self.0 {
             Place::Aside(file, _) => file.flush(),
-            Place::Device(file) => file.flush(),
+            Place::There(file) => file.flush(),
         }
     }
 }
@@ -73,6 +71,8 @@ impl Write for WholeFile {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{FileTypeExt as _, symlink};
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
 
     use super::*;
 
@@ -104,9 +104,16 @@ mod tests {
         symlink("file", path("link")).expect("linked");
         written(&path("link")).expect("writes");
         assert_eq!(fs::read(path("file")).expect("reads"), b"content");
-        symlink("/dev/null", path("nothing")).expect("linked");
-        written(&path("nothing")).expect("writes");
-        assert!(fs::metadata("/dev/null").expect("there").file_type().is_char_device());
-        assert!(path("link").is_symlink() && path("nothing").is_symlink());
+        symlink("missing", path("dangling")).expect("linked");
+        written(&path("dangling")).expect("writes");
+        assert_eq!(fs::read(path("missing")).expect("reads"), b"content");
+        assert!(path("link").is_symlink() && path("dangling").is_symlink());
+        // Never the machine's own device: a test that fails must not replace it.
+        mknodat(CWD, path("pipe"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("made");
+        let pipe = path("pipe");
+        let reader = std::thread::spawn(move || fs::read(pipe).expect("reads"));
+        written(&path("pipe")).expect("writes");
+        assert_eq!(reader.join().expect("ends"), b"content");
+        assert!(fs::symlink_metadata(path("pipe")).expect("there").file_type().is_fifo());
     }
 }
