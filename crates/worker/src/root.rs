@@ -109,16 +109,24 @@ impl RootDir {
         self.open_at(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
     }
 
-    /// Opens a regular file for reading without ever blocking on a FIFO or a device.
-    pub(crate) fn read_file(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-        use std::io::Read as _;
-        let fd = self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty())?;
-        let stat = rustix::fs::fstat(&fd)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+    /// Opens a regular file for reading. Nothing else is opened, not even to look at it: a device may do something when
+    /// it is, and a FIFO waits.
+    pub(crate) fn open_file(&self, path: &Path) -> io::Result<std::fs::File> {
+        use std::os::fd::AsRawFd as _;
+        let place = self.open_at(path, OFlags::PATH, Mode::empty())?;
+        if FileType::from_raw_mode(rustix::fs::fstat(&place)?.st_mode) != FileType::RegularFile {
             return Err(Errno::INVAL.into());
         }
+        let flags = OFlags::RDONLY | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let path = format!("/proc/self/fd/{}", place.as_fd().as_raw_fd());
+        Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
+    }
+
+    /// The begin of a regular file.
+    pub(crate) fn read_file(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+        use std::io::Read as _;
         let mut bytes = Vec::new();
-        std::fs::File::from(fd).take(limit).read_to_end(&mut bytes)?;
+        self.open_file(path)?.take(limit).read_to_end(&mut bytes)?;
         Ok(bytes)
     }
 

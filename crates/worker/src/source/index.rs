@@ -1,11 +1,12 @@
 //! All that an index leads to: its images, and what goes along when it leaves again as it came.
 //! Must not know which names images get. Read [`Puller::survey`] first; images themselves are [`super::image`]'s.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
+use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
 use futures::{StreamExt as _, TryStreamExt as _};
-use stave_oci::{Descriptor, Manifest, ManifestOrIndex, Reference, media_type};
+use stave_oci::{Descriptor, Digest, Manifest, ManifestOrIndex, Reference, media_type};
 use stave_registry::{FetchedManifest, RegistryError, ResolvedImage};
 use stave_store::{LocalImage, StoreError, StoredIndex, StoredManifest};
 
@@ -16,7 +17,7 @@ use super::{ImageFault, SourceError};
 const MAX_DEPTH: usize = 4;
 /// Most manifests and indexes that one index may lead to.
 const MAX_DOCUMENTS: usize = 1024;
-/// Bytes of all of them together.
+/// Bytes of all of them together, configs included.
 const MAX_DOCUMENT_BYTES: usize = 64 << 20;
 /// Blobs fetched at the same time, as layers are.
 const PARALLEL_BLOBS: usize = 3;
@@ -37,7 +38,15 @@ impl Puller<'_> {
     /// # Errors
     /// [`SourceError`]; an entry that is neither a manifest nor an index is one, too.
     pub async fn survey(&self, name: &Reference, root: &FetchedManifest) -> Result<IndexSurvey, SourceError> {
-        let mut walk = Walk { puller: self, name, root, images: Vec::new(), index: StoredIndex::default() };
+        let mut walk = Walk {
+            puller: self,
+            name,
+            root,
+            images: Vec::new(),
+            index: StoredIndex::default(),
+            known: BTreeSet::new(),
+            configs: HashMap::new(),
+        };
         tokio::select! {
             walked = walk.follow(root.clone(), None, 0) => walked?,
             () = self.cancel.cancelled() => return Err(SourceError::Cancelled),
@@ -98,6 +107,10 @@ struct Walk<'a> {
     root: &'a FetchedManifest,
     images: Vec<ResolvedImage>,
     index: StoredIndex,
+    /// Digests of the index's blobs.
+    known: BTreeSet<Digest>,
+    /// Several manifests may have one config.
+    configs: HashMap<Digest, Bytes>,
 }
 
 impl<'a> Walk<'a> {
@@ -141,13 +154,10 @@ impl<'a> Walk<'a> {
     }
 
     async fn fetch(&self, entry: &Descriptor) -> Result<FetchedManifest, SourceError> {
-        let bytes = self.index.documents.iter().map(|document| document.bytes.len()).sum::<usize>();
         if self.index.documents.len() >= MAX_DOCUMENTS {
             return Err(self.too_many("documents", MAX_DOCUMENTS));
         }
-        if bytes > MAX_DOCUMENT_BYTES {
-            return Err(self.too_many("bytes of documents", MAX_DOCUMENT_BYTES));
-        }
+        self.bounded()?;
         let found = self.puller.client.fetch_manifest(&self.name.pinned(entry.digest.clone())).await;
         let found = found.map_err(|error| unreachable_at(self.name, error))?;
         if found.descriptor.size != entry.size {
@@ -166,20 +176,39 @@ impl<'a> Walk<'a> {
         entry: Option<&Descriptor>,
         manifest: Manifest,
     ) -> Result<(), SourceError> {
-        let known: BTreeSet<_> = self.index.blobs.iter().map(|blob| blob.digest.clone()).collect();
-        let mut blobs = vec![manifest.config.clone()];
-        blobs.extend(manifest.layers.iter().cloned());
-        blobs.retain(|blob| !known.contains(&blob.digest));
-        blobs.sort_by(|one, other| one.digest.cmp(&other.digest));
-        blobs.dedup_by(|one, other| one.digest == other.digest);
-        self.index.blobs.append(&mut blobs);
+        for blob in std::iter::once(&manifest.config).chain(&manifest.layers) {
+            if self.known.insert(blob.digest.clone()) {
+                self.index.blobs.push(blob.clone());
+            }
+        }
         if is_image(entry, &manifest) {
-            let config = self.puller.client.fetch_small_blob(self.name, &manifest.config).await;
-            let config = config.map_err(|error| unreachable_at(self.name, error))?;
+            let config = self.config(&manifest.config).await?;
             let (root, document) = (self.root.clone(), document.clone());
             self.images.push(ResolvedImage { root, manifest: document, parsed: manifest, config });
         }
         Ok(())
+    }
+
+    async fn config(&mut self, of: &Descriptor) -> Result<Bytes, SourceError> {
+        if let Some(known) = self.configs.get(&of.digest) {
+            return Ok(known.clone());
+        }
+        self.bounded()?;
+        let config = self.puller.client.fetch_small_blob(self.name, of).await;
+        let config = config.map_err(|error| unreachable_at(self.name, error))?;
+        self.configs.insert(of.digest.clone(), config.clone());
+        Ok(config)
+    }
+
+    /// Whether what was fetched leaves room for more.
+    fn bounded(&self) -> Result<(), SourceError> {
+        let documents = self.index.documents.iter().map(|document| document.bytes.len());
+        match documents.chain(self.configs.values().map(Bytes::len)).sum::<usize>() {
+            bytes if bytes > MAX_DOCUMENT_BYTES => {
+                Err(self.too_many("bytes of documents", MAX_DOCUMENT_BYTES))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn fault(&self, fault: ImageFault) -> SourceError {

@@ -34,13 +34,12 @@ impl Container {
     /// [`io::ErrorKind::Unsupported`] for a mount without files here, such as one in memory.
     pub fn open_file(&self, mount: usize, path: &Path) -> io::Result<File> {
         let root = self.root_of(mount)?;
-        // A pipe or a device is never waited for.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let file = File::from(root.open_at(relative(path), flags, Mode::empty())?);
-        match file.metadata()?.is_file() {
-            true => Ok(file),
-            false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
-        }
+        root.open_file(relative(path)).map_err(|error| match error.raw_os_error() {
+            Some(code) if code == rustix::io::Errno::INVAL.raw_os_error() => {
+                io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")
+            }
+            _ => error,
+        })
     }
 
     /// What a path of the mount with this number is; a symlink at its end is not followed.
