@@ -38,6 +38,8 @@ const MAX_PLACES: usize = 16;
 const DENY: &str = "DENY";
 /// What the language of Dockerfiles is called.
 const DOCKERFILE: &str = "Dockerfile";
+/// Most ranges told of one place.
+const MAX_RANGES: usize = 1_000;
 /// Lines of one instruction that a client is shown.
 const MAX_LINES: i32 = 1000;
 
@@ -349,6 +351,10 @@ pub(crate) fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
 fn places_of(definition: &Definition, vertex: &Digest) -> Vec<Place> {
     let place = |location: &SourceLocation| {
         let info = definition.source_map().infos.get(location.source)?;
+        // Not even made into words: all details together may not be longer.
+        if info.data.len() + info.origin.len() > MAX_DETAILS {
+            return None;
+        }
         let is_dockerfile = info.origin.is_empty() && info.language == DOCKERFILE;
         let origin = if is_dockerfile { origin(&info.filename) } else { info.origin.clone() };
         Some(Place {
@@ -356,7 +362,7 @@ fn places_of(definition: &Definition, vertex: &Digest) -> Vec<Place> {
             data: info.data.clone(),
             language: info.language.clone(),
             origin: Some(origin).filter(|origin| !origin.is_empty()),
-            ranges: location.ranges.clone(),
+            ranges: location.ranges.iter().take(MAX_RANGES).cloned().collect(),
         })
     };
     // Clients take the last detail for the innermost.
@@ -387,7 +393,7 @@ fn source(place: &Place) -> Value {
         let ops: Vec<String> = origin.def.iter().map(|op| STANDARD.encode(op)).collect();
         info["definition"] = json!({ "def": ops });
     }
-    json!({ "info": info, "ranges": place.ranges.iter().flat_map(ranges).collect::<Vec<_>>() })
+    json!({ "info": info, "ranges": place.ranges.iter().flat_map(ranges).take(MAX_RANGES).collect::<Vec<_>>() })
 }
 
 /// A range each line, which is what clients count; one within a line as it is.

@@ -179,9 +179,18 @@ pub(crate) async fn run(
         "dockerfile.v0" => dockerfile(shared, build, asked).await,
         "gateway.v0" => {
             let source = asked.options.get("source").map_or("", String::as_str);
-            // The reference's own front end images are the one inside.
+            // The reference's own front end images are the one inside: it and they must be allowed.
             match source == "dockerfile.v0" || stave_engine::is_built_in_frontend(source) {
-                true => dockerfile(shared, build, asked).await,
+                true => {
+                    let front_ends = &shared.settings.now().worker.front_ends;
+                    if !front_ends.has("dockerfile.v0") {
+                        return Err(Failure::Frontend("dockerfile.v0".to_owned()));
+                    }
+                    if source != "dockerfile.v0" && !front_ends.allows(source) {
+                        return Err(front_end_refused(source));
+                    }
+                    dockerfile(shared, build, asked).await
+                }
                 false => of_image(shared, build, source, asked).await,
             }
         }
@@ -220,9 +229,13 @@ async fn of_image(
         return Err(Failure::Frontend("gateway.v0".to_owned()));
     }
     if !front_ends.allows(source) {
-        return Err(Failure::Value(format!("'{source}' is not an allowed gateway source")));
+        return Err(front_end_refused(source));
     }
     image::run(shared, build, source, asked).await
+}
+
+fn front_end_refused(source: &str) -> Failure {
+    Failure::Value(format!("'{source}' is not an allowed gateway source"))
 }
 
 fn answer(outcome: Outcome, is_full: bool, is_array: bool) -> SolveResponse {

@@ -27,6 +27,8 @@ const MAX_STATEMENTS: usize = 1_000;
 const MAX_BUNDLED: usize = 64;
 /// Bytes of the longest one, as BuildKit limits it.
 const MAX_BYTES: u64 = 40 << 20;
+/// Bytes of all that are about one result.
+const MAX_ALL_BYTES: usize = 64 << 20;
 /// How the types of provenance begin, which only the builder may state.
 const PROVENANCE: &str = "https://slsa.dev/provenance/";
 /// Says that a statement is for images alone.
@@ -110,6 +112,9 @@ pub(crate) async fn read_all(build: &Build, statements: &[Statement]) -> Result<
             }
             AttestationKind::Bundle => found.extend(bundled(&view, message)?),
         }
+        if found.iter().map(|(_, one)| one.predicate.len()).sum::<usize>() > MAX_ALL_BYTES {
+            return Err(Failure::Value(format!("attestations of more than {MAX_ALL_BYTES} bytes")));
+        }
     }
     found.sort_by_key(|(is_core, _)| !is_core);
     Ok(found.into_iter().map(|(_, attestation)| attestation).collect())
@@ -122,10 +127,14 @@ fn bundled(view: &MergedView, message: &Message) -> Result<Vec<(bool, Attestatio
     if names.len() > MAX_BUNDLED {
         return Err(Failure::Value(format!("more than {MAX_BUNDLED} attestations in a bundle")));
     }
-    let mut found = Vec::with_capacity(names.len());
+    let (mut found, mut bytes) = (Vec::with_capacity(names.len()), 0);
     for name in names {
         let path = folder.join(&name);
         let attestation = unbundled(&content(view, &path)?, message, &path)?;
+        bytes += attestation.predicate.len();
+        if bytes > MAX_ALL_BYTES {
+            return Err(Failure::Value(format!("attestations of more than {MAX_ALL_BYTES} bytes")));
+        }
         found.push((is_core(message, &attestation.file_name), attestation));
     }
     Ok(found)

@@ -221,6 +221,10 @@ fn warning(steps: &Steps) -> Warn {
 fn source_keys(definition: &Definition, images: &ImageLayers) -> SourceKeys {
     let keys = |vertex: &Vertex| {
         let Op::Source(op) = &vertex.op else { return None };
+        // Some layers of an image are another source than the image, and have no key of their own there.
+        if op.attrs.contains_key("image.layerlimit") {
+            return None;
+        }
         let keys = match &op.identifier {
             SourceIdentifier::DockerImage { reference } => {
                 let pin = reference.digest().or_else(|| images.unpinned.get(&vertex.digest));

@@ -4,6 +4,7 @@
 //! solved is asked for there, and then only goes or does not. Owns the conversation and its bound. Must not know
 //! graphs' users. Start with [`Build::verified`] and [`Build::check_sources`].
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -33,6 +34,16 @@ pub(crate) struct Verifier {
 /// A source as it is asked about.
 type Asked = (String, BTreeMap<String, String>, Option<Platform>);
 
+/// Most answers that are kept.
+const MAX_KEPT: usize = 10_000;
+/// Most bytes of a source whose answer is kept.
+const MAX_KEPT_BYTES: usize = 16 << 10;
+
+tokio::task_local! {
+    /// What this task is asking about: the facts that a client wants for its decision need none.
+    static ASKING: Asked;
+}
+
 impl Verifier {
     pub(crate) fn new(session: Arc<ClientSession>) -> Self {
         Self { session, answered: Mutex::default() }
@@ -43,7 +54,13 @@ impl Verifier {
     }
 
     fn keep(&self, asked: Asked, answer: SourceOp) {
-        self.answered.lock().unwrap_or_else(PoisonError::into_inner).insert(asked, answer);
+        let length =
+            asked.0.len() + asked.1.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        // What is not kept is asked about again.
+        if answered.len() < MAX_KEPT && length <= MAX_KEPT_BYTES {
+            answered.insert(asked, answer);
+        }
     }
 }
 
@@ -56,6 +73,9 @@ impl Build {
     ) -> Result<SourceOp, Failure> {
         let Some(verifier) = self.verifier.as_ref() else { return Ok(source.clone()) };
         let asked = |source: &SourceOp| (source.raw.clone(), source.attrs.clone(), platform.cloned());
+        if ASKING.try_with(|asking| *asking == asked(source)).unwrap_or(false) {
+            return Ok(source.clone());
+        }
         if let Some(known) = verifier.known(&asked(source)) {
             return Ok(known);
         }
@@ -73,7 +93,8 @@ impl Build {
                         let text = format!("policy requested different source than {:?}", now.shown());
                         return Err(Failure::Value(text));
                     }
-                    told = sources::about(self, now.clone(), request).await?;
+                    let about = Box::pin(sources::about(self, now.clone(), request));
+                    told = ASKING.scope(asked(&now), about).await?;
                     // What it is called does not change by what is known of it.
                     told.source = only(&now).source;
                 }
@@ -119,18 +140,26 @@ impl Build {
         if self.verifier.is_none() {
             return Ok(definition);
         }
-        let mut changed: HashMap<(String, BTreeMap<String, String>), SourceOp> = HashMap::new();
+        let mut used_of: HashMap<(String, BTreeMap<String, String>), SourceOp> = HashMap::new();
         for vertex in definition.vertices() {
             let Op::Source(source) = &vertex.op else { continue };
             let used = self.verified(source, vertex.platform.as_ref()).await?;
-            if used != *source {
-                changed.insert((source.raw.clone(), source.attrs.clone()), used);
+            match used_of.entry((source.raw.clone(), source.attrs.clone())) {
+                Entry::Vacant(entry) => drop(entry.insert(used)),
+                Entry::Occupied(entry) if *entry.get() == used => {}
+                Entry::Occupied(_) => {
+                    let text = format!(
+                        "the policy replaces {} by one source for a platform and by another for the next, which is \
+                         not supported yet",
+                        source.shown()
+                    );
+                    return Err(Failure::Value(text));
+                }
             }
         }
         let mut replaced = |source: &SourceOp| {
-            Ok::<_, std::convert::Infallible>(
-                changed.get(&(source.raw.clone(), source.attrs.clone())).cloned(),
-            )
+            let used = used_of.get(&(source.raw.clone(), source.attrs.clone()));
+            Ok::<_, std::convert::Infallible>(used.filter(|used| *used != source).cloned())
         };
         match definition.with_sources(&mut replaced) {
             Ok(definition) => Ok(definition),
