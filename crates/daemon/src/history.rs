@@ -209,7 +209,7 @@ impl Archive {
         Replay::open(&self.history.place(&id).join(STATUS_FILE)).map_err(|error| failed(&error))
     }
 
-    fn is_active(&self, caller: &Caller, reference: &str) -> bool {
+    pub(crate) fn is_active(&self, caller: &Caller, reference: &str) -> bool {
         let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
         active.get(reference).is_some_and(|(owner, _)| caller.may_see(owner))
     }

@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -21,6 +22,8 @@ use crate::state::Shared;
 
 /// Events of a build of the past that wait for the network.
 const WAITING: usize = 16;
+/// How long a record that is being closed is left alone.
+const CLOSING: Duration = Duration::from_millis(20);
 /// The longest piece of output in one event; what is longer is several.
 const MAX_PIECE: usize = 64 << 10;
 
@@ -36,6 +39,10 @@ pub(super) async fn events(State(shared): State<Arc<Shared>>, Path(reference): P
     // The end tells the page to ask for what is known only then: reasons, and the error.
     let archive = Arc::clone(&shared.history);
     let end = stream::once(async move {
+        // The journal ends before the record is closed, which says how.
+        while archive.is_active(&viewer(), &reference) {
+            tokio::time::sleep(CLOSING).await;
+        }
         let found = tokio::task::spawn_blocking(move || afterwards(&archive, &reference)).await;
         found.ok().and_then(Result::ok).unwrap_or_else(|| json!({ "over": true }))
     });

@@ -87,7 +87,7 @@ function stateOf(vertex) {
 }
 
 // What the end waited for: from the step that ended last, back to the input that did, and so on. Steps of the build
-// itself have no inputs: they waited for what ended last before they began.
+// itself have no inputs: they waited for what ended last before they began. Nobody waited for what was cached.
 function criticalPath(vertexes) {
   const end = (vertex) => vertex.ended || (vertex.started ? Date.now() : 0);
   let at = null;
@@ -98,9 +98,9 @@ function criticalPath(vertexes) {
     let next = null;
     for (const input of at.inputs || []) {
       const vertex = vertexes.get(input);
-      if (vertex && vertex.started && !path.has(input) && (!next || end(vertex) > end(next))) next = vertex;
+      if (vertex && vertex.started && !vertex.cached && !path.has(input) && (!next || end(vertex) > end(next))) next = vertex;
     }
-    if (!next) for (const vertex of vertexes.values()) if (vertex.ended && !path.has(vertex.digest) && vertex.ended <= at.started && (!next || vertex.ended > next.ended)) next = vertex;
+    if (!next) for (const vertex of vertexes.values()) if (vertex.ended && !vertex.cached && !path.has(vertex.digest) && vertex.ended <= at.started && (!next || vertex.ended > next.ended)) next = vertex;
     at = next;
   }
   return path;
