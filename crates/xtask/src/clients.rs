@@ -30,6 +30,14 @@ fn folder() -> PathBuf {
     crate::root().join("target/clients")
 }
 
+/// Where this machine has its own packages from.
+fn mirror() -> Result<String, Failure> {
+    let mut targets = Command::new("apt-get");
+    targets.args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Label: Debian"]);
+    let found = machine::read(&mut targets)?;
+    Ok(found.lines().next().ok_or("this machine has no packages of Debian")?.to_owned())
+}
+
 /// Unpacks a package of [`SUITE`] with lists of its own: what this machine has and knows stays as it is.
 fn fetch(package: &str) -> Result<(), Failure> {
     let apt = folder().join("apt");
@@ -37,10 +45,7 @@ fn fetch(package: &str) -> Result<(), Failure> {
         std::fs::create_dir_all(apt.join(part))?;
     }
     let sources = apt.join("sources.list");
-    std::fs::write(
-        &sources,
-        format!("deb [signed-by={KEYRING}] http://deb.debian.org/debian {SUITE} main\n"),
-    )?;
+    std::fs::write(&sources, format!("deb [signed-by={KEYRING}] {} {SUITE} main\n", mirror()?))?;
     let get = |words: &[&str]| {
         let mut command = Command::new("apt-get");
         command.arg("-q").current_dir(&apt).stdout(Stdio::null());
