@@ -274,9 +274,9 @@ mod tests {
 
     #[test]
     fn a_relative_target_is_below_the_working_directory() {
-        check("/work", "/x", "/x");
-        check("/work", "x/y", "/work/x/y");
+        check("/here", "/x", "/x");
+        check("/here", "x/y", "/here/x/y");
         check("", "x", "/x");
-        check("/work", "/", "/");
+        check("/here", "/", "/");
     }
 }
