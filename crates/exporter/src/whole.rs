@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-/// A file that is being written. Dropped before [`Self::keep`], it never was there.
+/// A file that is being written. A new one that is dropped before [`Self::keep`] never was there; a device, a pipe or
+/// what a link leads to has what was written so far. Opening a pipe blocks until somebody reads it.
 #[derive(Debug)]
 pub struct WholeFile(Place);
 

@@ -1,4 +1,4 @@
-//! Sources that the client decides about: before anything is fetched from one, its session is asked.
+//! Sources that the client decides about: before a layer or file of one is fetched, its session is asked.
 //!
 //! An answer holds for the build. Where a graph is taken up, a source may be replaced; whatever else is about to be
 //! solved is asked for there, and then only goes or does not. Owns the conversation and its bound. Must not know
