@@ -115,6 +115,17 @@ fn a_full_disk_is_one_clear_error() {
     world.stave(["build", "--root", &root, "-t", "big", "."]).exits(1).says("No space left on device");
     std::fs::write(world.context().join("big"), "small after all").expect("writes");
     world.stave(["build", "--root", &root, "-t", "big", "."]).success();
+    // Somebody else takes every block that is left: what looks at the store or makes room still works.
+    let filler = small.join("filler");
+    std::fs::write(&filler, vec![7; 40 << 20]).expect_err("no room");
+    world.stave(["build", "--root", &root, "-t", "big", "."]).exits(1).says("No space left on device");
+    world.stave(["du", "--root", &root]).success();
+    world.stave(["doctor", "--root", &root]).success();
+    world.stave(["rmi", "--root", &root, "small"]).success();
+    let pruned = world.stave(["prune", "--root", &root, "--all", "--force"]).success().stdout;
+    assert!(!pruned.contains("removed 0 layers"), "{pruned}");
+    world.stave(["build", "--root", &root, "-t", "again", "."]).success();
+    std::fs::remove_file(filler).expect("removes");
     drop(unmount);
 }
 

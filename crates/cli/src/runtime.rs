@@ -76,6 +76,7 @@ pub(crate) fn with_engine(
     let mut held = None;
     let result = with_shared_engine(config, async |engine, interrupt| {
         let policy = hold_to(&engine, &limits)?;
+        engine.store().keep_reserve();
         held = Some((engine.store().clone(), policy));
         command(&engine, interrupt).await
     });
@@ -176,11 +177,14 @@ async fn next(int: &mut Signal, term: &mut Signal) -> u8 {
     }
 }
 
-/// Runs a command that needs nothing but the store.
+/// Runs a command that needs nothing but the store, on a full disk, too: none of them writes much, and some make room.
 pub(crate) fn with_store(
     global: &GlobalOptions,
     command: impl FnOnce(&stave_store::Store) -> Result<u8, Failure>,
 ) -> Result<u8, Failure> {
-    let store = stave_store::Store::open(&global.state_directory()).map_err(|error| Failure::new(&error))?;
+    let root = global.state_directory();
+    let failed = |error: stave_store::StoreError| Failure::new(&error);
+    let _reserve = stave_store::give_up(&root).map_err(failed)?;
+    let store = Store::open(&root).map_err(failed)?;
     command(&store)
 }

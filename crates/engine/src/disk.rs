@@ -132,6 +132,8 @@ fn forget(store: &Store, index: &CacheIndex, remove: bool) -> Result<Vec<String>
 /// # Errors
 /// When it cannot even be looked at.
 pub fn doctor(root: &Path, repair: bool) -> Result<Vec<Finding>, DiskError> {
+    // A full disk is one of the reasons to look.
+    let _reserve = stave_store::give_up(root)?;
     let mut findings = stave_store::examine(root, repair)?;
     let database_gone = findings
         .iter()

@@ -9,6 +9,7 @@ use stave_oci::{Descriptor, Digest, Hasher, Platform, Reference};
 
 use crate::database::Failure;
 use crate::image::{insert, load, point, require_layers};
+use crate::journal;
 use crate::{LocalImage, Store, StoreError, StoredManifest};
 
 /// All images of a name.
@@ -101,7 +102,11 @@ impl Store {
                 for (position, other) in (0i64..).zip(others) {
                     statement.execute((name.canonical(), position, other.id.as_str()))?;
                 }
-                index.map_or(Ok(()), |index| insert_index(tx, name, index))
+                index.map_or(Ok(()), |index| insert_index(tx, name, index))?;
+                match journal::hanging(tx, &name.canonical())? {
+                    none if none.is_empty() => Ok(()),
+                    lines => journal::append(tx, &lines),
+                }
             })
         })
     }
@@ -144,7 +149,7 @@ impl Store {
             for (position, one) in (0i64..).zip(all) {
                 statement.execute((image.as_str(), position, &one.predicate_type, &one.predicate))?;
             }
-            Ok(())
+            journal::append(tx, &[journal::attested(tx, image.as_str())?])
         })
     }
 }

@@ -42,6 +42,14 @@ pub(crate) enum Line {
     Image(Box<ImageLine>),
     /// A name points to an image.
     Name { name: String, image: String },
+    /// It stands for these images as well.
+    Variants { name: String, images: Vec<String> },
+    /// It came with an index: the next of the documents that this leads to, itself the last.
+    Document { name: String, media_type: String, digest: String, bytes: Vec<u8> },
+    /// So many documents those were, and the blobs that they name, as descriptors.
+    Index { name: String, documents: usize, blobs: Vec<String> },
+    /// What is attested of an image: types and predicates.
+    Attested { image: String, all: Vec<(String, Vec<u8>)> },
     /// A name points to nothing any more.
     Untagged { name: String },
     /// An image is gone.
@@ -81,9 +89,17 @@ pub(crate) fn append(tx: &Transaction<'_>, lines: &[Line]) -> Result<(), Failure
         file.set_len(before).map_err(|error| failed("write", &path, error))?;
         return Err(failed("write", &path, error));
     }
-    // The first line of a store from before there was a journal, and one that has grown.
-    if before == 0 || (before > COMPACT_AT && before > 2 * compacted_size(tx)?) {
-        compact(tx, &path)?;
+    // The first line of a store from before there was a journal.
+    if before == 0 {
+        return compact(tx, &path);
+    }
+    // One that has grown: it says the same as it is, and a full disk must not keep anybody from removing things.
+    if before > COMPACT_AT
+        && before > 2 * compacted_size(tx)?
+        && let Err(failure) = compact(tx, &path)
+    {
+        fs::remove_file(path.with_extension("new")).ok();
+        tracing::warn!(path = %path.display(), ?failure, "the journal stays as it is");
     }
     Ok(())
 }
@@ -92,6 +108,9 @@ pub(crate) fn append(tx: &Transaction<'_>, lines: &[Line]) -> Result<(), Failure
 fn compacted_size(tx: &Transaction<'_>) -> Result<u64, Failure> {
     let size: i64 = tx.query_row(
         "SELECT 200 * (SELECT count(*) FROM layer) + 200 * (SELECT count(*) FROM image_name)
+         + (SELECT coalesce(sum(4 * length(bytes) + 200), 0) FROM image_document)
+         + (SELECT coalesce(sum(length(descriptor) + 50), 0) FROM image_blob)
+         + (SELECT coalesce(sum(4 * length(predicate) + 200), 0) FROM image_attestation)
          + (SELECT coalesce(sum(4 * (length(config) + coalesce(length(manifest), 0)) + 1000), 0) FROM image)",
         [],
         |row| row.get(0),
@@ -145,9 +164,55 @@ fn dump(tx: &Transaction<'_>) -> Result<Vec<Line>, Failure> {
     }
     let mut statement = tx.prepare("SELECT name, image FROM image_name ORDER BY name")?;
     let names = statement.query_map([], |row| Ok(Line::Name { name: row.get(0)?, image: row.get(1)? }))?;
-    lines.extend(names.collect::<rusqlite::Result<Vec<_>>>()?);
+    let names = names.collect::<rusqlite::Result<Vec<_>>>()?;
+    for line in names {
+        let Line::Name { name, .. } = &line else { continue };
+        let hanging = hanging(tx, name)?;
+        lines.push(line);
+        lines.extend(hanging);
+    }
+    let mut ids = tx.prepare("SELECT DISTINCT image FROM image_attestation ORDER BY image")?;
+    let ids: Vec<String> = ids.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    for id in ids {
+        lines.push(attested(tx, &id)?);
+    }
     lines.push(Line::Boot { id: tx.query_row("SELECT boot FROM clock", [], |row| row.get(0))? });
     Ok(lines)
+}
+
+/// What hangs on a name beside its first image, as lines.
+pub(crate) fn hanging(tx: &Transaction<'_>, name: &str) -> Result<Vec<Line>, Failure> {
+    let mut lines = Vec::new();
+    let texts = |query: &str| -> Result<Vec<String>, Failure> {
+        let mut statement = tx.prepare_cached(query)?;
+        let rows = statement.query_map([name], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    };
+    let images = texts("SELECT image FROM image_variant WHERE name = ?1 ORDER BY position")?;
+    if !images.is_empty() {
+        lines.push(Line::Variants { name: name.to_owned(), images });
+    }
+    let query = "SELECT media_type, digest, bytes FROM image_document WHERE name = ?1 ORDER BY position";
+    let mut statement = tx.prepare_cached(query)?;
+    let rows = statement.query_map([name], |row| {
+        let (media_type, digest, bytes) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        Ok(Line::Document { name: name.to_owned(), media_type, digest, bytes })
+    })?;
+    let documents: Vec<Line> = rows.collect::<rusqlite::Result<_>>()?;
+    if !documents.is_empty() {
+        let blobs = texts("SELECT descriptor FROM image_blob WHERE name = ?1 ORDER BY position")?;
+        let last = Line::Index { name: name.to_owned(), documents: documents.len(), blobs };
+        lines.extend(documents.into_iter().chain([last]));
+    }
+    Ok(lines)
+}
+
+/// What is attested of an image, as a line.
+pub(crate) fn attested(tx: &Transaction<'_>, image: &str) -> Result<Line, Failure> {
+    let query = "SELECT predicate_type, predicate FROM image_attestation WHERE image = ?1 ORDER BY position";
+    let mut statement = tx.prepare_cached(query)?;
+    let all = statement.query_map([image], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    Ok(Line::Attested { image: image.to_owned(), all: all.collect::<rusqlite::Result<_>>()? })
 }
 
 /// A stored image as a line.
@@ -178,10 +243,21 @@ pub(crate) fn image_line(tx: &Transaction<'_>, id: &str) -> Result<Line, Failure
 struct Known {
     layers: BTreeMap<i64, (String, Option<String>, String, i64)>,
     images: BTreeMap<String, ImageLine>,
-    names: BTreeMap<String, String>,
+    names: BTreeMap<String, Named>,
+    attested: BTreeMap<String, Vec<(String, Vec<u8>)>>,
     synced: i64,
     highest: i64,
     boot: String,
+}
+
+/// What a name means.
+#[derive(Debug, Default)]
+struct Named {
+    image: String,
+    variants: Vec<String>,
+    documents: Vec<(String, String, Vec<u8>)>,
+    /// How many documents there must be, and their blobs.
+    index: Option<(usize, Vec<String>)>,
 }
 
 /// Whether there is a journal to rebuild from.
@@ -216,11 +292,17 @@ pub(crate) fn rebuild(connection: &Connection, root: &Path) -> Result<(), Failur
     for image in known.images.values() {
         restore_image(connection, image)?;
     }
-    for (name, image) in &known.names {
-        connection.execute(
-            "INSERT OR IGNORE INTO image_name (name, image) SELECT ?1, id FROM image WHERE id = ?2",
-            [name, image],
-        )?;
+    for (name, named) in &known.names {
+        restore_name(connection, name, named)?;
+    }
+    for (image, all) in &known.attested {
+        for (position, (predicate_type, predicate)) in (0i64..).zip(all) {
+            connection.execute(
+                "INSERT INTO image_attestation (image, position, predicate_type, predicate)
+                 SELECT id, ?2, ?3, ?4 FROM image WHERE id = ?1",
+                params![image, position, predicate_type, predicate],
+            )?;
+        }
     }
     for name in names(&root.join("mutable"))?.iter().filter(|name| !name.ends_with(".lock")) {
         connection.execute(
@@ -261,6 +343,37 @@ fn restore_image(connection: &Connection, image: &ImageLine) -> Result<(), Failu
     Ok(())
 }
 
+/// Points a name to its images again, those of them that are there. Without the first it is gone.
+fn restore_name(connection: &Connection, name: &str, named: &Named) -> Result<(), Failure> {
+    let point = "INSERT OR IGNORE INTO image_name (name, image) SELECT ?1, id FROM image WHERE id = ?2";
+    if connection.execute(point, [name, &named.image])? == 0 {
+        return Ok(());
+    }
+    for (position, image) in (0i64..).zip(&named.variants) {
+        connection.execute(
+            "INSERT INTO image_variant (name, position, image) SELECT ?1, ?2, id FROM image WHERE id = ?3",
+            params![name, position, image],
+        )?;
+    }
+    // An index that lacks one of its documents is none.
+    let whole = named.index.as_ref().filter(|(count, _)| *count == named.documents.len());
+    let Some((_, blobs)) = whole else { return Ok(()) };
+    for (position, (media_type, digest, bytes)) in (0i64..).zip(&named.documents) {
+        connection.execute(
+            "INSERT INTO image_document (name, position, media_type, digest, bytes) VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![name, position, media_type, digest, bytes],
+        )?;
+    }
+    for (position, descriptor) in (0i64..).zip(blobs) {
+        let Ok(blob) = serde_json::from_str::<stave_oci::Descriptor>(descriptor) else { continue };
+        connection.execute(
+            "INSERT INTO image_blob (name, position, digest, descriptor) VALUES (?1, ?2, ?3, ?4)",
+            params![name, position, blob.digest.as_str(), descriptor],
+        )?;
+    }
+    Ok(())
+}
+
 /// Reads the journal. A line that is damaged, such as the last one after a power cut, is left out.
 fn read(path: &Path) -> Result<Known, StoreError> {
     let file = File::open(path).map_err(|error| StoreError::io("open", path, error))?;
@@ -293,11 +406,30 @@ impl Known {
                 }
             }
             Line::Image(image) => drop(self.images.insert(image.id.clone(), *image)),
-            Line::Name { name, image } => drop(self.names.insert(name, image)),
+            Line::Name { name, image } => {
+                drop(self.names.insert(name, Named { image, ..Named::default() }));
+            }
+            Line::Variants { name, images } => {
+                if let Some(named) = self.names.get_mut(&name) {
+                    named.variants = images;
+                }
+            }
+            Line::Document { name, media_type, digest, bytes } => {
+                if let Some(named) = self.names.get_mut(&name) {
+                    named.documents.push((media_type, digest, bytes));
+                }
+            }
+            Line::Index { name, documents, blobs } => {
+                if let Some(named) = self.names.get_mut(&name) {
+                    named.index = Some((documents, blobs));
+                }
+            }
+            Line::Attested { image, all } => drop(self.attested.insert(image, all)),
             Line::Untagged { name } => drop(self.names.remove(&name)),
             Line::Removed { image } => {
                 self.images.remove(&image);
-                self.names.retain(|_, id| *id != image);
+                self.names.retain(|_, named| named.image != image);
+                self.attested.remove(&image);
             }
             Line::Synced { layer } => self.synced = self.synced.max(layer),
             Line::Boot { id } => self.boot = id,

@@ -12,6 +12,7 @@
 //! <root>/blobs/sha256/   compressed layers and other content, named by digest
 //! <root>/builds/         records and logs of builds (crate `engine` owns their content)
 //! <root>/mutable/        cache mounts: directories that outlive builds, with their locks
+//! <root>/reserve         blocks that are given up when something is removed on a full disk
 //! <root>/sessions/<slot> one flock'ed file per open store; not locked and not empty: its owner died
 //! <root>/tmp/<slot>/     everything a session has not finished; swept when its owner is dead
 //! ```
@@ -49,6 +50,7 @@ mod prune;
 mod reaper;
 mod reconcile;
 mod removal;
+mod reserve;
 mod session;
 mod snapshot;
 mod store;
@@ -76,6 +78,7 @@ pub use limits::{DiskPolicy, FilterError, GcRule, KeepLimits, TextTest, UsageFil
 pub use listing::LayerItem;
 pub use mutable::{MutableDir, Sharing};
 pub use prune::{ImagePrune, PruneRequest, Pruned};
+pub use reserve::{GivenUp, give_up};
 pub use snapshot::{LayerId, Snapshot, SnapshotError};
 pub use store::{OverlayXattrs, ScratchDir, Store, StoreConfig};
 pub use transplant::copy_tree;

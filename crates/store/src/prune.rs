@@ -17,6 +17,7 @@ use crate::fault::reach;
 use crate::journal::{self, Line};
 use crate::limits::grace;
 use crate::reconcile::{self, move_aside};
+use crate::reserve::give_up;
 use crate::usage::rows;
 use crate::{KeepLimits, LayerId, Store, StoreError, UsageFilter, UsageId, UsageKind, UsageRecord};
 
@@ -106,6 +107,7 @@ impl Store {
     /// Removes what the request says and nothing needs.
     pub fn prune(&self, request: &PruneRequest) -> Result<Pruned, StoreError> {
         let inner = &self.inner;
+        let _reserve = give_up(&inner.root)?;
         // First, so that leases of dead processes protect nothing.
         reconcile::sweep(&inner.root, &inner.database, &inner.session)?;
         self.measure_layers()?;

@@ -226,6 +226,7 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
         if cap.is_some() {
             engine.store().hold_to(stave_store::DiskPolicy { cap, rules: Vec::new() });
         }
+        engine.store().keep_reserve();
         let daemon = Daemon::bind(engine, config).await.map_err(|error| Failure::new(&error))?;
         for place in daemon.addresses() {
             eprintln!("listening at {place}");

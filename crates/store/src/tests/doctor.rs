@@ -7,7 +7,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use stave_oci::{Digest, Platform, Reference};
 
 use super::{TestStore, top};
-use crate::{FindingKind, ImageLayer, LocalImage, Snapshot, Store, StoreError, examine};
+use crate::{
+    FindingKind, ImageLayer, LocalImage, Snapshot, Store, StoreError, StoredAttestation, StoredIndex,
+    StoredManifest, examine,
+};
 
 fn image(store: &Store, snapshot: &Snapshot, config: &str) -> LocalImage {
     let layer = |layer: &crate::LayerId| ImageLayer {
@@ -74,6 +77,58 @@ fn a_lost_database_comes_back_with_layers_images_names_and_numbers() {
     let next = test.layer(&Snapshot::scratch(), "c", "3");
     assert!(top(&next) > top(&built), "no number is given twice");
     check(&test, &[]);
+}
+
+#[test]
+fn a_lost_database_comes_back_with_all_that_hangs_on_names_and_images() {
+    let test = TestStore::new();
+    let base = test.layer(&Snapshot::scratch(), "a", "1");
+    let images = ["one", "two", "three"].map(|config| image(&test.store, &base, config));
+    let document = |bytes: &[u8]| StoredManifest {
+        media_type: "application/x".to_owned(),
+        digest: Digest::sha256(bytes),
+        bytes: bytes.to_vec(),
+    };
+    let index = StoredIndex {
+        documents: vec![document(b"a \xff manifest"), document(b"the index")],
+        blobs: vec![stave_oci::Descriptor::of("application/y", b"blob")],
+    };
+    let (app, moved) = (name("app"), name("moved"));
+    test.store.put_indexed(&[app.clone(), moved.clone()], &images, Some(&index)).expect("stores");
+    // What hung on a name is gone when it means something else.
+    test.store.put_image(std::slice::from_ref(&moved), &images[0]).expect("stores");
+    let attested =
+        vec![StoredAttestation { predicate_type: "urn:x".to_owned(), predicate: b"{\"a\":1}".to_vec() }];
+    test.store.set_attestations(&images[1].id, &attested).expect("stores");
+    test.store.remove_image(&images[2].id).expect("removes");
+    let root = test.directory;
+    drop(test.store);
+    for round in ["as it was written", "as it was written anew"] {
+        for file in ["store.db", "store.db-wal", "store.db-shm"] {
+            drop(fs::remove_file(root.path().join(file)));
+        }
+        let store = Store::open(root.path()).expect("opens");
+        assert_eq!(store.index_by_name(&app).expect("looks").as_ref(), Some(&index), "{round}");
+        assert_eq!(store.index_by_name(&moved).expect("looks"), None, "{round}");
+        let named = store.images_by_name(&app).expect("looks").expect("is there");
+        assert_eq!(named.all().collect::<Vec<_>>(), [&images[0], &images[1]], "{round}");
+        assert_eq!(store.attestations(&images[1].id).expect("looks"), attested, "{round}");
+        drop(store);
+        // The next line finds no journal, and so it is made from the rows.
+        fs::remove_file(root.path().join("journal")).expect("removes");
+        examine(root.path(), true).expect("a repair");
+    }
+    // An index whose documents are not all there is none.
+    let journal = fs::read_to_string(root.path().join("journal")).expect("reads");
+    let lines = journal.lines().filter(|line| !line.contains(Digest::sha256(b"the index").as_str()));
+    fs::write(root.path().join("journal"), lines.flat_map(|line| [line, "\n"]).collect::<String>())
+        .expect("writes");
+    for file in ["store.db", "store.db-wal", "store.db-shm"] {
+        drop(fs::remove_file(root.path().join(file)));
+    }
+    let store = Store::open(root.path()).expect("opens");
+    assert_eq!(store.index_by_name(&app).expect("looks"), None);
+    assert!(store.images_by_name(&app).expect("looks").is_some());
 }
 
 #[test]

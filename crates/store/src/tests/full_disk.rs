@@ -1,21 +1,32 @@
 //! A store on a file system of two megabytes, mounted in a mount namespace that a child has alone.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 
 use rustix::mount::{MountFlags, mount};
 
 use super::{count, layer};
-use crate::{ApplyOptions, PruneRequest, Snapshot, Store, StoreError};
+use crate::{ApplyOptions, DiskPolicy, PruneRequest, Snapshot, Store, StoreError, give_up};
 
 #[test]
 fn a_full_disk_is_a_typed_error_and_leaves_nothing_half_written() {
+    alone("tests::full_disk::child");
+}
+
+#[test]
+fn a_disk_without_one_free_block_can_be_cleaned() {
+    alone("tests::full_disk::cleaning_child");
+}
+
+/// Runs a test in a mount namespace of its own.
+fn alone(test: &str) {
     let directory = tempfile::tempdir().expect("a directory");
     let output = Command::new("unshare")
         .args(["--mount", "--propagation", "private"])
         .arg(std::env::current_exe().expect("this binary"))
-        .args(["--exact", "tests::full_disk::child", "--nocapture"])
+        .args(["--exact", test, "--nocapture"])
         .env("STORE_FULL_DISK", directory.path())
         .output()
         .expect("a child in a mount namespace of its own");
@@ -23,7 +34,51 @@ fn a_full_disk_is_a_typed_error_and_leaves_nothing_half_written() {
     assert_eq!(count(directory.path()), 0, "the mount was the child's alone");
 }
 
-/// Does nothing unless started by the test above.
+/// Does nothing unless started by a test above.
+#[test]
+fn cleaning_child() {
+    let Some(root) = std::env::var_os("STORE_FULL_DISK") else { return };
+    let root = Path::new(&root);
+    mount("tmpfs", root, "tmpfs", MountFlags::empty(), c"size=16m").expect("a small file system");
+    let store = Store::open(root).expect("a store");
+    store.keep_reserve();
+    let reserve = || fs::metadata(root.join("reserve")).map_or(0, |file| file.blocks() * 512);
+    assert_eq!(reserve(), 1 << 20);
+    // More rows than a log of the reserve's size could hold if they were all changed at once.
+    for name in 0..300 {
+        layer(&store, &Snapshot::scratch(), &format!("f{name}"), "1");
+    }
+    let file = |size| fs::write(root.join("filler"), vec![1; size]);
+    drop(store);
+    file(16 << 20).expect_err("no room");
+    let error = Store::open(root).expect_err("not even for a mark");
+    assert!(matches!(error, StoreError::StorageFull { .. }), "{error:?}");
+    {
+        let given_up = give_up(root).expect("is given up");
+        assert_eq!(reserve(), 0);
+        let store = Store::open(root).expect("opens");
+        let pruned = store.prune(&PruneRequest::unused()).expect("prunes");
+        assert_eq!((pruned.layers.len(), count(&root.join("l"))), (300, 0));
+        drop((store, given_up));
+    }
+    assert_eq!(reserve(), 0, "what is nearly full has no room to spare");
+    file(1).expect("is written");
+    let store = Store::open(root).expect("opens");
+    store.keep_reserve();
+    assert_eq!(reserve(), 1 << 20);
+    // Whoever has the store open gives it up as well, and takes it back.
+    layer(&store, &Snapshot::scratch(), "again", "1");
+    file(16 << 20).expect_err("no room");
+    assert_eq!(store.prune(&PruneRequest::unused()).expect("prunes").layers.len(), 1);
+    assert_eq!(reserve(), 0);
+    file(1).expect("is written");
+    drop(give_up(root).expect("nothing is given up"));
+    store.hold_to(DiskPolicy { cap: Some(8 << 20), rules: Vec::new() });
+    store.keep_reserve();
+    assert!(!root.join("reserve").exists(), "a small cap has none");
+}
+
+/// Does nothing unless started by a test above.
 #[test]
 fn child() {
     let Some(root) = std::env::var_os("STORE_FULL_DISK") else { return };
