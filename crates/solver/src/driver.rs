@@ -197,9 +197,9 @@ impl<W: Worker> Driver<W> {
             Command::Lookup { task, node, key } => {
                 self.spawn(task, node, async move |work| task::found(&work, &key));
             }
-            Command::Record { task, entries, record } => {
+            Command::Record { task, unwritten, record } => {
                 let environment = Arc::clone(&self.environment);
-                self.tasks.spawn(async move { (task, task::record(environment, entries, record).await) });
+                self.tasks.spawn(async move { (task, task::record(environment, unwritten, record).await) });
             }
         }
     }

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use stave_cache::{CacheKey, CacheRecord, ContentDigest, KeyEntry, NewRecord};
+use stave_cache::{CacheKey, CacheRecord, Claim, ContentDigest, KeyEntry, NewRecord};
 use stave_llb::Vertex;
 
 use crate::error::{ContractError, OpError, SolveError};
@@ -39,11 +39,28 @@ pub(crate) struct TaskId(u64);
 pub(crate) type Outputs<R> = Arc<[R]>;
 
 /// What a run made.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Made<R> {
     pub(crate) outputs: Outputs<R>,
     /// `None` when the outputs are of this session only.
     pub(crate) record: Option<Arc<NewRecord>>,
+    /// What the record is to be found by, once it is written: whoever uses the outputs need not wait for that.
+    pub(crate) unwritten: Unwritten,
+}
+
+/// The keys under which a result is still to be recorded, and the right to be the one that runs for them: nobody else
+/// may have it before they are.
+#[derive(Debug, Default)]
+pub(crate) struct Unwritten {
+    pub(crate) entries: Vec<KeyEntry>,
+    pub(crate) claims: Vec<Claim>,
+}
+
+impl From<Vec<KeyEntry>> for Unwritten {
+    /// Keys for which nothing runs.
+    fn from(entries: Vec<KeyEntry>) -> Self {
+        Self { entries, claims: Vec::new() }
+    }
 }
 
 /// Something that happened outside.
@@ -105,7 +122,7 @@ pub(crate) enum Command<R> {
     /// With `ignored` the index is not asked again first.
     Execute { task: TaskId, node: NodeId, inputs: Vec<R>, entries: Vec<KeyEntry>, ignored: bool },
     /// Record further keys for a result that is already known.
-    Record { task: TaskId, entries: Vec<KeyEntry>, record: Arc<NewRecord> },
+    Record { task: TaskId, unwritten: Unwritten, record: Arc<NewRecord> },
     /// Stop a task; it still answers.
     Stop { task: TaskId },
     /// Tell a job that a vertex was found in the cache.
@@ -257,14 +274,27 @@ impl<R: Clone> Graph<R> {
     }
 
     fn answer(&mut self, task: TaskId, answer: Answer<R>) {
-        for draining in self.draining.values_mut() {
-            draining.tasks.remove(&task);
+        let mut drained = Vec::new();
+        for (job, draining) in &mut self.draining {
+            if draining.tasks.remove(&task) {
+                drained.push(*job);
+            }
         }
-        match self.tasks.remove(&task) {
-            Some(Purpose::Node(node)) => self.node_answer(node, task, answer),
-            // A node wanted again does not run until its stopped run has ended.
-            Some(Purpose::Stopped(node)) => self.ready.push_back(node),
-            Some(Purpose::Recording(_)) | None => {}
+        match (self.tasks.remove(&task), answer) {
+            (Some(Purpose::Node(node)), answer) => self.node_answer(node, task, answer),
+            (Some(Purpose::Stopped(node)), answer) => {
+                // Done before it heard that nobody wants it: the next who does shall find it.
+                if let Answer::Executed(Ok(Made { record: Some(record), unwritten, .. })) = answer
+                    && let Some(recording) = self.record(node, unwritten, record)
+                {
+                    for job in drained {
+                        self.draining.entry(job).and_modify(|job| _ = job.tasks.insert(recording));
+                    }
+                }
+                // A node wanted again does not run until its stopped run has ended.
+                self.ready.push_back(node);
+            }
+            (Some(Purpose::Recording(_)) | None, _) => {}
         }
     }
 

@@ -11,13 +11,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::FutureExt as _;
-use stave_cache::{CacheIndex, CacheKey, CacheRecord, KeyEntry, NewRecord, TOUCH_GRANULARITY};
+use stave_cache::{CacheIndex, CacheKey, CacheRecord, Claim, KeyEntry, NewRecord, TOUCH_GRANULARITY};
 use stave_llb::{Op, Vertex};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{OpError, OpErrorKind, Panicked};
 use crate::event::{Broadcast, EventSubscription, Hit, Miss, SolveEvent};
-use crate::graph::{Answer, Made};
+use crate::graph::{Answer, Made, Unwritten};
 use crate::key::label;
 use crate::permits::{Lane, Permit, Permits, Turns};
 use crate::solver::JobId;
@@ -145,7 +145,7 @@ pub(super) async fn import<W: Worker>(
         () = work.cx.cancel.cancelled() => return Answer::Imported(Err(OpError::cancelled())),
     };
     let Ok(Some(outputs)) = outputs else { return Answer::Imported(Ok(None)) };
-    Answer::Imported(keep(&work, outputs, &entries, Duration::ZERO).await.map(Some))
+    Answer::Imported(name(&work, outputs, entries.into(), Duration::ZERO).await.map(Some))
 }
 
 pub(super) async fn load<W: Worker>(work: Work<W>, record: Arc<CacheRecord>) -> Answer<W::Result> {
@@ -190,8 +190,7 @@ pub(super) async fn execute<W: Worker>(
     work.send(|vertex| SolveEvent::Missed { vertex, miss: Arc::clone(&miss) });
     let (at, start) = (SystemTime::now(), Instant::now());
     work.send(|vertex| SolveEvent::Started { vertex, at });
-    let outcome = run(&work, &inputs, &miss.entries, start).await;
-    drop(turn);
+    let outcome = run(&work, &inputs, (&miss.entries, turn), start).await;
     let duration = start.elapsed();
     match &outcome {
         Ok(_) => work.send(|vertex| SolveEvent::Completed { vertex, duration }),
@@ -214,7 +213,7 @@ async fn made_meanwhile<W: Worker>(work: &Work<W>, miss: &Miss) -> Option<(Made<
             continue;
         };
         let Ok(Some(outputs)) = caught(work.worker().load(&record)).await else { continue };
-        let others = miss.entries.iter().filter(|other| other.key != entry.key).cloned().collect();
+        let others: Vec<_> = miss.entries.iter().filter(|other| other.key != entry.key).cloned().collect();
         let record = Arc::new(NewRecord {
             result: record.result,
             vertex: record.vertex,
@@ -222,8 +221,8 @@ async fn made_meanwhile<W: Worker>(work: &Work<W>, miss: &Miss) -> Option<(Made<
             created_at: record.created_at,
             duration: record.duration,
         });
-        insert(Arc::clone(&work.environment), others, Arc::clone(&record)).await;
-        return Some((Made { outputs: Arc::from(outputs), record: Some(record) }, entry.key));
+        let made = Made { outputs: Arc::from(outputs), record: Some(record), unwritten: others.into() };
+        return Some((made, entry.key));
     }
     None
 }
@@ -231,18 +230,18 @@ async fn made_meanwhile<W: Worker>(work: &Work<W>, miss: &Miss) -> Option<(Made<
 async fn run<W: Worker>(
     work: &Work<W>,
     inputs: &[W::Result],
-    entries: &[KeyEntry],
+    (entries, claims): (&[KeyEntry], Vec<Claim>),
     start: Instant,
 ) -> Result<Made<W::Result>, OpError> {
     let outputs = caught(work.worker().execute(&work.node.vertex, inputs, &work.cx)).await?;
-    keep(work, outputs, entries, start.elapsed()).await
+    name(work, outputs, Unwritten { entries: entries.to_vec(), claims }, start.elapsed()).await
 }
 
-/// Makes outputs findable under the keys.
-async fn keep<W: Worker>(
+/// Gives outputs a name, by which they are to be found under the keys.
+async fn name<W: Worker>(
     work: &Work<W>,
     outputs: Vec<W::Result>,
-    entries: &[KeyEntry],
+    unwritten: Unwritten,
     duration: Duration,
 ) -> Result<Made<W::Result>, OpError> {
     let result = caught(work.worker().persist(&outputs)).await?;
@@ -255,25 +254,19 @@ async fn keep<W: Worker>(
             duration,
         })
     });
-    if let Some(record) = &record {
-        insert(Arc::clone(&work.environment), entries.to_vec(), Arc::clone(record)).await;
-    }
-    Ok(Made { outputs: Arc::from(outputs), record })
+    Ok(Made { outputs: Arc::from(outputs), record, unwritten })
 }
 
 pub(super) async fn record<W: Worker>(
     environment: Arc<Environment<W>>,
-    entries: Vec<KeyEntry>,
+    unwritten: Unwritten,
     record: Arc<NewRecord>,
 ) -> Answer<W::Result> {
-    insert(environment, entries, record).await;
+    let Unwritten { entries, claims } = unwritten;
+    in_index(move || environment.index.insert(&entries, &record), "result not recorded").await;
+    // Whoever waited for this to run finds it now.
+    drop(claims);
     Answer::Recorded
-}
-
-async fn insert<W: Worker>(environment: Arc<Environment<W>>, entries: Vec<KeyEntry>, record: Arc<NewRecord>) {
-    if !entries.is_empty() {
-        in_index(move || environment.index.insert(&entries, &record), "result not recorded").await;
-    }
 }
 
 /// Writes to the index off the async threads: another process may hold it for a while.

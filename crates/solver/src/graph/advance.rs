@@ -362,7 +362,7 @@ impl<R: Clone> Graph<R> {
         let mut entries = self.entries(&self.nodes[&id], None);
         entries.retain(|entry| !theirs.contains(&entry.key));
         if let Some(record) = &record {
-            self.record(id, entries, Arc::clone(record));
+            self.record(id, entries.into(), Arc::clone(record));
         }
         self.report_cached(id, Hit::Shared, None);
         self.enter(id, Phase::Done { outputs, record });

@@ -5,10 +5,10 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use stave_cache::{CacheKey, CacheRecord, ContentDigest, KeyEntry, NewRecord, ResultId};
+use stave_cache::{CacheKey, CacheRecord, ContentDigest, NewRecord, ResultId};
 
 use super::node::{Demand, MapState, Node, Phase, Stage};
-use super::{Answer, Command, Graph, NodeId, Purpose, TaskId};
+use super::{Answer, Command, Graph, Made, NodeId, Purpose, TaskId, Unwritten};
 use crate::error::{ContractError, OpError};
 use crate::event::Hit;
 use crate::key::label;
@@ -63,24 +63,30 @@ impl<R: Clone> Graph<R> {
                 match outcome {
                     Ok(Some(made)) => {
                         self.report_cached(id, Hit::Imported, None);
-                        self.enter(id, Phase::Done { outputs: made.outputs, record: made.record });
-                        self.wake_users(id);
+                        self.made(id, made);
                     }
                     Ok(None) => self.passed(id, stage),
                     Err(error) => self.fail_aside(id, error),
                 }
             }
             Answer::Digested(outcome) => self.digested(id, task, outcome),
-            Answer::Executed(Ok(made)) => {
-                self.enter(id, Phase::Done { outputs: made.outputs, record: made.record });
-                self.wake_users(id);
-            }
+            Answer::Executed(Ok(made)) => self.made(id, made),
             Answer::Executed(Err(error)) => {
                 let error = node.error(error);
                 self.fail(id, error);
             }
             Answer::Recorded => {}
         }
+    }
+
+    /// Whoever waits for the outputs goes on; the record is written meanwhile.
+    fn made(&mut self, id: NodeId, made: Made<R>) {
+        let Made { outputs, record, unwritten } = made;
+        if let Some(record) = &record {
+            self.record(id, unwritten, Arc::clone(record));
+        }
+        self.enter(id, Phase::Done { outputs, record });
+        self.wake_users(id);
     }
 
     /// Fails a node by something else than its run.
@@ -113,7 +119,7 @@ impl<R: Clone> Graph<R> {
         let Some(node) = self.nodes.get(&id) else { return };
         let entries = self.entries(node, Some(stage));
         let is_lazy = node.demand < Demand::Value;
-        self.record(id, entries, Arc::new(name_again(&record)));
+        self.record(id, entries.into(), Arc::new(name_again(&record)));
         if is_lazy {
             self.report_cached(id, Hit::Local, Some(record.key));
         }
@@ -136,7 +142,7 @@ impl<R: Clone> Graph<R> {
                 created_at: at,
                 duration: Duration::ZERO,
             };
-            self.record(id, entries, Arc::new(record));
+            self.record(id, entries.into(), Arc::new(record));
         }
         match found {
             Elsewhere::Record(record) => {
@@ -169,11 +175,19 @@ impl<R: Clone> Graph<R> {
         true
     }
 
-    pub(super) fn record(&mut self, id: NodeId, entries: Vec<KeyEntry>, record: Arc<NewRecord>) {
-        if !entries.is_empty() {
-            let task = self.start(Purpose::Recording(id));
-            self.commands.push(Command::Record { task, entries, record });
+    /// Has a record written, if there is a key to find it by.
+    pub(super) fn record(
+        &mut self,
+        id: NodeId,
+        unwritten: Unwritten,
+        record: Arc<NewRecord>,
+    ) -> Option<TaskId> {
+        if unwritten.entries.is_empty() {
+            return None;
         }
+        let task = self.start(Purpose::Recording(id));
+        self.commands.push(Command::Record { task, unwritten, record });
+        Some(task)
     }
 
     /// Tells every job of the node that it, and all below it that nobody asked for, came from the cache.

@@ -88,6 +88,8 @@ struct World {
     /// What vertices of a name make, when not what their inputs say.
     content: BTreeMap<String, String>,
     failing: BTreeSet<String>,
+    /// What ends well although it was stopped.
+    stubborn: BTreeSet<String>,
     /// Results that can no longer be loaded.
     gone: BTreeSet<String>,
     names: u64,
@@ -242,13 +244,13 @@ impl<'w> Bench<'w> {
             }
             Command::Execute { node, inputs, entries, .. } => {
                 self.running.remove(&node);
-                if stopped {
+                if stopped && !self.world.stubborn.contains(&self.name(node)) {
                     return Answer::Executed(Err(OpError::cancelled()));
                 }
                 Answer::Executed(self.execute(node, &inputs, &entries))
             }
-            Command::Record { entries, record, .. } => {
-                for entry in entries {
+            Command::Record { unwritten, record, .. } => {
+                for entry in unwritten.entries {
                     self.world.index.insert(entry.key, (*record).clone());
                 }
                 Answer::Recorded
@@ -302,7 +304,7 @@ impl<'w> Bench<'w> {
         let content = self.world.content.get(&name).cloned().unwrap_or(content);
         if name == "context" {
             let outputs = Arc::from([Value { name: None, content }]);
-            return Ok(Made { outputs, record: None });
+            return Ok(Made { outputs, record: None, unwritten: Unwritten::default() });
         }
         self.world.names += 1;
         let result = format!("r{}={content}", self.world.names);
@@ -313,11 +315,8 @@ impl<'w> Bench<'w> {
             created_at: UNIX_EPOCH,
             duration: Duration::ZERO,
         };
-        for entry in entries {
-            self.world.index.insert(entry.key, record.clone());
-        }
         let outputs = Arc::from([Value { name: Some(result), content }]);
-        Ok(Made { outputs, record: Some(Arc::new(record)) })
+        Ok(Made { outputs, record: Some(Arc::new(record)), unwritten: entries.to_vec().into() })
     }
 
     /// Answers everything, oldest first.

@@ -197,6 +197,52 @@ fn what_another_job_still_wants_goes_on() {
     bench.assert_idle();
 }
 
+/// Answers the first pending command that writes a record.
+fn answer_record(bench: &mut Bench<'_>) {
+    let is_record = |(_, command): &(_, Command<_>)| matches!(command, Command::Record { .. });
+    let position = bench.pending.iter().position(is_record).expect("a record is to be written");
+    bench.answer(position);
+}
+
+#[test]
+fn users_of_a_result_do_not_wait_for_its_record_but_the_job_does() {
+    let mut world = World::default();
+    let base = image("base");
+    let a = run("a", &base);
+    let mut bench = Bench::new(&mut world);
+    bench.submit(1, 1, &[&base, &a], &a);
+    bench.drain_to_runs();
+    bench.answer_run("base");
+    while bench.log.len() < 2 {
+        let next = bench.pending.iter().position(|(_, command)| !matches!(command, Command::Record { .. }));
+        bench.answer(next.expect("its user goes on"));
+    }
+    assert_eq!(bench.log, ["run base", "run a"]);
+    assert!(bench.world.index.is_empty());
+    bench.answer_run("a");
+    answer_record(&mut bench);
+    assert!(bench.finished.is_empty(), "a record is not written yet");
+    answer_record(&mut bench);
+    assert!(bench.finished[&JobId(1)].is_ok() && !bench.world.index.is_empty());
+    bench.assert_idle();
+}
+
+#[test]
+fn what_was_done_before_it_was_stopped_is_recorded() {
+    let mut world = World { stubborn: ["base".to_owned()].into(), ..World::default() };
+    let base = image("base");
+    let mut bench = Bench::new(&mut world);
+    bench.submit(1, 1, &[&base], &base);
+    bench.drain_to_runs();
+    bench.step(Event::Cancel { job: JobId(1) });
+    bench.answer_run("base");
+    assert!(bench.finished.is_empty() && bench.world.index.is_empty());
+    answer_record(&mut bench);
+    assert!(bench.finished[&JobId(1)].is_err());
+    bench.assert_idle();
+    check(&mut world, &[&base], &base, &["load base", "cached base"]);
+}
+
 #[test]
 fn vertices_that_differ_only_outside_their_keys_run_once() {
     let mut world = World::default();
