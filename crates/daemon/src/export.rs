@@ -112,6 +112,7 @@ async fn images(
     let mut images = Vec::new();
     let (snapshots, journey) = Box::pin(build.solve_for_export(outcome)).await?;
     let parts = build.parts(None);
+    let mut room = statements::Room::default();
     for ((id, target), snapshot) in outcome.targets.iter().zip(&snapshots) {
         let of_target = |error| Failure::of_definition(error, &target.definition);
         let config = outcome.config(id.as_deref())?.unwrap_or_else(ImageConfig::default);
@@ -119,8 +120,8 @@ async fn images(
         let epoch = outcome.epoch(id.as_deref())?.or(target.epoch);
         let image = parts.image(config, snapshot, &target.definition, &platform, epoch);
         let mut image = image.map_err(of_target)?;
-        image.attestations =
-            statements::read_all(build, outcome.statements_about(id.as_deref(), &platform)).await?;
+        let statements = outcome.statements_about(id.as_deref(), &platform);
+        image.attestations = statements::read_all(build, statements, &mut room).await?;
         // A client's config may say little; what it was built for is known.
         image.platform = platform;
         if let Some(session) = target.session() {

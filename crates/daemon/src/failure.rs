@@ -471,6 +471,46 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_of_places_is_bounded() {
+        let lines = |count: i32| (1..=count).map(|line| whole_lines((line, line))).collect::<Vec<_>>();
+        let place = |data: usize, ranges: Vec<SourceRange>| Place {
+            name: "f".to_owned(),
+            data: vec![b'x'; data],
+            language: String::new(),
+            origin: None,
+            ranges,
+        };
+        let told = |ranges| source(&place(1, ranges))["ranges"].as_array().map_or(0, Vec::len);
+        assert_eq!(told(lines(7)), 7);
+        assert_eq!(told(lines(2_000)), MAX_RANGES);
+        // One instruction of many lines is as many ranges.
+        assert_eq!(told(vec![whole_lines((1, 600)), whole_lines((1, 600))]), MAX_RANGES);
+        assert_eq!(told(vec![whole_lines((1, i32::MAX))]), MAX_RANGES);
+
+        let graph = |data: usize, ranges: Vec<SourceRange>| {
+            let mut graph = stave_llb::builder::GraphBuilder::default();
+            let info = stave_llb::SourceInfo {
+                filename: "f".to_owned(),
+                data: vec![b'x'; data],
+                ..stave_llb::SourceInfo::default()
+            };
+            let source = graph.add_file(info);
+            let about = stave_llb::builder::About {
+                locations: vec![SourceLocation { source, ranges }],
+                ..Default::default()
+            };
+            let op = stave_llb::SourceOp::new("local://x".to_owned(), Default::default());
+            let made = graph.source(op, &stave_oci::Platform::host(), about);
+            let definition = graph.finish(Some(made));
+            let vertex = definition.vertices()[0].digest.clone();
+            places_of(&definition, &vertex)
+        };
+        assert_eq!(graph(10, lines(3))[0].ranges.len(), 3);
+        assert_eq!(graph(10, lines(5_000))[0].ranges.len(), MAX_RANGES);
+        assert!(graph(MAX_DETAILS + 1, lines(3)).is_empty(), "such a file would be sent to nobody");
+    }
+
+    #[test]
     fn every_place_that_a_graph_names_is_told() {
         let at = |start: (i32, i32), end: (i32, i32)| SourceRange {
             start: Position { line: start.0, character: start.1 },

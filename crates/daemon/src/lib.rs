@@ -41,8 +41,8 @@ mod web;
 mod workers;
 
 pub use config::{
-    Address, AddressError, DaemonConfig, FileConfig, InheritedSocket, Listener, Reload, Reloaded,
-    TlsIdentity, WebPage, WorkerConfig,
+    Address, AddressError, DaemonConfig, FileConfig, FrontEndTables, FrontEnds, InheritedSocket, Listener,
+    Reload, Reloaded, TlsIdentity, WebPage, WorkerConfig,
 };
 pub use server::{Daemon, DaemonError};
 pub use tenants::{Quota, Tenancy, TenancyConfig, TenancyError};

@@ -27,7 +27,7 @@ const MAX_STATEMENTS: usize = 1_000;
 const MAX_BUNDLED: usize = 64;
 /// Bytes of the longest one, as BuildKit limits it.
 const MAX_BYTES: u64 = 40 << 20;
-/// Bytes of all that are about one result.
+/// Bytes of all that are about the results of one export, whatever their number: they are held at the same time.
 const MAX_ALL_BYTES: usize = 64 << 20;
 /// How the types of provenance begin, which only the builder may state.
 const PROVENANCE: &str = "https://slsa.dev/provenance/";
@@ -41,6 +41,26 @@ const CORE: &str = "sbom-core";
 pub(crate) struct Statement {
     message: Message,
     target: Option<Arc<Target>>,
+}
+
+/// Room for the statements of one export.
+#[derive(Debug)]
+pub(crate) struct Room(usize);
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(MAX_ALL_BYTES)
+    }
+}
+
+impl Room {
+    /// Takes what a statement needs.
+    fn take(&mut self, statement: &Attestation) -> Result<(), Failure> {
+        let left = self.0.checked_sub(statement.predicate.len());
+        let full = || Failure::Value(format!("attestations of more than {MAX_ALL_BYTES} bytes"));
+        self.0 = left.ok_or_else(full)?;
+        Ok(())
+    }
 }
 
 /// By the id of the platform that they are about.
@@ -86,7 +106,11 @@ pub(crate) fn messages(said: &Statements) -> HashMap<String, Attestations> {
 }
 
 /// The content of all statements about one result, the main bill of materials first.
-pub(crate) async fn read_all(build: &Build, statements: &[Statement]) -> Result<Vec<Attestation>, Failure> {
+pub(crate) async fn read_all(
+    build: &Build,
+    statements: &[Statement],
+    room: &mut Room,
+) -> Result<Vec<Attestation>, Failure> {
     let mut found: Vec<(bool, Attestation)> = Vec::new();
     for statement in statements {
         let message = &statement.message;
@@ -108,33 +132,32 @@ pub(crate) async fn read_all(build: &Build, statements: &[Statement]) -> Result<
                     subjects: subjects.collect::<Result<_, _>>()?,
                     images_only: is_images_only(message),
                 };
+                room.take(&attestation)?;
                 found.push((is_core(message, &attestation.file_name), attestation));
             }
-            AttestationKind::Bundle => found.extend(bundled(&view, message)?),
-        }
-        if found.iter().map(|(_, one)| one.predicate.len()).sum::<usize>() > MAX_ALL_BYTES {
-            return Err(Failure::Value(format!("attestations of more than {MAX_ALL_BYTES} bytes")));
+            AttestationKind::Bundle => found.extend(bundled(&view, message, room)?),
         }
     }
     found.sort_by_key(|(is_core, _)| !is_core);
     Ok(found.into_iter().map(|(_, attestation)| attestation).collect())
 }
 
-fn bundled(view: &MergedView, message: &Message) -> Result<Vec<(bool, Attestation)>, Failure> {
+fn bundled(
+    view: &MergedView,
+    message: &Message,
+    room: &mut Room,
+) -> Result<Vec<(bool, Attestation)>, Failure> {
     let folder = Path::new(&message.path);
     let missing = || Failure::NotFound(format!("open {}: no such file or directory", message.path));
     let names = view.read_dir(folder)?.ok_or_else(missing)?;
     if names.len() > MAX_BUNDLED {
         return Err(Failure::Value(format!("more than {MAX_BUNDLED} attestations in a bundle")));
     }
-    let (mut found, mut bytes) = (Vec::with_capacity(names.len()), 0);
+    let mut found = Vec::with_capacity(names.len());
     for name in names {
         let path = folder.join(&name);
         let attestation = unbundled(&content(view, &path)?, message, &path)?;
-        bytes += attestation.predicate.len();
-        if bytes > MAX_ALL_BYTES {
-            return Err(Failure::Value(format!("attestations of more than {MAX_ALL_BYTES} bytes")));
-        }
+        room.take(&attestation)?;
         found.push((is_core(message, &attestation.file_name), attestation));
     }
     Ok(found)
@@ -262,6 +285,30 @@ mod tests {
         let own = unbundled(own, &bundle(""), Path::new("x")).expect_err("the builder's own");
         assert_eq!(own.to_string(), "frontend may not bundle provenance attestations");
         assert!(unbundled(b"{", &bundle(""), Path::new("x")).is_err());
+    }
+
+    #[test]
+    fn what_is_held_of_statements_is_bounded() {
+        let statement = |bytes| Attestation { predicate: vec![b' '; bytes], ..Attestation::default() };
+        let mut room = Room::default();
+        room.take(&statement(MAX_ALL_BYTES - 1)).expect("there is room");
+        let full = room.take(&statement(2)).expect_err("no room").to_string();
+        assert_eq!(full, format!("attestations of more than {MAX_ALL_BYTES} bytes"));
+        room.take(&statement(1)).expect("what fits");
+
+        // Bundles count, entry by entry.
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = stave_store::Store::open(folder.path()).expect("a store");
+        let layer = store.prepare(&stave_store::Snapshot::scratch()).expect("a layer");
+        for name in ["a.json", "b.json"] {
+            let text = br#"{"predicateType":"t","predicate":"12345678"}"#;
+            std::fs::write(layer.upper().join(name), text).expect("writes");
+        }
+        let view = store.view(&layer.commit().expect("commits")).expect("a view");
+        let message = Message { path: "/".to_owned(), ..bundle("t") };
+        let found = bundled(&view, &message, &mut Room(20)).expect("there is room");
+        assert_eq!(found.len(), 2);
+        assert!(bundled(&view, &message, &mut Room(19)).is_err(), "the second finds none");
     }
 
     #[test]

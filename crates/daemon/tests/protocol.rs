@@ -14,6 +14,8 @@ mod policy;
 mod results;
 #[path = "cases/tenants.rs"]
 mod tenants;
+#[path = "cases/verified.rs"]
+mod verified;
 #[path = "cases/watched.rs"]
 mod watched;
 

@@ -189,7 +189,30 @@ fn take(
     let aside = Aside(directory.join(format!("{INCOMING}-{}", crate::build::random_id())));
     fs::create_dir(&aside.0).map_err(failed)?;
     receive(&aside.0, incoming, requests, &|_| {}).map_err(|error| crate::failure::one_line(&error))?;
+    check(&aside.0, directory)?;
     merge(&aside.0, directory).map_err(failed)
+}
+
+/// Refuses what would put something else in the place of a directory with files in it: these are the user's. Before
+/// anything is moved.
+fn check(from: &Path, to: &Path) -> Result<(), String> {
+    let failed = |error: io::Error| format!("cannot write to `{}`: {error}", to.display());
+    for entry in fs::read_dir(from).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let target = to.join(entry.file_name());
+        if !fs::symlink_metadata(&target).is_ok_and(|here| here.is_dir()) {
+            continue;
+        }
+        if entry.file_type().map_err(failed)?.is_dir() {
+            check(&entry.path(), &target)?;
+        } else if fs::read_dir(&target).map_err(failed)?.next().is_some() {
+            return Err(format!(
+                "`{}` is a directory and not empty: nothing else is put in its place",
+                target.display()
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Moves what is in one directory into another. Nothing below a link is entered.
@@ -209,7 +232,7 @@ fn merge(from: &Path, to: &Path) -> io::Result<()> {
                 fs::set_permissions(&target, entry.metadata()?.permissions())?;
                 continue;
             }
-            Some(here) if here.is_dir() => fs::remove_dir_all(&target)?,
+            Some(here) if here.is_dir() => fs::remove_dir(&target)?,
             Some(_) => fs::remove_file(&target)?,
             None => {}
         }
@@ -247,5 +270,26 @@ mod tests {
         assert!(path("to/a/kept").is_dir() && path("to/a/b").is_dir());
         assert_eq!(fs::read_to_string(path("to/l/f")).expect("reads"), "new");
         assert!(!path("outside/f").exists());
+    }
+
+    #[test]
+    fn a_directory_of_the_users_is_not_replaced() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        for name in ["from/a", "to/a/d", "to/e"] {
+            fs::create_dir_all(path(name)).expect("made");
+        }
+        for name in ["from/a/d", "from/e", "from/new", "to/a/d/theirs"] {
+            fs::write(path(name), "x").expect("written");
+        }
+        let refused = check(&path("from"), &path("to")).expect_err("is the user's");
+        assert!(refused.contains("to/a/d` is a directory and not empty"), "{refused}");
+        assert!(merge(&path("from"), &path("to")).is_err(), "not even for who does not ask");
+        assert!(path("to/a/d/theirs").exists());
+        fs::remove_file(path("to/a/d/theirs")).expect("removed");
+        fs::write(path("from/e"), "x").expect("written");
+        check(&path("from"), &path("to")).expect("empty ones give way");
+        merge(&path("from"), &path("to")).expect("merges");
+        assert!(path("to/a/d").is_file() && path("to/e").is_file());
     }
 }

@@ -26,7 +26,7 @@ pub(super) async fn allowed(
     policies: &SourcePolicies,
     definition: &Definition,
 ) -> Result<Definition, Failure> {
-    let definition = build.with_verified(policies.apply(definition)?).await?;
+    let definition = build.with_verified(policies.apply(definition)?, policies).await?;
     Box::pin(expanded(build, policies, definition)).await
 }
 
@@ -45,7 +45,7 @@ async fn expanded(
         });
         let Some((vertex, op)) = found else { return Ok(definition) };
         let inner = policies.apply(&inner(build, &definition, &vertex, &op).await?)?;
-        let inner = build.with_verified(inner).await?;
+        let inner = build.with_verified(inner, policies).await?;
         let whole = definition.with_graph_at(&vertex.digest, &inner);
         definition =
             whole.ok_or_else(|| Failure::Value("the graph of a build op has no output".to_owned()))?;

@@ -45,7 +45,7 @@ pub(super) async fn image_config(
         return Ok(ResolveImageConfigResponse { digest: digest.to_string(), config, r#ref: name.clone() });
     }
     let reference = image_under(&policies, &named(name)?)?;
-    let reference = verified_image(&build, reference, &wanted).await?;
+    let reference = verified_image(&build, reference, &wanted, &policies).await?;
     let (digest, config) = resolve(&build, &reference, &wanted, &request.resolve_mode).await?;
     Ok(ResolveImageConfigResponse { digest: digest.to_string(), config, r#ref: reference.canonical() })
 }
@@ -62,7 +62,7 @@ pub(super) async fn metadata(
     let source = SourceOp::new(source.identifier, source.attrs);
     let source = policies.evaluate(&source).map_err(Failure::PolicyOfImage)?.unwrap_or(source);
     let wanted = platform(request.platform.as_ref());
-    let source = build.verified(&source, Some(&wanted)).await?;
+    let source = build.verified(&source, Some(&wanted), &policies).await?;
     about(&build, source, request).await
 }
 
@@ -230,9 +230,10 @@ async fn verified_image(
     build: &Build,
     reference: Reference,
     wanted: &Platform,
+    policies: &SourcePolicies,
 ) -> Result<Reference, Failure> {
     let source = SourceOp::new(format!("docker-image://{}", reference.canonical()), BTreeMap::new());
-    match build.verified(&source, Some(wanted)).await?.identifier {
+    match build.verified(&source, Some(wanted), policies).await?.identifier {
         SourceIdentifier::DockerImage { reference } => Ok(reference),
         _ => Err(Failure::Value(format!("what takes the place of `{}` is no image", reference.canonical()))),
     }

@@ -5,12 +5,15 @@
 //! graphs' users. Start with [`Build::verified`] and [`Build::check_sources`].
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bollard_buildkit_proto::moby::buildkit::v1::frontend::ResolveSourceMetaResponse;
+use bollard_buildkit_proto::moby::buildkit::v1::frontend::{
+    ResolveSourceMetaRequest, ResolveSourceMetaResponse,
+};
 use bollard_buildkit_proto::moby::buildkit::v1::sourcepolicy::PolicyAction;
 use bollard_buildkit_proto::pb;
+use stave_llb::policy::SourcePolicies;
 use stave_llb::{Definition, Op, SourceIdentifier, SourceOp};
 use stave_oci::Platform;
 
@@ -22,13 +25,15 @@ use crate::session::verifier::{Answer, CheckRequest, Decision, check};
 
 /// How often a client is asked about one source.
 const MAX_REQUESTS: usize = 10;
+/// About how many sources a client is asked at a time.
+const MAX_AT_ONCE: usize = 32;
 
 /// Who is asked, and what was answered.
 #[derive(Debug)]
 pub(crate) struct Verifier {
     session: Arc<ClientSession>,
-    /// By source and platform: what is used for it.
-    answered: Mutex<HashMap<Asked, SourceOp>>,
+    /// By source and platform: what its decision makes of it; `None` where it may be used.
+    answered: Mutex<HashMap<Asked, Option<SourceOp>>>,
 }
 
 /// A source as it is asked about.
@@ -49,13 +54,16 @@ impl Verifier {
         Self { session, answered: Mutex::default() }
     }
 
-    fn known(&self, asked: &Asked) -> Option<SourceOp> {
+    fn known(&self, asked: &Asked) -> Option<Option<SourceOp>> {
         self.answered.lock().unwrap_or_else(PoisonError::into_inner).get(asked).cloned()
     }
 
-    fn keep(&self, asked: Asked, answer: SourceOp) {
-        let length =
-            asked.0.len() + asked.1.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+    fn keep(&self, asked: Asked, answer: Option<SourceOp>) {
+        let bytes = |attrs: &BTreeMap<String, String>| {
+            attrs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
+        };
+        let other = answer.as_ref().map_or(0, |other| other.raw.len() + bytes(&other.attrs));
+        let length = asked.0.len() + bytes(&asked.1) + other;
         let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
         // What is not kept is asked about again.
         if answered.len() < MAX_KEPT && length <= MAX_KEPT_BYTES {
@@ -65,55 +73,64 @@ impl Verifier {
 }
 
 impl Build {
-    /// What is used for a source by the word of the client's session: itself, or what takes its place.
+    /// What is used for a source by the word of the client's session: itself, or what takes its place. What does is
+    /// held against the rules of the call that it is asked for, whoever asked before.
     pub(crate) async fn verified(
         &self,
         source: &SourceOp,
         platform: Option<&Platform>,
+        policies: &SourcePolicies,
     ) -> Result<SourceOp, Failure> {
         let Some(verifier) = self.verifier.as_ref() else { return Ok(source.clone()) };
         let asked = |source: &SourceOp| (source.raw.clone(), source.attrs.clone(), platform.cloned());
         if ASKING.try_with(|asking| *asking == asked(source)).unwrap_or(false) {
             return Ok(source.clone());
         }
-        if let Some(known) = verifier.known(&asked(source)) {
-            return Ok(known);
-        }
         let mut now = source.clone();
         let mut told = only(&now);
         for _ in 0..MAX_REQUESTS {
-            let request = CheckRequest { platform: platform.map(wire), source: Some(told.clone()) };
-            let answer = check(&verifier.session, request).await?;
-            match answer.map_err(|status| Failure::Client(Box::new(status)))? {
-                None => return Err(Failure::Value("no decision in policy response".to_owned())),
-                Some(Answer::Request(request)) => {
-                    let same =
-                        request.source.as_ref().is_some_and(|wanted| Some(wanted) == told.source.as_ref());
-                    if !same {
-                        let text = format!("policy requested different source than {:?}", now.shown());
-                        return Err(Failure::Value(text));
+            let decided = match verifier.known(&asked(&now)) {
+                Some(known) => known,
+                None => {
+                    let request = CheckRequest { platform: platform.map(wire), source: Some(told.clone()) };
+                    let answer = check(&verifier.session, request).await?;
+                    match answer.map_err(|status| Failure::Client(Box::new(status)))? {
+                        None => return Err(Failure::Value("no decision in policy response".to_owned())),
+                        Some(Answer::Request(request)) => {
+                            told = self.told(&now, asked(&now), request).await?;
+                            continue;
+                        }
+                        Some(Answer::Decision(decision)) => {
+                            let decided = self.decided(&now, decision)?;
+                            verifier.keep(asked(&now), decided.clone());
+                            decided
+                        }
                     }
-                    let about = Box::pin(sources::about(self, now.clone(), request));
-                    told = ASKING.scope(asked(&now), about).await?;
-                    // What it is called does not change by what is known of it.
-                    told.source = only(&now).source;
                 }
-                Some(Answer::Decision(decision)) => match self.decided(&now, decision)? {
-                    None => {
-                        verifier.keep(asked(&now), now.clone());
-                        verifier.keep(asked(source), now.clone());
-                        return Ok(now);
-                    }
-                    Some(other) => {
-                        // The rules that came with the build hold for what takes its place, too.
-                        let policies = self.policies(Vec::new())?;
-                        now = policies.evaluate(&other)?.unwrap_or(other);
-                        told = only(&now);
-                    }
-                },
-            }
+            };
+            let Some(other) = decided else { return Ok(now) };
+            now = policies.evaluate(&other)?.unwrap_or(other);
+            told = only(&now);
         }
         Err(Failure::Value("too many policy requests".to_owned()))
+    }
+
+    /// What a client wants to know of the source that it is asked about.
+    async fn told(
+        &self,
+        source: &SourceOp,
+        asked: Asked,
+        request: ResolveSourceMetaRequest,
+    ) -> Result<ResolveSourceMetaResponse, Failure> {
+        let known = only(source);
+        if !request.source.as_ref().is_some_and(|wanted| Some(wanted) == known.source.as_ref()) {
+            let text = format!("policy requested different source than {:?}", source.shown());
+            return Err(Failure::Value(text));
+        }
+        let about = Box::pin(sources::about(self, source.clone(), request));
+        let about = ASKING.scope(asked, about).await?;
+        // What it is called does not change by what is known of it.
+        Ok(ResolveSourceMetaResponse { source: known.source, ..about })
     }
 
     /// What a decision makes of a source: `None` if it may be used.
@@ -136,14 +153,16 @@ impl Build {
     }
 
     /// A graph whose sources the client's session has decided about.
-    pub(super) async fn with_verified(&self, definition: Definition) -> Result<Definition, Failure> {
+    pub(super) async fn with_verified(
+        &self,
+        definition: Definition,
+        policies: &SourcePolicies,
+    ) -> Result<Definition, Failure> {
         if self.verifier.is_none() {
             return Ok(definition);
         }
         let mut used_of: HashMap<(String, BTreeMap<String, String>), SourceOp> = HashMap::new();
-        for vertex in definition.vertices() {
-            let Op::Source(source) = &vertex.op else { continue };
-            let used = self.verified(source, vertex.platform.as_ref()).await?;
+        for (source, used) in Box::pin(self.verified_all(&definition, policies)).await? {
             match used_of.entry((source.raw.clone(), source.attrs.clone())) {
                 Entry::Vacant(entry) => drop(entry.insert(used)),
                 Entry::Occupied(entry) if *entry.get() == used => {}
@@ -167,14 +186,42 @@ impl Build {
         }
     }
 
+    /// The sources of a graph, each with what is used for it. The session is asked about several at a time, and about
+    /// none twice.
+    async fn verified_all<'a>(
+        &self,
+        definition: &'a Definition,
+        policies: &SourcePolicies,
+    ) -> Result<Vec<(&'a SourceOp, SourceOp)>, Failure> {
+        let mut seen = HashSet::new();
+        let mut all = Vec::new();
+        for vertex in definition.vertices() {
+            let Op::Source(source) = &vertex.op else { continue };
+            let platform = vertex.platform.as_ref();
+            if seen.insert((source.raw.as_str(), &source.attrs, platform)) {
+                all.push((source, platform));
+            }
+        }
+        let mut used = Vec::with_capacity(all.len());
+        for some in all.chunks(MAX_AT_ONCE) {
+            let mut asking = Vec::with_capacity(some.len());
+            for (source, platform) in some {
+                asking.push(self.verified(source, *platform, policies));
+            }
+            used.extend(futures::future::try_join_all(asking).await?);
+        }
+        Ok(all.into_iter().map(|(source, _)| source).zip(used).collect())
+    }
+
     /// Refuses a graph with a source that the client's session does not let through as it is.
     pub(crate) async fn check_sources(&self, definition: &Definition) -> Result<(), Failure> {
         if self.verifier.is_none() {
             return Ok(());
         }
+        let policies = self.policies(Vec::new())?;
         for vertex in definition.vertices() {
             let Op::Source(source) = &vertex.op else { continue };
-            if self.verified(source, vertex.platform.as_ref()).await? != *source {
+            if self.verified(source, vertex.platform.as_ref(), &policies).await? != *source {
                 let text = "another source by the word of the session, for a front end of the daemon";
                 return Err(Failure::Unsupported(text.to_owned()));
             }

@@ -14,7 +14,7 @@ use stave_oci::Platform;
 
 use super::client::{Files, TestDaemon, content, names};
 
-fn rule(action: PolicyAction, identifier: &str, to: Option<&str>) -> Rule {
+pub(crate) fn rule(action: PolicyAction, identifier: &str, to: Option<&str>) -> Rule {
     Rule {
         action: action.into(),
         selector: Some(Selector {
@@ -118,4 +118,34 @@ async fn a_graph_lies_in_a_file_of_another() {
     assert_eq!(names(&built.archive), ["inner"]);
     assert_eq!(content(&built.archive, "inner"), "within");
     daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn front_ends_that_are_not_allowed_are_not_found_inside_others() {
+    let check = async |rules: &str, front_end: &str, source: &str, expected: Option<&str>| {
+        let tables = toml::from_str(rules).expect("is a table");
+        let change = |config: &mut stave_daemon::DaemonConfig, _: &std::path::Path| {
+            config.worker.front_ends = stave_daemon::FrontEnds::of(&tables);
+        };
+        let daemon = TestDaemon::start_with(change).await;
+        let mut client = daemon.client("s", "", Files::new(&[("f", "1")], "FROM scratch\nCOPY f /\n")).await;
+        let wish = |mut request: SolveRequest| {
+            request.frontend = front_end.to_owned();
+            request.frontend_attrs.insert("source".to_owned(), source.to_owned());
+            request
+        };
+        let built = client.build_with("b", "tar", wish).await;
+        let failed = built.err().map(|status| status.message().to_owned());
+        assert_eq!(failed.as_deref(), expected, "{rules:?} {front_end} {source}");
+        daemon.stop().await;
+    };
+    let off = "[\"dockerfile.v0\"]\nenabled = false\n";
+    check("", "gateway.v0", "docker/dockerfile:1", None).await;
+    check(off, "dockerfile.v0", "", Some("unknown frontend: dockerfile.v0")).await;
+    check(off, "gateway.v0", "dockerfile.v0", Some("unknown frontend: dockerfile.v0")).await;
+    check(off, "gateway.v0", "docker/dockerfile:1", Some("unknown frontend: dockerfile.v0")).await;
+    let others = "[\"gateway.v0\"]\nallowedRepositories = [\"example.com/f\"]\n";
+    let refused = "'docker/dockerfile:1' is not an allowed gateway source";
+    check(others, "gateway.v0", "docker/dockerfile:1", Some(refused)).await;
+    check(others, "gateway.v0", "dockerfile.v0", None).await;
 }

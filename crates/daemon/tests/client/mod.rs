@@ -1,6 +1,7 @@
 //! A daemon in this process and a small client: what the tests need of each, no more.
 
 mod content;
+pub(crate) mod policy;
 mod services;
 
 use std::collections::HashMap;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_client::LlbBridgeClient;
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::{
-    ReadFileRequest, ReadFileResponse, Result as Results, ReturnRequest,
+    ReadFileRequest, ReadFileResponse, Result as Results, ReturnRequest, SolveRequest as Inside,
 };
 use bollard_buildkit_proto::moby::buildkit::v1::{
     BytesMessage, Exporter, SolveRequest, SolveResponse, StatusRequest, Vertex,
@@ -194,7 +195,8 @@ fn open_session(
     let headers = request.metadata_mut();
     headers.insert("x-docker-expose-session-uuid", session.parse().expect("a header"));
     headers.insert("x-docker-expose-session-sharedkey", key.parse().expect("a header"));
-    for method in services::METHODS.iter().chain(&content::METHODS) {
+    let decides = files.decides.as_ref().map(|_| &policy::METHOD);
+    for method in services::METHODS.iter().chain(&content::METHODS).chain(decides) {
         headers.append("x-docker-expose-session-grpc-method", method.parse().expect("a header"));
     }
     let (told, failed) = tokio::sync::oneshot::channel();
@@ -293,6 +295,13 @@ impl Client {
         let mut request = Request::new(ReturnRequest { result: Some(result), error: None });
         request.metadata_mut().insert("buildkit-controlapi-buildid", build.parse().expect("a header"));
         LlbBridgeClient::new(self.channel.clone()).r#return(request).await.map(drop)
+    }
+
+    /// Has a graph taken up, for a build whose front end the client is.
+    pub(crate) async fn solve_inside(&self, build: &str, request: Inside) -> Result<(), Status> {
+        let mut request = Request::new(request);
+        request.metadata_mut().insert("buildkit-controlapi-buildid", build.parse().expect("a header"));
+        LlbBridgeClient::new(self.channel.clone()).solve(request).await.map(drop)
     }
 
     /// Ends the session without a word.

@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Shared;
 use super::content::{Blobs, ContentServer};
+use super::policy::{Decides, Question, Word};
 
 /// What the client says that it serves.
 pub(crate) const METHODS: [&str; 2] =
@@ -45,6 +46,7 @@ pub(crate) struct Files {
     received: Shared<Vec<u8>>,
     called: Arc<Notify>,
     blobs: Blobs,
+    pub(super) decides: Option<Decides>,
 }
 
 impl Files {
@@ -58,6 +60,7 @@ impl Files {
             received: Shared::default(),
             called: Arc::default(),
             blobs: Blobs::default(),
+            decides: None,
         }
     }
 
@@ -72,6 +75,11 @@ impl Files {
 
     pub(crate) fn with_blobs(self, blobs: Blobs) -> Self {
         Self { blobs, ..self }
+    }
+
+    /// Of a client that decides about sources.
+    pub(crate) fn deciding(self, word: impl Fn(&Question) -> Word + Send + Sync + 'static) -> Self {
+        Self { decides: Some(Decides::by(word)), ..self }
     }
 
     pub(crate) fn unasked(self) -> Self {
@@ -126,6 +134,7 @@ pub(crate) async fn serve(files: Files, connection: DuplexStream, ended: Cancell
     let server = Server::builder()
         .add_service(FileSyncServer::new(files.clone()))
         .add_service(ContentServer(files.blobs()))
+        .add_optional_service(files.decides.clone())
         .add_service(FileSendServer::new(files));
     server.serve_with_incoming(connections).await.ok();
 }
