@@ -53,6 +53,15 @@ impl ActiveLayer {
         &self.work
     }
 
+    /// What it is made on.
+    pub fn base(&self) -> &Snapshot {
+        &self.base
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// The base's layers, top first, as `lowerdir` takes them.
     pub fn lowers(&self) -> &[PathBuf] {
         &self.lowers
@@ -294,13 +303,16 @@ impl Store {
         })
     }
 
-    /// The layer directories, top first, as `lowerdir` takes them. Counts as a use.
+    /// The layer directories, top first, as `lowerdir` takes them: each once, since overlay refuses a layer twice, in
+    /// its highest place, since what it holds hides the same below. Counts as a use.
     pub fn layer_paths(&self, snapshot: &Snapshot) -> Result<Vec<PathBuf>, StoreError> {
         if snapshot.is_scratch() {
             return Ok(Vec::new());
         }
         let names = self.use_layers(snapshot.layers())?.map_err(StoreError::LayerGone)?;
-        Ok(names.iter().rev().map(|name| self.layer_path(name)).collect())
+        let mut seen = std::collections::HashSet::with_capacity(names.len());
+        let top_first = names.iter().rev().filter(|name| seen.insert(name.as_str()));
+        Ok(top_first.map(|name| self.layer_path(name)).collect())
     }
 
     /// All layers there are. No use of them.

@@ -14,6 +14,7 @@ use crate::reaper::Reaper;
 use crate::reconcile;
 use crate::removal::remove_tree;
 use crate::session::Session;
+use crate::view::top::TopNames;
 use crate::{DiskPolicy, LayerTar, StoreError, lease};
 
 /// Which extended attributes mark opaque directories.
@@ -84,6 +85,8 @@ pub(crate) struct Inner {
     pub(crate) margin: Mutex<std::sync::Weak<crate::LayerRoom>>,
     /// Tars that are being digested, so that nobody does it twice at once.
     pub(crate) digesting: Mutex<BTreeMap<LayerTar, Arc<Mutex<()>>>>,
+    /// What lies at the top of layers that were looked at.
+    pub(crate) top_names: TopNames,
     pub(crate) session: Session,
 }
 
@@ -141,6 +144,7 @@ impl Store {
             making_room: Mutex::new(None),
             margin: Mutex::default(),
             digesting: Mutex::new(BTreeMap::new()),
+            top_names: TopNames::default(),
             session,
         };
         Ok(Self { inner: Arc::new(inner) })

@@ -3,6 +3,8 @@
 //! Every step is one `openat` or `statat` of one name below an open directory, never following a
 //! symlink; symlinks are resolved here, within the view. So no layer can lead the reader out of it.
 
+pub(crate) mod top;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -13,12 +15,13 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Stat, fgetxattr, lgetxattr, llistxattr, open, openat, readlinkat, statat,
+    AtFlags, FileType, Mode, OFlags, Stat, fgetxattr, lgetxattr, llistxattr, openat, readlinkat, statat,
 };
 use rustix::io::Errno;
 
+use self::top::Top;
 use crate::diff::sorted_names;
-use crate::{OverlayXattrs, Snapshot, Store, StoreError, owner};
+use crate::{ActiveLayer, LayerId, OverlayXattrs, Snapshot, Store, StoreError, owner};
 
 /// Symlinks followed for one path (the kernel's own limit).
 const MAX_SYMLINKS: usize = 40;
@@ -26,7 +29,7 @@ const MAX_SYMLINKS: usize = 40;
 /// A snapshot's merged file system, read-only. Holds the layers' directories open.
 #[derive(Debug)]
 pub struct MergedView {
-    root: Directory,
+    root: Vec<Top>,
     xattrs: OverlayXattrs,
 }
 
@@ -209,8 +212,14 @@ impl MergedView {
     /// The root's own entry; `None` for scratch.
     fn root_entry(&self) -> Result<Option<MergedEntry>, StoreError> {
         let Some(top) = self.root.first() else { return Ok(None) };
-        MergedEntry::lookup(top, OsStr::new("."), PathBuf::new())
+        MergedEntry::lookup(&top.open()?, OsStr::new("."), PathBuf::new())
             .map_err(|error| StoreError::io("read", "/", error))
+    }
+
+    /// The root's versions; with a name, those that may hold it.
+    fn root(&self, name: Option<&OsStr>) -> Result<Directory, StoreError> {
+        let holds = |top: &&Top| name.is_none_or(|name| top.may_hold(name));
+        self.root.iter().filter(holds).map(Top::open).collect()
     }
 
     /// Looks a name up through the layers of a merged directory.
@@ -255,7 +264,8 @@ impl MergedView {
     /// Follows a path from the root; `..` at the root stays there, as chroot does it.
     fn resolve(&self, path: &Path, follow_last: bool) -> Result<Option<Found>, StoreError> {
         let Some(root) = self.root_entry()? else { return Ok(None) };
-        let mut trail = vec![Found { entry: root, directory: Some(self.root.clone()) }];
+        // The root's versions are found when it is known what is wanted of them.
+        let mut trail = vec![Found { entry: root, directory: None }];
         let mut pending: VecDeque<OsString> = names_of(path);
         let mut symlinks = 0;
         while let Some(name) = pending.pop_front() {
@@ -266,10 +276,12 @@ impl MergedView {
                 continue;
             }
             let Some(here) = trail.last() else { return Ok(None) };
-            let Some(directory) = &here.directory else { return Ok(None) };
-            let Some(found) = self.child(directory, &name, here.entry.path().join(&name))? else {
-                return Ok(None);
+            let found = match (&here.directory, trail.len()) {
+                (_, 1) => self.child(&self.root(Some(&name))?, &name, PathBuf::from(&name))?,
+                (Some(directory), _) => self.child(directory, &name, here.entry.path().join(&name))?,
+                (None, _) => return Ok(None),
             };
+            let Some(found) = found else { return Ok(None) };
             let is_symlink = found.entry.file_type() == FileType::Symlink;
             if !is_symlink || (pending.is_empty() && !follow_last) {
                 trail.push(found);
@@ -288,7 +300,11 @@ impl MergedView {
                 pending.push_front(name);
             }
         }
-        Ok(trail.pop())
+        let mut found = trail.pop();
+        if let Some(found) = found.as_mut().filter(|_| trail.is_empty()) {
+            found.directory = Some(self.root(None)?);
+        }
+        Ok(found)
     }
 }
 
@@ -339,7 +355,7 @@ impl Walk<'_> {
         if !self.started {
             self.started = true;
             let Some(root) = self.view.root_entry()? else { return Ok(None) };
-            self.frames.push(Frame::new(root.path(), self.view.root.clone())?);
+            self.frames.push(Frame::new(root.path(), self.view.root(None)?)?);
             return Ok(Some(root));
         }
         while let Some(frame) = self.frames.last_mut() {
@@ -379,12 +395,28 @@ impl Store {
 
     /// A merged view of layer directories, top first.
     pub(crate) fn view_of(&self, paths: &[PathBuf]) -> Result<MergedView, StoreError> {
-        let open = |path: &PathBuf| {
-            let opened = open(path, directory_flags(), Mode::empty());
-            opened.map(Arc::new).map_err(|error| StoreError::io("open", path, error))
-        };
-        let root = paths.iter().map(open).collect::<Result<_, _>>()?;
+        let root = paths.iter().map(|path| Top::opened(path)).collect::<Result<_, _>>()?;
         Ok(MergedView { root, xattrs: self.inner.config.xattrs })
+    }
+
+    /// A merged view for a look at a few paths: a layer is opened only if it may hold what is looked for. Counts as a
+    /// use; keep a lease while reading.
+    pub fn glance(&self, snapshot: &Snapshot) -> Result<MergedView, StoreError> {
+        self.glance_at(snapshot.layers(), &self.layer_paths(snapshot)?)
+    }
+
+    /// The same of layers, bottom first, whose directories are known, top first.
+    fn glance_at(&self, layers: &[LayerId], paths: &[PathBuf]) -> Result<MergedView, StoreError> {
+        let known = &self.inner.top_names;
+        let tops = layers.iter().rev().zip(paths).map(|(layer, path)| Top::named(path, *layer, known));
+        Ok(MergedView { root: tops.collect::<Result<_, _>>()?, xattrs: self.inner.config.xattrs })
+    }
+}
+
+impl ActiveLayer {
+    /// The layer's base, for a look at a few paths.
+    pub fn glance(&self) -> Result<MergedView, StoreError> {
+        self.store().glance_at(self.base().layers(), self.lowers())
     }
 }
 

@@ -12,6 +12,10 @@ use crate::{MergedView, Snapshot, StoreError};
 
 /// A base and a layer that changes it.
 fn view(test: &TestStore) -> MergedView {
+    test.store.view(&snapshot(test)).expect("a view")
+}
+
+fn snapshot(test: &TestStore) -> Snapshot {
     let active = test.store.prepare(&Snapshot::scratch()).expect("a layer");
     let path = |name: &str| active.upper().join(name);
     fs::create_dir_all(path("usr/lib")).expect("a directory");
@@ -30,15 +34,64 @@ fn view(test: &TestStore) -> MergedView {
     fs::write(path("etc/passwd"), "top").expect("a file");
     let gone = path("etc/gone");
     mknodat(CWD, gone, FileType::CharacterDevice, Mode::empty(), makedev(0, 0)).expect("a whiteout");
-    test.store.view(&active.commit().expect("a commit")).expect("a view")
+    active.commit().expect("a commit")
 }
 
 #[track_caller]
 fn check(path: &str, expected: Option<&str>) {
     let test = TestStore::new();
-    let file = view(&test).open(Path::new(path)).expect("an answer");
-    let found = file.map(|file| read_to_string(file).expect("text"));
-    assert_eq!(found.as_deref(), expected, "{path}");
+    let snapshot = snapshot(&test);
+    // What is remembered of layers, and what is found out, say the same.
+    for view in [test.store.view(&snapshot), test.store.glance(&snapshot), test.store.glance(&snapshot)] {
+        let file = view.expect("a view").open(Path::new(path)).expect("an answer");
+        let found = file.map(|file| read_to_string(file).expect("text"));
+        assert_eq!(found.as_deref(), expected, "{path}");
+    }
+}
+
+#[test]
+fn a_glance_sees_what_a_view_does() {
+    let test = TestStore::new();
+    let first = snapshot(&test);
+    // A whiteout, an opaque directory and more names than are remembered, each at the top of a layer.
+    let active = test.store.prepare(&first).expect("a layer");
+    let lib = active.upper().join("lib");
+    mknodat(CWD, &lib, FileType::CharacterDevice, Mode::empty(), makedev(0, 0)).expect("a whiteout");
+    fs::create_dir(active.upper().join("etc")).expect("a directory");
+    let opaque = test.store.inner.config.xattrs.opaque();
+    let etc = fs::File::open(active.upper().join("etc")).expect("a directory");
+    rustix::fs::fsetxattr(&etc, opaque, b"y", rustix::fs::XattrFlags::empty()).expect("an attribute");
+    let second = active.commit().expect("a commit");
+    let active = test.store.prepare(&second).expect("a layer");
+    for number in 0..300 {
+        fs::write(active.upper().join(format!("f{number}")), "x").expect("a file");
+    }
+    let third = active.commit().expect("a commit");
+    let active = test.store.prepare(&third).expect("a layer");
+    for snapshot in [&first, &second, &third] {
+        let whole = test.store.view(snapshot).expect("a view");
+        let mut glances = vec![test.store.glance(snapshot).expect("a view")];
+        if snapshot == &third {
+            glances.push(active.glance().expect("a view"));
+        }
+        for glance in glances {
+            let paths = |view: &MergedView| -> Vec<_> {
+                view.walk().map(|entry| entry.expect("an entry").path().to_owned()).collect()
+            };
+            assert_eq!(paths(&glance), paths(&whole));
+            for path in
+                ["", "lib", "etc", "etc/passwd", "etc/gone", "usr", "usr/lib/so", "f7", "f299", "none"]
+            {
+                let seen = |view: &MergedView| {
+                    let entry = view.symlink_metadata(Path::new(path)).expect("an answer");
+                    entry.map(|entry| (entry.stat().st_ino, entry.stat().st_mode, entry.mtime()))
+                };
+                assert_eq!(seen(&glance), seen(&whole), "{path}");
+                let names = |view: &MergedView| view.read_dir(Path::new(path)).expect("an answer");
+                assert_eq!(names(&glance), names(&whole), "{path}");
+            }
+        }
+    }
 }
 
 #[test]
