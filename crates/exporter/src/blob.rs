@@ -4,12 +4,14 @@
 //!
 //! Start with [`make`].
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::TryStreamExt as _;
-use stave_oci::{Compression, Descriptor, Sha256Writer, layer_media_type};
+use stave_oci::{Compression, Descriptor, Digest, Sha256Writer, layer_media_type};
+use stave_registry::RegistryError;
 use stave_store::{LayerTar, Store};
 use tokio::sync::oneshot;
 use tokio_util::io::SyncIoBridge;
@@ -27,6 +29,32 @@ use crate::prepare::{LayerFormat, SealedLayer};
 const FETCHES: usize = 4;
 /// Bytes of the largest layer blob written.
 const MAX_LAYER_BLOB: u64 = 1 << 40;
+
+/// Blobs that could not be had again from where they came, and why: no failure until something turns out to need one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Unfetched(Arc<Mutex<HashMap<Digest, (Digest, Arc<RegistryError>)>>>);
+
+impl Unfetched {
+    /// Keeps why a layer's blob is not here, by all the digests that it is missed by.
+    pub(crate) fn note(&self, blob: &Digest, layer: Option<&Digest>, error: RegistryError) {
+        let error = Arc::new(error);
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for digest in std::iter::once(blob).chain(layer) {
+            known.insert(digest.clone(), (blob.clone(), Arc::clone(&error)));
+        }
+    }
+
+    /// A failure, with what led to it.
+    pub(crate) fn explain(&self, kind: ExportErrorKind) -> ExportErrorKind {
+        let missed = match &kind {
+            ExportErrorKind::LayerChanged { expected, .. } => expected,
+            ExportErrorKind::BlobMissing(digest) => digest,
+            _ => return kind,
+        };
+        let found = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(missed).cloned();
+        found.map_or(kind, |(blob, source)| ExportErrorKind::NotFetched { blob, source })
+    }
+}
 
 /// The layer's blob in the store, made if there is none that will do. `started` gets it while it is made, for whoever
 /// wants to send it meanwhile.
@@ -159,7 +187,7 @@ pub(crate) async fn fetch_missing(context: &Context, image: &Image) -> Result<()
 }
 
 /// Brings one layer's blob back. A layer without a known origin, or with one that does not have it, stays as it is:
-/// perhaps its own files give the same tar.
+/// perhaps its own files give the same tar. Else it is told why it could not be had.
 pub(crate) async fn fetch(context: &Context, layer: &ImageLayerRef) -> Result<(), ExportErrorKind> {
     let (Some(blob), Some(origin)) = (&layer.blob, &layer.origin) else { return Ok(()) };
     if context.store.has_blob(&blob.digest)? {
@@ -169,6 +197,7 @@ pub(crate) async fn fetch(context: &Context, layer: &ImageLayerRef) -> Result<()
         Ok(stream) => stream,
         Err(error) => {
             tracing::debug!(blob = %blob.digest, %error, "not where its image came from");
+            context.unfetched.note(&blob.digest, layer.diff_id.as_ref(), error);
             return Ok(());
         }
     };

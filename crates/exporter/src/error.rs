@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use stave_oci::{Digest, ManifestError, Platform};
 use stave_registry::RegistryError;
@@ -60,6 +61,15 @@ pub enum ExportErrorKind {
     /// A blob that the image names vanished from the store.
     #[error("blob `{0}` is not in the store: pull its image again")]
     BlobMissing(Digest),
+    /// The same, and it could not be fetched again from where it came.
+    #[error("blob `{blob}` is not in the store, and could not be fetched again")]
+    NotFetched {
+        /// Which.
+        blob: Digest,
+        /// Why not.
+        #[source]
+        source: Arc<RegistryError>,
+    },
     /// `push` without a name.
     #[error("an image needs a name to be pushed")]
     PushWithoutName,

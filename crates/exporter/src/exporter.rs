@@ -15,7 +15,7 @@ use stave_store::{Store, StoreError, StoredIndex};
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::{self, LoadSource, LoadedImage};
-use crate::blob;
+use crate::blob::{self, Unfetched};
 use crate::error::{ExportError, ExportErrorKind, LoadError, LoadErrorKind};
 use crate::event::{ExportEvents, ExportStep};
 use crate::files;
@@ -39,6 +39,7 @@ pub struct Exporter {
     pub(crate) client: Client,
     pub(crate) events: ExportEvents,
     stdout: Option<OutputStream>,
+    unfetched: Unfetched,
 }
 
 /// What the blocking part of an operation works with.
@@ -50,6 +51,7 @@ pub(crate) struct Context {
     pub(crate) stdout: Option<OutputStream>,
     /// Set when nobody waits for the operation any more: writers then fail at their next write.
     pub(crate) cancel: CancellationToken,
+    pub(crate) unfetched: Unfetched,
 }
 
 /// The form of an archive of images.
@@ -76,7 +78,8 @@ impl Exporter {
     /// An exporter from `store`, pushing through `client`. Nobody hears its events, and results for
     /// standard output are refused, until [`Self::with_events`] and [`Self::with_stdout`].
     pub fn new(store: Store, client: Client) -> Self {
-        Self { store, client, events: ExportEvents::ignored(), stdout: None }
+        let events = ExportEvents::ignored();
+        Self { store, client, events, stdout: None, unfetched: Unfetched::default() }
     }
 
     /// The same, with events going to `events`.
@@ -108,7 +111,7 @@ impl Exporter {
             ExportTarget::Local { dest, options } => self.export_directory(images, dest, options).await,
             ExportTarget::Tar { dest, options } => self.export_tar(images, dest, options).await,
         };
-        result.map_err(|kind| ExportError { target: describe(target), kind: Box::new(kind) })
+        result.map_err(|kind| self.failed(describe(target), kind))
     }
 
     /// Whether all that an index leads to is in the store, so that it can leave as it came.
@@ -133,7 +136,7 @@ impl Exporter {
     ) -> Result<Exported, ExportError> {
         let pushed = push::indexed::push(&self.context(), index, origins, options, names).await;
         let target = names.first().map_or("image".to_owned(), |name| format!("image `{}`", name.familiar()));
-        let top = pushed.map_err(|kind| ExportError { target, kind: Box::new(kind) })?;
+        let top = pushed.map_err(|kind| self.failed(target, kind))?;
         let size = index.blobs.iter().map(|blob| blob.size).sum();
         Ok(Exported { manifest: Some(top), names: names.to_vec(), size, ..Exported::nothing() })
     }
@@ -149,9 +152,7 @@ impl Exporter {
         dest: &ArchiveDestination,
     ) -> Result<u64, ExportError> {
         let target = archive_target(layout, dest);
-        self.save_inner(images, layout, dest)
-            .await
-            .map_err(|kind| ExportError { target, kind: Box::new(kind) })
+        self.save_inner(images, layout, dest).await.map_err(|kind| self.failed(target, kind))
     }
 
     async fn save_inner(
@@ -360,7 +361,13 @@ impl Exporter {
             events: self.events.clone(),
             stdout: self.stdout.clone(),
             cancel: CancellationToken::new(),
+            unfetched: self.unfetched.clone(),
         }
+    }
+
+    /// A failure of an operation on `target`.
+    pub(crate) fn failed(&self, target: String, kind: ExportErrorKind) -> ExportError {
+        ExportError { target, kind: Box::new(self.unfetched.explain(kind)) }
     }
 
     pub(crate) async fn blocking<T: Send + 'static>(

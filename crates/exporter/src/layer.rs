@@ -34,7 +34,7 @@ impl Exporter {
     ) -> Result<LayerBlob, ExportError> {
         let format = ImageFormat { compression, ..ImageFormat::default() };
         let format = LayerFormat::push(&format);
-        let failed = |kind| ExportError { target: "layer".to_owned(), kind: Box::new(kind) };
+        let failed = |kind| self.failed("layer".to_owned(), kind);
         if let (Some(blob), Some(diff_id)) = (&layer.blob, &layer.diff_id)
             && blob::wanted(blob, &format)
         {
@@ -63,7 +63,7 @@ impl Exporter {
         layer: &ImageLayerRef,
         blob: &LayerBlob,
     ) -> Result<(LayerBlob, File), ExportError> {
-        let failed = |kind| ExportError { target: "layer".to_owned(), kind: Box::new(kind) };
+        let failed = |kind| self.failed("layer".to_owned(), kind);
         let digest = &blob.descriptor.digest;
         let has = |digest: &Digest| self.store.open_blob(digest).map_err(ExportErrorKind::from);
         if let Some(file) = has(digest).map_err(failed)? {

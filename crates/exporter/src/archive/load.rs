@@ -6,6 +6,7 @@
 //!
 //! Read [`load`] first; layers are [`layer`]'s.
 
+mod index;
 mod layer;
 
 use std::collections::{BTreeMap, HashMap};
@@ -165,8 +166,14 @@ impl Loader<'_> {
         let mut seen = Vec::new();
         let mut found: Vec<Found> = Vec::new();
         let mut missing = wanted.clone();
+        // A name that two entries share means neither's index.
+        let mut indexes: BTreeMap<String, Option<Descriptor>> = BTreeMap::new();
         for descriptor in index.manifests.into_iter().filter(|descriptor| !is_attestation(descriptor)) {
             let name = name_of(&descriptor.annotations);
+            if let Some(name) = &name {
+                let own = Some(descriptor.clone()).filter(|own| media_type::is_index(&own.media_type));
+                indexes.entry(name.canonical()).and_modify(|shared| *shared = None).or_insert(own);
+            }
             for platform in &wanted {
                 let manifest = self.manifest_for(descriptor.clone(), platform, &mut seen, 0)?;
                 let Some(manifest) = manifest else { continue };
@@ -188,12 +195,17 @@ impl Loader<'_> {
         }
         let images: Vec<LoadedImage> =
             found.into_iter().map(|found| self.oci_image(found)).collect::<Result<_, _>>()?;
-        self.name(&images)?;
+        self.name(&images, &indexes)?;
         Ok(images)
     }
 
-    /// Gives images for several platforms the names they share; the one for this machine is what a name alone means.
-    fn name(&self, images: &[LoadedImage]) -> Result<(), LoadErrorKind> {
+    /// Gives images for several platforms the names they share, and an index all of whose images were loaded to its
+    /// name; the image for this machine is what a name alone means.
+    fn name(
+        &self,
+        images: &[LoadedImage],
+        indexes: &BTreeMap<String, Option<Descriptor>>,
+    ) -> Result<(), LoadErrorKind> {
         let host = Platform::host();
         let mut named: BTreeMap<String, (Reference, Vec<LocalImage>)> = BTreeMap::new();
         for loaded in images {
@@ -202,9 +214,13 @@ impl Loader<'_> {
                 all.push(loaded.image.clone());
             }
         }
-        for (name, mut all) in named.into_values().filter(|(_, all)| all.len() > 1) {
-            all.sort_by_key(|image| !image.platform.matches(&host));
-            self.store().put_images(&[name], &all)?;
+        for (canonical, (name, mut all)) in named {
+            let top = indexes.get(&canonical).and_then(Option::as_ref);
+            let index = top.map(|top| self.whole_index(top, images)).transpose()?.flatten();
+            if all.len() > 1 || index.is_some() {
+                all.sort_by_key(|image| !image.platform.matches(&host));
+                self.store().put_indexed(&[name], &all, index.as_ref())?;
+            }
         }
         Ok(())
     }

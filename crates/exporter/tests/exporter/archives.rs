@@ -218,6 +218,24 @@ async fn a_pulled_layer_without_its_blob_is_not_passed_off_as_another() {
 }
 
 #[tokio::test]
+async fn why_a_blob_could_not_be_had_again_is_told() {
+    use std::error::Error as _;
+    for (status, expected) in [(404, "not found"), (403, "may require authorization"), (400, "400")] {
+        let (bench, registry) = (Bench::new(), stave_test_support::TestRegistry::start());
+        let (image, blob) = bench.on_pulled_base(Some(registry.reference("base:1")));
+        let digest = stave_oci::Digest::sha256(&blob);
+        let refused = stave_test_support::registry::Misbehaviour::Status(status, None, String::new());
+        registry.script("GET", digest.as_str(), refused);
+        let target = ExportTarget::Docker(tar_target(&bench.path("x.tar"), &["app"]));
+        let error = bench.exporter.export(std::slice::from_ref(&image), &target).await.expect_err("is gone");
+        let words = error.kind.to_string();
+        assert!(words.contains(digest.as_str()) && words.contains("could not be fetched again"), "{words}");
+        let cause = error.kind.source().expect("the registry's answer").to_string();
+        assert!(cause.contains(expected), "{status}: {cause}");
+    }
+}
+
+#[tokio::test]
 async fn the_store_takes_an_image_without_compressing_anything() {
     let bench = Bench::new();
     let image = bench.built();

@@ -94,6 +94,68 @@ async fn a_push_of_several_platforms_is_an_index_over_their_manifests() {
     assert_eq!(digests(&second), digests(&index));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_of_others_is_loaded_and_leaves_as_it_came() {
+    let (bench, registry) = (Bench::new(), TestRegistry::start());
+    let path = bench.path("x");
+    let dest = ArchiveDestination::Directory(path.clone());
+    let target = ArchiveTarget { dest, ..tar_target(&path, &["app:1"]) };
+    let images = both(&bench).map(attested);
+    bench.exporter.export(&images, &ExportTarget::Oci(target)).await.expect("exports");
+    // Another writer's form of it, with a note of its own.
+    let blob = |digest: &Digest| path.join("blobs/sha256").join(digest.hex());
+    let read = |place: &std::path::Path| -> serde_json::Value {
+        serde_json::from_slice(&fs::read(place).expect("is there")).expect("JSON")
+    };
+    let mut outer = read(&path.join("index.json"));
+    let ours: Digest = outer["manifests"][0]["digest"].as_str().expect("text").parse().expect("a digest");
+    let mut index = read(&blob(&ours));
+    index["annotations"] = serde_json::json!({"org.example.by": "others"});
+    index["manifests"].as_array_mut().expect("a list").reverse();
+    let text = serde_json::to_string_pretty(&index).expect("JSON");
+    let theirs = Digest::sha256(text.as_bytes());
+    fs::write(blob(&theirs), &text).expect("writes");
+    outer["manifests"][0]["digest"] = theirs.to_string().into();
+    outer["manifests"][0]["size"] = text.len().into();
+    fs::write(path.join("index.json"), outer.to_string()).expect("writes");
+
+    let platforms = images.each_ref().map(|image| image.platform.clone());
+    let name = &names(&["app:1"])[0];
+    let load = async |platforms: &[Platform]| {
+        let other = Bench::new();
+        let source = stave_exporter::LoadSource::Path(path.clone());
+        let loaded = other.exporter.load(source, platforms).await;
+        let index = loaded.map(|_| other.store.index_by_name(name).expect("looks"));
+        (other, index)
+    };
+    let (other, index) = load(&platforms).await;
+    let index = index.expect("loads").expect("is kept");
+    assert!(other.exporter.is_whole(&index).expect("looks"));
+    assert_eq!(other.store.images_by_name(name).expect("looks").expect("is there").all().count(), 2);
+    let to = [registry.reference("theirs:1")];
+    let (origins, options) = (Default::default(), PushOptions::default());
+    other.exporter.push_index(&index, &origins, &to, &options).await.expect("pushes");
+    assert_eq!(registry.manifest("theirs", "1").expect("is there").1, text.as_bytes());
+    // Of one platform alone it would not be what it says.
+    assert_eq!(load(&platforms[..1]).await.1.expect("loads"), None);
+    // A statement that the archive lacks, and one that is another.
+    let manifest: Digest = index_entry(&text, 0).parse().expect("a digest");
+    let statement = read(&blob(&manifest))["layers"][0]["digest"].as_str().expect("text").to_owned();
+    let statement = blob(&statement.parse().expect("a digest"));
+    let right = fs::read(&statement).expect("reads");
+    fs::remove_file(&statement).expect("removes");
+    assert_eq!(load(&platforms).await.1.expect("loads"), None);
+    fs::write(&statement, vec![b'x'; right.len()]).expect("writes");
+    let error = load(&platforms).await.1.expect_err("is another");
+    assert!(error.source().expect("a cause").to_string().contains("digest"), "{error:?}");
+}
+
+/// The digest of an entry of an index.
+fn index_entry(index: &str, at: usize) -> String {
+    let index: Index = serde_json::from_str(index).expect("JSON");
+    index.manifests[at].digest.to_string()
+}
+
 #[tokio::test]
 async fn an_archive_holds_the_index_and_loads_its_platform() {
     let bench = Bench::new();
