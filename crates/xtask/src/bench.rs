@@ -5,11 +5,13 @@
 //! ratios. What a builder makes is looked at before its figures count.
 
 mod builder;
+mod caches;
 mod case;
 mod daemon;
 mod growth;
 mod invocation;
 mod machine_facts;
+mod peak;
 mod starts;
 mod table;
 mod usage;
@@ -43,6 +45,9 @@ pub(crate) struct Options {
     /// How fast sandboxes start beside runc, crun, podman and docker, and what they leave; measures nothing else.
     #[arg(long)]
     starts: bool,
+    /// What caches cost and spare, each figure beside its target; measures nothing else.
+    #[arg(long)]
+    caches: bool,
     /// The sandbox crate's example `spawn` to measure with `--starts` in place of its release build.
     #[arg(long, value_name = "FILE")]
     spawn: Option<PathBuf>,
@@ -79,6 +84,9 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     if options.growth {
         return growth::run(&stave, &registry.host(), &folder, options.rounds);
     }
+    if options.caches {
+        return caches::run(&stave, &registry.host(), &folder, options.rounds);
+    }
     let mut bench = Bench {
         builders: Builder::select(&stave, options, &folder, &registry.host())?,
         registry: registry.host(),
@@ -110,7 +118,10 @@ impl Bench {
         eprintln!("xtask: measuring {}", case.name());
         let context = case.write(&self.folder.join("contexts"))?;
         let mut able = Vec::new();
-        for (index, builder) in self.builders.iter().enumerate().filter(|(_, builder)| builder.can(case)) {
+        for (index, builder) in self.builders.iter().enumerate() {
+            if !case.operations().iter().any(|&operation| builder.can(operation)) {
+                continue;
+            }
             match self.prepare(case, builder, &context) {
                 Ok(()) => able.push(index),
                 Err(problem) if builder.is_peer() => {
@@ -123,6 +134,9 @@ impl Bench {
             for &operation in case.operations() {
                 for turn in 0..able.len() {
                     let index = able[(turn + round) % able.len()];
+                    if !self.builders[index].can(operation) {
+                        continue;
+                    }
                     let usage = self.once(case, operation, &context, (index, round))?;
                     self.table.add(Measurement {
                         workload: case.name(),
@@ -142,7 +156,7 @@ impl Bench {
         if let Some(expected) = case.expected() {
             verify::check(builder, context, &expected)?;
         }
-        if case.operations().contains(&Operation::Import) {
+        if case.operations().contains(&Operation::Import) && builder.can(Operation::Import) {
             builder.perform(case, context, &Wish::export(&self.reference(case, builder, 0)))?;
         }
         Ok(())

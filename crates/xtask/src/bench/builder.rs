@@ -191,16 +191,18 @@ impl Builder {
         self.passing
     }
 
-    /// Whether it can do all that a case asks.
-    pub(crate) fn can(&self, case: &Case) -> bool {
-        case.operations().iter().all(|operation| match operation {
+    /// Whether it can do such a thing.
+    pub(crate) fn can(&self, operation: Operation) -> bool {
+        match operation {
             Operation::Start => !matches!(self.kind, Kind::Buildah | Kind::BuildKit),
             Operation::Fresh => self.kind != Kind::Docker,
-            Operation::Import => matches!(self.kind, Kind::Stave | Kind::Before | Kind::BuildKit),
+            Operation::Export | Operation::Import => {
+                matches!(self.kind, Kind::Stave | Kind::Before | Kind::BuildKit)
+            }
             // docker and podman push in a second step, and keep one compression.
             Operation::PushGzip | Operation::PushZstd => !matches!(self.kind, Kind::Docker | Kind::Podman),
             _ => true,
-        })
+        }
     }
 
     /// Builds each context of the case, at once if there are several.
@@ -334,8 +336,9 @@ impl Builder {
                 self.classic(Line::new(&self.program).args(["build", "-q", "-o", "-"]), context, &wish)
             }
             Kind::Buildah | Kind::Podman => {
+                // buildah 1.28 puts out what is below a last step that it found in its cache.
                 let line = self.storage("build").args(["--quiet", "--output", "-"]);
-                self.classic(line, context, &wish)
+                self.classic(line, context, &Wish::cold())
             }
         }
     }
@@ -344,7 +347,8 @@ impl Builder {
     pub(crate) fn start(&self, image: &str) -> Result<Usage, Failure> {
         let line = match self.kind {
             Kind::Stave | Kind::Before => self.stave_command("run"),
-            Kind::Podman => self.storage("run").arg("--tls-verify=false"),
+            // Without, it asks for more open files than a machine may allow.
+            Kind::Podman => self.storage("run").args(["--tls-verify=false", "--ulimit=host"]),
             _ => Line::new(&self.program).arg("run"),
         };
         self.measured(&Invocation::One(line.args(["--rm", "--network=host", image, "true"])))
