@@ -5,6 +5,7 @@
 //! gRPC services. Start with [`Build`] and [`Builds`].
 
 mod caches;
+mod emptied;
 mod producers;
 mod said;
 
@@ -16,6 +17,7 @@ use bollard_buildkit_proto::pb;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 use stave_engine::attest::{Asked, Material};
+use stave_engine::cache_spec::ImportSpec;
 use stave_engine::record::Recorder;
 use stave_engine::{Engine, Holding, ImageLayers, Journey, Observer, Parts};
 use stave_frontend_dockerfile::Source;
@@ -29,6 +31,7 @@ use stave_worker::{Confinement, Namespace, Pins, Secret, Session, SshAgent, Trav
 use tokio::sync::{OnceCell, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use emptied::Emptied;
 use producers::Producers;
 
 use crate::failure::Failure;
@@ -41,7 +44,7 @@ use crate::progress::{Journal, WarningSource};
 use crate::session::auth::ClientCredentials;
 use crate::session::files::ClientFiles;
 use crate::session::layout::ClientLayouts;
-use crate::session::{ClientSession, secrets, ssh};
+use crate::session::{ClientSession, Sessions, secrets, ssh};
 use crate::tenants::{Caller, Gate};
 use crate::wanted::Wanted;
 
@@ -79,6 +82,9 @@ pub(crate) struct Build {
     metrics: Arc<Metrics>,
     pub(crate) confinement: Confinement,
     pub(crate) pins: Pins,
+    emptied: Emptied,
+    /// Caches that front ends named.
+    named_imports: Mutex<Vec<ImportSpec>>,
     /// Rules about what it may be made from.
     policy: SourcePolicies,
     /// Who else decides about that.
@@ -290,6 +296,8 @@ impl Build {
             let resolved = target.resolved.clone();
             let session = Box::pin(self.session_over(&target.definition, resolved, travel)).await?;
             target.session.set(Arc::clone(&session)).ok();
+            let whose = (self.engine().store(), &self.gate.owner().namespace);
+            Box::pin(self.emptied.for_graph(&target.definition, whose)).await?;
             let parts = self.parts(None);
             let solved = Box::pin(parts.solve(&target.definition, session)).await;
             let (snapshot, _) = solved.map_err(|error| Failure::of_definition(error, &target.definition))?;
@@ -423,6 +431,7 @@ impl std::fmt::Debug for Build {
 /// The builds of the daemon.
 #[derive(Debug)]
 pub(crate) struct Builds {
+    sessions: Arc<Sessions>,
     producers: Arc<Producers>,
     engine: Arc<Engine>,
     metrics: Arc<Metrics>,
@@ -473,8 +482,9 @@ pub(crate) struct RunningBuild<'a> {
 }
 
 impl Builds {
-    pub(crate) fn new(engine: Arc<Engine>, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(engine: Arc<Engine>, metrics: Arc<Metrics>, sessions: Arc<Sessions>) -> Self {
         Self {
+            sessions,
             producers: Arc::default(),
             engine,
             metrics,
@@ -504,7 +514,7 @@ impl Builds {
         let credentials = Arc::new(ClientCredentials(Arc::clone(&session)));
         let registry = registry.with_keychain(Keychain::elsewhere(credentials));
         let store = self.engine.store();
-        let files = Arc::new(ClientFiles::new(Arc::clone(&session), store.clone()));
+        let files = Arc::new(ClientFiles::new(Arc::clone(&session), Arc::clone(&self.sessions), store.clone()));
         let layouts = ClientLayouts::new(Arc::clone(&session), store.clone());
         let (sender, returned) = oneshot::channel();
         let build = Arc::new(Build {
@@ -525,6 +535,8 @@ impl Builds {
             metrics: Arc::clone(&self.metrics),
             confinement,
             pins: Pins::default(),
+            emptied: Emptied::default(),
+            named_imports: Mutex::default(),
             policy,
             verifier,
             recorder,

@@ -40,6 +40,8 @@ const LLB: &[&str] = &[
     "source.local.followpaths",
     "source.local.excludepatterns",
     "source.local.sharedkeyhint",
+    "source.local.differ",
+    "source.local.metadatatransfer",
     "source.git",
     "source.git.keepgitdir",
     "source.git.fullurl",

@@ -433,8 +433,16 @@ impl FileConfig {
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let config: Self = toml::from_str(text)
             .map_err(|error| ConfigError::Syntax(error.to_string().trim_end().to_owned()))?;
-        config.check()?;
-        Ok(config)
+        config.checked()
+    }
+
+    /// The same, if all of it is honoured.
+    ///
+    /// # Errors
+    /// For the first value that is not.
+    pub fn checked(self) -> Result<Self, ConfigError> {
+        self.check()?;
+        Ok(self)
     }
 
     fn check(&self) -> Result<(), ConfigError> {

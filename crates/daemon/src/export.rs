@@ -19,7 +19,7 @@ use crate::build::Build;
 use crate::failure::Failure;
 use crate::outcome::{Outcome, own_options};
 use crate::session::content::{ClientStore, ContentError};
-use crate::session::output::{files_to, stream_to};
+use crate::session::output::{OutputError, files_to, stream_to};
 use crate::statements;
 
 /// Most exporters of one build.
@@ -203,7 +203,11 @@ async fn export(
             let delivered = delivery.finish().await;
             // What the client said is the cause of a write that failed.
             match (exported, delivered) {
-                (Ok(exported), Ok(())) => Ok(exported),
+                (Ok(exported), Ok(()) | Err(OutputError::Unwanted)) => Ok(exported),
+                // What the result is called is told all the same.
+                (Err(_), Err(OutputError::Unwanted)) => {
+                    parts.export(images, target, std::io::sink()).await.map_err(failed)
+                }
                 (_, Err(error)) => Err(error.into()),
                 (Err(error), Ok(())) => Err(failed(error)),
             }

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use bollard_buildkit_proto::moby::buildkit::v1::VertexWarning;
+use bollard_buildkit_proto::moby::buildkit::v1::{CacheOptionsEntry, VertexWarning};
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_server::LlbBridge;
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::result::Result as Refs;
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::{
@@ -93,6 +93,9 @@ impl Gateway {
             return Err(Failure::Unsupported("source policies for a front end alone".to_owned()));
         }
         let policies = build.policies(of_messages(request.source_policies)?)?;
+        let imports = request.cache_imports.into_iter();
+        let imports = imports.map(|entry| CacheOptionsEntry { r#type: entry.r#type, attrs: entry.attrs });
+        build.import_from(&imports.collect::<Vec<_>>())?;
         let work = async {
             let asked = Asked {
                 frontend: &request.frontend,

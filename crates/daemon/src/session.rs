@@ -44,6 +44,8 @@ const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(15);
 /// Health checks that may fail in a row.
 const HEALTH_FAILURES: u32 = 2;
+/// The longest time between health checks that a client may ask for.
+const HEALTH_MOST: Duration = Duration::from_secs(600);
 /// How long a client is waited for that is asked whether it is still there.
 const PROBE: Duration = Duration::from_secs(2);
 /// The longest message taken from a client.
@@ -51,6 +53,8 @@ pub(crate) const MAX_MESSAGE: usize = 16 << 20;
 
 const ID: &str = "x-docker-expose-session-uuid";
 const SHARED_KEY: &str = "x-docker-expose-session-sharedkey";
+/// How closely a client wants to be watched, in milliseconds.
+const HEALTH: &str = "x-buildkit-session-health-custom-timeout";
 const METHOD: &str = "x-docker-expose-session-grpc-method";
 
 /// Why there is no session.
@@ -80,7 +84,39 @@ pub(crate) struct Introduction {
     pub(crate) id: String,
     /// What makes two sessions the same client, as far as its directories go; may be empty.
     pub(crate) shared_key: String,
+    /// How it is watched.
+    health: Health,
     methods: BTreeSet<String>,
+}
+
+/// When a client counts as gone that does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Health {
+    /// Between two checks.
+    interval: Duration,
+    /// How long a check may take.
+    timeout: Duration,
+    /// Checks in a row that may not fail.
+    failures: u32,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { interval: HEALTH_INTERVAL, timeout: HEALTH_TIMEOUT, failures: HEALTH_FAILURES }
+    }
+}
+
+impl Health {
+    /// What a client asks for, in milliseconds: one check decides then. Less than a second is taken for one.
+    fn asked(text: &str) -> Self {
+        match text.parse() {
+            Ok(milliseconds @ 1..) => {
+                let time = Duration::from_millis(milliseconds).clamp(Duration::from_secs(1), HEALTH_MOST);
+                Self { interval: time, timeout: time, failures: 1 }
+            }
+            _ => Self::default(),
+        }
+    }
 }
 
 impl Introduction {
@@ -93,7 +129,8 @@ impl Introduction {
         }
         let methods = headers.get_all(METHOD).iter().take(MAX_METHODS);
         let methods = methods.filter_map(|value| value.to_str().ok()).map(str::to_lowercase).collect();
-        Ok(Self { id, shared_key: text(SHARED_KEY).to_owned(), methods })
+        let health = Health::asked(text(HEALTH));
+        Ok(Self { id, shared_key: text(SHARED_KEY).to_owned(), health, methods })
     }
 }
 
@@ -178,7 +215,7 @@ impl Sessions {
         let guard = self.enter(&session)?;
         tokio::select! {
             () = ended.cancelled() => {}
-            () = watch_health(session.channel.clone()) => tracing::warn!("a session ended: its client does not answer"),
+            () = watch_health(session.channel.clone(), session.about.health) => tracing::warn!("a session ended: its client does not answer"),
         }
         ended.cancel();
         drop(guard);
@@ -252,13 +289,13 @@ impl Drop for Entered<'_> {
 }
 
 /// Returns when a client has failed too many health checks.
-async fn watch_health(channel: Channel) {
+async fn watch_health(channel: Channel, health: Health) {
     let mut client = HealthClient::new(channel);
     let mut failures = 0;
-    while failures < HEALTH_FAILURES {
-        tokio::time::sleep(HEALTH_INTERVAL).await;
+    while failures < health.failures {
+        tokio::time::sleep(health.interval).await;
         let check = client.check(HealthCheckRequest::default());
-        failures = match tokio::time::timeout(HEALTH_TIMEOUT, check).await {
+        failures = match tokio::time::timeout(health.timeout, check).await {
             Ok(Ok(_)) => 0,
             Ok(Err(_)) | Err(_) => failures + 1,
         };
@@ -289,6 +326,20 @@ mod tests {
         check(&[(ID, &"x".repeat(MAX_ID + 1))], None);
     }
 
+    #[test]
+    fn a_client_may_be_watched_more_closely() {
+        let times = |text| {
+            let Health { interval, timeout, failures } = Health::asked(text);
+            (interval.as_millis(), timeout.as_millis(), failures)
+        };
+        assert_eq!(times("2000"), (2000, 2000, 1));
+        assert_eq!(times("1"), (1000, 1000, 1));
+        for usual in ["", "0", "-5", "soon"] {
+            assert_eq!(times(usual), (5000, 15_000, 2), "{usual}");
+        }
+        assert_eq!(times("18446744073709551615").0, HEALTH_MOST.as_millis());
+    }
+
     #[tokio::test]
     async fn a_client_is_gone_when_its_connection_is_even_before_its_stream_ends() {
         let ((ours, mut near), (mut far, theirs)) = (tokio::io::duplex(1 << 16), tokio::io::duplex(1 << 16));
@@ -300,7 +351,12 @@ mod tests {
         let mut server = tonic::transport::Server::builder();
         let services = server.add_routes(tonic::service::Routes::default());
         let serving = tokio::spawn(services.serve_with_incoming(connections));
-        let about = Introduction { id: "a".into(), shared_key: String::new(), methods: BTreeSet::new() };
+        let about = Introduction {
+            id: "a".into(),
+            shared_key: String::new(),
+            health: Health::default(),
+            methods: BTreeSet::new(),
+        };
         let session = ClientSession {
             about,
             owner: Caller::anybody(),
@@ -319,8 +375,12 @@ mod tests {
     async fn a_session_is_found_once_it_is_there_and_gone_once_it_ended() {
         let sessions = Arc::new(Sessions::new());
         let channel = tonic::transport::Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
-        let about =
-            Introduction { id: "a".into(), shared_key: String::new(), methods: ["/x.y/z".into()].into() };
+        let about = Introduction {
+            id: "a".into(),
+            shared_key: String::new(),
+            health: Health::default(),
+            methods: ["/x.y/z".into()].into(),
+        };
         let waiting = tokio::spawn({
             let sessions = Arc::clone(&sessions);
             async move { sessions.get("a").await }

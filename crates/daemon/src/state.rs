@@ -29,7 +29,7 @@ const TIDY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) engine: Arc<Engine>,
-    pub(crate) sessions: Sessions,
+    pub(crate) sessions: Arc<Sessions>,
     pub(crate) builds: Builds,
     pub(crate) history: Arc<Archive>,
     pub(crate) settings: Settings,
@@ -54,11 +54,12 @@ impl Shared {
     ) -> Self {
         let metrics = Arc::new(Metrics::default());
         let traces = Traces::new(collector, Arc::clone(&metrics));
+        let sessions = Arc::new(Sessions::new());
         Self {
-            builds: Builds::new(Arc::clone(&engine), Arc::clone(&metrics)),
+            builds: Builds::new(Arc::clone(&engine), Arc::clone(&metrics), Arc::clone(&sessions)),
             history: Archive::new(engine.store(), worker.history),
             engine,
-            sessions: Sessions::new(),
+            sessions,
             settings: Settings::new(worker, tenancy),
             metrics,
             audit,

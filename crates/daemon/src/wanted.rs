@@ -14,7 +14,7 @@ use crate::export::{field, is_false};
 use crate::failure::Failure;
 
 /// Most caches of one build, each way.
-const MAX_CACHES: usize = 64;
+pub(crate) const MAX_CACHES: usize = 64;
 /// The version of the Dockerfile language that the front end inside follows, as BuildKit counts it.
 pub(crate) const LANGUAGE: &str = "1.26";
 
@@ -60,18 +60,7 @@ impl Wanted {
             }
             wanted.exports.push(spec);
         }
-        for import in &imports {
-            match text_of(import).parse::<ImportSpec>() {
-                Ok(spec) if wanted.imports.contains(&spec) => {}
-                Ok(spec) => wanted.imports.push(spec),
-                // A cache that cannot be read stops no build; that it was not read is shown.
-                Err(error) => {
-                    let place = import.attrs.get("ref").unwrap_or(&import.r#type);
-                    wanted.unreadable.push((place.clone(), error.to_string()));
-                }
-            }
-        }
-        wanted.unreadable.dedup();
+        (wanted.imports, wanted.unreadable) = read_imports(&imports);
         Ok(wanted)
     }
 
@@ -190,6 +179,24 @@ fn text_of(entry: &CacheOptionsEntry) -> String {
     let attrs: BTreeMap<&String, &String> = entry.attrs.iter().collect();
     let fields = attrs.iter().map(|(key, value)| field(key, value));
     std::iter::once(field("type", &entry.r#type)).chain(fields).collect::<Vec<_>>().join(",")
+}
+
+/// Caches to be read, and those that cannot be, with the reason: such a one stops no build; that it was not read is
+/// shown.
+pub(crate) fn read_imports(entries: &[CacheOptionsEntry]) -> (Vec<ImportSpec>, Vec<(String, String)>) {
+    let (mut imports, mut unreadable) = (Vec::new(), Vec::new());
+    for entry in entries {
+        match text_of(entry).parse::<ImportSpec>() {
+            Ok(spec) if imports.contains(&spec) => {}
+            Ok(spec) => imports.push(spec),
+            Err(error) => {
+                let place = entry.attrs.get("ref").unwrap_or(&entry.r#type);
+                unreadable.push((place.clone(), error.to_string()));
+            }
+        }
+    }
+    unreadable.dedup();
+    (imports, unreadable)
 }
 
 /// Caches that the front end's options name: JSON of type and attributes, or names alone.

@@ -2,6 +2,8 @@
 //!
 //! Nothing here starts a process in a sandbox: what a build does is tested elsewhere. Start with [`client`].
 
+#[path = "cases/directories.rs"]
+mod directories;
 #[path = "cases/history.rs"]
 mod history;
 #[path = "cases/holdings.rs"]

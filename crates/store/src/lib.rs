@@ -32,6 +32,7 @@ mod diff;
 mod doctor;
 mod durability;
 mod error;
+mod explicit;
 mod fault;
 mod flat;
 mod growth;

@@ -233,6 +233,23 @@ impl Store {
         Ok(records)
     }
 
+    /// Removes the cache mounts that `selects` by their keys, all copies of each but those in use; how many.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn remove_cache_mounts(&self, selects: impl Fn(&str) -> bool) -> Result<usize, StoreError> {
+        let rows: Vec<(String, String)> = self.inner.database.read(|tx| {
+            let mut statement = tx.prepare_cached("SELECT name, description FROM cache_mount")?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })?;
+        let mut removed = 0;
+        for (name, _) in rows.iter().filter(|(_, key)| selects(key)) {
+            removed += usize::from(self.remove_cache_mount(name)?);
+        }
+        Ok(removed)
+    }
+
     /// Removes one copy of a cache mount by its name on disk (see [`UsageId::CacheMount`]); `false` while it is in use.
     pub fn remove_cache_mount(&self, name: &str) -> Result<bool, StoreError> {
         let Some(lock) = self.lock_mutable(name, FlockOperation::LockExclusive, Wait::No)? else {

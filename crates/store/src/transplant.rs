@@ -25,7 +25,7 @@ use crate::{StoreError, owner};
 /// Bytes of a list of names, or of a value (the kernel's `XATTR_SIZE_MAX`).
 const ATTRIBUTES: usize = 64 << 10;
 /// Levels of a tree: one directory is open for each.
-const DEPTH_LIMIT: usize = 2048;
+pub(crate) const DEPTH_LIMIT: usize = 2048;
 
 /// An open directory and a name in it.
 pub(crate) type Place<'a> = (&'a OwnedFd, &'a OsStr);

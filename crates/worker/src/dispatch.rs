@@ -1,6 +1,7 @@
 //! [`LocalWorker`] as the solver sees it: which module an op goes to, and what kind of failure its errors are.
 //! Must not know how any op works. Read the implementation of [`Worker`] first.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -26,6 +27,7 @@ use crate::source::git::{GitError, GitRequest};
 use crate::source::http::HttpSource;
 use crate::source::image::{Puller, blocking};
 use crate::source::layout::OciLayout;
+use crate::source::local::LocalSource;
 use crate::source::wanted::ImageWanted;
 use crate::step::{self, StepError};
 use crate::travel;
@@ -257,7 +259,10 @@ impl<E: Executor> LocalWorker<E> {
         let asks = wanted.asks(name, cx.session.asks_for_tags);
         let image = match (here, name.digest().and_then(|digest| cx.session.resolved.get(digest))) {
             (Some(image), _) if !asks => return Ok(Ref::Snapshot(wanted.layers_of(name, &image)?)),
-            (_, Some(resolved)) => puller.pull_resolved(name, resolved).await?,
+            (_, Some(resolved)) => {
+                wanted.check(name, &resolved.root.descriptor.digest)?;
+                puller.pull_resolved(name, resolved).await?
+            }
             (here, None) => match (puller.resolve(name, &platform).await, here) {
                 (Ok(resolved), _) => {
                     wanted.check(name, &resolved.root.descriptor.digest)?;
@@ -278,18 +283,18 @@ impl<E: Executor> LocalWorker<E> {
 
     async fn context(&self, name: &str, op: &SourceOp, cx: &JobContext<Session>) -> Result<Ref, SourceError> {
         let session = &cx.session;
+        let source = LocalSource::new(name, op)?;
         let Some(directory) = session.contexts.get(name).cloned() else {
             return match &session.remote {
-                Some(provider) => self.remote_context(provider.as_ref(), name, op, cx).await,
+                Some(provider) => self.remote_context(provider.as_ref(), &source, cx).await,
                 None => Err(SourceError::UnknownContext(name.to_owned())),
             };
         };
-        let filter = ContextFilter {
-            include: list(op, "local.includepattern")?,
-            exclude: list(op, "local.excludepatterns")?,
-            follow: list(op, "local.followpaths")?,
-            modes: session.context_modes,
-        };
+        if source.metadata_but.is_some() {
+            return Err(SourceError::Here(name.to_owned()));
+        }
+        let LocalSource { include, exclude, follow, .. } = source;
+        let filter = ContextFilter { include, exclude, follow, modes: session.context_modes };
         let shared = Arc::clone(&self.shared);
         blocking(move || match Context::scan(&directory, &filter, shared.fingerprints.as_deref()) {
             Ok(context) => Ok(Ref::Context(Arc::new(context))),
@@ -302,23 +307,21 @@ impl<E: Executor> LocalWorker<E> {
     async fn remote_context(
         &self,
         provider: &dyn ContextProvider,
-        name: &str,
-        op: &SourceOp,
+        source: &LocalSource,
         cx: &JobContext<Session>,
     ) -> Result<Ref, SourceError> {
-        let (include, exclude, follow) = (
-            list(op, "local.includepattern")?,
-            list(op, "local.excludepatterns")?,
-            list(op, "local.followpaths")?,
-        );
-        let progress = |bytes: u64| cx.events.progress(&format!("transferring {name}:"), bytes, None);
+        let progress =
+            |bytes: u64| cx.events.progress(&format!("transferring {}:", source.name), bytes, None);
         let fetched = provider
             .fetch(ContextRequest {
-                name,
-                shared_key_hint: op.attrs.get("local.sharedkeyhint").map_or("", String::as_str),
-                include: &include,
-                exclude: &exclude,
-                follow: &follow,
+                name: &source.name,
+                session: source.session.as_deref(),
+                shared_key_hint: &source.shared_key_hint,
+                include: &source.include,
+                exclude: &source.exclude,
+                follow: &source.follow,
+                differ: source.differ,
+                metadata_but: source.metadata_but.as_deref(),
                 progress: &progress,
                 cancel: &cx.cancel,
             })
@@ -408,11 +411,15 @@ impl<E: Executor> LocalWorker<E> {
     async fn merge(&self, op: &MergeOp, inputs: &[Ref], cx: &JobContext<Session>) -> Result<Ref, OpError> {
         let mut layers = Vec::new();
         for input in &op.inputs {
-            layers.extend_from_slice(self.layers(*input, inputs, cx).await?.layers());
+            let above = self.layers(*input, inputs, cx).await?;
+            match layers.is_empty() {
+                true => layers.extend_from_slice(above.layers()),
+                false => layers.extend(self.explicit(Snapshot::scratch(), above).await?),
+            }
         }
-        let layers = topmost(layers);
-        if layers.len() > LAYER_LIMIT {
-            return Err(OpError::new(OpErrorKind::Unsupported, LayersError::TooMany(layers.len())));
+        let stacked = layers.iter().collect::<HashSet<_>>().len();
+        if stacked > LAYER_LIMIT {
+            return Err(OpError::new(OpErrorKind::Unsupported, LayersError::TooMany(stacked)));
         }
         Ok(settle(Snapshot::new(layers), inputs))
     }
@@ -420,10 +427,20 @@ impl<E: Executor> LocalWorker<E> {
     async fn diff(&self, op: &DiffOp, inputs: &[Ref], cx: &JobContext<Session>) -> Result<Ref, OpError> {
         let lower = self.layers(op.lower, inputs, cx).await?;
         let upper = self.layers(op.upper, inputs, cx).await?;
-        match upper.above(&lower) {
-            Some(layers) => Ok(settle(Snapshot::new(layers.to_vec()), inputs)),
+        match upper.above(&lower).map(<[LayerId]>::to_vec) {
+            Some(layers) => {
+                let layers = self.explicit(lower, Snapshot::new(layers)).await?;
+                Ok(settle(Snapshot::new(layers), inputs))
+            }
             None => self.unrelated(lower, upper, inputs).await,
         }
+    }
+
+    /// Layers that are made for another base than the one they get.
+    async fn explicit(&self, below: Snapshot, above: Snapshot) -> Result<Vec<LayerId>, OpError> {
+        let store = self.shared.store.clone();
+        let explicit = blocking(move || store.explicit(&below, above.layers()));
+        explicit.await.map_err(|error| OpError::new(OpErrorKind::System, error))
     }
 }
 
@@ -451,14 +468,6 @@ fn settle(snapshot: Snapshot, inputs: &[Ref]) -> Ref {
     if unsettled { Ref::Unsettled(snapshot) } else { Ref::Snapshot(snapshot) }
 }
 
-/// Overlay refuses a layer twice. Only its highest place counts: what it holds hides the same below.
-fn topmost(layers: Vec<LayerId>) -> Vec<LayerId> {
-    let mut seen = std::collections::HashSet::new();
-    let mut kept: Vec<LayerId> = layers.into_iter().rev().filter(|layer| seen.insert(*layer)).collect();
-    kept.reverse();
-    kept
-}
-
 fn format_result(outputs: &[Ref]) -> Option<String> {
     let mut text = String::new();
     for output in outputs {
@@ -481,13 +490,6 @@ fn parse_result(text: &str) -> Option<Vec<Snapshot>> {
     text.split(OUTPUT_SEPARATOR).map(|part| part.strip_prefix(SNAPSHOT_MARK)?.parse().ok()).collect()
 }
 
-/// A JSON list of strings in a source's attributes, as BuildKit's client writes patterns.
-fn list(op: &SourceOp, name: &str) -> Result<Vec<String>, SourceError> {
-    let Some(value) = op.attrs.get(name).filter(|value| !value.is_empty()) else { return Ok(Vec::new()) };
-    serde_json::from_str(value)
-        .map_err(|_| SourceError::Attribute { name: name.to_owned(), value: value.clone() })
-}
-
 fn source_error(error: SourceError) -> OpError {
     let kind = match &error {
         SourceError::Cancelled | SourceError::Git(GitError::Cancelled) => return OpError::cancelled(),
@@ -495,6 +497,8 @@ fn source_error(error: SourceError) -> OpError {
         SourceError::UnknownContext(_)
         | SourceError::UnknownLayout(_)
         | SourceError::Attribute { .. }
+        | SourceError::UnknownAttribute(_)
+        | SourceError::Here(_)
         | SourceError::ImageAttribute { .. }
         | SourceError::Context { .. }
         | SourceError::Fetch(_) => OpErrorKind::Input,
@@ -542,6 +546,7 @@ fn step_error(error: StepError) -> OpError {
         }
         StepError::NoRoot
         | StepError::NoInput
+        | StepError::CacheMountId(_)
         | StepError::MissingSecret(_)
         | StepError::NoAgent(_)
         | StepError::UnknownAgent(_)
@@ -586,12 +591,5 @@ mod tests {
         check("1,2", None);
         check("s1,x", None);
         assert_eq!(format_result(&[Ref::Unsettled(Snapshot::scratch())]), None);
-    }
-
-    #[test]
-    fn only_the_highest_place_of_a_layer_counts() {
-        let layers = |text: &str| text.parse::<Snapshot>().expect("snapshot").layers().to_vec();
-        assert_eq!(topmost(layers("1,2,1,3")), layers("2,1,3"));
-        assert_eq!(topmost(layers("1,2")), layers("1,2"));
     }
 }

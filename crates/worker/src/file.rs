@@ -108,6 +108,18 @@ struct Chain<'a> {
 }
 
 impl Chain<'_> {
+    /// Whether a source has no files because it has no layers.
+    fn is_nothing(&self, source: FileInput) -> bool {
+        match source {
+            FileInput::Scratch => true,
+            FileInput::Input(index) => {
+                let snapshot = self.inputs.get(index as usize).and_then(Ref::snapshot);
+                snapshot.is_some_and(Snapshot::is_scratch)
+            }
+            FileInput::Action(_) => false,
+        }
+    }
+
     fn act(&mut self, index: usize, action: &FileAction) -> Result<State, FileError> {
         let mut layer = self.base(index, action)?;
         let root = &layer.root;
@@ -124,7 +136,7 @@ impl Chain<'_> {
                 let room = Some(layer.active.room());
                 let copied =
                     action::copy(root, &source, &request, Means { reuse, room, cancel: self.cancel });
-                let is_own = action.secondary == action.input || action.secondary == FileInput::Scratch;
+                let is_own = action.secondary == action.input || self.is_nothing(action.secondary);
                 let copied = copied.map_err(|error| match error {
                     FileError::NotFound(path) if is_own => FileError::Missing(path),
                     error => error,

@@ -10,8 +10,21 @@ use std::sync::Arc;
 
 /// In front of a tenant's keys.
 const MARK: &str = "tenant ";
+/// In front of the key of what was fetched of a repository.
+pub(crate) const REPOSITORY: &str = "git repository ";
+/// In front of the key of what is known of a download.
+pub(crate) const DOWNLOAD: &str = "download ";
+/// In front of the key of a client's directory.
+pub const CLIENT_DIRECTORY: &str = "client-directory:";
 /// Between the tenant and the key.
 const SEPARATOR: &str = ": ";
+
+/// Whether a cache mount may have this id. Its directory is kept beside those that this machine itself reads, some of
+/// which say what is to be executed: a step must not write to them.
+#[must_use]
+pub fn is_cache_mount_id(id: &str) -> bool {
+    ![MARK, REPOSITORY, DOWNLOAD, CLIENT_DIRECTORY].iter().any(|reserved| id.starts_with(reserved))
+}
 
 /// Whose things a build may find again.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -65,6 +78,22 @@ impl Namespace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cache_mount_is_none_of_the_directories_that_are_read() {
+        for id in ["/deps", "go-mod", "git", "downloads", ""] {
+            assert!(is_cache_mount_id(id), "{id}");
+        }
+        let reserved = [
+            "git repository https://host/a",
+            "download https://host/a k",
+            "client-directory:context::",
+            "tenant a: x",
+        ];
+        for id in reserved {
+            assert!(!is_cache_mount_id(id), "{id}");
+        }
+    }
 
     #[test]
     fn keys_tell_whose_they_are() {

@@ -21,6 +21,8 @@ pub trait ContextProvider: Send + Sync + fmt::Debug {
 pub struct ContextRequest<'a> {
     /// The directory, as the definition names it.
     pub name: &'a str,
+    /// The session whose directory it is; `None` is the build's own.
+    pub session: Option<&'a str>,
     /// Tells directories of one name apart that have little in common.
     pub shared_key_hint: &'a str,
     /// What takes part; empty for everything.
@@ -29,10 +31,24 @@ pub struct ContextRequest<'a> {
     pub exclude: &'a [String],
     /// Paths that are needed, with whatever their symlinks lead to; empty for everything.
     pub follow: &'a [String],
+    /// Which files travel.
+    pub differ: Differ,
+    /// Of all but what these patterns match only names, modes and times come, in a file; `None` for everything.
+    pub metadata_but: Option<&'a [String]>,
     /// Told the bytes received so far.
     pub progress: &'a (dyn Fn(u64) + Send + Sync),
     /// Fires when nobody wants it any more.
     pub cancel: &'a CancellationToken,
+}
+
+/// How it is decided which files travel again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Differ {
+    /// Those that have another size, mode, owner or time than what came before.
+    #[default]
+    Metadata,
+    /// All.
+    None,
 }
 
 impl fmt::Debug for ContextRequest<'_> {

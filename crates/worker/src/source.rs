@@ -8,6 +8,7 @@ pub(crate) mod http;
 pub(crate) mod image;
 pub(crate) mod index;
 pub(crate) mod layout;
+pub(crate) mod local;
 pub(crate) mod pins;
 pub(crate) mod wanted;
 
@@ -120,6 +121,12 @@ pub enum SourceError {
         /// Its value.
         value: String,
     },
+    /// An attribute that would be passed over.
+    #[error("source attribute `{0}` is not known")]
+    UnknownAttribute(String),
+    /// Of a directory of this machine nothing travels.
+    #[error("`local.metadatatransfer` is for directories of clients of a daemon: `{0}` is read where it is")]
+    Here(String),
     /// An image's attribute has a value that makes no sense.
     #[error("invalid {what} {value}")]
     ImageAttribute {

@@ -33,6 +33,7 @@ use crate::confinement::Confinement;
 use crate::exec::network_files::HostEntry;
 use crate::exec::{ExecError, Finished, MountSet, ProcessSpec};
 use crate::file::action::FileError;
+use crate::namespace::is_cache_mount_id;
 use crate::networks::NetworkError;
 use crate::root::IoAt;
 use crate::rootfs::{Names, network_mounts, overlay_root};
@@ -143,6 +144,9 @@ pub enum StepError {
     /// The build was not granted what the step asks for.
     #[error("{0} is not allowed")]
     NotEntitled(&'static str),
+    /// A cache mount that would be a directory of this machine's own.
+    #[error("cache mount id `{0}` is reserved")]
+    CacheMountId(String),
     /// Not there yet.
     #[error("{0} is not supported yet")]
     Unsupported(&'static str),
@@ -287,6 +291,13 @@ fn check_supported(op: &ExecOp, session: &Session) -> Result<(), StepError> {
     // Where every step has the host's network, asking for it is asking for nothing.
     if op.network == NetMode::Host && *network != StepNetwork::Host && !entitlements.network_host {
         return Err(StepError::NotEntitled("network.host"));
+    }
+    for mount in &op.mounts {
+        if let Mount::Cache { id, .. } = mount
+            && !is_cache_mount_id(id)
+        {
+            return Err(StepError::CacheMountId(id.clone()));
+        }
     }
     Ok(())
 }

@@ -1,9 +1,12 @@
 //! `stave daemon`: flags, as buildkitd has them, to a daemon that serves until it is told to stop.
 
+mod flags;
+
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use stave_daemon::config::{FrontEnds, Size, environment};
@@ -17,6 +20,7 @@ use stave_registry::{Keychain, RegistryTables};
 use stave_store::GcRule;
 use stave_worker::{Confinement, StepNetwork};
 
+use self::flags::ForeignFlags;
 use crate::report::Failure;
 use crate::runtime::with_shared_engine;
 use crate::state::GlobalOptions;
@@ -65,6 +69,8 @@ pub(crate) struct Arguments {
     worker: WorkerArguments,
     #[command(flatten)]
     watch: WatchArguments,
+    #[command(flatten)]
+    foreign: ForeignFlags,
 }
 
 /// Who watches the daemon, and what is taken down of it.
@@ -79,6 +85,9 @@ struct WatchArguments {
     /// Name that browsers may know the web page by (may be repeated)
     #[arg(long, value_name = "NAME")]
     web_host: Vec<String>,
+    /// How much is said: `debug` and `trace` say all
+    #[arg(long, value_name = "LEVEL", env = "BUILDKITD_LOG_LEVEL")]
+    log_level: Option<String>,
     /// File that gets a line of JSON for everything that is asked for
     #[arg(long, value_name = "FILE")]
     audit_log: Option<PathBuf>,
@@ -92,16 +101,26 @@ struct WatchArguments {
 struct WorkerArguments {
     /// Only `true` is possible
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", hide = true)]
-    oci_worker: Option<Switch>,
+    oci_worker: Option<Presence>,
     /// Only `false` is possible
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", hide = true)]
-    containerd_worker: Option<Switch>,
+    containerd_worker: Option<Presence>,
     /// Whether what nobody uses is removed after builds; see --oci-worker-gc-keepstorage
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     oci_worker_gc: Option<Switch>,
-    /// Megabytes that the state directory may take after a build
-    #[arg(long, value_name = "MB")]
-    oci_worker_gc_keepstorage: Option<u64>,
+    /// Megabytes of the state directory that stay after a build; those of the disk that shall be free; those that are
+    /// too many
+    #[arg(long, value_name = "MB[,FREE[,MAX]]")]
+    oci_worker_gc_keepstorage: Option<KeepStorage>,
+    /// Steps that run at a time; 0 is as many as there are processors
+    #[arg(long, value_name = "N")]
+    oci_max_parallelism: Option<usize>,
+    /// OCI runtime that runs build steps instead of the sandbox
+    #[arg(long, value_name = "PROGRAM", hide = true)]
+    oci_worker_binary: Option<PathBuf>,
+    /// Directory of device specifications (may be repeated)
+    #[arg(long, value_name = "DIR")]
+    cdi_spec_dir: Vec<PathBuf>,
     /// Label that clients are told: NAME=VALUE (may be repeated)
     #[arg(long, value_name = "LABEL")]
     oci_worker_labels: Vec<String>,
@@ -118,6 +137,38 @@ struct WorkerArguments {
 enum Switch {
     True,
     False,
+}
+
+/// Whether a worker is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Presence {
+    True,
+    False,
+    Auto,
+}
+
+/// What collection keeps, in megabytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct KeepStorage {
+    reserved: u64,
+    free: Option<u64>,
+    most: Option<u64>,
+}
+
+impl FromStr for KeepStorage {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers: Result<Vec<u64>, _> = text.split(',').map(str::parse).collect();
+        match numbers.as_deref() {
+            Ok([reserved]) => Ok(Self { reserved: *reserved, free: None, most: None }),
+            Ok([reserved, free]) => Ok(Self { reserved: *reserved, free: Some(*free), most: None }),
+            Ok([reserved, free, most]) => {
+                Ok(Self { reserved: *reserved, free: Some(*free), most: Some(*most) })
+            }
+            _ => Err("expected megabytes: RESERVED[,FREE[,MAX]]".to_owned()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -163,6 +214,8 @@ enum StartError {
     ForeignGroup(String),
     #[error("invalid label `{0}`: expected NAME=VALUE")]
     Label(String),
+    #[error(transparent)]
+    Flag(#[from] flags::RefusedFlag),
     #[error("only the worker of this program is there: `{0}` cannot be honoured")]
     Worker(&'static str),
     #[error(transparent)]
@@ -190,7 +243,7 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
             .then(|| "--insecure-tcp lets everybody in who reaches the address".to_owned());
         Failure::new(&error).with_hint(hint)
     };
-    let file = file(global).map_err(failed)?;
+    let file = arguments.file(global).map_err(failed)?;
     tracing::begin(level(&file, global));
     // The program's own default is known only here: a root that was named beats the file's.
     let root = match file.root.clone() {
@@ -218,7 +271,7 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
         root,
         registries,
         keychain: Keychain::anonymous(),
-        oci_runtime: None,
+        oci_runtime: arguments.worker.oci_worker_binary.clone().or_else(|| global.oci_runtime.clone()),
         device_directories: directories,
         parallel_steps: std::num::NonZeroUsize::new(file.worker.oci.max_parallelism),
     };
@@ -307,8 +360,24 @@ fn read(path: &Path) -> Result<Vec<u8>, StartError> {
 }
 
 impl Arguments {
+    /// The file, with what flags say about its keys.
+    fn file(&self, global: &GlobalOptions) -> Result<FileConfig, StartError> {
+        let mut file = file(global)?;
+        if let Some(level) = self.watch.log_level.as_ref().filter(|level| !level.is_empty()) {
+            file.log.level = Some(level.clone());
+        }
+        if let Some(most) = self.worker.oci_max_parallelism {
+            file.worker.oci.max_parallelism = most;
+        }
+        if !self.worker.cdi_spec_dir.is_empty() {
+            file.cdi.spec_dirs.clone_from(&self.worker.cdi_spec_dir);
+        }
+        Ok(file.checked()?)
+    }
+
     fn config(&self, file: &FileConfig, root: &Path) -> Result<DaemonConfig, StartError> {
         self.worker.check()?;
+        self.foreign.check()?;
         let watch = &self.watch;
         Ok(DaemonConfig {
             listeners: self.listeners(file)?,
@@ -350,7 +419,7 @@ impl Arguments {
         root: &Path,
         before: &[(&'static str, String)],
     ) -> Result<Reloaded, StartError> {
-        let file = file(global)?;
+        let file = self.file(global)?;
         let differs = |(now, then): (&(&'static str, String), &(&'static str, String))| {
             (now.1 != then.1).then(|| now.0.to_owned())
         };
@@ -473,10 +542,12 @@ impl Arguments {
         if let Some(switch) = self.worker.oci_worker_gc {
             oci.gc = Some(switch == Switch::True);
         }
-        if let Some(megabytes) = self.worker.oci_worker_gc_keepstorage {
+        if let Some(KeepStorage { reserved, free, most }) = self.worker.oci_worker_gc_keepstorage {
+            let size = |megabytes: u64| Size::Bytes(megabytes.saturating_mul(1_000_000));
             oci.gcpolicy.clear();
-            oci.reserved_space = None;
-            oci.max_used_space = Some(Size::Bytes(megabytes.saturating_mul(1_000_000)));
+            oci.reserved_space = Some(size(reserved));
+            oci.min_free_space = free.map(size);
+            oci.max_used_space = most.map(size);
         }
         Ok(oci.rules(disk(root))?)
     }
@@ -484,10 +555,10 @@ impl Arguments {
 
 impl WorkerArguments {
     fn check(&self) -> Result<(), StartError> {
-        if self.oci_worker == Some(Switch::False) {
+        if self.oci_worker == Some(Presence::False) {
             return Err(StartError::Worker("--oci-worker=false"));
         }
-        if self.containerd_worker == Some(Switch::True) {
+        if self.containerd_worker == Some(Presence::True) {
             return Err(StartError::Worker("--containerd-worker=true"));
         }
         Ok(())

@@ -7,11 +7,13 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
+use bollard_buildkit_proto::moby::buildkit::v1::CacheOptionsEntry;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use stave_engine::cache_place::{BlobReader, Content, Contents, PlaceError};
+use stave_engine::cache_spec::ImportSpec;
 use stave_engine::{CacheOwner, Caches, ImageLayers, Journey};
 use stave_llb::Definition;
 use stave_oci::Digest;
@@ -21,6 +23,7 @@ use super::{Build, Target};
 use crate::failure::Failure;
 use crate::outcome::Outcome;
 use crate::session::content::{ClientStore, ContentError};
+use crate::wanted::{MAX_CACHES, read_imports};
 
 impl Build {
     /// The caches of this build; written are only those of its results.
@@ -31,7 +34,7 @@ impl Build {
             Arc::new(store) as Arc<dyn Contents>
         };
         Caches {
-            from: self.wanted.imports.clone(),
+            from: self.imports(),
             to: if are_written { self.wanted.exports.clone() } else { Vec::new() },
             owner: Some(CacheOwner {
                 registry: self.registry.clone(),
@@ -41,9 +44,35 @@ impl Build {
         }
     }
 
+    /// The caches that are read: those of the request, and what front ends named since.
+    fn imports(&self) -> Vec<ImportSpec> {
+        let named = self.named_imports.lock().unwrap_or_else(PoisonError::into_inner);
+        self.wanted.imports.iter().chain(named.iter()).cloned().collect()
+    }
+
+    /// Takes up caches that a front end names. They are read by whatever is solved from then on.
+    pub(crate) fn import_from(&self, entries: &[CacheOptionsEntry]) -> Result<(), Failure> {
+        let (imports, unreadable) = read_imports(entries);
+        let mut named = self.named_imports.lock().unwrap_or_else(PoisonError::into_inner);
+        for import in imports {
+            if !self.wanted.imports.contains(&import) && !named.contains(&import) {
+                named.push(import);
+            }
+        }
+        if entries.len() > MAX_CACHES || self.wanted.imports.len() + named.len() > MAX_CACHES {
+            return Err(Failure::Value(format!("more than {MAX_CACHES} caches")));
+        }
+        self.show(&unreadable);
+        Ok(())
+    }
+
     /// Shows the caches that cannot be read.
     pub(crate) fn show_unreadable(&self) {
-        for (place, reason) in &self.wanted.unreadable {
+        self.show(&self.wanted.unreadable);
+    }
+
+    fn show(&self, unreadable: &[(String, String)]) {
+        for (place, reason) in unreadable {
             let step = self.journal.begin(format!("importing cache manifest from {place}"));
             step.end(Err::<(), _>(reason)).ok();
         }
@@ -51,7 +80,7 @@ impl Build {
 
     /// The caches that the steps of one result read.
     pub(super) async fn journey_of(&self, target: &Target) -> Result<Option<Journey>, Failure> {
-        if self.wanted.imports.is_empty() {
+        if self.imports().is_empty() {
             return Ok(None);
         }
         let parts = self.parts(None);

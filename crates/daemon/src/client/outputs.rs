@@ -23,7 +23,7 @@ use tonic::server::NamedService;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::RemoteBuild;
-use crate::fsutil::receive::receive;
+use crate::fsutil::receive::{Manner, receive};
 use crate::fsutil::{PACKETS, Packet};
 use crate::session::MAX_MESSAGE;
 use crate::session::files::packets;
@@ -188,7 +188,8 @@ fn take(
     fs::create_dir_all(directory).map_err(failed)?;
     let aside = Aside(directory.join(format!("{INCOMING}-{}", crate::build::random_id())));
     fs::create_dir(&aside.0).map_err(failed)?;
-    receive(&aside.0, incoming, requests, &|_| {}).map_err(|error| crate::failure::one_line(&error))?;
+    receive(&aside.0, Manner::default(), incoming, requests, &|_| {})
+        .map_err(|error| crate::failure::one_line(&error))?;
     check(&aside.0, directory)?;
     merge(&aside.0, directory).map_err(failed)
 }

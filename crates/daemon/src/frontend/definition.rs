@@ -10,7 +10,7 @@ use stave_frontend_dockerfile::input::{
 };
 use stave_frontend_dockerfile::{Includes, Source, dockerignore};
 use stave_llb::{Definition, Op, SourceOp};
-use stave_worker::ContextRequest;
+use stave_worker::{ContextRequest, Differ};
 
 use super::Attributes;
 use crate::build::{Build, Target};
@@ -332,10 +332,13 @@ async fn fetch(
 ) -> Result<Arc<FetchedDirectory>, Failure> {
     let request = ContextRequest {
         name,
+        session: None,
         shared_key_hint: hint,
         include: &[],
         exclude: &[],
         follow,
+        differ: Differ::Metadata,
+        metadata_but: None,
         progress,
         cancel: &build.cancel,
     };

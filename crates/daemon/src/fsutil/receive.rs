@@ -5,6 +5,8 @@
 //! not received whole has another time than the sender says, so that the next run asks for it again.
 //! Blocks its thread. Start with [`receive`].
 
+mod metadata;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -17,6 +19,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 use tokio::sync::mpsc;
 
+use stave_llb::pattern::PatternMatcher;
+
+use self::metadata::Metadata;
 use super::mode::{FileMode, Kind};
 use super::path::{Order, PathFault, is_clean};
 use super::{MAX_BYTES, MAX_ENTRIES, MAX_NAMES, MAX_PATH, Packet, PacketType, Stat, packet};
@@ -80,15 +85,26 @@ pub(crate) struct Received {
     pub(crate) bytes: u64,
 }
 
+/// What of a directory travels.
+#[derive(Debug, Default)]
+pub(crate) struct Manner {
+    /// Files also that are here as they are there, by size, mode, owner and time.
+    pub(crate) is_all: bool,
+    /// Only entries that this selects are placed; all are told in a file. `None` places everything.
+    pub(crate) metadata_but: Option<PatternMatcher>,
+}
+
 /// Makes `directory` what the sender's is. `progress` is told the bytes so far.
 pub(crate) fn receive(
     directory: &Path,
+    manner: Manner,
     packets: &mut mpsc::Receiver<Packet>,
     requests: &mpsc::Sender<Packet>,
     progress: &dyn Fn(u64),
 ) -> Result<Received, ReceiveError> {
-    let outcome = Receiver::open(directory).and_then(|mut receiver| {
+    let outcome = Receiver::open(directory, manner).and_then(|mut receiver| {
         receiver.read_tree(packets, progress)?;
+        receiver.choose();
         receiver.remove_others()?;
         let wanted = receiver.place_all()?;
         receiver.fetch(&wanted, packets, requests, progress)?;
@@ -108,16 +124,44 @@ pub(crate) fn receive(
 
 struct Receiver {
     root: OwnedFd,
+    is_all: bool,
+    metadata: Option<Metadata>,
+    /// All entries of the sender; an entry's place is its id.
     tree: Vec<Stat>,
+    /// Entries that are not placed here; empty for none.
+    left: Vec<bool>,
+    /// Those that are placed.
     by_path: HashMap<String, usize>,
     received: Received,
 }
 
 impl Receiver {
-    fn open(directory: &Path) -> Result<Self, ReceiveError> {
+    fn open(directory: &Path, manner: Manner) -> Result<Self, ReceiveError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, directory, flags, Mode::empty()).at("/")?;
-        Ok(Self { root, tree: Vec::new(), by_path: HashMap::new(), received: Received::default() })
+        Ok(Self {
+            root,
+            is_all: manner.is_all,
+            metadata: manner.metadata_but.map(Metadata::new),
+            tree: Vec::new(),
+            left: Vec::new(),
+            by_path: HashMap::new(),
+            received: Received::default(),
+        })
+    }
+
+    /// The entries that are placed here, with their ids.
+    fn placed(&self) -> impl DoubleEndedIterator<Item = (usize, &Stat)> {
+        let is_left = |at: usize| self.left.get(at).copied().unwrap_or_default();
+        self.tree.iter().enumerate().filter(move |(at, _)| !is_left(*at))
+    }
+
+    /// Decides what is placed, now that all entries are known.
+    fn choose(&mut self) {
+        let Some(metadata) = &self.metadata else { return };
+        let placed = metadata.placed(&mut self.tree, &self.by_path);
+        self.by_path.retain(|_, at| placed[*at]);
+        self.left = placed.into_iter().map(|placed| !placed).collect();
     }
 
     /// Takes the list of entries.
@@ -141,6 +185,9 @@ impl Receiver {
             let kind = FileMode(stat.mode).kind();
             order.next(&stat.path, kind == Kind::Directory)?;
             self.check(&stat, kind)?;
+            if let Some(metadata) = &mut self.metadata {
+                metadata.add(&stat)?;
+            }
             self.by_path.insert(stat.path.clone(), self.tree.len());
             self.tree.push(stat);
             self.received.entries += 1;
@@ -195,9 +242,9 @@ impl Receiver {
     /// Makes everything but the content of files; returns the files whose content is wanted.
     fn place_all(&self) -> Result<Vec<u32>, ReceiveError> {
         let mut wanted = Vec::new();
-        for (id, stat) in (0..).zip(&self.tree) {
+        for (id, stat) in self.placed() {
             if self.place(stat).at(&stat.path)? {
-                wanted.push(id);
+                wanted.push(u32::try_from(id).unwrap_or(u32::MAX));
             }
         }
         Ok(wanted)
@@ -242,7 +289,7 @@ impl Receiver {
             }
             Kind::File if !stat.linkname.is_empty() => Ok(false),
             Kind::File => match here {
-                Some(here) if is_same(&here, stat) => Ok(false),
+                Some(here) if !self.is_all && is_same(&here, stat) => Ok(false),
                 Some(_) => {
                     rustix::fs::unlinkat(&folder, name, AtFlags::empty())?;
                     Ok(true)
@@ -302,23 +349,32 @@ impl Receiver {
 
     fn create(&self, stat: &Stat) -> io::Result<File> {
         let (folder, name) = self.entry(&stat.path)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o600))?.into())
+        create_at(&folder, name)
     }
 
     /// Hard links, now that all files are there, then what directories are like, now that nothing changes in them.
     fn finish(&self) -> Result<(), ReceiveError> {
-        for stat in &self.tree {
-            if FileMode(stat.mode).kind() == Kind::File && !stat.linkname.is_empty() {
+        for (_, stat) in self.placed() {
+            if is_file(stat) && !stat.linkname.is_empty() {
                 self.link(stat).at(&stat.path)?;
             }
         }
-        for stat in self.tree.iter().rev() {
+        for (_, stat) in self.placed().rev() {
             if FileMode(stat.mode).kind() == Kind::Directory {
                 self.directory(&stat.path).and_then(|folder| settle(&folder, stat)).at(&stat.path)?;
             }
         }
-        Ok(())
+        match &self.metadata {
+            Some(metadata) => self.tell(metadata.text()).at(metadata::FILE),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes down what the entries are; whatever had the file's name is gone by now.
+    fn tell(&self, text: &[u8]) -> io::Result<()> {
+        let file = create_at(&self.root, metadata::FILE)?;
+        (&file).write_all(text)?;
+        Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(0o644))?)
     }
 
     fn link(&self, stat: &Stat) -> io::Result<()> {
@@ -346,6 +402,15 @@ impl Receiver {
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
         Ok((self.directory(parent)?, name))
     }
+}
+
+fn is_file(stat: &Stat) -> bool {
+    FileMode(stat.mode).kind() == Kind::File
+}
+
+fn create_at(folder: &OwnedFd, name: &str) -> io::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o600))?.into())
 }
 
 /// Gives a finished file or directory its owner, mode and time, in this order: each would undo the one before.

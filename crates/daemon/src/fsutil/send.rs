@@ -210,7 +210,7 @@ fn failed(path: &Path, source: io::Error) -> SendError {
 mod tests {
     use super::*;
     use crate::fsutil::PACKETS;
-    use crate::fsutil::receive::receive;
+    use crate::fsutil::receive::{Manner, receive};
 
     /// Both sides against each other.
     #[test]
@@ -231,7 +231,7 @@ mod tests {
                 forward.send(packet).ok();
             }
         });
-        let received = receive(to.path(), &mut packets, &requests, &|_| {}).expect("received");
+        let received = receive(to.path(), Manner::default(), &mut packets, &requests, &|_| {}).expect("received");
         drop(requests);
         assert_eq!((received.entries, received.files), (5, 2));
         assert_eq!(sending.join().expect("ends").expect("sent"), 3 * CHUNK as u64 + 1);

@@ -12,14 +12,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::{
-    NewContainerRequest, NewContainerResponse, ReleaseContainerRequest, ReleaseContainerResponse,
+    ExitMessage, NewContainerRequest, NewContainerResponse, ReleaseContainerRequest, ReleaseContainerResponse,
 };
 use stave_llb::Mount;
 use stave_store::Snapshot;
 use stave_worker::{Container, ContainerSpec};
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::Request;
+use tonic::{Request, Status};
 
 use super::Gateway;
 use crate::build::Build;
@@ -52,6 +52,8 @@ pub(super) struct Open {
     processes: Arc<Semaphore>,
     /// Whether its first process was started; when that ends, all do.
     has_first: Mutex<bool>,
+    /// How the first of its processes that failed did.
+    failed: Mutex<Option<String>>,
     over: CancellationToken,
     _end: DropGuard,
 }
@@ -127,6 +129,7 @@ async fn make(build: &Arc<Build>, request: &NewContainerRequest) -> Result<Open,
         container: Arc::new(container),
         processes: Arc::new(Semaphore::new(MAX_PROCESSES)),
         has_first: Mutex::new(false),
+        failed: Mutex::default(),
         _end: over.clone().drop_guard(),
         over,
     })
@@ -136,12 +139,38 @@ pub(super) async fn release(
     gateway: &Gateway,
     request: Request<ReleaseContainerRequest>,
 ) -> Result<ReleaseContainerResponse, Failure> {
-    let (_, containers) = gateway.containers(request.metadata()).await?;
+    let (build, containers) = gateway.containers(request.metadata()).await?;
     let id = request.into_inner().container_id;
     let open = containers.get(&id)?;
     open.over.cancel();
     containers.lock().remove(&id);
-    Ok(ReleaseContainerResponse {})
+    // Who releases hears how its processes ended, those that end by this included.
+    tokio::select! {
+        failed = open.ended() => match failed {
+            None => Ok(ReleaseContainerResponse {}),
+            Some(words) => Err(Failure::Client(Box::new(Status::unknown(words)))),
+        },
+        () = build.cancel.cancelled() => Err(Failure::Cancelled),
+    }
+}
+
+impl Open {
+    /// Takes down how a process ended.
+    fn note(&self, exit: &ExitMessage) {
+        if let Some(error) = &exit.error {
+            let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+            failed.get_or_insert_with(|| error.message.clone());
+        }
+    }
+
+    /// Waits for the end of all processes; how the first that failed did.
+    async fn ended(&self) -> Option<String> {
+        let all = u32::try_from(MAX_PROCESSES).unwrap_or(u32::MAX);
+        // It is never closed.
+        let none_left = self.processes.acquire_many(all).await.ok();
+        drop(none_left);
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// A container that runs, for whoever looks at its files.

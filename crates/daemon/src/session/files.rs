@@ -12,15 +12,19 @@ use bollard_buildkit_proto::fsutil::types::Packet;
 use bollard_buildkit_proto::moby::filesync::packet::file_sync_client::FileSyncClient;
 use futures::future::BoxFuture;
 use futures::{StreamExt as _, stream};
+use stave_llb::pattern::PatternMatcher;
 use stave_store::{MutableDir, Sharing, Store};
-use stave_worker::{ContextFetchError, ContextProvider, ContextRequest, FetchedContext};
+use stave_worker::{
+    CLIENT_DIRECTORY, ContextFetchError, ContextProvider, ContextRequest, Differ, FetchedContext,
+};
 use tokio::sync::{OnceCell, mpsc, watch};
 use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
 use tonic::{Request, Streaming};
 
 use super::upload::Uploaded;
-use super::{ClientSession, MAX_MESSAGE};
-use crate::fsutil::{PACKETS, receive};
+use super::{ClientSession, MAX_MESSAGE, Sessions};
+use crate::fsutil::PACKETS;
+use crate::fsutil::receive::{self, Manner};
 
 const METHOD: &str = "/moby.filesync.v1.FileSync/DiffCopy";
 /// Most directories, or parts of some, of one build.
@@ -32,6 +36,7 @@ const MAX_DIRECTORIES: usize = 1000;
 #[derive(Debug)]
 pub(crate) struct ClientFiles {
     session: Arc<ClientSession>,
+    sessions: Arc<Sessions>,
     store: Store,
     fetched: Mutex<HashMap<Wanted, Arc<OnceCell<Arc<FetchedDirectory>>>>>,
     given: Mutex<HashMap<String, Arc<FetchedDirectory>>>,
@@ -42,10 +47,13 @@ pub(crate) struct ClientFiles {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Wanted {
     name: String,
+    session: Option<String>,
     hint: String,
     include: Vec<String>,
     exclude: Vec<String>,
     follow: Vec<String>,
+    differ: Differ,
+    metadata_but: Option<Vec<String>>,
 }
 
 /// A directory that was fetched. Nobody else changes it while this lives.
@@ -67,9 +75,10 @@ impl FetchedDirectory {
 }
 
 impl ClientFiles {
-    pub(crate) fn new(session: Arc<ClientSession>, store: Store) -> Self {
+    pub(crate) fn new(session: Arc<ClientSession>, sessions: Arc<Sessions>, store: Store) -> Self {
         Self {
             session,
+            sessions,
             store,
             fetched: Mutex::default(),
             given: Mutex::default(),
@@ -88,9 +97,15 @@ impl ClientFiles {
         self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), session);
     }
 
-    fn session_of(&self, name: &str) -> Arc<ClientSession> {
+    /// Whose directory it is: a source may name a session, and where that is gone the build's own is asked, as BuildKit does.
+    async fn session_of(&self, request: &ContextRequest<'_>) -> Arc<ClientSession> {
+        if let Some(id) = request.session.filter(|id| *id != self.session.id()) {
+            if let Ok(session) = self.sessions.of(self.session.owner(), id).await {
+                return session;
+            }
+        }
         let elsewhere = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(elsewhere.get(name).unwrap_or(&self.session))
+        Arc::clone(elsewhere.get(request.name).unwrap_or(&self.session))
     }
 
     /// Fetches what the request picks of a directory.
@@ -103,10 +118,13 @@ impl ClientFiles {
         }
         let wanted = Wanted {
             name: request.name.to_owned(),
+            session: request.session.map(str::to_owned),
             hint: request.shared_key_hint.to_owned(),
             include: request.include.to_vec(),
             exclude: request.exclude.to_vec(),
             follow: request.follow.to_vec(),
+            differ: request.differ,
+            metadata_but: request.metadata_but.map(<[String]>::to_vec),
         };
         let slot = {
             let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
@@ -121,15 +139,24 @@ impl ClientFiles {
 
     async fn fetch_now(&self, request: &ContextRequest<'_>) -> Result<FetchedDirectory, ContextFetchError> {
         let words = |error: &dyn std::fmt::Display| ContextFetchError(error.to_string());
-        let session = self.session_of(request.name);
+        let session = self.session_of(request).await;
         let channel = session.channel(METHOD).map_err(|_| {
             // What BuildKit says where the client serves no directories at all.
             ContextFetchError("no local sources enabled".to_owned())
         })?;
         // One client's builds of one context meet here; another client's never do.
         // Nor does another tenant's, which may give itself any key: files of equal size and time are not sent again.
-        let key =
-            format!("client-directory:{}:{}:{}", request.name, request.shared_key_hint, session.shared_key());
+        let manner = Manner {
+            is_all: request.differ == Differ::None,
+            metadata_but: request
+                .metadata_but
+                .map(PatternMatcher::new)
+                .transpose()
+                .map_err(|error| words(&error))?,
+        };
+        let part = if manner.metadata_but.is_some() { ":metadata" } else { "" };
+        let (name, hint) = (request.name, request.shared_key_hint);
+        let key = format!("{CLIENT_DIRECTORY}{name}:{hint}:{}{part}", session.shared_key());
         let key = self.session.owner().namespace.key(&key);
         let store = self.store.clone();
         let directory = tokio::task::spawn_blocking(move || {
@@ -143,7 +170,7 @@ impl ClientFiles {
         let mut client = FileSyncClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
         let incoming =
             client.diff_copy(call).await.map_err(|status| ContextFetchError(status.message().to_owned()))?;
-        let transfer = transfer(directory, incoming.into_inner(), to_client, request.progress);
+        let transfer = transfer((directory, manner), incoming.into_inner(), to_client, request.progress);
         tokio::select! {
             done = transfer => done,
             () = request.cancel.cancelled() => Err(ContextFetchError("context canceled".to_owned())),
@@ -168,7 +195,7 @@ impl ContextProvider for ClientFiles {
 
 /// Runs the receiver on a thread of its own. It ends when the packets do: when the call is dropped, too.
 async fn transfer(
-    directory: MutableDir,
+    (directory, manner): (MutableDir, Manner),
     incoming: Streaming<Packet>,
     to_client: mpsc::Sender<Packet>,
     progress: &(dyn Fn(u64) + Send + Sync),
@@ -176,7 +203,7 @@ async fn transfer(
     let (forward, mut packets) = mpsc::channel(PACKETS);
     let (count, mut counted) = watch::channel(0);
     let working = tokio::task::spawn_blocking(move || {
-        let outcome = receive::receive(directory.path(), &mut packets, &to_client, &|bytes| {
+        let outcome = receive::receive(directory.path(), manner, &mut packets, &to_client, &|bytes| {
             count.send_replace(bytes);
         });
         // Until the echo of the end: a client that is cut off before it takes it for an error.

@@ -11,7 +11,7 @@ use bollard_buildkit_proto::moby::filesync::v1::file_send_client::FileSendClient
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
 use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use super::files::packets;
 use super::{ClientSession, MAX_MESSAGE, SessionError};
@@ -33,6 +33,9 @@ pub(crate) enum OutputError {
     /// The client refused or went away.
     #[error("{0}")]
     Client(String),
+    /// The client wants no file: it has it, or only wanted to hear of it.
+    #[error("the client has the file already")]
+    Unwanted,
     /// The files could not be sent.
     #[error(transparent)]
     Send(#[from] SendError),
@@ -74,6 +77,7 @@ impl Delivery {
     pub(crate) async fn finish(self) -> Result<(), OutputError> {
         match self.done.await {
             Ok(Ok(())) => Ok(()),
+            Ok(Err(status)) if status.code() == Code::AlreadyExists => Err(OutputError::Unwanted),
             Ok(Err(status)) => Err(OutputError::Client(status.message().to_owned())),
             Err(error) => Err(OutputError::Client(error.to_string())),
         }

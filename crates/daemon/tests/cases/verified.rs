@@ -1,7 +1,8 @@
 //! A client that decides, source by source, what its build is made from.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use bollard_buildkit_proto::moby::buildkit::v1::SolveRequest;
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::{Result as Results, SolveRequest as Inside};
@@ -17,6 +18,8 @@ use super::client::policy::{Question, Word};
 use super::client::{Files, TestDaemon, content};
 use super::policy::rule;
 
+/// How long a client waits for the question that should come.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// A client asked more often than this is asked for ever.
 const OFTEN: usize = 30;
 
@@ -164,4 +167,23 @@ async fn what_takes_a_sources_place_is_held_against_the_rules_of_the_call() {
          denied by policy"
     );
     daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_client_is_asked_about_several_sources_at_a_time() {
+    let sources = [server("a").await, server("b").await];
+    let asked = Arc::new((Mutex::new(0), Condvar::new()));
+    // Says nothing about the one before it was asked about the other.
+    let word = move |_: &Question| {
+        let (count, more) = &*asked;
+        let mut count = count.lock().expect("not poisoned");
+        *count += 1;
+        more.notify_all();
+        let (_count, waited) =
+            more.wait_timeout_while(count, PATIENCE, |count| *count < 2).expect("not poisoned");
+        if waited.timed_out() { Word::deny() } else { Word::allow() }
+    };
+    let host = Platform::host();
+    let built = built(&[(&sources[0], &host), (&sources[1], &host)], word).await;
+    assert_eq!(built.as_deref(), Ok("b"));
 }

@@ -34,6 +34,8 @@ enum Manner {
     Unasked,
     /// Never says anything once it was asked.
     Silent,
+    /// Has what it would be sent.
+    HasIt,
 }
 
 /// A client's files.
@@ -84,6 +86,10 @@ impl Files {
 
     pub(crate) fn unasked(self) -> Self {
         Self { manner: Manner::Unasked, ..self }
+    }
+
+    pub(crate) fn with_the_result(self) -> Self {
+        Self { manner: Manner::HasIt, ..self }
     }
 
     pub(crate) fn silent(self) -> Self {
@@ -212,6 +218,9 @@ impl FileSend for Files {
         &self,
         request: Request<Streaming<BytesMessage>>,
     ) -> Result<Response<Self::DiffCopyStream>, Status> {
+        if self.manner == Manner::HasIt {
+            return Err(Status::already_exists("target already exists"));
+        }
         let mut messages = request.into_inner();
         while let Some(message) = messages.message().await? {
             self.received.lock().expect("not poisoned").extend(message.data);

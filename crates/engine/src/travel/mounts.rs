@@ -13,6 +13,7 @@ use stave_remotecache::mounts::{MountArchive, MountEntry, MountError, MountImpor
 use stave_remotecache::place::Place;
 use stave_remotecache::spec::{ExportSpec, ImportSpec, MountLimits};
 use stave_store::{MutableDir, Sharing, Store, StoreError, UsageId, UsageKind};
+use stave_worker::is_cache_mount_id;
 
 use super::{Caches, import};
 use crate::Engine;
@@ -149,7 +150,7 @@ impl Departing {
 fn ids(op: &Op) -> Vec<String> {
     let Op::Exec(op) = op else { return Vec::new() };
     let id = |mount: &Mount| match mount {
-        Mount::Cache { id, input: None, .. } => Some(id.clone()),
+        Mount::Cache { id, input: None, .. } if is_cache_mount_id(id) => Some(id.clone()),
         _ => None,
     };
     let ids: BTreeSet<String> = op.mounts.iter().filter_map(id).collect();
@@ -281,7 +282,8 @@ impl Engine {
     ) -> Result<Vec<String>, MountCopyError> {
         let place = import::place(self, &from.source, None).await.map_err(MountError::from)?;
         let archive = MountArchive::read(&place).await?;
-        let known: BTreeSet<String> = archive.mounts().map(|(id, _)| id.to_owned()).collect();
+        let known = archive.mounts().map(|(id, _)| id.to_owned()).filter(|id| is_cache_mount_id(id));
+        let known: BTreeSet<String> = known.collect();
         if known.is_empty() {
             return Err(MountCopyError::None(from.source.to_string()));
         }

@@ -218,3 +218,30 @@ fn a_restart_keeps_layers_that_can_be_shown_to_be_whole() {
     drop(store);
     assert!(test.after_reboot("a third boot").exists(&whole).expect("an answer"));
 }
+
+#[test]
+fn a_layer_that_is_in_a_snapshot_twice_is_stacked_once() {
+    let test = TestStore::new();
+    let [a, b] = ["a", "b"].map(|name| test.layer(&Snapshot::scratch(), name, "1").layers()[0]);
+    let paths =
+        |layers: &[crate::LayerId]| test.store.layer_paths(&Snapshot::new(layers.to_vec())).expect("paths");
+    assert_eq!(paths(&[a, b, a]), paths(&[b, a]));
+    assert_eq!(paths(&[b, a, a]), paths(&[b, a]));
+}
+
+#[test]
+fn cache_mounts_are_removed_by_their_keys() {
+    let test = TestStore::new();
+    let used =
+        |key: &str| test.store.mutable_dir(key, Sharing::Private).and_then(crate::MutableDir::initialised);
+    let is_there = |key: &str| test.store.existing_mutable_dir(key).expect("an answer").is_some();
+    for key in ["go", "rust"] {
+        drop(used(key).expect("free"));
+    }
+    assert_eq!(test.store.remove_cache_mounts(|key| key == "go").expect("removes"), 1);
+    assert!(!is_there("go") && is_there("rust"));
+    let held = used("rust").expect("free");
+    assert_eq!(test.store.remove_cache_mounts(|_| true).expect("removes"), 0);
+    drop(held);
+    assert!(is_there("rust"));
+}

@@ -103,3 +103,13 @@ fn an_unentitled_step_is_refused() {
     let refused = check_supported(&op, &session(&[]));
     assert!(matches!(refused, Err(StepError::NotEntitled("security.insecure"))));
 }
+
+#[test]
+fn a_step_gets_no_directory_that_is_read_outside_of_it() {
+    let id = "git repository https://host/a".to_owned();
+    let (target, sharing) = ("/m".to_owned(), Sharing::Shared);
+    let mount = Mount::Cache { target, input: None, selector: String::new(), readonly: false, id, sharing };
+    let op = ExecOp { mounts: vec![mount], ..ExecOp::default() };
+    let refused = check_supported(&op, &session(&[])).expect_err("is refused");
+    assert_eq!(refused.to_string(), "cache mount id `git repository https://host/a` is reserved");
+}

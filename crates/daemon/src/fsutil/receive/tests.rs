@@ -31,6 +31,15 @@ fn stat_packet(stat: Option<Stat>) -> Packet {
 
 /// Receives from a sender that keeps to the protocol; returns the paths that were asked for.
 fn transfer(directory: &Path, tree: Tree, time: i64) -> (Result<Received, ReceiveError>, Vec<String>) {
+    transfer_as(directory, Manner::default(), tree, time)
+}
+
+fn transfer_as(
+    directory: &Path,
+    manner: Manner,
+    tree: Tree,
+    time: i64,
+) -> (Result<Received, ReceiveError>, Vec<String>) {
     let (to_receiver, mut packets) = mpsc::channel(PACKETS);
     let (requests, mut from_receiver) = mpsc::channel::<Packet>(PACKETS);
     let sender = std::thread::spawn(move || {
@@ -54,7 +63,7 @@ fn transfer(directory: &Path, tree: Tree, time: i64) -> (Result<Received, Receiv
         }
         asked
     });
-    let outcome = receive(directory, &mut packets, &requests, &|_| {});
+    let outcome = receive(directory, manner, &mut packets, &requests, &|_| {});
     drop((packets, requests));
     (outcome, sender.join().expect("the sender ends"))
 }
@@ -93,6 +102,74 @@ fn only_what_differs_travels() {
         .collect();
     assert_eq!(left, [("a".into(), false), ("b".into(), true)].into());
     assert_eq!(std::fs::read_to_string(folder.path().join("b/x")).expect("reads"), "y");
+}
+
+#[test]
+fn all_travels_where_times_do_not_count() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let all = || Manner { is_all: true, ..Manner::default() };
+    let before: Tree =
+        &[("a", DIR | 0o755, "", ""), ("a/f", 0o644, "", "foo"), ("l", SYMLINK | 0o777, "a", "")];
+    let after: Tree =
+        &[("a", DIR | 0o755, "", ""), ("a/f", 0o644, "", "bar"), ("l", SYMLINK | 0o777, "a", "")];
+    transfer(folder.path(), before, 7).0.expect("received");
+    // Nothing tells these two apart but what is in them.
+    let (_, asked) = transfer(folder.path(), after, 7);
+    assert!(asked.is_empty(), "{asked:?}");
+    let (_, asked) = transfer_as(folder.path(), all(), after, 7);
+    assert_eq!(asked, ["a/f"]);
+    assert_eq!(std::fs::read_to_string(folder.path().join("a/f")).expect("reads"), "bar");
+}
+
+/// What a directory's file tells, in order.
+fn told(folder: &Path) -> Vec<String> {
+    use prost::Message as _;
+    let text = std::fs::read(folder.join(metadata::FILE)).expect("is there");
+    let (mut rest, mut paths) = (text.as_slice(), Vec::new());
+    while let Some((length, behind)) = rest.split_first_chunk::<4>() {
+        let (stat, behind) = behind.split_at(u32::from_le_bytes(*length) as usize);
+        paths.push(Stat::decode(stat).expect("decodes").path);
+        rest = behind;
+    }
+    paths
+}
+
+#[test]
+fn of_what_no_pattern_selects_only_metadata_comes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let metadata = || {
+        let but = PatternMatcher::new(["dir/**/*1", "foo", "link"]).expect("patterns");
+        Manner { metadata_but: Some(but), ..Manner::default() }
+    };
+    let tree: Tree = &[
+        (".fsutil-metadata", 0o600, "", "the sender's own"),
+        ("data", 0o600, "", "contents"),
+        ("dir", DIR | 0o700, "", ""),
+        ("dir/file1", 0o600, "", "file1"),
+        ("dir/file2", 0o600, "", "file2"),
+        ("dir/sub", DIR | 0o700, "", ""),
+        ("dir/sub/bar1", 0o600, "", "bar1"),
+        ("dir/sub2", DIR | 0o700, "", ""),
+        ("dir/sub2/bar3", 0o600, "", "bar3"),
+        ("foo", 0o602, "", "foo"),
+        ("link", 0o600, "data", "contents"),
+    ];
+    let (outcome, asked) = transfer_as(folder.path(), metadata(), tree, 7);
+    assert_eq!((outcome.expect("received").entries, asked.len()), (11, 4));
+    assert_eq!(asked, ["dir/file1", "dir/sub/bar1", "foo", "link"]);
+    let all: Vec<_> = tree.iter().skip(1).map(|entry| entry.0).collect();
+    assert_eq!(told(folder.path()), all);
+    assert_eq!(std::fs::read_to_string(folder.path().join("dir/sub/bar1")).expect("reads"), "bar1");
+    for absent in ["data", "dir/file2", "dir/sub2"] {
+        assert!(!folder.path().join(absent).exists(), "{absent}");
+    }
+
+    // What is no longer selected, or there, goes.
+    let fewer: Tree = &[("dir", DIR | 0o700, "", ""), ("dir/file1", 0o600, "", "file1")];
+    let (_, asked) = transfer_as(folder.path(), metadata(), fewer, 7);
+    assert!(asked.is_empty(), "{asked:?}");
+    assert_eq!(told(folder.path()), ["dir", "dir/file1"]);
+    assert!(!folder.path().join("foo").exists() && !folder.path().join("dir/sub").exists());
 }
 
 #[track_caller]
@@ -149,7 +226,7 @@ fn check_packets(sent: Vec<Packet>, expected: &str) {
         to_receiver.try_send(packet).expect("there is room");
     }
     drop(to_receiver);
-    let outcome = receive(folder.path(), &mut packets, &requests, &|_| {});
+    let outcome = receive(folder.path(), Manner::default(), &mut packets, &requests, &|_| {});
     assert_eq!(outcome.expect_err("is refused").to_string(), expected);
 }
 

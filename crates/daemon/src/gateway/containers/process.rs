@@ -127,7 +127,6 @@ impl Started {
             sender
         });
         let work = async move {
-            let _permit = permit;
             let readers = outputs.into_iter().map(|(fd, pipe)| forward(pipe, fd, &voice));
             let reading = futures::future::join_all(readers);
             let waiting = wait(running, waiting, &open, &stop);
@@ -136,6 +135,9 @@ impl Started {
                 open.over.cancel();
             }
             stop.cancel();
+            open.note(&exit);
+            // Whether its client reads that or not, it has ended.
+            drop(permit);
             for input in [Input::Exit(exit), Input::Done(DoneMessage {})] {
                 // A client that is gone need not hear it.
                 voice.say(input).await.ok();

@@ -12,6 +12,7 @@ use super::cli::{Git, Place, RunError};
 use super::error::GitError;
 use super::remote::Remote;
 use super::{GitPin, is_commit};
+use crate::namespace::REPOSITORY;
 use crate::root::At as _;
 use crate::session::Session;
 use crate::source::SourceError;
@@ -54,7 +55,7 @@ impl Repository {
         let cancel = &cx.cancel;
         let is_sha256 = pin.object.len() == 64;
         let format = if is_sha256 { " (sha256)" } else { "" };
-        let key = format!("git repository {}{format}", remote.shown());
+        let key = format!("{REPOSITORY}{}{format}", remote.shown());
         let key = cx.session.namespace.key(&key);
         let directory = loop {
             let (shared, key) = (Arc::clone(shared), key.clone());
@@ -142,7 +143,14 @@ impl Repository {
         let alone = git.run_in(self.place(), &["fetch", "--depth=1", "--no-tags", "--", address, hash]).await;
         match alone {
             Ok(_) => return Ok(()),
-            Err(error) if error.says(&NOT_ADVERTISED) || error.says(&NO_SHALLOW) => {}
+            // A server of plain files gives everything that it has, named by a reference or not.
+            Err(error) if error.says(&NO_SHALLOW) => {
+                let whole = ["fetch", "--no-tags", "--", address, hash];
+                if git.run_in(self.place(), &whole).await.is_ok() {
+                    return Ok(());
+                }
+            }
+            Err(error) if error.says(&NOT_ADVERTISED) => {}
             Err(error) => return Err(error),
         }
         let unshallow: &[&str] = if self.path().join("shallow").exists() { &["--unshallow"] } else { &[] };

@@ -11,6 +11,7 @@ use stave_solver::JobContext;
 use stave_store::{MutableDir, Sharing, Snapshot};
 
 use super::HttpPin;
+use crate::namespace::DOWNLOAD;
 use crate::root::At as _;
 use crate::session::Session;
 use crate::source::SourceError;
@@ -81,7 +82,7 @@ impl Kept {
         cx: &JobContext<Session>,
     ) -> Result<Self, SourceError> {
         let cancel = &cx.cancel;
-        let key = cx.session.namespace.key(&format!("download {shown} {identity}"));
+        let key = cx.session.namespace.key(&format!("{DOWNLOAD}{shown} {identity}"));
         let directory = loop {
             let (shared, key) = (Arc::clone(shared), key.clone());
             match blocking(move || shared.store.try_mutable_dir(&key, Sharing::Locked)).await? {
