@@ -151,6 +151,30 @@ impl Client {
         Ok(BlobPush::Uploaded)
     }
 
+    /// Makes sure that a repository holds a small blob that it most likely does not hold yet. One request asks and opens
+    /// the upload: a mount of the blob from the repository itself. A registry that knows no mounts gets the blob again.
+    ///
+    /// # Errors
+    /// [`RegistryError`]; [`crate::ErrorKind::Source`] if `source` fails.
+    pub async fn offer_blob(
+        &self,
+        name: &Reference,
+        blob: &Descriptor,
+        content: BlobContent,
+    ) -> Result<BlobPush, RegistryError> {
+        let session = Session::open(self, name, None).await?;
+        let mounting = session.mount(&blob.digest, name.repository()).await;
+        let opened = match mounting.map_err(|kind| session.error(kind))? {
+            Mounting::Done => return Ok(BlobPush::Existed),
+            Mounting::Uploading(location) => Some(upload::Session { location, received: 0 }),
+            Mounting::Refused => None,
+        };
+        let upload = Upload { blob: blob.clone(), content };
+        let sent = upload.run(&session.exchange, name.repository(), opened).await;
+        sent.map_err(|kind| session.error(kind))?;
+        Ok(BlobPush::Uploaded)
+    }
+
     /// Uploads a blob that the repository was found not to hold: it is not asked again.
     ///
     /// # Errors

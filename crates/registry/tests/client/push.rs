@@ -263,6 +263,24 @@ async fn a_registry_that_takes_nothing_is_an_error() {
 }
 
 #[tokio::test]
+async fn a_small_blob_is_offered_in_the_request_that_opens_its_upload() {
+    let registry = TestRegistry::start();
+    let name = registry.reference("app:1");
+    let (blob, bytes) = blob(1000);
+    let offer = async || client().offer_blob(&name, &blob, BlobContent::new(bytes.clone())).await;
+    let counts = || ["HEAD", "POST", "PUT"].map(|method| registry.count(method, "/v2/app/"));
+    assert_eq!(offer().await.expect("it is taken"), BlobPush::Uploaded);
+    assert_eq!(registry.blob("app", &blob.digest).as_deref(), Some(&bytes[..]));
+    assert_eq!(counts(), [0, 1, 1]);
+    assert_eq!(offer().await.expect("it is there"), BlobPush::Existed);
+    assert_eq!(counts(), [0, 2, 1]);
+    // One that knows no mounts from the repository itself gets it again.
+    registry.script("POST", "/v2/app/", Misbehaviour::Status(400, None, String::new()));
+    assert_eq!(offer().await.expect("it is taken"), BlobPush::Uploaded);
+    assert_eq!(counts(), [0, 4, 2]);
+}
+
+#[tokio::test]
 async fn blobs_are_mounted_where_the_registry_can() {
     let registry = TestRegistry::start();
     let name = registry.reference("app:1");
