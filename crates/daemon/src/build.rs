@@ -261,11 +261,26 @@ impl Build {
         Ok(target)
     }
 
-    /// The op of a vertex of some result, as its client sent it.
-    pub(crate) fn op(&self, vertex: &Digest) -> Option<pb::Op> {
+    /// The op of a vertex of some result, as its client sent it, and the result.
+    pub(crate) fn op(&self, vertex: &Digest) -> Option<(Arc<Target>, pb::Op)> {
         let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
         let with = targets.values().find(|target| target.definition.vertex(vertex).is_some())?;
-        prost::Message::decode(with.definition.vertex_bytes(vertex)?).ok()
+        let op = prost::Message::decode(with.definition.vertex_bytes(vertex)?).ok()?;
+        Some((Arc::clone(with), op))
+    }
+
+    /// The files of a part of a result, made without telling the client of it.
+    pub(crate) async fn solve_quietly(
+        &self,
+        target: &Target,
+        part: &Definition,
+    ) -> Result<Snapshot, Failure> {
+        let session = Box::pin(self.session_over(part, target.resolved.clone(), None)).await?;
+        let observer = Observer::new(|_| {});
+        let parts = self.engine.parts(self.registry.clone(), observer, self.cancel.clone());
+        let parts = parts.within(self.gate.owner().namespace.clone()).under(self.policy.clone());
+        let solved = Box::pin(parts.solve(part, session)).await;
+        solved.map(|(snapshot, _)| snapshot).map_err(|error| Failure::of_definition(error, part))
     }
 
     fn insert(&self, target: &Arc<Target>) -> Result<(), Failure> {

@@ -19,7 +19,7 @@ use crate::build::Build;
 use crate::failure::Failure;
 use crate::outcome::{Outcome, own_options};
 use crate::session::content::{ClientStore, ContentError};
-use crate::session::output::{OutputError, files_to, stream_to};
+use crate::session::output::{Announced, OutputError, files_to, stream_to};
 use crate::statements;
 
 /// Most exporters of one build.
@@ -198,9 +198,14 @@ async fn export(
             Ok(exported)
         }
         target if target.writes_stdout() => {
-            let (writer, delivery) = stream_to(&build.session, id, &[])?;
-            let exported = parts.export(images, target, writer).await;
-            let delivered = delivery.finish().await;
+            let (exported, delivered) = match target {
+                ExportTarget::Oci(_) | ExportTarget::Docker(_) => archived(build, images, id, target).await,
+                _ => {
+                    let (writer, delivery) = stream_to(&build.session, id, &[])?;
+                    let exported = parts.export(images, target, writer).await;
+                    (exported, delivery.finish().await)
+                }
+            };
             // What the client said is the cause of a write that failed.
             match (exported, delivered) {
                 (Ok(exported), Ok(()) | Err(OutputError::Unwanted)) => Ok(exported),
@@ -214,6 +219,27 @@ async fn export(
         }
         target => parts.export(images, target, std::io::sink()).await.map_err(failed),
     }
+}
+
+/// Sends an archive of images, of which the client is told first what it is.
+async fn archived(
+    build: &Build,
+    images: &[Image],
+    id: usize,
+    target: &ExportTarget,
+) -> (Result<Exported, BuildError>, Result<(), OutputError>) {
+    let stream = Announced::default();
+    let announce = {
+        let (session, stream) = (Arc::clone(&build.session), stream.clone());
+        move |exported: &Exported| {
+            let mut about = HashMap::new();
+            tell(&mut about, exported);
+            let about: Vec<_> = about.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
+            stream.open(&session, id, &about);
+        }
+    };
+    let exported = build.parts(None).export_announced(images, target, stream.clone(), announce).await;
+    (exported, stream.finish().await)
 }
 
 /// The same target as a layout in a directory of ours.

@@ -194,5 +194,11 @@ fn wire_platform(platform: &Platform) -> serde_json::Value {
     if let Some(variant) = &platform.variant {
         value["variant"] = json!(variant);
     }
+    if let Some(version) = &platform.os_version {
+        value["os.version"] = json!(version);
+    }
+    if !platform.os_features.is_empty() {
+        value["os.features"] = json!(platform.os_features);
+    }
     value
 }

@@ -116,7 +116,10 @@ impl Gateway {
             () = build.cancel.cancelled() => Err(Failure::Cancelled),
         };
         let outcome = build.settle(outcome).await;
-        let outcome = outcome.map_err(|failure| failed::with_leftovers(&build, failure))?;
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(failure) => return Err(failed::with_leftovers(&build, failure).await),
+        };
         Ok(answer(outcome, request.allow_result_return, request.allow_result_array_ref))
     }
 
@@ -346,8 +349,10 @@ impl LlbBridge for Gateway {
             let (build, target) = self.target(request.metadata(), &request.get_ref().r#ref).await?;
             let solved = build.solve(&target).await;
             let solved = build.settle(solved).await;
-            solved.map_err(|failure| failed::with_leftovers(&build, failure))?;
-            Ok(EvaluateResponse {})
+            match solved {
+                Ok(_) => Ok(EvaluateResponse {}),
+                Err(failure) => Err(failed::with_leftovers(&build, failure).await),
+            }
         };
         reply(evaluated.await)
     }

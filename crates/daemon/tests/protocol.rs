@@ -16,6 +16,8 @@ mod policy;
 mod results;
 #[path = "cases/tenants.rs"]
 mod tenants;
+#[path = "cases/unmade.rs"]
+mod unmade;
 #[path = "cases/verified.rs"]
 mod verified;
 #[path = "cases/watched.rs"]

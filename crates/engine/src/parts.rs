@@ -168,9 +168,23 @@ impl Parts<'_> {
         target: &'a ExportTarget,
         output: impl Write + Send + 'static,
     ) -> BoxFuture<'a, Result<Exported, BuildError>> {
+        self.export_announced(images, target, output, |_| {})
+    }
+
+    /// The same, for somebody who wants to know what an archive will be before its first byte.
+    ///
+    /// # Errors
+    /// As [`Self::export`].
+    pub fn export_announced<'a>(
+        &'a self,
+        images: &'a [Image],
+        target: &'a ExportTarget,
+        output: impl Write + Send + 'static,
+        announce: impl Fn(&Exported) + Send + Sync + 'static,
+    ) -> BoxFuture<'a, Result<Exported, BuildError>> {
         let step = self.steps.start(title(target));
         let exporter = self.engine.exporter_for(self.registry.clone()).with_stdout(output);
-        let exporter = exporter.with_events(self.steps.export_events(&step));
+        let exporter = exporter.with_events(self.steps.export_events(&step)).announcing(announce);
         Box::pin(async move {
             let exported = tokio::select! {
                 exported = exporter.export(images, target) => exported,

@@ -32,6 +32,9 @@ use crate::spec::{
 /// A stream for results that go to standard output.
 pub(crate) type OutputStream = Arc<Mutex<Box<dyn Write + Send>>>;
 
+/// Hears what an archive will be, before its first byte is written.
+type Announcement = Arc<dyn Fn(&Exported) + Send + Sync>;
+
 /// Exports images, saves and loads archives. Cheap to clone.
 #[derive(Clone)]
 pub struct Exporter {
@@ -39,6 +42,7 @@ pub struct Exporter {
     pub(crate) client: Client,
     pub(crate) events: ExportEvents,
     stdout: Option<OutputStream>,
+    announce: Option<Announcement>,
     unfetched: Unfetched,
 }
 
@@ -79,7 +83,7 @@ impl Exporter {
     /// standard output are refused, until [`Self::with_events`] and [`Self::with_stdout`].
     pub fn new(store: Store, client: Client) -> Self {
         let events = ExportEvents::ignored();
-        Self { store, client, events, stdout: None, unfetched: Unfetched::default() }
+        Self { store, client, events, stdout: None, announce: None, unfetched: Unfetched::default() }
     }
 
     /// The same, with events going to `events`.
@@ -92,6 +96,12 @@ impl Exporter {
     #[must_use]
     pub fn with_stdout(self, stream: impl Write + Send + 'static) -> Self {
         Self { stdout: Some(Arc::new(Mutex::new(Box::new(stream)))), ..self }
+    }
+
+    /// The same, with `announce` told of an archive what it will be, its size excepted, before it is written.
+    #[must_use]
+    pub fn announcing(self, announce: impl Fn(&Exported) + Send + Sync + 'static) -> Self {
+        Self { announce: Some(Arc::new(announce)), ..self }
     }
 
     /// Exports the platforms of one image to `target`: several, or one with attestations, get an index.
@@ -270,6 +280,9 @@ impl Exporter {
             names: target.names.clone(),
             ..Exported::nothing()
         };
+        if let Some(announce) = &self.announce {
+            announce(&exported);
+        }
         exported.size = self
             .blocking(move |context| {
                 context.events.step(ExportStep::Archive, || {

@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bollard_buildkit_proto::moby::filesync::packet::file_send_client::FileSendClient as PacketClient;
 use bollard_buildkit_proto::moby::filesync::v1::BytesMessage;
@@ -70,6 +70,49 @@ pub(crate) fn stream_to(
         Ok(())
     });
     Ok((ClientWriter { buffer: Vec::new(), messages }, Delivery { done }))
+}
+
+/// A stream that is opened once it is known what the client is to be told of it.
+#[derive(Clone, Default)]
+pub(crate) struct Announced(Arc<Mutex<Option<Opened>>>);
+
+/// A stream, or why there is none.
+type Opened = Result<(ClientWriter, Delivery), SessionError>;
+
+impl Announced {
+    /// Opens the stream. Where there is none, the first write fails.
+    pub(crate) fn open(&self, session: &ClientSession, id: usize, about: &[(&str, String)]) {
+        *self.lock() = Some(stream_to(session, id, about));
+    }
+
+    /// Ends the stream and waits until the client has it all.
+    pub(crate) async fn finish(self) -> Result<(), OutputError> {
+        let opened = self.lock().take();
+        let Some((writer, delivery)) = opened.transpose()? else { return Ok(()) };
+        drop(writer);
+        delivery.finish().await
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Opened>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut ClientWriter) -> io::Result<T>) -> io::Result<T> {
+        match self.lock().as_mut() {
+            Some(Ok((writer, _))) => act(writer),
+            _ => Err(io::Error::new(io::ErrorKind::NotConnected, "the client takes no files")),
+        }
+    }
+}
+
+impl Write for Announced {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.with(|writer| writer.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.with(Write::flush)
+    }
 }
 
 impl Delivery {

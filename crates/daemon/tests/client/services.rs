@@ -219,6 +219,9 @@ impl FileSend for Files {
         request: Request<Streaming<BytesMessage>>,
     ) -> Result<Response<Self::DiffCopyStream>, Status> {
         if self.manner == Manner::HasIt {
+            let name = request.metadata().get("exporter-md-containerimage.digest");
+            let name = name.map(|name| name.as_bytes().to_vec());
+            self.received.lock().expect("not poisoned").extend(name.unwrap_or_default());
             return Err(Status::already_exists("target already exists"));
         }
         let mut messages = request.into_inner();
