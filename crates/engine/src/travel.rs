@@ -3,6 +3,7 @@
 //! Owns their part of a build: read before it, fed while it runs, written after it. Must not know formats (that is
 //! `stave_remotecache`) or how steps run. Start with [`Engine::travel`] and [`Journey`].
 
+mod ahead;
 mod bases;
 mod export;
 mod import;
@@ -26,6 +27,7 @@ use crate::Engine;
 use crate::event::Steps;
 use crate::resolve::{Resolved, Resolver};
 
+use ahead::Ahead;
 use bases::Bases;
 pub use export::CacheExportError;
 use export::Outgoing;
@@ -175,7 +177,8 @@ impl Engine {
             let read = import::read(self, caches, steps).await;
             Some(Imports::new(self.store.clone(), read, &definition, &sources, warning(steps)))
         };
-        let listener = (!outgoing.is_empty()).then(|| export::listener(&outgoing, &definition));
+        let ahead = || Some(Ahead::of(&self.worker, &definition));
+        let listener = (!outgoing.is_empty()).then(|| export::listener(&outgoing, &definition, ahead()));
         let mounts = mounts::imports(self, caches, warning(steps)).await;
         let travel = Arc::new(Travel::new(imports, mounts, listener));
         let namespace = caches.owner.as_ref().map(|owner| owner.namespace.clone()).unwrap_or_default();
@@ -277,8 +280,16 @@ mod tests {
     use super::*;
 
     fn keys(name: &str, images: impl FnOnce(&Digest) -> ImageLayers) -> Option<Vec<String>> {
+        keys_with(name, BTreeMap::new(), images)
+    }
+
+    fn keys_with(
+        name: &str,
+        attrs: BTreeMap<String, String>,
+        images: impl FnOnce(&Digest) -> ImageLayers,
+    ) -> Option<Vec<String>> {
         let mut graph = GraphBuilder::default();
-        let op = SourceOp::new(format!("docker-image://docker.io/library/{name}"), BTreeMap::new());
+        let op = SourceOp::new(format!("docker-image://docker.io/library/{name}"), attrs);
         let output = graph.source(op, &Platform::new("linux", "amd64", None), About::named("image"));
         let definition = graph.finish(Some(output));
         let vertex = &definition.vertices()[0].digest;
@@ -299,5 +310,13 @@ mod tests {
         };
         assert_eq!(keys("busybox:latest", found), by_digest);
         assert_eq!(keys("busybox:latest", |_| known), None);
+    }
+
+    #[test]
+    fn some_layers_of_an_image_are_not_found_as_the_whole_one() {
+        let name = format!("busybox@{}", Digest::sha256(b"manifest"));
+        let attrs = |name: &str| BTreeMap::from([(name.to_owned(), "1".to_owned())]);
+        assert_eq!(keys_with(&name, attrs("image.layerlimit"), |_| ImageLayers::default()), None);
+        assert!(keys_with(&name, attrs("image.other"), |_| ImageLayers::default()).is_some());
     }
 }

@@ -217,6 +217,20 @@ impl Place {
         }
     }
 
+    /// Makes sure that the place has a small blob which it most likely lacks, with as few questions as it takes.
+    ///
+    /// # Errors
+    /// [`PlaceError`].
+    pub async fn offer_blob(&self, descriptor: &Descriptor, content: Content) -> Result<(), PlaceError> {
+        match self {
+            Self::Registry { client, reference } => {
+                Ok(client.offer_blob(reference, descriptor, content.into()).await.map(drop)?)
+            }
+            _ if self.has_blob(&descriptor.digest).await? => Ok(()),
+            _ => self.send_blob(descriptor, content).await,
+        }
+    }
+
     /// Writes the document the cache is found by; from then on it is the new one.
     ///
     /// # Errors

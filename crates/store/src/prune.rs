@@ -1,6 +1,6 @@
 //! Garbage collection, safe beside running builds. Start with [`Store::prune`].
 //!
-//! Two transactions: the first picks what no image, no live lease and no lock needs and marks it, so
+//! Two transactions, over and over: the first picks what no image, no live lease and no lock needs and marks it, so
 //! that from its commit on nobody finds it; the second, under the write lock again, renames what is
 //! still marked into the session's directory and deletes the rows. The slow removal comes last and
 //! blocks nobody. Killed in between, marked rows and moved files fall to the next sweep.
@@ -20,6 +20,9 @@ use crate::reconcile::{self, move_aside};
 use crate::reserve::give_up;
 use crate::usage::rows;
 use crate::{KeepLimits, LayerId, Store, StoreError, UsageFilter, UsageId, UsageKind, UsageRecord};
+
+/// Records that are marked in one transaction.
+const AT_ONCE: usize = 1000;
 
 /// Which images go before their layers are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,28 +109,53 @@ impl PruneRequest {
 impl Store {
     /// Removes what the request says and nothing needs.
     pub fn prune(&self, request: &PruneRequest) -> Result<Pruned, StoreError> {
+        self.prune_by(AT_ONCE, request)
+    }
+
+    /// The same, with so many records in one transaction: others need not wait for all of it, and on a full disk the
+    /// first ones make the room that is needed to tell of the next.
+    pub(crate) fn prune_by(&self, at_once: usize, request: &PruneRequest) -> Result<Pruned, StoreError> {
         let inner = &self.inner;
         let _reserve = give_up(&inner.root)?;
         // First, so that leases of dead processes protect nothing.
         reconcile::sweep(&inner.root, &inner.database, &inner.session)?;
         self.measure_layers()?;
-        let mounts = self.cache_mount_usage()?;
-        let (_, free) = self.file_system_bytes()?;
-        let internal = self.internal_bytes();
-        let mut pruned = Pruned::default();
-        let chosen = inner.database.write(|tx| {
-            pruned.images = remove_images(tx, request)?;
-            let mut records = rows(tx)?;
-            records.extend(mounts);
-            let used = internal + records.iter().map(|record| record.size).sum::<u64>();
-            let chosen = choose(records, request, used, request.limits.target(used, free));
-            mark(tx, &chosen)?;
-            Ok(chosen)
-        })?;
-        reach("prune-marked");
-        let rubbish = inner.database.write(|tx| self.move_marked(tx))?;
-        reach("prune-moved");
-        reconcile::remove_all(&rubbish)?;
+        let images = match request.images {
+            ImagePrune::Keep => Vec::new(),
+            _ => inner.database.write(|tx| remove_images(tx, request))?,
+        };
+        let mut pruned = Pruned { images, ..Pruned::default() };
+        let mut tried = BTreeSet::new();
+        loop {
+            let mounts = self.cache_mount_usage()?;
+            let (_, free) = self.file_system_bytes()?;
+            let internal = self.internal_bytes();
+            let chosen = inner.database.write(|tx| {
+                let mut records = rows(tx)?;
+                records.extend(mounts);
+                let used = internal + records.iter().map(|record| record.size).sum::<u64>();
+                let mut chosen = choose(records, request, used, request.limits.target(used, free));
+                // A cache mount that somebody began to use since stays, whatever it is worth.
+                chosen.retain(|record| !tried.contains(&record.id));
+                chosen.truncate(at_once);
+                mark(tx, &chosen)?;
+                Ok(chosen)
+            })?;
+            reach("prune-marked");
+            let rubbish = inner.database.write(|tx| self.move_marked(tx))?;
+            reach("prune-moved");
+            reconcile::remove_all(&rubbish)?;
+            let is_last = chosen.len() < at_once;
+            tried.extend(chosen.iter().map(|record| record.id.clone()));
+            self.told(chosen, &mut pruned)?;
+            if is_last {
+                return Ok(pruned);
+            }
+        }
+    }
+
+    /// Takes down what was removed, cache mounts as they go.
+    fn told(&self, chosen: Vec<UsageRecord>, pruned: &mut Pruned) -> Result<(), StoreError> {
         for record in chosen {
             match record.id {
                 UsageId::Layer(layer) => pruned.layers.push(layer),
@@ -140,7 +168,7 @@ impl Store {
             }
             pruned.freed += record.size;
         }
-        Ok(pruned)
+        Ok(())
     }
 
     /// Removes these layers, unless an image or a live lease needs them.

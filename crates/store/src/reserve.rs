@@ -8,7 +8,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, statvfs};
+use rustix::io::Errno;
 
 use crate::{Store, StoreError};
 
@@ -18,13 +19,15 @@ const BYTES: u64 = 1 << 20;
 const ROOMY: u64 = 8 << 20;
 /// The largest part of a cap that the reserve may be.
 const PART: u64 = 16;
+/// The smallest part of it that is of use.
+const LEAST: u64 = 64 << 10;
 /// With less than this free the reserve is given up.
 const SCARCE: u64 = 4 << 20;
 
-/// A reserve that somebody uses. Its drop takes it back as far as there is room by then.
+/// A reserve that somebody uses. The drop of the last one takes it back, as far as there is room by then.
 #[derive(Debug)]
 #[must_use = "it is taken back when this is dropped"]
-pub struct GivenUp(Option<PathBuf>);
+pub struct GivenUp(Option<(File, PathBuf)>);
 
 /// Gives up what the store at `root` keeps back, if the disk is full. Before the store is opened: that needs room, too.
 ///
@@ -35,8 +38,13 @@ pub fn give_up(root: &Path) -> Result<GivenUp, StoreError> {
     if free(root).is_none_or(|free| free >= SCARCE) {
         return Ok(GivenUp(None));
     }
-    match File::options().write(true).open(&path).and_then(|file| file.set_len(0)) {
-        Ok(()) => Ok(GivenUp(Some(path))),
+    let emptied = |file: File| {
+        // All who use it hold the lock together.
+        flock(&file, FlockOperation::LockShared)?;
+        file.set_len(0).map(|()| file)
+    };
+    match File::options().write(true).open(&path).and_then(emptied) {
+        Ok(file) => Ok(GivenUp(Some((file, path)))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             // One that never had a reserve has files of no value instead.
             fs::remove_dir_all(root.join("fingerprints")).ok();
@@ -48,8 +56,9 @@ pub fn give_up(root: &Path) -> Result<GivenUp, StoreError> {
 
 impl Drop for GivenUp {
     fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            keep(path);
+        let Some((file, path)) = &self.0 else { return };
+        if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            take_back(file, path);
         }
     }
 }
@@ -79,12 +88,21 @@ fn keep(path: &Path) {
     if path.parent().and_then(free).is_none_or(|free| free < ROOMY) {
         return;
     }
-    let made = File::options().write(true).create(true).truncate(false).open(path).and_then(|file| {
-        let allocated = fallocate(&file, FallocateFlags::empty(), 0, BYTES);
-        // Half a reserve would pass for none and be in the way.
-        allocated.map_err(|error| file.set_len(0).err().unwrap_or_else(|| error.into()))
-    });
-    if let Err(error) = made {
-        tracing::debug!(path = %path.display(), %error, "nothing is kept back");
+    match File::options().write(true).create(true).truncate(false).open(path) {
+        Ok(file) if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() => take_back(&file, path),
+        Ok(_) => {}
+        Err(error) => tracing::debug!(path = %path.display(), %error, "nothing is kept back"),
+    }
+}
+
+/// Fills the file with all that there is, up to a whole reserve.
+fn take_back(file: &File, path: &Path) {
+    let mut bytes = BYTES;
+    while let Err(error) = fallocate(file, FallocateFlags::empty(), 0, bytes) {
+        bytes /= 2;
+        if error != Errno::NOSPC || bytes < LEAST {
+            tracing::debug!(path = %path.display(), %error, "nothing is kept back");
+            return;
+        }
     }
 }

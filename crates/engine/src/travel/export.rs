@@ -3,6 +3,7 @@
 //!
 //! Owns which layers go where, each of them once. Must not know formats. Start with [`Outgoing`].
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -27,6 +28,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Journey;
+use super::ahead::Ahead;
 use super::bases::Bases;
 use super::mounts::Departing;
 use crate::Engine;
@@ -34,6 +36,9 @@ use crate::event::{Step, Steps};
 
 /// Layers made or sent at once, for each export.
 const PARALLEL: usize = 4;
+
+/// Bytes of a layer made here that is sent without asking first: to ask costs about as much.
+const SMALL: u64 = 64 << 10;
 
 /// Inputs digested at once.
 const PARALLEL_DIGESTS: usize = 4;
@@ -139,8 +144,9 @@ struct Lane {
     background: Arc<Mutex<JoinSet<()>>>,
 }
 
-/// Sends layers, and cache mounts that no later step uses, as results become known.
-pub(super) fn listener(outgoing: &[Outgoing], definition: &Definition) -> Listener {
+/// Sends layers, and cache mounts that no later step uses, as results become known; `ahead` digests what keys are made
+/// of.
+pub(super) fn listener(outgoing: &[Outgoing], definition: &Definition, ahead: Option<Ahead>) -> Listener {
     // A base's layers are of no use to anybody before the end.
     let sources: HashSet<Digest> = definition
         .vertices()
@@ -158,7 +164,12 @@ pub(super) fn listener(outgoing: &[Outgoing], definition: &Definition) -> Listen
         Some(lane)
     };
     let lanes: Vec<Lane> = outgoing.iter().filter_map(lane).collect();
+    let digesting = ahead.zip(outgoing.first().map(|out| Arc::clone(&out.background)));
     Box::new(move |vertex: &Digest, outputs: &[Snapshot]| {
+        if let Some((ahead, background)) = &digesting {
+            let mut tasks = background.lock().unwrap_or_else(PoisonError::into_inner);
+            ahead.made(vertex, outputs, &mut tasks);
+        }
         for Lane { uploads, wanted, mounts, background } in &lanes {
             let ended = mounts.as_ref().map(|mounts| (mounts, mounts.ended(vertex)));
             if let Some((mounts, ids)) = ended.filter(|(_, ids)| !ids.is_empty()) {
@@ -172,7 +183,9 @@ pub(super) fn listener(outgoing: &[Outgoing], definition: &Definition) -> Listen
             if sources.contains(vertex) || wanted.as_ref().is_some_and(|wanted| !wanted.contains(vertex)) {
                 continue;
             }
-            for layer in outputs.iter().flat_map(Snapshot::layers).copied() {
+            // Each step has the layers of all below it: only the new ones are anything to do.
+            let layers = outputs.iter().flat_map(Snapshot::layers).copied();
+            for layer in layers.filter(|layer| uploads.is_new(*layer)) {
                 let uploads = Arc::clone(uploads);
                 let mut tasks = background.lock().unwrap_or_else(PoisonError::into_inner);
                 // What fails here is tried again at the end, and told then.
@@ -187,6 +200,18 @@ pub(super) fn listener(outgoing: &[Outgoing], definition: &Definition) -> Listen
 }
 
 impl Uploads {
+    /// Whether nobody has taken care of a layer yet; whoever asks does.
+    fn is_new(&self, layer: LayerId) -> bool {
+        let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        match layers.entry(layer) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(entry) => {
+                entry.insert(Arc::default());
+                true
+            }
+        }
+    }
+
     /// Makes sure that a layer is at the place.
     async fn layer(&self, layer: LayerId) -> Result<LayerBlob, CacheExportErrorKind> {
         let cell = {
@@ -206,6 +231,11 @@ impl Uploads {
             force: self.compression.force,
         };
         let blob = self.exporter.layer_blob(&layer, choice).await?;
+        if layer.blob.is_none() && blob.descriptor.size <= SMALL {
+            let (blob, file) = self.exporter.open_layer(&layer, &blob).await?;
+            self.place.offer_blob(&blob.descriptor, Content::File(file)).await?;
+            return Ok(blob);
+        }
         let digest = &blob.descriptor.digest;
         let is_there = self.place.has_blob(digest).await?
             || match &layer.origin {
@@ -469,3 +499,6 @@ fn made(engine: &Engine, snapshot: &Snapshot, otherwise: SystemTime) -> Result<S
 fn time(at: SystemTime) -> String {
     Timestamp::try_from(at).unwrap_or(Timestamp::UNIX_EPOCH).to_string()
 }
+
+#[cfg(test)]
+mod tests;

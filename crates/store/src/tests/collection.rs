@@ -30,6 +30,32 @@ fn what_nobody_needs_goes_and_frees_its_room() {
 }
 
 #[test]
+fn a_collection_in_parts_takes_the_same_as_one_at_once() {
+    for at_once in [1, 2, 3, 100] {
+        let test = TestStore::new();
+        let mut layers: Vec<_> =
+            (0..5).map(|name| top(&test.layer(&Snapshot::scratch(), &name.to_string(), "1"))).collect();
+        let mount = test.store.mutable_dir("busy", Sharing::Locked).expect("a cache mount");
+        drop(test.store.mutable_dir("idle", Sharing::Locked).expect("a cache mount"));
+        let usage = test.store.disk_usage().expect("a listing");
+        let size = usage.records.iter().map(|record| record.size).max().expect("has layers");
+        let limits = KeepLimits { max_used: Some(usage.total() - 2 * size), ..KeepLimits::default() };
+        let some = test.store.prune_by(at_once, &PruneRequest { limits, ..PruneRequest::unused() });
+        let some = some.expect("a collection");
+        assert!(some.freed >= 2 * size, "{at_once}: {some:?}");
+        let left = test.store.prune_by(at_once, &PruneRequest::unused()).expect("a collection");
+        let mut gone = [some.layers, left.layers].concat();
+        gone.sort();
+        layers.sort();
+        assert_eq!(gone, layers, "{at_once}");
+        let idle = [some.cache_mounts, left.cache_mounts].concat();
+        drop(mount);
+        let busy = test.store.prune_by(at_once, &PruneRequest::unused()).expect("a collection").cache_mounts;
+        assert!(idle.len() == 1 && busy.len() == 1 && idle != busy, "{at_once}: {idle:?} {busy:?}");
+    }
+}
+
+#[test]
 fn a_lease_keeps_what_was_used_since_it_began() {
     let test = TestStore::new();
     let used = test.layer(&Snapshot::scratch(), "a", "1");

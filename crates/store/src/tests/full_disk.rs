@@ -59,9 +59,21 @@ fn cleaning_child() {
         let store = Store::open(root).expect("opens");
         let pruned = store.prune(&PruneRequest::unused()).expect("prunes");
         assert_eq!((pruned.layers.len(), count(&root.join("l"))), (300, 0));
+        // Another's end does not take from who still works.
+        drop(give_up(root).expect("is given up"));
+        assert_eq!(reserve(), 0);
         drop((store, given_up));
     }
-    assert_eq!(reserve(), 0, "what is nearly full has no room to spare");
+    assert_eq!(reserve(), 1 << 20, "for the next time");
+    // Only looking leaves it as it was, too.
+    file(16 << 20).expect_err("no room");
+    drop(give_up(root).expect("is given up"));
+    assert_eq!(reserve(), 1 << 20);
+    {
+        let _given_up = give_up(root).expect("is given up");
+        file(16 << 20).expect_err("somebody takes all of it");
+    }
+    assert_eq!(reserve(), 0);
     file(1).expect("is written");
     let store = Store::open(root).expect("opens");
     store.keep_reserve();
@@ -70,7 +82,7 @@ fn cleaning_child() {
     layer(&store, &Snapshot::scratch(), "again", "1");
     file(16 << 20).expect_err("no room");
     assert_eq!(store.prune(&PruneRequest::unused()).expect("prunes").layers.len(), 1);
-    assert_eq!(reserve(), 0);
+    assert!(reserve() > 0);
     file(1).expect("is written");
     drop(give_up(root).expect("nothing is given up"));
     store.hold_to(DiskPolicy { cap: Some(8 << 20), rules: Vec::new() });
