@@ -169,20 +169,41 @@ impl RootDir {
         let fd = self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
         names(&fd)
     }
+
+    /// The first so many of them. Of a directory of millions no more are held.
+    pub(crate) fn list_first(&self, path: &Path, most: usize) -> io::Result<Vec<OsString>> {
+        let fd = self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?;
+        let mut first = std::collections::BTreeSet::new();
+        each_name(&fd, |name| {
+            let is_late = first.len() >= most && first.last().is_none_or(|last: &OsString| name >= last);
+            if !is_late {
+                first.insert(name.to_owned());
+            }
+            if first.len() > most {
+                first.pop_last();
+            }
+        })?;
+        Ok(first.into_iter().collect())
+    }
 }
 
 /// The names in a directory, sorted.
 pub(crate) fn names(fd: &OwnedFd) -> io::Result<Vec<OsString>> {
     let mut names = Vec::new();
+    each_name(fd, |name| names.push(name.to_owned()))?;
+    names.sort_unstable();
+    Ok(names)
+}
+
+fn each_name(fd: &OwnedFd, mut tell: impl FnMut(&OsStr)) -> io::Result<()> {
     for entry in rustix::fs::Dir::read_from(fd)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
-            names.push(OsStr::from_bytes(name).to_owned());
+            tell(OsStr::from_bytes(name));
         }
     }
-    names.sort_unstable();
-    Ok(names)
+    Ok(())
 }
 
 /// Resolves a path given a way to read a symlink (`None`: not a symlink, or absent).
@@ -289,6 +310,54 @@ mod tests {
         check(&[("l", "../../../../real/inner")], "l/../x", Last::Follow, "real/x");
         check(&[("l", "gone/deep")], "l/x", Last::Follow, "gone/deep/x");
         check(&[("l", "m"), ("m", "/")], "l", Last::Follow, "");
+    }
+
+    #[test]
+    fn only_the_first_names_are_held() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        for name in ["d", "a", "c", "b", "e"] {
+            std::fs::write(directory.path().join(name), "").expect("writes");
+        }
+        let root = RootDir::open(directory.path()).expect("open");
+        let first = |most| root.list_first(Path::new(""), most).expect("lists");
+        assert_eq!(first(0), [""; 0]);
+        assert_eq!(first(3), ["a", "b", "c"]);
+        assert_eq!(first(5), ["a", "b", "c", "d", "e"]);
+        assert_eq!(first(9), root.list(Path::new("")).expect("lists"));
+    }
+
+    #[test]
+    fn nothing_but_a_file_is_opened() {
+        use rustix::fs::inotify;
+        let directory = tempfile::tempdir().expect("tempdir");
+        let at = |name: &str| directory.path().join(name);
+        std::fs::write(at("file"), "text").expect("writes");
+        std::fs::create_dir(at("directory")).expect("makes");
+        rustix::fs::mknodat(rustix::fs::CWD, at("pipe"), FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+            .expect("makes");
+        symlink("pipe", at("link")).expect("symlink");
+        symlink("file", at("other")).expect("symlink");
+        let watch =
+            inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC).expect("a watch");
+        for name in ["file", "directory", "pipe"] {
+            inotify::add_watch(&watch, at(name), inotify::WatchFlags::OPEN).expect("is watched");
+        }
+        let was_opened = || rustix::io::read(&watch, &mut [0; 4096]).is_ok();
+        let root = RootDir::open(directory.path()).expect("open");
+        for name in ["directory", "pipe", "link"] {
+            let error = root.open_file(Path::new(name)).expect_err("is no file");
+            assert_eq!(Errno::from_io_error(&error), Some(Errno::INVAL), "{name}");
+            assert!(
+                !was_opened(),
+                "{name}: opening a pipe or device does something to whoever is at its other end"
+            );
+        }
+        for name in ["file", "other"] {
+            let text = std::io::read_to_string(root.open_file(Path::new(name)).expect("opens"));
+            assert_eq!(text.expect("reads"), "text");
+            assert!(was_opened(), "{name}: the watch tells");
+        }
+        assert!(root.open_file(Path::new("gone")).is_err());
     }
 
     #[test]

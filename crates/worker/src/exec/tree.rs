@@ -157,6 +157,43 @@ pub enum TreeError {
     NeedsMount(PathBuf),
 }
 
+/// A file that was written into a tree for one process alone.
+#[derive(Debug)]
+struct Written {
+    here: PathBuf,
+    /// It itself, wherever the process has moved it.
+    file: OwnedFd,
+}
+
+impl Written {
+    /// Removes it; `false` if it may still be somewhere, since the process moved it or gave it a second name.
+    fn remove(&self) -> io::Result<bool> {
+        let written = fstat(&self.file)?;
+        if written.st_nlink == 0 {
+            return Ok(true);
+        }
+        let (parent, name) = unfollowed(&self.here)?;
+        let there = match statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(rustix::io::Errno::NOENT) => return Ok(false),
+            there => there?,
+        };
+        if written.st_nlink > 1 || (there.st_dev, there.st_ino) != (written.st_dev, written.st_ino) {
+            return Ok(false);
+        }
+        rustix::fs::unlinkat(&parent, name, AtFlags::empty())?;
+        Ok(true)
+    }
+}
+
+/// The directory that holds a path of a tree, and its last name. The process may have put links on the way, which lead
+/// out of the tree for us: none is followed.
+fn unfollowed(path: &Path) -> io::Result<(OwnedFd, &OsStr)> {
+    let no_place = || io::Error::from(io::ErrorKind::NotFound);
+    let (parent, name) = path.parent().zip(path.file_name()).ok_or_else(no_place)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok((openat2(CWD, parent, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?, name))
+}
+
 /// A directory or file that was moved into the tree.
 #[derive(Debug)]
 struct Moved {
@@ -167,13 +204,9 @@ struct Moved {
 }
 
 impl Moved {
-    /// Moves it home, if it still is where it was put. The process may have put links and other things on the way, which
-    /// lead out of the tree for us: nothing is followed, and nothing but what was lent is moved.
+    /// Moves it home, if it still is where it was put: nothing but what was lent is moved.
     fn give_back(&self) -> io::Result<()> {
-        let no_place = || io::Error::from(io::ErrorKind::NotFound);
-        let (parent, name) = self.here.parent().zip(self.here.file_name()).ok_or_else(no_place)?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let parent = openat2(CWD, parent, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+        let (parent, name) = unfollowed(&self.here)?;
         let there = statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let lent = fstat(&self.lent)?;
         if (there.st_dev, there.st_ino) != (lent.st_dev, lent.st_ino) {
@@ -188,6 +221,8 @@ impl Moved {
 pub(crate) struct ProcessTree {
     // What was moved in leaves before the tree goes.
     lent: Lent,
+    /// Secrets among them.
+    written: Vec<Written>,
     left: Left,
     upper: PathBuf,
     trees: Trees,
@@ -218,7 +253,7 @@ impl ProcessTree {
         };
         let tree = trees.take(&root.lower, root.work.join("tree"))?;
         let (lent, left, upper) = (Lent::default(), Left::default(), root.upper.clone());
-        let mut made = Self { lent, left, upper, trees: trees.clone(), tree };
+        let mut made = Self { lent, written: Vec::new(), left, upper, trees: trees.clone(), tree };
         made.basics()?;
         for mount in std::mem::take(&mut spec.mounts) {
             made.add(&mount)?;
@@ -233,10 +268,19 @@ impl ProcessTree {
 
     /// Makes what the process changed the layer. Nothing inside runs any more.
     pub(crate) fn finish(self) -> Result<(), StoreError> {
-        let Self { lent, left, upper, trees, tree } = self;
+        let Self { lent, written, left, upper, trees, tree } = self;
         drop(lent);
         tree.collect(&upper, &left)?;
-        trees.give(tree);
+        // A tree that waits for the next process holds no secret of this one: if it may, it goes at once.
+        let is_clean = |file: &Written| {
+            file.remove().unwrap_or_else(|error| {
+                tracing::debug!(path = %file.here.display(), %error, "a tree is not kept for the next step");
+                false
+            })
+        };
+        if written.iter().map(is_clean).fold(true, |all, one| all && one) {
+            trees.give(tree);
+        }
         Ok(())
     }
 
@@ -309,10 +353,12 @@ impl ProcessTree {
                 if mode & 0o004 == 0 && !is_in_memory(self.tree.root()).map_err(failed)? {
                     return Err(TreeError::Secret(target.to_owned()));
                 }
-                let owned = write_new(&here, contents).and_then(|()| chown(&here, Some(*uid), Some(*gid)));
+                let file = write_new(&here, contents).map_err(failed)?;
+                let owned = chown(&here, Some(*uid), Some(*gid));
                 owned
                     .and_then(|()| fs::set_permissions(&here, Permissions::from_mode(*mode)))
                     .map_err(failed)?;
+                self.written.push(Written { here, file });
             }
             MountSpec::Tmpfs { mode, .. } => {
                 fs::create_dir(&here).map_err(failed)?;
@@ -397,12 +443,62 @@ impl ProcessTree {
     }
 }
 
-fn write_new(path: &Path, contents: &[u8]) -> io::Result<()> {
+fn write_new(path: &Path, contents: &[u8]) -> io::Result<OwnedFd> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
-    fs::File::options().write(true).create_new(true).mode(0o600).open(path)?.write_all(contents)
+    let mut file = fs::File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(contents)?;
+    drop(file);
+    // Only to know it again: what is open for writing cannot be executed.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
 fn is_in_memory(path: &Path) -> io::Result<bool> {
     Ok(MEMORY.contains(&(rustix::fs::statfs(path)?.f_type as i64)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A secret in a tree, what the process does to it, and whether it is surely gone then.
+    #[track_caller]
+    fn check(process: impl FnOnce(&Path, &Path), expected: Option<bool>) {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let tree = fs::canonicalize(directory.path()).expect("is there");
+        fs::create_dir(tree.join("secrets")).expect("makes");
+        let here = tree.join("secrets/s");
+        let file = write_new(&here, b"secret").expect("writes");
+        process(&tree, &here);
+        let removed = Written { here: here.clone(), file }.remove();
+        assert_eq!(removed.ok(), expected);
+        if expected == Some(true) {
+            assert!(!fs::exists(&here).expect("looks"));
+        }
+    }
+
+    #[test]
+    fn a_tree_that_is_kept_holds_no_secret() {
+        check(|_, _| {}, Some(true));
+        check(|_, here| fs::write(here, "other").expect("writes"), Some(true));
+        check(|_, here| fs::remove_file(here).expect("removes"), Some(true));
+        check(|tree, here| fs::rename(here, tree.join("s")).expect("moves"), Some(false));
+        check(|tree, here| fs::hard_link(here, tree.join("s")).expect("links"), Some(false));
+        check(
+            |tree, here| {
+                fs::rename(here, tree.join("s")).expect("moves");
+                fs::write(here, "other").expect("writes");
+            },
+            Some(false),
+        );
+        // A link on the way leads out of the tree for us.
+        check(
+            |tree, _| {
+                fs::rename(tree.join("secrets"), tree.join("moved")).expect("moves");
+                symlink("moved", tree.join("secrets")).expect("links");
+            },
+            None,
+        );
+    }
 }

@@ -199,7 +199,8 @@ impl Transfer<'_> {
         into: &mut File,
         room: &LayerRoom,
     ) -> Result<Digest, HttpError> {
-        let is_encoded = header(&response, "content-encoding").is_some_and(|name| name == GZIP);
+        let is_encoded =
+            header(&response, "content-encoding").is_some_and(|name| name.eq_ignore_ascii_case(GZIP));
         // The length is that of what travels.
         let total = response.content_length().filter(|_| !is_encoded);
         if total.is_some_and(|total| total > SIZE_LIMIT) {

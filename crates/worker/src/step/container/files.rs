@@ -60,8 +60,8 @@ impl Container {
     pub fn list_files(&self, mount: usize, path: &Path, most: usize) -> io::Result<Vec<ContainerEntry>> {
         let root = self.root_of(mount)?;
         let real = root.resolve(path, Last::Follow)?;
-        let names = root.list(&real)?;
-        let entries = names.into_iter().take(most).map(|name| entry(&root, &real.join(&name), name));
+        let names = root.list_first(&real, most)?;
+        let entries = names.into_iter().map(|name| entry(&root, &real.join(&name), name));
         // One that went away in the meantime is not there.
         entries.filter_map(Result::transpose).collect()
     }
