@@ -33,8 +33,8 @@ pub(crate) struct Request {
     pub(crate) cgroup_controllers: Vec<String>,
     /// A group of the unified hierarchy it is cloned into.
     pub(crate) freezer: Option<PathBuf>,
-    /// Whether it stops before it takes much of a disk.
-    pub(crate) announces: bool,
+    /// It stops before it takes more bytes of a disk than these in one call.
+    pub(crate) announces: Option<u32>,
 }
 
 /// What comes back until the program is being executed, which closes the channel.

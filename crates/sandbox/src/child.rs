@@ -140,8 +140,8 @@ impl Child<'_> {
         own_user::enter(&spec.process)?;
         if spec.process.uid == 0 && IdMap::current().is_single() {
             self.have_calls_answered(Answered { owners: true, room: self.request.announces })?;
-        } else if self.request.announces {
-            self.have_calls_answered(Answered { owners: false, room: true })?;
+        } else if let room @ Some(_) = self.request.announces {
+            self.have_calls_answered(Answered { owners: false, room })?;
         }
         sys::limit_bounding_set(self.bounding, self.capabilities).at(SetupStep::Capabilities)?;
         identity::assume(&spec.process, self.capabilities, self.filter)?;

@@ -140,7 +140,7 @@ impl Launcher {
             .filter(|group| !by_chroot || group.entrance().is_none());
         let request = Request {
             freezer: freezer.as_ref().and_then(|group| Some(group.entrance()?.to_owned())),
-            announces: room.is_some(),
+            announces: room.as_ref().map(Room::bound),
             cgroup_procs: cgroup.as_ref().map(CgroupGuard::procs_files).unwrap_or_default(),
             cgroup_controllers: cgroup.as_ref().map(CgroupGuard::v1_controllers).unwrap_or_default(),
             spec,

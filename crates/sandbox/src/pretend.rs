@@ -133,7 +133,8 @@ impl Answering {
             (Some(room), Some(Stopped { call: announced, descriptor, source })) => {
                 let source = source.map_or(room::UNKNOWN, |source| self.left(call, source));
                 // A file that cannot be looked at may be one of the disk.
-                let wanted = room::wanted(announced, self.descriptor(call, descriptor).ok(), source);
+                let wanted =
+                    room::wanted(announced, self.descriptor(call, descriptor).ok(), source, room.bound());
                 Ok(if wanted == 0 || room.ask(wanted) {
                     Answer::Proceed
                 } else {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FileType, fstat, fstatfs};
 
-use crate::seccomp::{Announced, LARGE};
+use crate::seccomp::{Announced, LARGE, LARGE_NEAR};
 
 /// `FALLOC_FL_PUNCH_HOLE`, `FALLOC_FL_COLLAPSE_RANGE` and `FALLOC_FL_INSERT_RANGE` take nothing.
 const TAKES_NOTHING: u32 = 0x02 | 0x08 | 0x20;
@@ -45,6 +45,11 @@ impl Room {
         self.stands
     }
 
+    /// Calls that take more bytes than these ask.
+    pub(crate) fn bound(&self) -> u32 {
+        if self.stands { LARGE_NEAR } else { LARGE }
+    }
+
     pub(crate) fn ask(&self, bytes: u64) -> bool {
         (self.ask)(bytes)
     }
@@ -68,8 +73,8 @@ pub(crate) fn left(source: impl AsFd, position: u64) -> u64 {
 }
 
 /// The most bytes of a disk that a call takes, given the file it is for, if that could be seen, and what there is to
-/// copy: programs that copy mostly name a length far beyond their source.
-pub(crate) fn wanted(call: Announced, file: Option<impl AsFd>, source: u64) -> u64 {
+/// copy: programs that copy mostly name a length far beyond their source. None when that is not above `bound`.
+pub(crate) fn wanted(call: Announced, file: Option<impl AsFd>, source: u64, bound: u32) -> u64 {
     let file = file.as_ref().map(AsFd::as_fd);
     let stat = file.and_then(|file| fstat(file).ok());
     if let Some(stat) = &stat
@@ -80,15 +85,15 @@ pub(crate) fn wanted(call: Announced, file: Option<impl AsFd>, source: u64) -> u
     if file.and_then(|file| fstatfs(file).ok()).is_some_and(|stat| MEMORY.contains(&stat.f_type)) {
         return 0;
     }
-    taken(call, stat.map(|stat| (stat.st_size as u64, stat.st_blocks as u64 * 512)), source)
+    taken(call, stat.map(|stat| (stat.st_size as u64, stat.st_blocks as u64 * 512)), source, bound)
 }
 
 /// The same, given the file's size and what it takes already.
-fn taken(call: Announced, file: Option<(u64, u64)>, source: u64) -> u64 {
+fn taken(call: Announced, file: Option<(u64, u64)>, source: u64, bound: u32) -> u64 {
     match call {
         Announced::Write { length } => {
             let length = length.min(MOST).min(source);
-            if length <= u64::from(LARGE) { 0 } else { length }
+            if length <= u64::from(bound) { 0 } else { length }
         }
         Announced::Allocate { mode, .. } if mode & TAKES_NOTHING != 0 => 0,
         // The kernel refuses what is beyond the end of every file.
@@ -112,7 +117,7 @@ mod tests {
 
     #[track_caller]
     fn check(call: Announced, file: Option<(u64, u64)>, expected: u64) {
-        assert_eq!(taken(call, file, UNKNOWN), expected, "{call:?}");
+        assert_eq!(taken(call, file, UNKNOWN, LARGE), expected, "{call:?}");
     }
 
     #[test]
@@ -130,16 +135,19 @@ mod tests {
         check(Announced::Write { length: u64::MAX }, whole, MOST);
         check(allocate(0, 0, u64::MAX), None, 0);
         check(allocate(0, 1 << 62, 1 << 62), None, 0);
+        assert_eq!(taken(Announced::Write { length: 65 << 10 }, None, UNKNOWN, LARGE_NEAR), 65 << 10);
+        assert_eq!(taken(Announced::Write { length: 64 << 10 }, None, UNKNOWN, LARGE_NEAR), 0);
+        check(Announced::Write { length: 65 << 10 }, None, 0);
         check(allocate(0x10, u64::MAX, u64::MAX), whole, 0);
     }
 
     #[test]
     fn what_copies_takes_what_its_source_has() {
         let copy = Announced::Write { length: i64::MAX as u64 };
-        assert_eq!(taken(copy, None, 3), 0);
-        assert_eq!(taken(copy, None, u64::from(LARGE)), 0);
-        assert_eq!(taken(copy, None, 5 << 20), 5 << 20);
-        assert_eq!(taken(Announced::Write { length: 2 << 20 }, None, 5 << 20), 2 << 20);
+        assert_eq!(taken(copy, None, 3, LARGE), 0);
+        assert_eq!(taken(copy, None, u64::from(LARGE), LARGE), 0);
+        assert_eq!(taken(copy, None, 5 << 20, LARGE), 5 << 20);
+        assert_eq!(taken(Announced::Write { length: 2 << 20 }, None, 5 << 20, LARGE), 2 << 20);
         let file = tempfile::tempfile().expect("a file");
         file.set_len(5 << 20).expect("a length");
         assert_eq!(left(&file, 0), 5 << 20);
@@ -151,8 +159,8 @@ mod tests {
     #[test]
     fn what_is_no_file_of_a_disk_takes_nothing() {
         let null = std::fs::File::open("/dev/null").expect("a device");
-        assert_eq!(wanted(Announced::Write { length: 7 << 20 }, Some(&null), UNKNOWN), 0);
+        assert_eq!(wanted(Announced::Write { length: 7 << 20 }, Some(&null), UNKNOWN, LARGE), 0);
         let memory = rustix::fs::memfd_create("m", rustix::fs::MemfdFlags::CLOEXEC).expect("memory");
-        assert_eq!(wanted(Announced::Write { length: 7 << 20 }, Some(&memory), UNKNOWN), 0);
+        assert_eq!(wanted(Announced::Write { length: 7 << 20 }, Some(&memory), UNKNOWN, LARGE), 0);
     }
 }

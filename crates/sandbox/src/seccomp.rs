@@ -12,7 +12,7 @@ mod pretence;
 mod table;
 
 use crate::capability::{Capability, CapabilitySet};
-pub(crate) use announced::{Announced, LARGE, Source, Stopped};
+pub(crate) use announced::{Announced, LARGE, LARGE_NEAR, Source, Stopped};
 pub use oci::oci_seccomp;
 pub(crate) use pretence::{Answered, Pretence};
 use table::TABLE;

@@ -54,8 +54,8 @@ impl Child<'_> {
         drop(root);
         // Without CAP_SETPCAP the bounding set stays; what follows keeps root from regaining it.
         let _kept = sys::limit_bounding_set(self.bounding, self.capabilities);
-        if self.request.announces {
-            self.announce_room(&spec.process)?;
+        if let Some(bound) = self.request.announces {
+            self.announce_room(&spec.process, bound)?;
         }
         let confined = spec.security == Security::Default;
         let no_new_privileges = spec.process.no_new_privileges || confined;
@@ -65,12 +65,12 @@ impl Child<'_> {
     }
 
     /// Has calls answered that take much of a disk, if the kernel lets this process.
-    fn announce_room(&self, process: &Process) -> Result<(), Failure> {
+    fn announce_room(&self, process: &Process, bound: u32) -> Result<(), Failure> {
         if process.no_new_privileges || self.request.spec.security == Security::Default {
             rustix::thread::set_no_new_privs(true).at(SetupStep::NoNewPrivileges)?;
         }
         // Where a container's own filter has a listener there cannot be a second.
-        match crate::pretend::install(Answered { owners: false, room: true }) {
+        match crate::pretend::install(Answered { owners: false, room: Some(bound) }) {
             Ok(listener) => reply(self.control, &Reply::Calls, &[listener.as_fd()]).at(SetupStep::Seccomp),
             Err(_) => Ok(()),
         }

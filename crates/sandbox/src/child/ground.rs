@@ -137,7 +137,7 @@ mod tests {
         spec.network = Network::Host;
         change(&mut spec);
         let (cgroup_procs, cgroup_controllers) = (Vec::new(), Vec::new());
-        Request { spec, cgroup_procs, cgroup_controllers, freezer: None, announces: false }
+        Request { spec, cgroup_procs, cgroup_controllers, freezer: None, announces: None }
     }
 
     #[track_caller]

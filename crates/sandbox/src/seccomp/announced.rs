@@ -1,6 +1,7 @@
 //! The filter of [`room`](crate::room): calls that may take much of a disk at once stop until somebody lets them.
 //!
-//! What allocates without limit in one call (`fallocate`) always stops, what writes more than [`LARGE`] bytes as well.
+//! What allocates without limit in one call (`fallocate`) always stops, what writes more than a bound as well: [`LARGE`], or
+//! [`LARGE_NEAR`] where every call counts.
 //! Ways to allocate whose amount no filter can see are refused as unsupported: the old `ioctl`s of XFS, and
 //! `io_uring`, which the profile refuses already. Unseen are `writev` and its kin, whose lengths are in the caller's
 //! memory, and all that 32-bit x86 programs call except `fallocate`. Read [`Announced`] first.
@@ -12,6 +13,10 @@ use super::{
 
 /// More bytes than these in one call are announced.
 pub(crate) const LARGE: u32 = 1 << 20;
+
+/// The same near the end of the room. What is not announced is written between two glances, and a machine whose processors
+/// are taken away for a while comes late to the second: small calls take long enough for that.
+pub(crate) const LARGE_NEAR: u32 = 64 << 10;
 
 /// `fallocate` of 32-bit x86 programs.
 const I386_FALLOCATE: u32 = 324;
@@ -98,13 +103,13 @@ impl Announced {
     }
 
     /// For programs of this machine: falls through for what is not stopped.
-    pub(super) fn native() -> Vec<Instruction> {
+    pub(super) fn native(bound: u32) -> Vec<Instruction> {
         let mut code = Vec::new();
         let bits: &[u32] = if cfg!(target_arch = "x86_64") { &[0, X32_BIT] } else { &[0] };
         for bit in bits {
             code.extend(on(libc::SYS_fallocate as u32 | bit, vec![statement(RETURN, RET_USER_NOTIF)]));
             for Write { number, length, .. } in WRITES {
-                code.extend(on(number as u32 | bit, large(length)));
+                code.extend(on(number as u32 | bit, large(length, bound)));
             }
             code.extend(on(libc::SYS_ioctl as u32 | bit, reserving()));
             code.extend(on(IO_URING_SETUP | bit, vec![statement(RETURN, RET_ERRNO | u32::from(ENOSYS))]));
@@ -129,13 +134,13 @@ fn on(number: u32, block: Vec<Instruction>) -> Vec<Instruction> {
     code
 }
 
-/// Stops a call whose argument is more than [`LARGE`].
-fn large(argument: usize) -> Vec<Instruction> {
+/// Stops a call whose argument is more than `bound`.
+fn large(argument: usize, bound: u32) -> Vec<Instruction> {
     vec![
         statement(LOAD, offset_high(argument)),
         jump(JUMP_EQUAL, 0, 0, 2),
         statement(LOAD, offset_low(argument)),
-        jump(JUMP_AT_LEAST, LARGE + 1, 0, 1),
+        jump(JUMP_AT_LEAST, bound + 1, 0, 1),
         statement(RETURN, RET_USER_NOTIF),
         statement(RETURN, RET_ALLOW),
     ]

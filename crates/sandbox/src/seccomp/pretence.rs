@@ -70,8 +70,8 @@ impl Pretence {
 pub(crate) struct Answered {
     /// Changes of owners, with a changed identity as a matter of form: see [`Pretence`].
     pub(crate) owners: bool,
-    /// What takes much of a disk: see [`Announced`].
-    pub(crate) room: bool,
+    /// What takes more bytes of a disk than these in one call: see [`Announced`].
+    pub(crate) room: Option<u32>,
 }
 
 impl Answered {
@@ -81,13 +81,13 @@ impl Answered {
         if self.owners {
             native.extend(Pretence::native());
         }
-        if self.room {
-            native.extend(Announced::native());
+        if let Some(bound) = self.room {
+            native.extend(Announced::native(bound));
         }
         native.push(statement(RETURN, RET_ALLOW));
         let mut program = vec![statement(LOAD, OFFSET_ARCH)];
         program.extend(when_equal(NATIVE, native));
-        if self.room && cfg!(target_arch = "x86_64") {
+        if self.room.is_some() && cfg!(target_arch = "x86_64") {
             let mut i386 = vec![statement(LOAD, OFFSET_NUMBER)];
             i386.extend(Announced::i386());
             program.extend(when_equal(AUDIT_ARCH_I386, i386));
