@@ -82,11 +82,35 @@ impl Platform {
 
     /// Whether an image made for `self` is what somebody asking for `wanted` gets.
     ///
-    /// Variants are compared after normalisation: `arm64` is `arm64/v8`, `arm` is `arm/v7`.
+    /// Variants are compared after normalisation: `arm64` is `arm64/v8`, `arm` is `arm/v7`. Versions count for Windows,
+    /// as containerd has it: an image runs on the release it was made for, and on later ones from Server 2022 on.
     pub fn matches(&self, wanted: &Self) -> bool {
         let [this, that] = [self, wanted].map(|p| Self::new(&p.os, &p.architecture, p.variant.as_deref()));
+        let version = |of: &Self| of.os_version.as_deref().and_then(windows_version);
         this == that
+            && match (version(self), version(wanted)) {
+                (Some(image), Some(host)) if this.os == "windows" => runs_on(image, host),
+                _ => true,
+            }
     }
+}
+
+/// The first three numbers of a version of Windows; `None` if there are fewer.
+fn windows_version(text: &str) -> Option<[u32; 3]> {
+    let mut numbers = text.split('.').map(|part| part.parse().ok());
+    Some([numbers.next()??, numbers.next()??, numbers.next()??])
+}
+
+/// Whether an image of one version of Windows runs on another.
+fn runs_on(image: [u32; 3], host: [u32; 3]) -> bool {
+    /// The build from which later releases run what was made for earlier ones.
+    const SERVER_2022: u32 = 20348;
+    let ([major, minor, build], [host_major, host_minor, host_build]) = (image, host);
+    let fits = match host_build < SERVER_2022 {
+        true => build == host_build,
+        false => (SERVER_2022..=host_build).contains(&build),
+    };
+    (major, minor) == (host_major, host_minor) && fits
 }
 
 fn normalize(architecture: &str, variant: &str) -> (String, Option<String>) {
@@ -311,6 +335,24 @@ mod tests {
     fn check(text: &str, expected: Result<&str, &str>) {
         let found = text.parse::<Platform>().map(|p| p.to_string()).map_err(|e| e.to_string());
         assert_eq!(found, expected.map(str::to_owned).map_err(str::to_owned));
+    }
+
+    #[track_caller]
+    fn check_version(image: &str, wanted: &str, expected: bool) {
+        let parsed = |text: &str| text.parse::<Platform>().expect("is one");
+        assert_eq!(parsed(image).matches(&parsed(wanted)), expected, "{image} for {wanted}");
+    }
+
+    #[test]
+    fn versions_count_for_windows() {
+        check_version("windows(10.0.17763.1)/amd64", "windows(10.0.17763)/amd64", true);
+        check_version("windows(1.2.3)/amd64", "windows(1.1.0)/amd64", false);
+        check_version("windows(10.0.20348)/amd64", "windows(10.0.26100)/amd64", true);
+        check_version("windows(10.0.26100)/amd64", "windows(10.0.20348)/amd64", false);
+        check_version("windows(10.0.17763)/amd64", "windows(10.0.20348)/amd64", false);
+        check_version("windows/amd64", "windows(10.0.20348)/amd64", true);
+        check_version("windows(10.0.20348)/amd64", "windows/amd64", true);
+        check_version("linux(1.2.3)/amd64", "linux(1.1.0)/amd64", true);
     }
 
     #[test]
