@@ -121,11 +121,11 @@ fn a_full_disk_is_one_clear_error() {
     world.stave(["build", "--root", &root, "-t", "big", "."]).exits(1).says("No space left on device");
     world.stave(["du", "--root", &root]).success();
     world.stave(["doctor", "--root", &root]).success();
-    world.stave(["rmi", "--root", &root, "small"]).success();
+    world.stave(["rmi", "--root", &root, "small", "big"]).success();
     let pruned = world.stave(["prune", "--root", &root, "--all", "--force"]).success().stdout;
     assert!(!pruned.contains("removed 0 layers"), "{pruned}");
-    world.stave(["build", "--root", &root, "-t", "again", "."]).success();
     std::fs::remove_file(filler).expect("removes");
+    world.stave(["build", "--root", &root, "-t", "again", "."]).success();
     drop(unmount);
 }
 

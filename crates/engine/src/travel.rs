@@ -177,8 +177,8 @@ impl Engine {
             let read = import::read(self, caches, steps).await;
             Some(Imports::new(self.store.clone(), read, &definition, &sources, warning(steps)))
         };
-        let ahead = || Some(Ahead::of(&self.worker, &definition));
-        let listener = (!outgoing.is_empty()).then(|| export::listener(&outgoing, &definition, ahead()));
+        let ahead = outgoing.first().map(|out| Ahead::of(&self.worker, &definition, &out.digests));
+        let listener = (!outgoing.is_empty()).then(|| export::listener(&outgoing, &definition, ahead));
         let mounts = mounts::imports(self, caches, warning(steps)).await;
         let travel = Arc::new(Travel::new(imports, mounts, listener));
         let namespace = caches.owner.as_ref().map(|owner| owner.namespace.clone()).unwrap_or_default();

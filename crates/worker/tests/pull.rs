@@ -202,3 +202,42 @@ async fn indexes_that_lead_nowhere_are_refused() {
     let error = survey(&place, "app:gone").await.expect_err("not there");
     assert!(matches!(error, SourceError::Registry { .. }), "{error:?}");
 }
+
+#[tokio::test]
+async fn what_an_index_leads_to_is_bounded() {
+    const MANY: usize = 10;
+    let place = place();
+    let large = |number: usize| {
+        let config = ImageConfig { author: "x".repeat((8 << 20) - (1 << 10)), ..ImageConfig::default() };
+        let config = ImageConfig { architecture: number.to_string(), os: "linux".into(), ..config };
+        config.to_bytes()
+    };
+    // Of images with large configs not all are fetched.
+    let configs: Vec<Vec<u8>> = (0..MANY).map(large).collect();
+    let put = |config: &Vec<u8>| {
+        let tag = Digest::sha256(config).hex()[..8].to_owned();
+        place.registry.put_image("app", &tag, config, &[]).manifest
+    };
+    let entries: Vec<Descriptor> = configs.iter().map(put).collect();
+    put_index(&place, "large", &entries);
+    let error = survey(&place, "app:large").await.map(|found| found.images.len()).expect_err("too large");
+    assert!(error.to_string().contains(&format!("more than {} bytes of documents", 64 << 20)), "{error}");
+    let last = Digest::sha256(&configs[MANY - 1]);
+    assert_eq!(place.registry.count("GET", last.as_str()), 0);
+    // Several manifests of one config are as large as one.
+    let shared = &config(vec![Digest::sha256(b"layer")]);
+    let entries: Vec<Descriptor> = (0..MANY)
+        .map(|number| {
+            let layer = number.to_string().into_bytes();
+            place.registry.put_image("app", &format!("shared{number}"), shared, &[&layer]).manifest
+        })
+        .collect();
+    put_index(&place, "shared", &entries);
+    let fetched = place.registry.count("GET", Digest::sha256(shared).as_str());
+    let lease = place.store.lease().expect("lease");
+    let found = survey(&place, "app:shared").await.expect("is small");
+    assert_eq!((found.images.len(), found.index.documents.len()), (MANY, MANY + 1));
+    // Once for the images, once for the store.
+    assert_eq!(place.registry.count("GET", Digest::sha256(shared).as_str()), fetched + 2);
+    drop(lease);
+}

@@ -13,9 +13,6 @@ use stave_worker::{LocalWorker, Ref};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-/// Results digested at once: steps that run come first.
-const AT_ONCE: usize = 1;
-
 /// Parts of one output of a vertex.
 type Parts = (u32, Vec<ContentPath>);
 
@@ -27,9 +24,9 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
-    pub(super) fn of(worker: &Arc<LocalWorker>, definition: &Definition) -> Self {
-        let permits = Arc::new(Semaphore::new(AT_ONCE));
-        Self { worker: Arc::clone(worker), wanted: wanted(definition), permits }
+    /// With as many at once as there are permits: few while steps run.
+    pub(super) fn of(worker: &Arc<LocalWorker>, definition: &Definition, permits: &Arc<Semaphore>) -> Self {
+        Self { worker: Arc::clone(worker), wanted: wanted(definition), permits: Arc::clone(permits) }
     }
 
     /// A vertex has come to these outputs.

@@ -86,6 +86,8 @@ pub(super) struct Outgoing {
     wanted: Option<HashSet<Digest>>,
     mounts: Option<Arc<Departing>>,
     background: Arc<Mutex<JoinSet<()>>>,
+    /// Turns to digest what keys are made of: one while the build goes on.
+    pub(super) digests: Arc<Semaphore>,
 }
 
 /// What leaves for one place; every layer once.
@@ -128,6 +130,7 @@ impl Outgoing {
             wanted: (!is_all).then(|| export::result_chain(definition)),
             mounts: mounts.map(Arc::new),
             background: Arc::default(),
+            digests: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -400,7 +403,8 @@ impl Journey {
         engine: &Engine,
         out: &Outgoing,
     ) -> Result<BTreeMap<Digest, TravelResult>, CacheExportErrorKind> {
-        // What is still on its way is waited for: it is part of the same work.
+        // What is still on its way is waited for: it is part of the same work, and nothing else goes on now.
+        out.digests.add_permits(PARALLEL_DIGESTS - 1);
         let mut background =
             std::mem::take(&mut *out.background.lock().unwrap_or_else(PoisonError::into_inner));
         while background.join_next().await.is_some() {}

@@ -42,6 +42,7 @@ async fn a_chain_of_steps_sends_each_layer_once() {
         wanted: None,
         mounts: None,
         background: Arc::default(),
+        digests: Arc::new(Semaphore::new(1)),
     };
     let listen = listener(std::slice::from_ref(&out), &definition, None);
     let vertex = &definition.vertices()[1].digest;
