@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use stave_engine::record::Retention;
+use stave_oci::Platform;
 use stave_registry::RegistryTables;
 use stave_store::GcRule;
 use stave_worker::{Confinement, StepNetwork};
@@ -153,6 +154,8 @@ pub struct WorkerConfig {
     pub id: String,
     /// Free text by name.
     pub labels: BTreeMap<String, String>,
+    /// Platforms that clients are told; empty for this machine's own.
+    pub platforms: Vec<Platform>,
     /// The program's version.
     pub version: String,
     /// Entitlements that builds may ask for.
@@ -379,7 +382,7 @@ pub struct OciWorker {
     /// Whether it runs as an ordinary user; it finds that out by itself.
     #[serde(default)]
     pub rootless: Option<bool>,
-    /// Platforms shown to clients; taken.
+    /// Platforms that clients are told; this machine's own stands first, since it is the one that is built for.
     #[serde(default)]
     pub platforms: Vec<String>,
     /// Bytes that are left in any case: a number, or one with `KB`, `MB`, `GB` or `%`.
@@ -397,6 +400,26 @@ pub struct OciWorker {
 }
 
 impl OciWorker {
+    /// The platforms that clients are told; empty for this machine's own.
+    ///
+    /// # Errors
+    /// For what is no platform, and where another than this machine's own stands first.
+    pub fn platforms(&self) -> Result<Vec<Platform>, ConfigError> {
+        let invalid =
+            |text: &str| ConfigError::Syntax(format!("invalid platform `{text}` in `worker.oci.platforms`"));
+        let read = |text: &String| text.parse::<Platform>().map_err(|_| invalid(text));
+        let platforms = self.platforms.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        match platforms.first() {
+            Some(first) if !first.matches(&Platform::host()) => {
+                let words = format!(
+                    "`worker.oci.platforms` that begin with `{first}`: this machine builds for its own"
+                );
+                Err(ConfigError::Unsupported(words))
+            }
+            _ => Ok(platforms),
+        }
+    }
+
     /// The network of steps that ask for none in particular.
     #[must_use]
     pub fn network(&self) -> StepNetwork {
@@ -485,6 +508,7 @@ impl FileConfig {
         if self.cdi.disabled == Some(true) || !self.cdi.auto_allowed.is_empty() {
             return unsupported("cdi.disabled");
         }
+        oci.platforms()?;
         oci.rules(0).map(drop)
     }
 }
@@ -550,7 +574,7 @@ mod tests {
         for line in [
             "enabled = true",
             "labels = { a = \"b\" }",
-            "platforms = [\"linux/amd64\"]",
+            "platforms = []",
             "snapshotter = \"overlayfs\"",
             "rootless = true",
             "noProcessSandbox = false",
@@ -562,6 +586,10 @@ mod tests {
         ] {
             at("worker.oci", line, Ok(()));
         }
+        let own = Platform::host();
+        at("worker.oci", &format!("platforms = [\"{own}\", \"linux/riscv64\"]"), Ok(()));
+        at("worker.oci", "platforms = [\"linux/mips\"]", Err("that begin with `linux/mips`"));
+        at("worker.oci", "platforms = [\"a b\"]", Err("invalid platform `a b`"));
         at("worker.oci", "enabled = false", Err("`worker.oci.enabled = false`"));
         at("worker.oci", "snapshotter = \"native\"", Err("`worker.oci.snapshotter`"));
         at("worker.oci", "noProcessSandbox = true", Err("`worker.oci.noProcessSandbox`"));

@@ -42,7 +42,10 @@ pub(crate) fn record(shared: &Shared) -> WorkerRecord {
     WorkerRecord {
         id: settings.worker.id.clone(),
         labels,
-        platforms: vec![platform(&Platform::host())],
+        platforms: match settings.worker.platforms.as_slice() {
+            [] => vec![platform(&Platform::host())],
+            named => named.iter().map(platform).collect(),
+        },
         gc_policy,
         buildkit_version: Some(version(shared)),
         cdi_devices: shared.engine.devices().into_iter().map(device).collect(),

@@ -150,3 +150,14 @@ async fn what_a_daemon_says_of_itself() {
     assert_eq!(status.code(), tonic::Code::InvalidArgument);
     daemon.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_are_told_the_platforms_of_the_configuration() {
+    let named = ["linux/amd64", "linux/riscv64"].map(|text| text.parse().expect("a platform"));
+    let daemon = TestDaemon::start_with(|config, _| config.worker.platforms = named.to_vec()).await;
+    let workers = daemon.control().await.list_workers(ListWorkersRequest::default()).await.expect("answers");
+    let told: Vec<_> =
+        workers.get_ref().record[0].platforms.iter().map(|told| told.architecture.as_str()).collect();
+    assert_eq!(told, ["amd64", "riscv64"]);
+    daemon.stop().await;
+}

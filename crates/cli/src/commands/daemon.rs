@@ -115,6 +115,9 @@ struct WorkerArguments {
     /// Steps that run at a time; 0 is as many as there are processors
     #[arg(long, value_name = "N")]
     oci_max_parallelism: Option<usize>,
+    /// Platform that clients are told, this machine's own first (may be repeated)
+    #[arg(long, value_name = "PLATFORM")]
+    oci_worker_platform: Vec<String>,
     /// OCI runtime that runs build steps instead of the sandbox
     #[arg(long, value_name = "PROGRAM", hide = true)]
     oci_worker_binary: Option<PathBuf>,
@@ -369,6 +372,10 @@ impl Arguments {
         if let Some(most) = self.worker.oci_max_parallelism {
             file.worker.oci.max_parallelism = most;
         }
+        if !self.worker.oci_worker_platform.is_empty() {
+            let named = self.worker.oci_worker_platform.iter().flat_map(|text| text.split(','));
+            file.worker.oci.platforms = named.map(str::to_owned).collect();
+        }
         if !self.worker.cdi_spec_dir.is_empty() {
             file.cdi.spec_dirs.clone_from(&self.worker.cdi_spec_dir);
         }
@@ -457,6 +464,7 @@ impl Arguments {
             id: worker_id(root),
             confinement: Confinement { network, ..Confinement::default() },
             labels,
+            platforms: file.worker.oci.platforms()?,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             entitlements,
             gc: self.gc(file, root)?,

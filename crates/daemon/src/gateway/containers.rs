@@ -52,6 +52,8 @@ pub(super) struct Open {
     processes: Arc<Semaphore>,
     /// Whether its first process was started; when that ends, all do.
     has_first: Mutex<bool>,
+    /// Where its programs are looked for, if not where this system does.
+    path: Option<&'static str>,
     /// How the first of its processes that failed did.
     failed: Mutex<Option<String>>,
     over: CancellationToken,
@@ -129,6 +131,7 @@ async fn make(build: &Arc<Build>, request: &NewContainerRequest) -> Result<Open,
         container: Arc::new(container),
         processes: Arc::new(Semaphore::new(MAX_PROCESSES)),
         has_first: Mutex::new(false),
+        path: message::path_of(request.platform.as_ref()),
         failed: Mutex::default(),
         _end: over.clone().drop_guard(),
         over,

@@ -30,7 +30,6 @@ const FLAGS: &[(&str, Meaning)] = &[
     ("cdi-disabled", Only("false", "devices are a grant: only builds with `device` get any")),
     ("save-cache-debug", Only("false", "`stave explain` says why a step ran")),
     ("oci-worker-proxy-snapshotter-path", Nothing(OWN_STORE)),
-    ("oci-worker-platform", Nothing("platforms are those whose programs this machine runs")),
     ("oci-cni-config-path", Nothing(NO_CNI)),
     ("oci-cni-binary-dir", Nothing(NO_CNI)),
     ("oci-cni-pool-size", Only("0", NO_CNI)),

@@ -153,7 +153,10 @@ impl Call {
 
     async fn begin(&self, open: &Arc<Open>, init: InitMessage) -> Result<Started, Failure> {
         let (fds, tty) = (init.fds.clone(), init.tty);
-        let op = message::process(init)?;
+        let mut op = message::process(init)?;
+        if let Some(path) = open.path.filter(|_| !op.env.iter().any(|value| value.starts_with("PATH="))) {
+            op.env.push(format!("PATH={path}"));
+        }
         let session = self.build.session_for(&op).await?;
         process::start(open, (op, session), (&fds, tty)).await
     }

@@ -128,6 +128,12 @@ pub(super) fn process(message: InitMessage) -> Result<ExecOp, Failure> {
     })
 }
 
+/// Where programs are looked for that name no place, if not where this system does; `None` where it does so there.
+pub(super) fn path_of(platform: Option<&pb::Platform>) -> Option<&'static str> {
+    const WINDOWS: &str = r"c:\Windows\System32;c:\Windows;C:\Windows\System32\WindowsPowerShell\v1.0";
+    platform.is_some_and(|platform| platform.os == "windows").then_some(WINDOWS)
+}
+
 fn hosts(hosts: &[pb::HostIp]) -> Vec<HostIp> {
     hosts.iter().map(|host| HostIp { host: host.host.clone(), ip: host.ip.clone() }).collect()
 }
@@ -162,6 +168,13 @@ mod tests {
         check(&[bind("/", "a"), bind("/", "b")], Err("two mounts at the same place"));
         let strange = pb::Mount { mount_type: 99, ..bind("/", "a") };
         check(&[strange], Err("unknown mount type 99"));
+    }
+
+    #[test]
+    fn programs_of_another_system_are_elsewhere() {
+        let of = |os: &str| path_of(Some(&pb::Platform { os: os.to_owned(), ..pb::Platform::default() }));
+        assert_eq!((of("linux"), of(""), path_of(None)), (None, None, None));
+        assert!(of("windows").expect("is another").starts_with(r"c:\Windows\System32;"));
     }
 
     #[test]
