@@ -5,14 +5,14 @@
 
 pub(crate) mod top;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, Stat, fgetxattr, lgetxattr, llistxattr, openat, readlinkat, statat,
@@ -30,6 +30,8 @@ const MAX_SYMLINKS: usize = 40;
 #[derive(Debug)]
 pub struct MergedView {
     root: Vec<Top>,
+    /// What was found, of a view that is asked about few paths again and again.
+    found: Option<Box<Mutex<Answers>>>,
     xattrs: OverlayXattrs,
 }
 
@@ -116,7 +118,8 @@ impl MergedEntry {
         Ok(found)
     }
 
-    pub(crate) fn open_directory(&self) -> Result<OwnedFd, StoreError> {
+    /// Opens a directory: the topmost version of a merged one.
+    pub fn open_directory(&self) -> Result<OwnedFd, StoreError> {
         openat(&self.parent, &self.name, directory_flags(), Mode::empty())
             .map_err(|error| self.failed("open", error))
     }
@@ -168,21 +171,35 @@ pub(crate) fn is_whiteout(stat: &Stat) -> bool {
 }
 
 /// What a name in a merged directory is.
+#[derive(Debug, Clone)]
 struct Found {
     entry: MergedEntry,
-    /// The merged directory, if it is one.
+    /// The merged directory, if it is one and somebody wants more of it than its status.
     directory: Option<Directory>,
 }
+
+/// What was found at paths.
+type Answers = HashMap<PathBuf, Option<Found>>;
+
+/// How much of a directory is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Want {
+    Status,
+    Content,
+}
+
+/// Answers that one view remembers at most.
+const MAX_FOUND: usize = 1024;
 
 impl MergedView {
     /// The entry at `path`, symlinks on the way (and at its end) followed inside the view.
     pub fn metadata(&self, path: &Path) -> Result<Option<MergedEntry>, StoreError> {
-        Ok(self.resolve(path, true)?.map(|found| found.entry))
+        Ok(self.resolve(path, true, Want::Status)?.map(|found| found.entry))
     }
 
     /// The entry at `path`, a symlink at its end not followed.
     pub fn symlink_metadata(&self, path: &Path) -> Result<Option<MergedEntry>, StoreError> {
-        Ok(self.resolve(path, false)?.map(|found| found.entry))
+        Ok(self.resolve(path, false, Want::Status)?.map(|found| found.entry))
     }
 
     /// Opens a regular file for reading, symlinks followed inside the view.
@@ -192,12 +209,11 @@ impl MergedView {
 
     /// The names in a directory, sorted; `None` if it is none.
     pub fn read_dir(&self, path: &Path) -> Result<Option<Vec<OsString>>, StoreError> {
-        let Some(directory) = self.resolve(path, true)?.and_then(|found| found.directory) else {
-            return Ok(None);
-        };
+        let found = self.resolve(path, true, Want::Content)?;
+        let Some(directory) = found.and_then(|found| found.directory) else { return Ok(None) };
         let mut names = Vec::new();
         for (name, layer) in merged_names(&directory, path)? {
-            if self.child(&directory[layer..], &name, path.join(&name))?.is_some() {
+            if self.child(&directory[layer..], &name, path.join(&name), Want::Status)?.is_some() {
                 names.push(name);
             }
         }
@@ -228,6 +244,7 @@ impl MergedView {
         layers: &[Arc<OwnedFd>],
         name: &OsStr,
         path: PathBuf,
+        want: Want,
     ) -> Result<Option<Found>, StoreError> {
         let mut found: Option<Found> = None;
         for (index, layer) in layers.iter().enumerate() {
@@ -237,7 +254,9 @@ impl MergedView {
             let is_directory = entry.file_type() == FileType::Directory;
             match &mut found {
                 None if is_whiteout(entry.stat()) => return Ok(None),
-                None if !is_directory => return Ok(Some(Found { entry, directory: None })),
+                None if !is_directory || want == Want::Status => {
+                    return Ok(Some(Found { entry, directory: None }));
+                }
                 Some(_) if !is_directory => break,
                 _ => {}
             }
@@ -247,6 +266,43 @@ impl MergedView {
             directory.directory.get_or_insert_default().push(Arc::new(opened));
             if last {
                 break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// From a directory of a path to what has the next name.
+    fn step(
+        &self,
+        here: &Found,
+        is_root: bool,
+        name: &OsStr,
+        want: Want,
+    ) -> Result<Option<Found>, StoreError> {
+        let path = here.entry.path().join(name);
+        let known = self
+            .found
+            .as_ref()
+            .and_then(|found| found.lock().unwrap_or_else(PoisonError::into_inner).get(&path).cloned());
+        let is_enough = |known: &Option<Found>| {
+            known.as_ref().is_none_or(|known| {
+                want == Want::Status
+                    || known.directory.is_some()
+                    || known.entry.file_type() != FileType::Directory
+            })
+        };
+        if let Some(known) = known.filter(is_enough) {
+            return Ok(known);
+        }
+        let found = match &here.directory {
+            _ if is_root => self.child(&self.root(Some(name))?, name, path.clone(), want)?,
+            Some(directory) => self.child(directory, name, path.clone(), want)?,
+            None => None,
+        };
+        if let Some(all) = &self.found {
+            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+            if all.len() < MAX_FOUND {
+                all.insert(path, found.clone());
             }
         }
         Ok(found)
@@ -262,7 +318,7 @@ impl MergedView {
     }
 
     /// Follows a path from the root; `..` at the root stays there, as chroot does it.
-    fn resolve(&self, path: &Path, follow_last: bool) -> Result<Option<Found>, StoreError> {
+    fn resolve(&self, path: &Path, follow_last: bool, want: Want) -> Result<Option<Found>, StoreError> {
         let Some(root) = self.root_entry()? else { return Ok(None) };
         // The root's versions are found when it is known what is wanted of them.
         let mut trail = vec![Found { entry: root, directory: None }];
@@ -276,12 +332,8 @@ impl MergedView {
                 continue;
             }
             let Some(here) = trail.last() else { return Ok(None) };
-            let found = match (&here.directory, trail.len()) {
-                (_, 1) => self.child(&self.root(Some(&name))?, &name, PathBuf::from(&name))?,
-                (Some(directory), _) => self.child(directory, &name, here.entry.path().join(&name))?,
-                (None, _) => return Ok(None),
-            };
-            let Some(found) = found else { return Ok(None) };
+            let want = if pending.is_empty() { want } else { Want::Content };
+            let Some(found) = self.step(here, trail.len() == 1, &name, want)? else { return Ok(None) };
             let is_symlink = found.entry.file_type() == FileType::Symlink;
             if !is_symlink || (pending.is_empty() && !follow_last) {
                 trail.push(found);
@@ -301,7 +353,7 @@ impl MergedView {
             }
         }
         let mut found = trail.pop();
-        if let Some(found) = found.as_mut().filter(|_| trail.is_empty()) {
+        if let Some(found) = found.as_mut().filter(|_| trail.is_empty() && want == Want::Content) {
             found.directory = Some(self.root(None)?);
         }
         Ok(found)
@@ -364,7 +416,8 @@ impl Walk<'_> {
                 continue;
             };
             let path = frame.path.join(&name);
-            let Some(found) = self.view.child(&frame.directory[layer..], &name, path)? else { continue };
+            let found = self.view.child(&frame.directory[layer..], &name, path, Want::Content)?;
+            let Some(found) = found else { continue };
             if let Some(directory) = found.directory {
                 self.frames.push(Frame::new(found.entry.path(), directory)?);
             }
@@ -396,7 +449,7 @@ impl Store {
     /// A merged view of layer directories, top first.
     pub(crate) fn view_of(&self, paths: &[PathBuf]) -> Result<MergedView, StoreError> {
         let root = paths.iter().map(|path| Top::opened(path)).collect::<Result<_, _>>()?;
-        Ok(MergedView { root, xattrs: self.inner.config.xattrs })
+        Ok(MergedView { root, found: None, xattrs: self.inner.config.xattrs })
     }
 
     /// A merged view for a look at a few paths: a layer is opened only if it may hold what is looked for. Counts as a
@@ -408,8 +461,12 @@ impl Store {
     /// The same of layers, bottom first, whose directories are known, top first.
     fn glance_at(&self, layers: &[LayerId], paths: &[PathBuf]) -> Result<MergedView, StoreError> {
         let known = &self.inner.top_names;
-        let tops = layers.iter().rev().zip(paths).map(|(layer, path)| Top::named(path, *layer, known));
-        Ok(MergedView { root: tops.collect::<Result<_, _>>()?, xattrs: self.inner.config.xattrs })
+        // As the paths are: each once, in its highest place.
+        let mut seen = HashSet::with_capacity(layers.len());
+        let layers = layers.iter().rev().filter(|layer| seen.insert(**layer));
+        let tops = layers.zip(paths).map(|(layer, path)| Top::named(path, *layer, known));
+        let root = tops.collect::<Result<_, _>>()?;
+        Ok(MergedView { root, found: Some(Box::default()), xattrs: self.inner.config.xattrs })
     }
 }
 

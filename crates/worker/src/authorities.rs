@@ -6,7 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::root::{Last, RootDir};
+use crate::base::Look;
+use crate::root::Last;
 
 /// Where programs look for a bundle: Debian and Alpine, Fedora (twice), openSUSE, LibreSSL and macOS habits.
 const BUNDLES: [&str; 6] = [
@@ -46,7 +47,7 @@ pub(crate) struct Bundle {
 }
 
 /// The bundles of an image with `additional` certificates, and one at [`OWN`].
-pub(crate) fn bundles(root: &RootDir, additional: &[u8]) -> Vec<Bundle> {
+pub(crate) fn bundles(root: &impl Look, additional: &[u8]) -> Vec<Bundle> {
     let mut bundles: Vec<Bundle> = Vec::new();
     for place in BUNDLES {
         // Several names may lead to one file; it is covered once, where it really is.
@@ -80,6 +81,7 @@ fn joined(mut own: Vec<u8>, additional: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::root::RootDir;
 
     #[test]
     fn every_bundle_of_the_image_is_covered_once() {

@@ -3,6 +3,7 @@
 //! Must not know how single actions work: see [`action`]. Read [`execute`] first.
 
 pub(crate) mod action;
+pub(crate) mod bare;
 pub(crate) mod copy;
 pub(crate) mod decoder;
 pub(crate) mod place;
@@ -12,6 +13,7 @@ pub(crate) mod wildcard;
 
 use std::path::Path;
 
+use rustix::fs::FileType;
 use stave_llb::{
     Chown, CopyAction, CopyMode, FileAction, FileActionKind, FileInput, FileOp, MkdirAction, MkfileAction,
     SymlinkAction, UserOrGroup,
@@ -21,12 +23,15 @@ use stave_store::{ActiveLayer, Snapshot};
 use tokio_util::sync::CancellationToken;
 
 use self::action::{CopyRequest, FileError, Means};
+use self::bare::{Bare, Way};
 use self::copy::{Copier, CopyRules};
 use self::place::{Stamp, Time};
 use self::reuse::Reuse;
+use self::wildcard::has_wildcard;
+use crate::base::Look;
 use crate::input::Input;
 use crate::mode::ModeChange;
-use crate::root::RootDir;
+use crate::root::{At as _, Last, RootDir, clean};
 use crate::users::UserTable;
 use crate::worker::{MountError, Ref, Shared, writable};
 
@@ -73,21 +78,67 @@ enum State {
 
 /// A layer being written, and whether something it holds changed while it was read.
 struct Layer {
-    root: RootDir,
+    root: Root,
     active: ActiveLayer,
     settled: bool,
     reuse: Option<Reuse>,
 }
 
+/// Where a layer is written.
+enum Root {
+    /// In its own directory: so far nothing needed more.
+    Bare(Bare),
+    /// In a view of it and all below it.
+    Whole(RootDir),
+}
+
 impl Layer {
     fn on(shared: &Shared, base: &Snapshot, settled: bool, description: &str) -> Result<Self, FileError> {
         let active = shared.prepare(base, description)?;
-        let root = writable(&active)?;
+        // Where there is nothing below, or nothing is mounted, the view is as cheap.
+        let root = match active.lowers().is_empty() || !stave_sandbox::has_namespaces() {
+            true => Root::Whole(writable(&active)?),
+            false => Root::Bare(Bare::of(&active)?),
+        };
         Ok(Self { root, active, settled, reuse: None })
     }
 
+    /// The layer and all below it, for looking at.
+    fn look(&self) -> &dyn Look {
+        match &self.root {
+            Root::Bare(bare) => bare,
+            Root::Whole(root) => root,
+        }
+    }
+
+    /// The layer's own directory, while it is written there.
+    fn bare(&self) -> Option<&Bare> {
+        match &self.root {
+            Root::Bare(bare) => Some(bare),
+            Root::Whole(_) => None,
+        }
+    }
+
+    /// Where it is written.
+    fn written(&self) -> &RootDir {
+        match &self.root {
+            Root::Bare(bare) => bare.upper(),
+            Root::Whole(root) => root,
+        }
+    }
+
+    /// The layer and all below it, to be changed at will.
+    fn whole(&mut self) -> Result<&RootDir, FileError> {
+        if let Root::Bare(_) = &self.root {
+            self.root = Root::Whole(writable(&self.active)?);
+        }
+        Ok(self.written())
+    }
+
     fn commit(self, shared: &Shared) -> Result<Ref, FileError> {
-        self.root.collect(self.active.upper())?;
+        if let Root::Whole(root) = &self.root {
+            root.collect(self.active.upper())?;
+        }
         // The view must be gone first: a mounted layer cannot be committed.
         drop(self.root);
         let snapshot = self.active.commit()?;
@@ -122,47 +173,66 @@ impl Chain<'_> {
 
     fn act(&mut self, index: usize, action: &FileAction) -> Result<State, FileError> {
         let mut layer = self.base(index, action)?;
-        let root = &layer.root;
         match &action.kind {
-            FileActionKind::Copy(copy) => {
-                let source = self.source(action.secondary)?;
-                let request = request(root, copy)?;
-                let is_local = matches!(source, Input::Context(_));
-                if layer.reuse.is_none() && is_local && self.only_copies() && stave_sandbox::has_namespaces()
-                {
-                    layer.reuse = Reuse::open(&self.shared.store, self.step.vertex, index, &layer.active);
-                }
-                let reuse = layer.reuse.as_ref().filter(|_| is_local);
-                let room = Some(layer.active.room());
-                let copied =
-                    action::copy(root, &source, &request, Means { reuse, room, cancel: self.cancel });
-                let is_own = action.secondary == action.input || self.is_nothing(action.secondary);
-                let copied = copied.map_err(|error| match error {
-                    FileError::NotFound(path) if is_own => FileError::Missing(path),
-                    error => error,
-                });
-                if copied? {
-                    layer.settled = false;
-                }
-            }
+            FileActionKind::Copy(copy) => self.copy(index, action, copy, &mut layer)?,
             FileActionKind::Mkdir(MkdirAction { path, mode, make_parents, owner, timestamp }) => {
-                let stamp = stamp(root, owner.as_ref(), *timestamp);
-                action::mkdir(root, path, *mode, *make_parents, &stamp)?;
+                let stamp = stamp(layer.look(), owner.as_ref(), *timestamp);
+                match layer.bare().map(|bare| bare.mkdir(path, *make_parents)).transpose()?.flatten() {
+                    Some(Way::Nothing) => {}
+                    Some(Way::At(path)) => {
+                        action::mkdir(layer.written(), &path, *mode, *make_parents, &stamp)?;
+                    }
+                    None => action::mkdir(layer.whole()?, path, *mode, *make_parents, &stamp)?,
+                }
             }
             FileActionKind::Mkfile(MkfileAction { path, mode, data, owner, timestamp }) => {
-                let stamp = stamp(root, owner.as_ref(), *timestamp);
+                let stamp = stamp(layer.look(), owner.as_ref(), *timestamp);
                 layer.active.room().take(data.len() as u64)?;
-                action::mkfile(root, path, *mode, data, &stamp)?;
+                match layer.bare().map(|bare| bare.mkfile(path)).transpose()?.flatten() {
+                    Some(Way::At(path)) => action::mkfile(layer.written(), &path, *mode, data, &stamp)?,
+                    _ => action::mkfile(layer.whole()?, path, *mode, data, &stamp)?,
+                }
             }
             FileActionKind::Symlink(SymlinkAction { target, path, owner, timestamp }) => {
-                let stamp = stamp(root, owner.as_ref(), *timestamp);
-                action::symlink(root, target, path, &stamp)?;
+                let stamp = stamp(layer.look(), owner.as_ref(), *timestamp);
+                action::symlink(layer.whole()?, target, path, &stamp)?;
             }
             FileActionKind::Rm(remove) => {
-                action::remove(root, &remove.path, remove.allow_wildcard, remove.allow_not_found)?;
+                action::remove(layer.whole()?, &remove.path, remove.allow_wildcard, remove.allow_not_found)?;
             }
         }
         Ok(State::Open(Box::new(layer)))
+    }
+
+    fn copy(
+        &mut self,
+        index: usize,
+        action: &FileAction,
+        copy: &CopyAction,
+        layer: &mut Layer,
+    ) -> Result<(), FileError> {
+        let request = request(layer.look(), copy)?;
+        let (source, request, is_lone) = self.source(action.secondary, request)?;
+        let bare = layer.bare().filter(|_| is_lone).map(|bare| bare.copy(&request)).transpose()?.flatten();
+        if bare.is_none() {
+            layer.whole()?;
+        }
+        let is_local = matches!(source, Input::Context(_));
+        if layer.reuse.is_none() && is_local && self.only_copies() && stave_sandbox::has_namespaces() {
+            layer.reuse = Reuse::open(&self.shared.store, self.step.vertex, index, &layer.active);
+        }
+        let reuse = layer.reuse.as_ref().filter(|_| is_local);
+        let means = Means { reuse, room: Some(layer.active.room()), cancel: self.cancel };
+        let copied = action::copy(layer.written(), &source, bare.as_ref().unwrap_or(&request), means);
+        let is_own = action.secondary == action.input || self.is_nothing(action.secondary);
+        let copied = copied.map_err(|error| match error {
+            FileError::NotFound(path) if is_own => FileError::Missing(path),
+            error => error,
+        });
+        if copied? {
+            layer.settled = false;
+        }
+        Ok(())
     }
 
     /// Whether nothing else touches what a copy made: other actions do not say what they replace.
@@ -200,11 +270,31 @@ impl Chain<'_> {
         later.flat_map(|action| [&action.input, &action.secondary]).filter(|input| wanted(input)).count()
     }
 
-    fn source(&mut self, input: FileInput) -> Result<Input, FileError> {
-        match self.finished(input)? {
-            Some(result) => Ok(self.shared.input(&result)?),
-            None => Ok(Input::View(self.shared.view(&Snapshot::scratch())?)),
+    /// What a copy reads from, the copy as it is there, and whether it is of a single file or symlink.
+    fn source(
+        &mut self,
+        input: FileInput,
+        request: CopyRequest,
+    ) -> Result<(Input, CopyRequest, bool), FileError> {
+        let Some(result) = self.finished(input)? else {
+            return Ok((Input::View(self.shared.view(&Snapshot::scratch())?), request, false));
+        };
+        let is_literal = !has_wildcard(&request.source) && !request.source.contains('\\');
+        let is_plain = is_literal && !request.attempt_unpack && request.takes_all();
+        let last = if request.follow_symlinks { Last::Follow } else { Last::Keep };
+        if let Some(snapshot) = result.snapshot().filter(|_| is_plain)
+            && let Some((source, path)) = self.shared.lone(snapshot, &request.source, last)?
+        {
+            return Ok((source, CopyRequest { source: path, ..request }, true));
         }
+        let source = self.shared.input(&result)?;
+        let is_lone = is_plain && matches!(source, Input::Context(_)) && {
+            let shown = clean(Path::new(&request.source));
+            let real = source.resolve(&shown, last).at("resolving", &shown)?;
+            let kind = source.file_type(&real).at("looking at", &shown)?;
+            matches!(kind, Some(FileType::RegularFile | FileType::Symlink))
+        };
+        Ok((source, request, is_lone))
     }
 
     /// A state that others may see; `None` is scratch.
@@ -278,7 +368,7 @@ pub(crate) fn snapshot_of(
         keep_directories: false,
     };
     let input = Input::Context(std::sync::Arc::clone(context));
-    let copier = Copier::new(context.root(), &layer.root, input.owners(), &rules, cancel);
+    let copier = Copier::new(context.root(), layer.written(), input.owners(), &rules, cancel);
     let copier = copier.with_room(Some(layer.active.room()));
     copier.copy(context.tree(), Path::new(""), Path::new(""))?;
     if copier.source_changed() {
@@ -289,7 +379,7 @@ pub(crate) fn snapshot_of(
     Ok(context.materialised().get_or_init(|| snapshot).clone())
 }
 
-fn request(root: &RootDir, copy: &CopyAction) -> Result<CopyRequest, FileError> {
+fn request(root: &dyn Look, copy: &CopyAction) -> Result<CopyRequest, FileError> {
     let mode = match &copy.mode {
         CopyMode::Keep => ModeChange::Keep,
         CopyMode::Bits(bits) => ModeChange::Set(bits & 0o7777),
@@ -318,13 +408,13 @@ fn request(root: &RootDir, copy: &CopyAction) -> Result<CopyRequest, FileError> 
     })
 }
 
-fn stamp(root: &RootDir, chown: Option<&Chown>, timestamp: Option<i64>) -> Stamp {
+fn stamp(root: &dyn Look, chown: Option<&Chown>, timestamp: Option<i64>) -> Stamp {
     Stamp { owner: owner(root, chown), time: timestamp.map(time) }
 }
 
 /// Numbers for an owner. Names are those of the file system being changed; a user brings its own group, also in
 /// place of a group that is not known.
-fn owner(root: &RootDir, chown: Option<&Chown>) -> Option<(u32, u32)> {
+fn owner(root: &dyn Look, chown: Option<&Chown>) -> Option<(u32, u32)> {
     let chown = chown?;
     let named = [&chown.user, &chown.group].iter().any(|part| matches!(part, Some(UserOrGroup::Name { .. })));
     let table = if named { UserTable::read(root) } else { UserTable::default() };

@@ -9,6 +9,7 @@
 mod admission;
 mod ahead;
 mod authorities;
+mod base;
 mod cdi;
 mod confinement;
 mod contenthash;

@@ -14,6 +14,7 @@ use stave_sandbox::{
 use stave_store::{ActiveLayer, Snapshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::base::Base;
 use crate::exec::network_files::HostEntry;
 use crate::exec::tree::ProcessTree;
 use crate::exec::{ExecError, LocalExecutor, MountSet, ProcessSpec, Started, sandbox_spec, wait};
@@ -269,9 +270,8 @@ impl LocalWorker<LocalExecutor> {
         }
         let shared = std::sync::Arc::clone(&self.shared);
         let (layer, watch, sandbox) = blocking(move || -> Result<_, RunError> {
-            let view = shared.view(&spec.snapshot)?;
-            let identity = UserTable::read(&view).identity(&spec.user)?;
             let layer = shared.prepare(&spec.snapshot, "run").map_err(RootError::from)?;
+            let identity = UserTable::read(&Base::of(&shared, &layer)?).identity(&spec.user)?;
             let root = overlay_root(&shared, &layer).map_err(RootError::from)?;
             let network = shared.networks.connect(spec.network)?;
             let mounts = mounts(&spec, &network)?;

@@ -26,7 +26,7 @@ use stave_store::{MutableDir, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use self::mounts::{CacheMount, Caches, Plan, Prepared, Written};
-use self::repeated::remove_repeated;
+use self::repeated::{remove_repeated, repeats_nothing};
 use self::traces::{Touched, leave_directories};
 use crate::cdi::DeviceError;
 use crate::confinement::Confinement;
@@ -219,7 +219,7 @@ fn begin(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
     surroundings::show_authorities(plan, &mut prepared)?;
     let devices = surroundings::devices(op, plan)?;
     prepared.specs.extend(surroundings::device_mounts(&devices));
-    let identity = UserTable::read(&prepared.root_view).identity(&op.user)?;
+    let identity = UserTable::read(&*prepared.root_view).identity(&op.user)?;
     let mut specs = network_mounts(&names, &network)?;
     specs.extend(prepared.specs.iter().cloned());
     let mut process = Process::new(op.args.clone());
@@ -239,9 +239,9 @@ fn begin(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
         cgroup_parent: CgroupParent::Default,
         watch: None,
     };
-    let touched = Touched::by(&prepared.root_view, specs.iter().map(MountSpec::target));
+    let touched = Touched::by(&*prepared.root_view, specs.iter().map(MountSpec::target));
     if !prepared.readonly_root {
-        leave_directories(&prepared.root_view, prepared.root.upper())?;
+        leave_directories(&*prepared.root_view, prepared.root.upper())?;
     }
     let root = overlay_root(&plan.shared, &prepared.root).map_err(StepError::Store)?;
     let mounts = MountSet { root, readonly_root: prepared.readonly_root, mounts: specs, shm_size: None };
@@ -262,9 +262,13 @@ fn commit(ready: Ready, created: &[PathBuf]) -> Result<Vec<Ref>, StepError> {
             source,
         })?;
     }
-    new_files::belong_to(process.process.uid, process.process.gid, root.upper(), &root_view)?;
+    if new_files::are_anothers(process.process.uid, process.process.gid) {
+        new_files::belong_to(process.process.uid, process.process.gid, root.upper(), root_view.tree()?)?;
+    }
     touched.apply(root.upper())?;
-    remove_repeated(root.upper(), &root_view)?;
+    if !root_view.layers().map_or(Ok(false), |layers| repeats_nothing(root.upper(), layers))? {
+        remove_repeated(root.upper(), root_view.tree()?)?;
+    }
     drop(root_view);
     let mut outputs: Vec<(u32, Ref)> = Vec::new();
     let settled = !contexts.iter().any(|context| context.has_changed());

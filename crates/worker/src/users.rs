@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use crate::root::RootDir;
+use crate::base::Look;
 
 /// Bytes read of `/etc/passwd` and of `/etc/group`: both come from an image.
 const TABLE_LIMIT: u64 = 16 << 20;
@@ -61,7 +61,7 @@ struct Group {
 
 impl UserTable {
     /// Reads the tables of a root; a table that is absent or unreadable is empty.
-    pub(crate) fn read(root: &RootDir) -> Self {
+    pub(crate) fn read(root: &(impl Look + ?Sized)) -> Self {
         let text = |path| {
             let bytes = root.read_file(Path::new(path), TABLE_LIMIT).unwrap_or_default();
             String::from_utf8_lossy(&bytes).into_owned()

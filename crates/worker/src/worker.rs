@@ -9,26 +9,29 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use dashmap::DashMap;
+use rustix::fs::FileType;
 use stave_cache::ContentDigest;
 use stave_oci::Digest;
 use stave_remotecache::key::ContentPath;
 use stave_sandbox::Launcher;
-use stave_solver::Selector;
-use stave_store::{ActiveLayer, Lease, Snapshot, Store, StoreError, Taking};
+use stave_solver::{Selector, SelectorPath};
+use stave_store::{ActiveLayer, Lease, MergedEntry, Snapshot, Store, StoreError, Taking};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, Peaks};
 use crate::ahead::{HashAhead, Wishes};
+use crate::base::Look as _;
 use crate::cdi::SPEC_DIRECTORIES;
 use crate::context::Context;
 use crate::digest::Digested;
 use crate::exec::{LocalExecutor, RuntimeExecutor};
 use crate::file::action::FileError;
+use crate::file::wildcard::has_wildcard;
 use crate::input::Input;
 use crate::layer_place::LayerPlace;
 use crate::manifest::Manifest;
 use crate::networks::Networks;
-use crate::root::RootDir;
+use crate::root::{Last, RootDir, clean};
 use crate::scratch::Scratch;
 use crate::step::leftovers::Leftovers;
 use crate::step::tries::BuildGroups;
@@ -284,7 +287,16 @@ impl Shared {
         if let Some(known) = memo.as_ref().and_then(|key| self.digests.get(key)) {
             return Ok(*known);
         }
-        let input = self.input(result)?;
+        let lone = match memo.as_ref() {
+            Some((snapshot, Selector { paths })) => {
+                self.lone_selection(snapshot, paths).map_err(MountError::from)?
+            }
+            None => None,
+        };
+        let (input, selector) = match &lone {
+            Some((input, lone)) => (input.clone(), lone),
+            None => (self.input(result)?, selector),
+        };
         let (digest, digested) = input.digest(selector)?;
         let digest = ContentDigest::from_bytes(digest);
         self.keep_manifest(&digest, &digested);
@@ -296,6 +308,48 @@ impl Shared {
             self.digests.insert(key, digest);
         }
         Ok(digest)
+    }
+
+    /// A selection of one file alone, read in the layer that has it.
+    fn lone_selection(
+        &self,
+        snapshot: &Snapshot,
+        paths: &[SelectorPath],
+    ) -> Result<Option<(Input, Selector)>, StoreError> {
+        let [one] = paths else { return Ok(None) };
+        if !(one.include_patterns.is_empty() && one.exclude_patterns.is_empty()) {
+            return Ok(None);
+        }
+        let last = if one.follow_links { Last::Follow } else { Last::Keep };
+        let Some((input, path)) = self.lone(snapshot, &one.path, last)? else { return Ok(None) };
+        Ok(Some((input, Selector { paths: vec![SelectorPath { path, ..one.clone() }] })))
+    }
+
+    /// The layer in which a path of a snapshot means a file or a symlink, and the path there. `None` for what a mount is
+    /// needed for, or costs nothing; for what is found by another name; and for what is not there.
+    pub(crate) fn lone(
+        &self,
+        snapshot: &Snapshot,
+        path: &str,
+        last: Last,
+    ) -> Result<Option<(Input, String)>, StoreError> {
+        let is_plain = |text: &str| !has_wildcard(text) && !text.contains('\\');
+        if snapshot.layers().len() < 2 || !stave_sandbox::has_namespaces() || !is_plain(path) {
+            return Ok(None);
+        }
+        let view = self.store.glance(snapshot)?;
+        let shown = clean(Path::new(path));
+        let Ok(real) = view.resolve(&shown, last) else { return Ok(None) };
+        let found =
+            real.to_str().filter(|real| is_plain(real) && shown.file_name() == Path::new(real).file_name());
+        let Some(text) = found else { return Ok(None) };
+        let entry = view.symlink_metadata(&real)?;
+        let is_lone =
+            |entry: &MergedEntry| matches!(entry.file_type(), FileType::RegularFile | FileType::Symlink);
+        let Some(entry) = entry.filter(is_lone) else { return Ok(None) };
+        let Some(layer) = view.home(&entry)? else { return Ok(None) };
+        let root = layer.try_clone().map_err(|source| StoreError::View { path: real.clone(), source })?;
+        Ok(Some((Input::View(Arc::new(RootDir::from_fd(root))), format!("/{text}"))))
     }
 
     /// Keeps what a new digest was made of. Losing it costs an explanation.

@@ -68,7 +68,8 @@ fn a_glance_sees_what_a_view_does() {
     }
     let third = active.commit().expect("a commit");
     let active = test.store.prepare(&third).expect("a layer");
-    for snapshot in [&first, &second, &third] {
+    let twice = Snapshot::new(third.layers().iter().chain(first.layers()).copied().collect());
+    for snapshot in [&first, &second, &third, &twice] {
         let whole = test.store.view(snapshot).expect("a view");
         let mut glances = vec![test.store.glance(snapshot).expect("a view")];
         if snapshot == &third {
@@ -106,6 +107,30 @@ fn files_are_found_through_layers_and_symlinks() {
     check("lib/../../etc/passwd", Some("top"));
     check("etc/passwd/x", None);
     check("none/x", None);
+}
+
+#[test]
+fn a_file_is_at_home_in_the_layer_it_is_read_from() {
+    let test = TestStore::new();
+    let snapshot = snapshot(&test);
+    let paths = test.store.layer_paths(&snapshot).expect("layers");
+    let home = |path: &str| {
+        let view = test.store.glance(&snapshot).expect("a view");
+        let entry = view.symlink_metadata(Path::new(path)).expect("an answer").expect("an entry");
+        view.home(&entry).expect("an answer").map(|layer| {
+            let found = rustix::fs::fstat(&*layer).expect("a status").st_ino;
+            let is_it = |path: &std::path::PathBuf| {
+                std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).expect("a status")) == found
+            };
+            paths.iter().position(is_it).expect("a layer of it")
+        })
+    };
+    assert_eq!(home("etc/passwd"), Some(0));
+    assert_eq!(home("usr/lib/so"), Some(1));
+    assert_eq!(home("usr/up"), Some(1));
+    assert_eq!(home("loop"), Some(1));
+    assert_eq!(home("etc"), None);
+    assert_eq!(home(""), None);
 }
 
 #[test]

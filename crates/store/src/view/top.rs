@@ -8,9 +8,10 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use rustix::fs::{Mode, open};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2};
+use rustix::io::Errno;
 
-use super::directory_flags;
+use super::{MergedEntry, MergedView, directory_flags};
 use crate::diff::sorted_names;
 use crate::{LayerId, StoreError};
 
@@ -23,15 +24,15 @@ const MAX_NAMES: usize = 256;
 /// The names at the top of a layer, whiteouts among them, sorted; `None` for too many.
 type Names = Option<Arc<[OsString]>>;
 
-/// What is remembered of layers. They never change, and no id is given twice.
+/// What is remembered of layers, which never change: by id, and for this directory alone.
 #[derive(Debug, Default)]
-pub(crate) struct TopNames(Mutex<HashMap<LayerId, Names>>);
+pub(crate) struct TopNames(Mutex<HashMap<LayerId, (PathBuf, Names)>>);
 
 impl TopNames {
     fn of(&self, layer: LayerId, top: &Top) -> Result<Names, StoreError> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&layer).cloned();
-        if let Some(known) = known {
-            return Ok(known);
+        if let Some((_, names)) = known.filter(|(path, _)| *path == top.path) {
+            return Ok(names);
         }
         let names = sorted_names(&*top.open()?).map_err(|error| StoreError::io("read", &top.path, error))?;
         let names = (names.len() <= MAX_NAMES).then(|| Arc::from(names));
@@ -39,7 +40,7 @@ impl TopNames {
         if all.len() >= MAX_LAYERS {
             all.clear();
         }
-        all.insert(layer, names.clone());
+        all.insert(layer, (top.path.clone(), names.clone()));
         Ok(names)
     }
 }
@@ -81,5 +82,31 @@ impl Top {
     pub(super) fn may_hold(&self, name: &OsStr) -> bool {
         let Some(names) = &self.names else { return true };
         names.binary_search_by(|known| known.as_os_str().cmp(name)).is_ok()
+    }
+}
+
+impl MergedView {
+    /// The layer in which an entry that is no directory lies, open; `None` for a directory, and for one that is no longer
+    /// there. Within the layer it has the same path, with no symlink on the way.
+    pub fn home(&self, entry: &MergedEntry) -> Result<Option<Arc<OwnedFd>>, StoreError> {
+        let is_directory = entry.file_type() == FileType::Directory;
+        let Some(name) = entry.path().iter().next().filter(|_| !is_directory) else { return Ok(None) };
+        let failed = |error| StoreError::io("read", entry.path(), error);
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        for top in self.root.iter().filter(|top| top.may_hold(name)) {
+            let layer = top.open()?;
+            match openat2(&layer, entry.path(), flags, Mode::empty(), resolve) {
+                Ok(found) => {
+                    let stat = fstat(&found).map_err(failed)?;
+                    if (stat.st_dev, stat.st_ino) == (entry.stat().st_dev, entry.stat().st_ino) {
+                        return Ok(Some(layer));
+                    }
+                }
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(None)
     }
 }

@@ -83,15 +83,22 @@ pub(crate) struct CopyRequest {
     pub rules: CopyRules,
 }
 
+impl CopyRequest {
+    /// Whether nothing of a directory is left out.
+    pub(crate) fn takes_all(&self) -> bool {
+        self.include.is_empty() && self.exclude.is_empty()
+    }
+}
+
 /// A destination as written: its canonical form depends on the root.
-struct Destination {
-    path: PathBuf,
+pub(super) struct Destination {
+    pub(super) path: PathBuf,
     /// Ends in `/` or `/.`, or is the root: the destination is a directory, whatever the source is.
-    is_directory: bool,
+    pub(super) is_directory: bool,
 }
 
 impl Destination {
-    fn new(text: &str) -> Self {
+    pub(super) fn new(text: &str) -> Self {
         let path = clean(Path::new(text));
         let is_directory = path.as_os_str().is_empty() || text.ends_with('/') || text.ends_with("/.");
         Self { path, is_directory }

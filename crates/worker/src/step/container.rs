@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use super::failed::HeldMounts;
 use super::mounts::Plan;
 use super::{Ready, StepError, check_supported, environment, rlimit};
+use crate::base::Base;
 use crate::exec::{LocalExecutor, MountSet, ProcessSpec, SandboxExecutor, sandbox_spec};
-use crate::root::RootDir;
 use crate::run::Running;
 use crate::session::Session;
 use crate::source::image::blocking;
@@ -54,7 +54,7 @@ pub struct Container {
     op: ExecOp,
     template: ProcessSpec,
     mounts: MountSet,
-    root_view: Arc<RootDir>,
+    root_view: Arc<Base>,
     snapshots: Vec<(String, Snapshot)>,
     // Mounts go before the directories they are on, and these before the layers below.
     _root: Option<MountGuard>,
@@ -170,7 +170,7 @@ impl Container {
         let ContainerProcess { op, terminal } = process;
         let op = ExecOp { network: self.op.network, proxy_env: op.proxy_env.clone(), ..op };
         check_supported(&op, session)?;
-        let identity = UserTable::read(&self.root_view).identity(&op.user)?;
+        let identity = UserTable::read(&*self.root_view).identity(&op.user)?;
         let mut spec = self.template.clone();
         let inside = &mut spec.process;
         inside.args.clone_from(&op.args);

@@ -13,6 +13,7 @@ use stave_store::{ActiveLayer, FlatTree, Left, MutableDir, ScratchDir, Snapshot,
 use tokio_util::sync::CancellationToken;
 
 use super::{StepError, secret_value};
+use crate::base::Base;
 use crate::context::Context;
 use crate::file::copy::{Copier, CopyRules};
 use crate::file::place::Stamp;
@@ -61,7 +62,7 @@ pub(crate) struct Prepared {
     /// Agents that answer while this lives.
     pub agents: Vec<AgentSocket>,
     /// The root's base, for looking at.
-    pub root_view: Arc<RootDir>,
+    pub root_view: Arc<Base>,
     pub root: ActiveLayer,
     pub root_output: Option<u32>,
     pub readonly_root: bool,
@@ -141,12 +142,13 @@ impl<'a> Building<'a> {
         let mut contexts = Vec::new();
         let snapshot = snapshot(plan, *input, &mut contexts)?;
         let description = format!("run {}", plan.op.args.join(" "));
+        let root = plan.shared.prepare(&snapshot, &description)?;
         let prepared = Prepared {
             specs: Vec::new(),
             guards: Vec::new(),
             agents: Vec::new(),
-            root_view: plan.shared.view(&snapshot)?,
-            root: plan.shared.prepare(&snapshot, &description)?,
+            root_view: Arc::new(Base::of(&plan.shared, &root)?),
+            root,
             root_output: *output,
             readonly_root: *readonly,
             written: Vec::new(),

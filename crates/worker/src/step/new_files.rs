@@ -18,11 +18,13 @@ const DEPTH_LIMIT: usize = 4096;
 /// Directories at the top that every sandbox needs: where the image lacks them they are made before the step.
 const PLACES: [&str; 3] = ["dev", "proc", "sys"];
 
+/// Whether what such a user made is another's until it is [recorded](belong_to) as theirs.
+pub(crate) fn are_anothers(uid: u32, gid: u32) -> bool {
+    owner::is_single() && (uid, gid) != (0, 0)
+}
+
 /// Gives what a layer has and its base has not to a user who does not exist here; everything else is as it was.
 pub(crate) fn belong_to(uid: u32, gid: u32, upper: &Path, base: &RootDir) -> Result<(), IoAt> {
-    if !owner::is_single() || (uid, gid) == (0, 0) {
-        return Ok(());
-    }
     give(uid, gid, upper, base).at("recording the owner of new files in", upper)
 }
 

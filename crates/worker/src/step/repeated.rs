@@ -13,7 +13,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
-use stave_store::owner;
+use stave_store::{MergedView, owner};
 
 use crate::root::{At as _, IoAt, RootDir, stat_at};
 use crate::tree::open_directory;
@@ -24,6 +24,9 @@ const DEPTH_LIMIT: usize = 128;
 
 /// What marks a directory of a layer that hides the one below, in both of overlay's spellings.
 const OPAQUE: [&str; 2] = ["trusted.overlay.opaque", "user.overlay.opaque"];
+
+/// Entries of a layer that are looked up one by one; for more, a tree is mounted.
+const GLANCES: usize = 64;
 
 /// Bytes compared at once.
 const BLOCK: usize = 64 << 10;
@@ -36,6 +39,54 @@ pub(crate) fn remove_repeated(upper: &Path, base: &RootDir) -> Result<(), IoAt> 
     let (above, below) = (open(&RootDir::open(upper)?)?, open(base)?);
     tidy(&above, &below, 0).at("tidying", upper)?;
     Ok(())
+}
+
+/// Whether it is certain at a few glances, without a tree of the image, that nothing of the layer `upper` is as it is
+/// in the image `base`. Most steps write something new and leave nothing else behind.
+pub(crate) fn repeats_nothing(upper: &Path, base: &MergedView) -> Result<bool, IoAt> {
+    let mut glances = GLANCES;
+    let top = rustix::fs::open(upper, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let top = top.at("opening", upper)?;
+    Ok(new_entries(&top, (base, Path::new("")), &mut glances).at("tidying", upper)?.is_some())
+}
+
+/// How many entries of a directory of the layer stay, if all do; `None` if that is not certain.
+fn new_entries(
+    upper: &OwnedFd,
+    (base, path): (&MergedView, &Path),
+    glances: &mut usize,
+) -> io::Result<Option<usize>> {
+    let entries = entries(upper)?;
+    for (name, is_directory) in &entries {
+        if *glances == 0 {
+            return Ok(None);
+        }
+        *glances -= 1;
+        let path = path.join(name);
+        // What the image does not have cannot be a repetition.
+        let Some(below) = base.symlink_metadata(&path).map_err(io::Error::other)? else { continue };
+        if *is_directory {
+            let directory = open_directory(upper.as_fd(), name)?;
+            let is_beside = below.file_type() != FileType::Directory;
+            // An empty one may be what a file that is gone left behind.
+            if !is_beside && new_entries(&directory, (base, &path), glances)?.unwrap_or(0) == 0 {
+                return Ok(None);
+            }
+            continue;
+        }
+        let Some(mut above) = stat_at(upper, name)? else { return Ok(None) };
+        owner::restore(&mut above, upper, name);
+        if facts(&above) == facts(below.stat()) {
+            return Ok(None);
+        }
+    }
+    Ok(Some(entries.len()))
+}
+
+/// What a file and its repetition have in common beside their content.
+fn facts(stat: &Stat) -> impl PartialEq {
+    let time = (stat.st_mtime, stat.st_mtime_nsec);
+    (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_rdev, stat.st_size, time)
 }
 
 /// Tidies a directory of the layer; true when nothing is left in it.
@@ -92,10 +143,6 @@ fn remove_file(upper: &OwnedFd, base: &OwnedFd, name: &OsStr) -> io::Result<bool
     let Some(mut above) = stat_at(upper, name)? else { return Ok(false) };
     owner::restore(&mut below, base, name);
     owner::restore(&mut above, upper, name);
-    let facts = |stat: &Stat| {
-        let time = (stat.st_mtime, stat.st_mtime_nsec);
-        (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_rdev, stat.st_size, time)
-    };
     if facts(&above) != facts(&below) {
         return Ok(false);
     }
@@ -199,6 +246,18 @@ mod tests {
         root
     }
 
+    /// What [`repeats_nothing`] says of a layer on an image of one layer.
+    fn is_certain(upper: &Path, base: &Path) -> bool {
+        let place = tempfile::tempdir().expect("tempdir");
+        let store = stave_store::Store::open(place.path()).expect("store");
+        let layer = store.prepare(&stave_store::Snapshot::scratch()).expect("layer");
+        let mut copy = std::process::Command::new("cp");
+        let copied = copy.arg("-a").arg(base.join(".")).arg(layer.upper()).status().expect("cp");
+        assert!(copied.success());
+        let image = layer.commit().expect("commit");
+        repeats_nothing(upper, &store.glance(&image).expect("view")).expect("answer")
+    }
+
     fn list(root: &Path, path: &Path, found: &mut Vec<String>) {
         for entry in fs::read_dir(path).expect("list") {
             let path = entry.expect("entry").path();
@@ -212,11 +271,37 @@ mod tests {
     #[track_caller]
     fn check(upper: &[(&str, u32)], base: &[(&str, u32)], expected: &[&str]) {
         let (upper, base) = (tree(upper), tree(base));
+        let all = || {
+            let mut found = Vec::new();
+            list(upper.path(), upper.path(), &mut found);
+            found.sort_unstable();
+            found
+        };
+        let (before, is_certain) = (all(), is_certain(upper.path(), base.path()));
         remove_repeated(upper.path(), &RootDir::open(base.path()).expect("root")).expect("tidy");
-        let mut found = Vec::new();
-        list(upper.path(), upper.path(), &mut found);
-        found.sort_unstable();
-        assert_eq!(found, expected);
+        assert_eq!(all(), expected);
+        assert!(!is_certain || before == expected);
+    }
+
+    #[test]
+    fn what_is_new_is_seen_at_a_glance() {
+        let dir = 0o755;
+        #[track_caller]
+        fn check(upper: &[(&str, u32)], base: &[(&str, u32)], expected: bool) {
+            let (upper, base) = (tree(upper), tree(base));
+            fs::write(upper.path().join("f"), "more").expect("write");
+            assert_eq!(is_certain(upper.path(), base.path()), expected);
+        }
+        check(&[], &[], true);
+        check(&[], &[("f", 0)], true);
+        check(&[("new/", dir), ("new/x", 0)], &[], true);
+        check(&[("a/", dir), ("a/x", 0)], &[("a/", dir), ("a/y", 0)], true);
+        check(&[("a/", dir), ("a/x", 0)], &[("a", 0)], true);
+        // An empty directory may be what is left of a file that is gone.
+        check(&[("a/", dir)], &[("a/", dir)], false);
+        check(&[("a/", dir), ("a/x", 0), ("a/b/", dir)], &[("a/", dir), ("a/b/", dir)], false);
+        let many: Vec<String> = (0..=GLANCES).map(|number| format!("n{number}")).collect();
+        check(&many.iter().map(|name| (name.as_str(), 0)).collect::<Vec<_>>(), &[], false);
     }
 
     #[test]
@@ -243,6 +328,7 @@ mod tests {
             File::open(path).and_then(|file| file.set_modified(time)).expect("time");
         }
         change(&above, &below);
+        assert!(stays || !is_certain(upper.path(), base.path()));
         remove_repeated(upper.path(), &RootDir::open(base.path()).expect("root")).expect("tidy");
         assert_eq!(above.symlink_metadata().is_ok(), stays);
         assert_eq!(upper.path().join("a").exists(), stays);

@@ -41,7 +41,7 @@ pub(super) fn add_variables(env: &mut Vec<String>, confinement: &Confinement) {
 pub(super) fn show_authorities(plan: &Plan, prepared: &mut Prepared) -> Result<(), StepError> {
     let Some(additional) = &plan.session.confinement.authorities else { return Ok(()) };
     let scratch = plan.shared.store.scratch_dir()?;
-    for (number, bundle) in authorities::bundles(&prepared.root_view, additional).into_iter().enumerate() {
+    for (number, bundle) in authorities::bundles(&*prepared.root_view, additional).into_iter().enumerate() {
         let source = scratch.path().join(number.to_string());
         let written = std::fs::write(&source, &bundle.contents)
             .and_then(|()| std::fs::set_permissions(&source, std::fs::Permissions::from_mode(0o644)));

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, Timespec, Timestamps, UTIME_NOW};
 
+use crate::base::Look;
 use crate::file::place::{PARENT_MODE, Stamp, create_directory};
 use crate::root::{At as _, IoAt, Last, RootDir, absent};
 
@@ -17,7 +18,7 @@ use crate::root::{At as _, IoAt, Last, RootDir, absent};
 const ALWAYS: [&str; 3] = ["dev", "proc", "sys"];
 
 /// Makes the directories that every process has mounted, in the layer `upper`, where the image `base` has nothing.
-pub(crate) fn leave_directories(base: &RootDir, upper: &Path) -> Result<(), IoAt> {
+pub(crate) fn leave_directories(base: &impl Look, upper: &Path) -> Result<(), IoAt> {
     let mut root = None;
     for name in ALWAYS {
         let path = Path::new(name);
@@ -39,7 +40,7 @@ pub(crate) struct Touched(Vec<PathBuf>);
 
 impl Touched {
     /// What mounting at `targets` changes in the image `base`. What cannot be told is left out.
-    pub(crate) fn by<'a>(base: &RootDir, targets: impl Iterator<Item = &'a Path>) -> Self {
+    pub(crate) fn by<'a>(base: &impl Look, targets: impl Iterator<Item = &'a Path>) -> Self {
         let mut touched: Vec<PathBuf> =
             targets.filter_map(|target| parent_of_missing(base, target)).collect();
         touched.sort_unstable();
@@ -76,7 +77,7 @@ const NOW: Timestamps = Timestamps {
 
 /// The directory of the image in which the first missing part of a path would be made; `None` when nothing is
 /// missing, or only the root is concerned, which layers do not record.
-fn parent_of_missing(base: &RootDir, target: &Path) -> Option<PathBuf> {
+fn parent_of_missing(base: &impl Look, target: &Path) -> Option<PathBuf> {
     let mut path = base.resolve(target, Last::Follow).ok()?;
     if base.stat(&path).ok()?.is_some() {
         return None;
