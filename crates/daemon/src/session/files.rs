@@ -99,10 +99,10 @@ impl ClientFiles {
 
     /// Whose directory it is: a source may name a session, and where that is gone the build's own is asked, as BuildKit does.
     async fn session_of(&self, request: &ContextRequest<'_>) -> Arc<ClientSession> {
-        if let Some(id) = request.session.filter(|id| *id != self.session.id()) {
-            if let Ok(session) = self.sessions.of(self.session.owner(), id).await {
-                return session;
-            }
+        if let Some(id) = request.session.filter(|id| *id != self.session.id())
+            && let Ok(session) = self.sessions.of(self.session.owner(), id).await
+        {
+            return session;
         }
         let elsewhere = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(elsewhere.get(request.name).unwrap_or(&self.session))
