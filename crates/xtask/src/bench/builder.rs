@@ -347,8 +347,12 @@ impl Builder {
     pub(crate) fn start(&self, image: &str) -> Result<Usage, Failure> {
         let line = match self.kind {
             Kind::Stave | Kind::Before => self.stave_command("run"),
-            // Without, it asks for more open files than a machine may allow.
-            Kind::Podman => self.storage("run").args(["--tls-verify=false", "--ulimit=host"]),
+            // Without these it asks for more files and processes than a machine may allow.
+            Kind::Podman => self.storage("run").args([
+                "--tls-verify=false",
+                "--ulimit=nofile=1024:1024",
+                "--ulimit=nproc=1024:1024",
+            ]),
             _ => Line::new(&self.program).arg("run"),
         };
         self.measured(&Invocation::One(line.args(["--rm", "--network=host", image, "true"])))
