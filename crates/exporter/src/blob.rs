@@ -32,7 +32,10 @@ const MAX_LAYER_BLOB: u64 = 1 << 40;
 
 /// Blobs that could not be had again from where they came, and why: no failure until something turns out to need one.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Unfetched(Arc<Mutex<HashMap<Digest, (Digest, Arc<RegistryError>)>>>);
+pub(crate) struct Unfetched(Arc<Mutex<Missed>>);
+
+/// The blob that something is missed of, and why that is not here.
+type Missed = HashMap<Digest, (Digest, Arc<RegistryError>)>;
 
 impl Unfetched {
     /// Keeps why a layer's blob is not here, by all the digests that it is missed by.

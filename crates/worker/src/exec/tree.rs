@@ -278,7 +278,11 @@ impl ProcessTree {
                 false
             })
         };
-        if written.iter().map(is_clean).fold(true, |all, one| all && one) {
+        let mut all_clean = true;
+        for file in &written {
+            all_clean &= is_clean(file);
+        }
+        if all_clean {
             trees.give(tree);
         }
         Ok(())
