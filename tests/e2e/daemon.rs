@@ -101,6 +101,22 @@ fn a_group_may_use_the_socket() {
 }
 
 #[test]
+fn a_build_that_runs_comes_to_its_end_when_the_daemon_shall() {
+    let environment = Environment::new();
+    environment.dockerfile("FROM BUSYBOX\nRUN sleep 1.0625; echo done > /out\n");
+    let daemon = Daemon::start(&environment, &[]);
+    let out = environment.path("out");
+    let output = format!("type=local,dest={}", out.display());
+    let mut command = environment.command();
+    command.args(["build", "--builder", &daemon.address(), "-o", &output, "."]);
+    let mut building = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
+    wait_for(LISTENS, || !processes_with("sleep 1.0625").is_empty());
+    daemon.stop(&environment.root());
+    assert!(building.wait().expect("ends").success());
+    assert_eq!(std::fs::read_to_string(out.join("out")).expect("is there"), "done\n");
+}
+
+#[test]
 fn what_cannot_be_honoured_is_an_error() {
     let environment = Environment::new();
     let check = |words: &[&str], code: i32, part: &str| {
@@ -113,6 +129,9 @@ fn what_cannot_be_honoured_is_an_error() {
     check(&["--containerd-worker=true"], 1, "--containerd-worker=true");
     check(&["--oci-worker-snapshotter=native"], 2, "native");
     check(&["--nonsense"], 2, "--nonsense");
+    check(&["--oci-worker-no-process-sandbox"], 1, "is not supported: steps have processes of their own");
+    check(&["--containerd-worker-addr=/x"], 1, "is not supported: there is no containerd worker");
+    check(&["--log-level", "loud"], 1, "`log.level`");
     check(&["--group", "nobody-has-this-group"], 1, "no group called");
     environment.write("bad.toml", "[worker.containerd]\nenabled = true\n");
     check(&["--config", "bad.toml"], 1, "`worker.containerd`");

@@ -459,9 +459,16 @@ struct Running {
     builds: HashMap<String, Arc<Build>>,
     over: VecDeque<Over>,
     is_draining: bool,
+    /// Clients that wait for the answer to their request for a build.
+    waiting: usize,
 }
 
 impl Running {
+    /// Whether somebody waits for a build, or one runs.
+    fn is_busy(&self) -> bool {
+        !self.builds.is_empty() || self.waiting > 0
+    }
+
     /// Lets journals of builds go that are over: the oldest, beyond how many there may be and what they may take.
     fn forget(&mut self) {
         let mut bytes: usize = self.over.iter().rev().skip(1).map(|over| over.journal.size()).sum();
@@ -529,7 +536,8 @@ impl Builds {
         let credentials = Arc::new(ClientCredentials(Arc::clone(&session)));
         let registry = registry.with_keychain(Keychain::elsewhere(credentials));
         let store = self.engine.store();
-        let files = Arc::new(ClientFiles::new(Arc::clone(&session), Arc::clone(&self.sessions), store.clone()));
+        let files =
+            Arc::new(ClientFiles::new(Arc::clone(&session), Arc::clone(&self.sessions), store.clone()));
         let layouts = ClientLayouts::new(Arc::clone(&session), store.clone());
         let (sender, returned) = oneshot::channel();
         let build = Arc::new(Build {
@@ -640,12 +648,18 @@ impl Builds {
         tokio::time::timeout(ARRIVAL, arrived).await.ok().flatten()
     }
 
-    /// Takes no more builds, and returns when none runs; `patience` later those that do are stopped.
+    /// A client waits for an answer as long as this lives: the daemon does not end before it has it.
+    pub(crate) fn answering(&self) -> Answering<'_> {
+        self.lock().waiting += 1;
+        Answering(self)
+    }
+
+    /// Takes no more builds, and returns when none runs and all are answered; `patience` later those that do are stopped.
     pub(crate) async fn drain(&self, patience: Duration) {
         self.lock().is_draining = true;
         let mut changed = self.changed.subscribe();
         let idle = async {
-            while !self.lock().builds.is_empty() {
+            while self.lock().is_busy() {
                 if changed.changed().await.is_err() {
                     return;
                 }
@@ -661,6 +675,17 @@ impl Builds {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A client that waits for the answer to its request for a build.
+#[derive(Debug)]
+pub(crate) struct Answering<'a>(&'a Builds);
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        self.0.lock().waiting -= 1;
+        self.0.changed.send_replace(());
     }
 }
 

@@ -15,6 +15,7 @@ mod status;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
 use bollard_buildkit_proto::moby::buildkit::v1::{
@@ -75,6 +76,8 @@ pub struct RemoteExport {
     pub sink: Sink,
 }
 
+/// How long the answer may stay out once the daemon has ended the session.
+const LAST_WORD: Duration = Duration::from_secs(5);
 /// The option `context` of a build whose context is uploaded.
 pub const UPLOAD: &str = "http://buildkit-session/context";
 
@@ -163,14 +166,21 @@ impl Builder {
             }
             solved
         };
-        tokio::select! {
-            solved = whole => match solved {
-                Ok(answer) => Ok(answer.into_inner().exporter_response.into_iter().collect()),
-                Err(status) => Err(failure(&status)),
+        tokio::pin!(whole);
+        let solved = tokio::select! {
+            solved = &mut whole => solved,
+            // A session that fails tells why, if it never began. One that ends well does so because the build has.
+            ended = serving => match ended {
+                Err(status) => Err(status),
+                Ok(()) => tokio::time::timeout(LAST_WORD, whole)
+                    .await
+                    .unwrap_or_else(|_| Err(Status::unavailable("the daemon ended the session"))),
             },
-            // A session that ends tells why, if it never began.
-            ended = serving => Err(failure(&ended)),
-            () = cancel.cancelled() => Err(RemoteError::Cancelled),
+            () = cancel.cancelled() => return Err(RemoteError::Cancelled),
+        };
+        match solved {
+            Ok(answer) => Ok(answer.into_inner().exporter_response.into_iter().collect()),
+            Err(status) => Err(failure(&status)),
         }
     }
 }

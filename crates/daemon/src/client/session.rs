@@ -44,13 +44,13 @@ const METHODS: [&str; 8] = [
     "/moby.upload.v1.Upload/Pull",
 ];
 
-/// Serves a session until `over`. Returns only with why the daemon ended it.
+/// Serves a session until `over`. Returns only when the daemon ended it: with a failure if it did not do so well.
 pub(super) async fn open(
     mut control: ControlClient<Channel>,
     session: &str,
     build: Arc<RemoteBuild>,
     over: &CancellationToken,
-) -> Status {
+) -> Result<(), Status> {
     let (ours, theirs) = tokio::io::duplex(BUFFER);
     let services = Services { build: Arc::clone(&build) };
     let health = Health { closing: over.clone() };
@@ -90,23 +90,18 @@ pub(super) async fn open(
     let receiving = async {
         let mut incoming = match control.session(request(session, outgoing)).await {
             Ok(answer) => answer.into_inner(),
-            Err(status) => return status,
+            Err(status) => return Err(status),
         };
-        loop {
-            match incoming.message().await {
-                Ok(Some(message)) => {
-                    if write.write_all(&message.data).await.is_err() {
-                        return Status::unavailable("the session broke");
-                    }
-                }
-                Ok(None) => return Status::unavailable("the daemon ended the session"),
-                Err(status) => return status,
+        while let Some(message) = incoming.message().await? {
+            if write.write_all(&message.data).await.is_err() {
+                return Err(Status::unavailable("the session broke"));
             }
         }
+        Ok(())
     };
     tokio::select! {
-        status = receiving => status,
-        () = sending => Status::unavailable("the session broke"),
+        ended = receiving => ended,
+        () = sending => Err(Status::unavailable("the session broke")),
     }
 }
 

@@ -31,6 +31,7 @@ pub(super) async fn solve(
     request: SolveRequest,
 ) -> Result<SolveResponse, Failure> {
     let begin = Instant::now();
+    let _answering = shared.builds.answering();
     let solved = Box::pin(solve_for(shared, caller, &request)).await;
     let result = outcome_name(&solved);
     // Clients ask for empty builds to find out what there is: those are no builds of anybody.
