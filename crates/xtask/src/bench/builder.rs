@@ -336,8 +336,8 @@ impl Builder {
                 self.classic(Line::new(&self.program).args(["build", "-q", "-o", "-"]), context, &wish)
             }
             Kind::Buildah | Kind::Podman => {
-                // buildah 1.28 puts out what is below a last step that it found in its cache.
-                let line = self.storage("build").args(["--quiet", "--output", "-"]);
+                // buildah 1.28 leaves the last step out of what it puts out when it keeps layers.
+                let line = self.storage("build").args(["--layers=false", "--quiet", "--output", "-"]);
                 self.classic(line, context, &Wish::cold())
             }
         }
