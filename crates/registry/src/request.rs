@@ -92,11 +92,42 @@ impl Exchange {
         endpoint: Endpoint,
         scope: ScopeSet,
     ) -> Result<Self, ErrorKind> {
-        let scheme = match (endpoint.speaks, shared.known_scheme(&endpoint.host)) {
-            (Speaks::Only(scheme), _) | (Speaks::HttpsElseHttp, Some(scheme)) => scheme,
-            (Speaks::HttpsElseHttp, None) => probe(shared, &endpoint).await?,
+        let known = match endpoint.speaks {
+            Speaks::Only(scheme) => Some(scheme),
+            Speaks::HttpsElseHttp => shared.known_scheme(&endpoint.host),
         };
-        Ok(Self { shared: Arc::clone(shared), endpoint, scope, trial: None, scheme })
+        let scheme = known.unwrap_or(Scheme::Https);
+        let mut exchange = Self { shared: Arc::clone(shared), endpoint, scope, trial: None, scheme };
+        if known.is_none() {
+            exchange.scheme = exchange.probe().await?;
+        }
+        Ok(exchange)
+    }
+
+    /// How the endpoint is spoken to. A host that does not answer is asked again: what it speaks is not guessed, for a
+    /// wrong guess would fail each retry of the request for another reason.
+    async fn probe(&self) -> Result<Scheme, ErrorKind> {
+        let client = self.shared.transport(&self.endpoint.key)?.own.clone();
+        let patience = self.limits().connect_timeout + self.limits().idle_timeout;
+        let mut attempt = 1;
+        loop {
+            let asked = client.get(self.endpoint.url(Scheme::Https, "")?).send();
+            let scheme = match tokio::time::timeout(patience, asked).await {
+                Ok(Ok(_)) => Scheme::Https,
+                Ok(Err(error)) if is_not_tls(&error) => Scheme::Http,
+                Ok(Err(error)) => {
+                    let fault = connection_fault(&error, self.limits().connect_timeout);
+                    self.pause(&mut attempt, fault.into()).await?;
+                    continue;
+                }
+                Err(_) => {
+                    self.pause(&mut attempt, ErrorKind::Timeout(patience).into()).await?;
+                    continue;
+                }
+            };
+            self.shared.learn_scheme(&self.endpoint.host, scheme);
+            return Ok(scheme);
+        }
     }
 
     pub(crate) fn url(&self, path: &str) -> Result<Url, ErrorKind> {
@@ -271,20 +302,6 @@ impl Exchange {
             }
         }
     }
-}
-
-async fn probe(shared: &Arc<Shared>, endpoint: &Endpoint) -> Result<Scheme, ErrorKind> {
-    let client = shared.transport(&endpoint.key)?.own.clone();
-    let asked = client.get(endpoint.url(Scheme::Https, "")?).send();
-    let limits = &shared.config.limits;
-    let scheme = match tokio::time::timeout(limits.connect_timeout + limits.idle_timeout, asked).await {
-        Ok(Ok(_)) => Scheme::Https,
-        Ok(Err(error)) if is_not_tls(&error) => Scheme::Http,
-        // The request itself will fail in the same way, and is retried.
-        Ok(Err(_)) | Err(_) => return Ok(Scheme::Https),
-    };
-    shared.learn_scheme(&endpoint.host, scheme);
-    Ok(scheme)
 }
 
 /// Where an answer sends us, `None` if it is no redirect.

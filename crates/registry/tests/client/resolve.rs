@@ -245,3 +245,45 @@ async fn a_registry_without_capability_is_not_asked() {
     let error = client.fetch_manifest(&registry.reference("app:1")).await.expect_err("it may not be read");
     assert!(matches!(*error.kind, ErrorKind::NoEndpoint(_)), "{error:?}");
 }
+
+/// An address that closes its first connections without a word, as one that is just starting may, and passes the others
+/// on to the registry.
+fn late(registry: &TestRegistry, closed: usize) -> std::io::Result<String> {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+    let address = listener.local_addr()?;
+    let home = registry.host();
+    std::thread::spawn(move || {
+        for (number, stream) in listener.incoming().flatten().enumerate() {
+            if number < closed {
+                continue;
+            }
+            let Ok(other) = std::net::TcpStream::connect(&home) else { return };
+            let (Ok(back), Ok(other_back)) = (stream.try_clone(), other.try_clone()) else { return };
+            for (mut from, mut to) in [(stream, other), (other_back, back)] {
+                std::thread::spawn(move || {
+                    let _ended = std::io::copy(&mut from, &mut to);
+                    let _ended = to.shutdown(std::net::Shutdown::Write);
+                });
+            }
+        }
+    });
+    Ok(address.to_string())
+}
+
+#[tokio::test]
+async fn what_a_host_speaks_is_not_guessed_while_it_says_nothing() {
+    let registry = TestRegistry::start();
+    let placed = registry.put_image("app", "1", CONFIG, &[b"layer"]);
+    let name = format!("{}/app:1", late(&registry, 2).expect("loopback has a free port"));
+    let name = name.parse().expect("a reference");
+    let head = client().resolve_digest(&name).await.expect("the third attempt is heard");
+    assert_eq!(head, placed.manifest);
+
+    let silent = format!("{}/app:1", late(&registry, usize::MAX).expect("loopback has a free port"));
+    let error =
+        client().resolve_digest(&silent.parse().expect("a reference")).await.expect_err("nothing answers");
+    assert!(
+        matches!(&*error.kind, ErrorKind::Connect { is_dns: false, .. } | ErrorKind::Interrupted(_)),
+        "{error:?}"
+    );
+}
