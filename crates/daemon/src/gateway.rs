@@ -12,7 +12,6 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use bollard_buildkit_proto::moby::buildkit::v1::{CacheOptionsEntry, VertexWarning};
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_server::LlbBridge;
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::result::Result as Refs;
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::{
@@ -23,6 +22,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::frontend::{
     ResolveSourceMetaResponse, Result as Results, ReturnRequest, ReturnResponse, SolveRequest, SolveResponse,
     StatFileRequest, StatFileResponse, WarnRequest, WarnResponse,
 };
+use bollard_buildkit_proto::moby::buildkit::v1::{CacheOptionsEntry, VertexWarning};
 use bollard_buildkit_proto::pb;
 use futures::Stream;
 use stave_llb::policy::SourcePolicies;

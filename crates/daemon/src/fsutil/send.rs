@@ -231,7 +231,8 @@ mod tests {
                 forward.send(packet).ok();
             }
         });
-        let received = receive(to.path(), Manner::default(), &mut packets, &requests, &|_| {}).expect("received");
+        let received =
+            receive(to.path(), Manner::default(), &mut packets, &requests, &|_| {}).expect("received");
         drop(requests);
         assert_eq!((received.entries, received.files), (5, 2));
         assert_eq!(sending.join().expect("ends").expect("sent"), 3 * CHUNK as u64 + 1);
