@@ -61,6 +61,17 @@ pub(crate) fn write(fd: impl AsFd, attributes: &Xattrs) -> io::Result<()> {
     Ok(())
 }
 
+/// Takes off what a new file got from its directory's default list of rights.
+pub(crate) fn disinherit(fd: impl AsFd) -> io::Result<()> {
+    for name in ["system.posix_acl_access", "system.posix_acl_default"] {
+        match rustix::fs::fremovexattr(&fd, name) {
+            Ok(()) | Err(Errno::NODATA | Errno::NOTSUP) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
 /// The name part of a pax record that carries an attribute, if it is one that travels.
 pub(crate) fn from_pax(key: &str) -> Option<&str> {
     key.strip_prefix("SCHILY.xattr.").filter(|name| !name.is_empty() && travels(name.as_bytes()))

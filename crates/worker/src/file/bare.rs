@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, Stat, Timespec, Timestamps};
+use rustix::fs::{AtFlags, FileType, Mode, Stat, Timespec, Timestamps};
 use stave_store::{ActiveLayer, MergedView, StoreError};
 
 use super::action::{CopyRequest, Destination};
@@ -169,20 +169,27 @@ impl Bare {
         };
         let meta = Meta::from(below.stat());
         let attributes = xattr::read(below.open_directory().map_err(unwrapped)?)?;
+        let before = rustix::fs::fstat(&parent)?;
         rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o700))?;
         let made = open_directory(parent.as_fd(), name)?;
+        xattr::disinherit(&made)?;
         Stamp { owner: Some((meta.uid, meta.gid)), time: None }.apply(&made, meta.permissions())?;
         xattr::write(&made, &attributes)?;
-        let stat = below.stat();
-        let time = |seconds, nanoseconds: u64| Timespec {
-            tv_sec: seconds,
-            tv_nsec: i64::try_from(nanoseconds).unwrap_or(0),
-        };
-        let times = Timestamps {
-            last_access: time(stat.st_atime, stat.st_atime_nsec),
-            last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
-        };
-        Ok(rustix::fs::futimens(&made, &times)?)
+        rustix::fs::futimens(&made, &times(below.stat()))?;
+        // To bring a directory up is no change of the one it is in, whose descriptor may be a path's only.
+        Ok(rustix::fs::utimensat(&parent, ".", &times(&before), AtFlags::empty())?)
+    }
+}
+
+/// The times of a file, to be set.
+fn times(stat: &Stat) -> Timestamps {
+    let time = |seconds, nanoseconds: u64| Timespec {
+        tv_sec: seconds,
+        tv_nsec: i64::try_from(nanoseconds).unwrap_or(0),
+    };
+    Timestamps {
+        last_access: time(stat.st_atime, stat.st_atime_nsec),
+        last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
     }
 }
 
@@ -241,6 +248,8 @@ mod tests {
         mknodat(CWD, data.join("gone"), FileType::CharacterDevice, Mode::empty(), makedev(0, 0))
             .expect("root's right");
         opened.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1000)).expect("time");
+        let above = File::open(layer.upper().join("srv")).expect("open");
+        above.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(900)).expect("time");
         store.prepare(&layer.commit().expect("commit")).expect("layer")
     }
 
@@ -319,6 +328,8 @@ mod tests {
         let status = fs::metadata(&data).expect("status");
         let facts = (status.mode() & 0o7777, status.uid(), status.gid(), status.mtime());
         assert_eq!(facts, (0o2775, 5, 6, 1000));
+        let above = fs::metadata(layer.upper().join("srv")).expect("status");
+        assert_eq!(above.mtime(), 900, "nothing in it changed but what it has");
         let mut value = [0; 2];
         fgetxattr(File::open(&data).expect("open"), "user.of", &mut value).expect("attribute");
         assert_eq!(&value, b"it");

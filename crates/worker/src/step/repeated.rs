@@ -130,6 +130,10 @@ fn remove_directory(upper: &OwnedFd, base: &OwnedFd, name: &OsStr, depth: usize)
         }
     };
     let directory = open_directory(upper.as_fd(), name)?;
+    // It hides what is below: equal or not, what it holds is there because of this layer alone.
+    if is_opaque(&directory)? {
+        return Ok(false);
+    }
     if !tidy(&directory, &below, depth + 1)? || !is_same(&directory, &below)? {
         return Ok(false);
     }
@@ -147,8 +151,8 @@ fn remove_file(upper: &OwnedFd, base: &OwnedFd, name: &OsStr) -> io::Result<bool
         return Ok(false);
     }
     let same = match FileType::from_raw_mode(above.st_mode) {
-        // Times from an archive are whole seconds, which two contents may share.
-        FileType::RegularFile => has_same_content(upper, base, name, above.st_mtime_nsec == 0)?,
+        // Two contents may share a time: those of archives are whole seconds, and any can be set.
+        FileType::RegularFile => has_same_content(upper, base, name)?,
         FileType::Symlink => {
             rustix::fs::readlinkat(upper, name, Vec::new())?
                 == rustix::fs::readlinkat(base, name, Vec::new())?
@@ -162,15 +166,12 @@ fn remove_file(upper: &OwnedFd, base: &OwnedFd, name: &OsStr) -> io::Result<bool
     Ok(same)
 }
 
-fn has_same_content(upper: &OwnedFd, base: &OwnedFd, name: &OsStr, compare: bool) -> io::Result<bool> {
+fn has_same_content(upper: &OwnedFd, base: &OwnedFd, name: &OsStr) -> io::Result<bool> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let open = |at: &OwnedFd| rustix::fs::openat(at, name, flags, Mode::empty()).map(File::from);
     let (mut above, mut below) = (open(upper)?, open(base)?);
     if xattr::read(&above)? != xattr::read(&below)? {
         return Ok(false);
-    }
-    if !compare {
-        return Ok(true);
     }
     let (mut left, mut right) = (vec![0; BLOCK], vec![0; BLOCK]);
     loop {
@@ -191,7 +192,7 @@ fn is_same(upper: &OwnedFd, base: &OwnedFd) -> io::Result<bool> {
     owner::restore_open(&mut above, upper);
     owner::restore_open(&mut below, base);
     let equal = (above.st_mode, above.st_uid, above.st_gid) == (below.st_mode, below.st_uid, below.st_gid);
-    Ok(equal && !is_opaque(upper)? && xattr::read(upper)? == xattr::read(base)?)
+    Ok(equal && xattr::read(upper)? == xattr::read(base)?)
 }
 
 fn is_opaque(directory: &OwnedFd) -> io::Result<bool> {
@@ -355,6 +356,14 @@ mod tests {
         );
         check_file(
             |above, below| {
+                fs::write(above, "CONTENT").expect("write");
+                set(above, moment(1000, 7));
+                set(below, moment(1000, 7));
+            },
+            true,
+        );
+        check_file(
+            |above, below| {
                 for (path, target) in [(above, "x"), (below, "y")] {
                     fs::remove_file(path).expect("remove");
                     symlink(target, path).expect("link");
@@ -391,6 +400,23 @@ mod tests {
             .expect("root's right");
         remove_repeated(upper.path(), &RootDir::open(base.path()).expect("root")).expect("tidy");
         assert!(upper.path().join("a").is_dir());
+    }
+
+    #[test]
+    fn nothing_in_a_directory_that_was_made_anew_is_a_repetition() {
+        let shape = [("a/", 0o755), ("a/x", 0), ("a/b/", 0o755), ("a/b/y", 0)];
+        let (upper, base) = (tree(&shape), tree(&shape));
+        for root in [&upper, &base] {
+            for file in ["a/x", "a/b/y"] {
+                let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+                File::open(root.path().join(file)).and_then(|file| file.set_modified(time)).expect("time");
+            }
+        }
+        let hiding = File::open(upper.path().join("a")).expect("open");
+        rustix::fs::fsetxattr(&hiding, OPAQUE[0], b"y", rustix::fs::XattrFlags::empty())
+            .expect("root's right");
+        remove_repeated(upper.path(), &RootDir::open(base.path()).expect("root")).expect("tidy");
+        assert!(upper.path().join("a/x").is_file() && upper.path().join("a/b/y").is_file());
     }
 
     #[test]
