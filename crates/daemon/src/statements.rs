@@ -102,7 +102,9 @@ pub(crate) fn messages(said: &Statements) -> HashMap<String, Attestations> {
         Message { r#ref: one.target.as_ref().map(reference), ..one.message.clone() }
     };
     let list = |list: &Vec<Statement>| Attestations { attestation: list.iter().map(message).collect() };
-    said.iter().map(|(id, statements)| (id.clone(), list(statements))).collect()
+    // An empty message as the value of a map is left out, and Go's clients do not expect none.
+    let said = said.iter().filter(|(_, statements)| !statements.is_empty());
+    said.map(|(id, statements)| (id.clone(), list(statements))).collect()
 }
 
 /// The content of all statements about one result, the main bill of materials first.

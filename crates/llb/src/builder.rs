@@ -193,7 +193,9 @@ impl GraphBuilder {
             let (vertex, bytes) = node.vertex(&digests);
             digests.places[at] = digests.all.len();
             digests.all.push(vertex.digest.clone());
-            locations.entry(vertex.digest.clone()).or_default().extend(here);
+            if !here.is_empty() {
+                locations.entry(vertex.digest.clone()).or_default().extend(here);
+            }
             definition.push(vertex, bytes);
         }
         definition.outputs = vec![edge(output, &digests)];

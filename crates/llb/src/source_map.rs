@@ -12,7 +12,8 @@ use stave_oci::Digest;
 pub struct SourceMap {
     /// The files.
     pub infos: Vec<SourceInfo>,
-    /// Places by vertex.
+    /// Places by vertex, for those that have any: as a message an empty list is left out of the map's entry, and Go's
+    /// clients die of that.
     pub locations: BTreeMap<Digest, Vec<SourceLocation>>,
 }
 

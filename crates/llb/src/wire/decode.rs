@@ -159,7 +159,10 @@ fn source_map(from: pb::Source, definition: &Definition) -> SourceMap {
             let source = usize::try_from(place.source_index).ok().filter(|at| *at < infos.len())?;
             Some(SourceLocation { source, ranges: place.ranges.iter().map(range).collect() })
         });
-        locations.insert(digest, known.collect());
+        let known: Vec<SourceLocation> = known.collect();
+        if !known.is_empty() {
+            locations.insert(digest, known);
+        }
     }
     SourceMap { infos, locations }
 }

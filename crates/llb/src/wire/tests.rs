@@ -341,3 +341,12 @@ proptest! {
         }
     }
 }
+
+/// Go's clients take a value that the wire leaves out for nothing at all, and die of it.
+#[test]
+fn a_vertex_without_places_has_no_entry_among_them() {
+    let wire = pb::Definition::decode(everything().to_wire().as_slice()).expect("decodes");
+    let locations = wire.source.expect("places").locations;
+    assert_eq!(locations.len(), 1);
+    assert!(locations.values().all(|places| !places.locations.is_empty()));
+}
