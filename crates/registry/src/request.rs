@@ -19,7 +19,7 @@ use crate::endpoint::{Endpoint, Scheme, Speaks};
 use crate::error::{ErrorKind, RedirectFault};
 use crate::keychain::Credential;
 use crate::limits::{Limits, MAX_HEADER_VALUE_BYTES, MAX_REDIRECTS, MAX_SERVER_MESSAGE_CHARS};
-use crate::transport::{connection_fault, is_not_tls};
+use crate::transport::{connection_fault, is_broken_off, is_not_tls};
 
 /// How often a host that refuses connections is tried: it is more likely down than busy.
 const CONNECT_ATTEMPTS: u32 = 3;
@@ -115,6 +115,9 @@ impl Exchange {
             let scheme = match tokio::time::timeout(patience, asked).await {
                 Ok(Ok(_)) => Scheme::Https,
                 Ok(Err(error)) if is_not_tls(&error) => Scheme::Http,
+                Ok(Err(error)) if is_broken_off(&error) && self.answers_plainly(&client, patience).await => {
+                    Scheme::Http
+                }
                 Ok(Err(error)) => {
                     let fault = connection_fault(&error, self.limits().connect_timeout);
                     self.pause(&mut attempt, fault.into()).await?;
@@ -128,6 +131,13 @@ impl Exchange {
             self.shared.learn_scheme(&self.endpoint.host, scheme);
             return Ok(scheme);
         }
+    }
+
+    /// Whether it speaks http. One that wants TLS says so with the status of a bad request.
+    async fn answers_plainly(&self, client: &reqwest::Client, patience: Duration) -> bool {
+        let Ok(url) = self.endpoint.url(Scheme::Http, "") else { return false };
+        let asked = tokio::time::timeout(patience, client.get(url).send()).await;
+        matches!(asked, Ok(Ok(answer)) if answer.status() != StatusCode::BAD_REQUEST)
     }
 
     pub(crate) fn url(&self, path: &str) -> Result<Url, ErrorKind> {

@@ -302,16 +302,16 @@ pub(crate) fn connection_fault(error: &reqwest::Error, patience: Duration) -> Er
 
 /// Whether the host answered, but not in TLS.
 pub(crate) fn is_not_tls(error: &reqwest::Error) -> bool {
-    let broken = || {
-        sources(error).filter_map(|source| source.downcast_ref::<io::Error>()).any(|error| {
-            use io::ErrorKind::{ConnectionReset, UnexpectedEof};
-            matches!(error.kind(), UnexpectedEof | ConnectionReset)
-        })
+    matches!(tls_fault(error), Some(rustls::Error::InvalidMessage(_)))
+}
+
+/// Whether the host took the connection and ended it without a word: it may not speak TLS.
+pub(crate) fn is_broken_off(error: &reqwest::Error) -> bool {
+    let mut reasons = sources(error).filter_map(|source| source.downcast_ref::<io::Error>());
+    let ends = |error: &io::Error| {
+        matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
     };
-    match tls_fault(error) {
-        Some(fault) => matches!(fault, rustls::Error::InvalidMessage(_)),
-        None => error.is_connect() && broken(),
-    }
+    tls_fault(error).is_none() && error.is_connect() && reasons.any(ends)
 }
 
 fn tls_fault(error: &reqwest::Error) -> Option<&rustls::Error> {

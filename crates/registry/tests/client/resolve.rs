@@ -5,7 +5,7 @@ use stave_registry::{Capability, ErrorKind, RegistryTables};
 use stave_test_support::TestRegistry;
 use stave_test_support::registry::Misbehaviour;
 
-use crate::{client, client_with_mirrors, impatient};
+use crate::{client, client_with_mirrors, client_with_tables, impatient};
 
 const CONFIG: &[u8] = br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
 
@@ -278,6 +278,13 @@ async fn what_a_host_speaks_is_not_guessed_while_it_says_nothing() {
     let name = name.parse().expect("a reference");
     let head = client().resolve_digest(&name).await.expect("the third attempt is heard");
     assert_eq!(head, placed.manifest);
+
+    // One that only broke off is not taken for one without TLS.
+    let registry = crate::tls::start(false);
+    let address = late(&registry, 1).expect("loopback has a free port");
+    let trusting = client_with_tables(&format!("[registry.{address:?}]\ninsecure = true"));
+    let name = format!("{address}/app:1").parse().expect("a reference");
+    trusting.resolve_digest(&name).await.expect("the third attempt is heard");
 
     let silent = format!("{}/app:1", late(&registry, usize::MAX).expect("loopback has a free port"));
     let error =
