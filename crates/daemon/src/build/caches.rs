@@ -52,15 +52,21 @@ impl Build {
 
     /// Takes up caches that a front end names. They are read by whatever is solved from then on.
     pub(crate) fn import_from(&self, entries: &[CacheOptionsEntry]) -> Result<(), Failure> {
-        let (imports, unreadable) = read_imports(entries);
-        let mut named = self.named_imports.lock().unwrap_or_else(PoisonError::into_inner);
-        for import in imports {
-            if !self.wanted.imports.contains(&import) && !named.contains(&import) {
-                named.push(import);
-            }
+        let full = || Failure::Value(format!("more than {MAX_CACHES} caches"));
+        // Each is compared with each.
+        if entries.len() > MAX_CACHES {
+            return Err(full());
         }
-        if entries.len() > MAX_CACHES || self.wanted.imports.len() + named.len() > MAX_CACHES {
-            return Err(Failure::Value(format!("more than {MAX_CACHES} caches")));
+        let (imports, unreadable) = read_imports(entries);
+        {
+            let mut named = self.named_imports.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_new =
+                |import: &ImportSpec| !self.wanted.imports.contains(import) && !named.contains(import);
+            let fresh: Vec<ImportSpec> = imports.into_iter().filter(is_new).collect();
+            if self.wanted.imports.len() + named.len() + fresh.len() > MAX_CACHES {
+                return Err(full());
+            }
+            named.extend(fresh);
         }
         self.show(&unreadable);
         Ok(())

@@ -11,6 +11,9 @@ use stave_worker::{Namespace, is_cache_mount_id};
 
 use crate::failure::Failure;
 
+/// Hexadecimal digits of the digest of what a mount begins with.
+const DIGITS: usize = 64;
+
 /// What one build has emptied. A step that runs again does not find its own mount empty.
 #[derive(Debug, Default)]
 pub(super) struct Emptied(Mutex<BTreeSet<Wanted>>);
@@ -30,7 +33,9 @@ impl Wanted {
         match (rest, self.is_seeded) {
             (Some(""), false) => true,
             // The digest of what it begins with.
-            (Some(rest), true) => rest.strip_prefix(':').is_some_and(|digest| !digest.contains(['/', ' '])),
+            (Some(rest), true) => rest.strip_prefix(':').is_some_and(|digest| {
+                digest.len() == DIGITS && digest.bytes().all(|byte| byte.is_ascii_hexdigit())
+            }),
             _ => false,
         }
     }
@@ -93,7 +98,8 @@ mod tests {
         check("/go", false, "/go", true);
         check("/go", false, "/go:abc", false);
         check("/go", false, "/golang", false);
-        check("/go", true, "/go:abc", true);
+        check("/go", true, &format!("/go:{}", "6f".repeat(32)), true);
+        check("/go", true, "/go:build", false);
         check("/go", true, "/go", false);
         check("/go", true, "/go:mod/x", false);
     }

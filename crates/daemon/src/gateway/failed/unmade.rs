@@ -144,7 +144,9 @@ impl Failed<'_> {
         def.extend(further.map(prost::Message::encode_to_vec));
         def.push(end.encode_to_vec());
         let metadata = message.metadata.iter().filter(|(digest, _)| needed.contains(*digest));
-        let metadata = metadata.map(|(digest, metadata)| (digest.clone(), metadata.clone())).collect();
+        // All of it has run in this build already, whatever it asked for: what it came to is looked up.
+        let looked_up = |about: &pb::OpMetadata| pb::OpMetadata { ignore_cache: false, ..about.clone() };
+        let metadata = metadata.map(|(digest, about)| (digest.clone(), looked_up(about))).collect();
         pb::Definition { def, metadata, source: None }
     }
 
