@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bollard_buildkit_proto::moby::filesync::packet::file_send_server::{
     FileSend as PacketSend, FileSendServer as PacketServer,
@@ -24,9 +25,12 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::RemoteBuild;
 use crate::fsutil::receive::{Manner, receive};
-use crate::fsutil::{PACKETS, Packet};
+use crate::fsutil::{PACKETS, Packet, PacketType};
 use crate::session::MAX_MESSAGE;
 use crate::session::files::packets;
+
+/// How long the sender of a directory has for its last word.
+const FAREWELL: Duration = Duration::from_secs(10);
 
 /// The header that says which exporter a result is of.
 const EXPORTER: &str = "buildkit-attachable-exporter-id";
@@ -150,9 +154,12 @@ impl PacketSend for Sinks {
         let (requests, mut outgoing) = mpsc::channel(PACKETS);
         let (sender, answers) = mpsc::channel(PACKETS);
         let mut messages = request.into_inner();
-        tokio::spawn(async move {
+        let mut reading = tokio::spawn(async move {
             while let Ok(Some(packet)) = messages.message().await {
-                if to_receiver.send(packet).await.is_err() {
+                let is_last = packet.r#type == PacketType::PacketFin as i32;
+                // Who has all of it reads no more; the sender's last word comes after that.
+                to_receiver.send(packet).await.ok();
+                if is_last {
                     return;
                 }
             }
@@ -168,10 +175,16 @@ impl PacketSend for Sinks {
             let receiving = tokio::task::spawn_blocking(move || take(&directory, &mut incoming, &requests));
             let (received, ()) = tokio::join!(receiving, forwarding);
             let failure = match received {
-                Ok(Ok(())) => return,
+                Ok(Ok(())) => {
+                    // The sender answers the end with its own. To a call that is over already it cannot, and takes that
+                    // for a failure.
+                    tokio::time::timeout(FAREWELL, &mut reading).await.ok();
+                    return;
+                }
                 Ok(Err(words)) => words,
                 Err(error) => error.to_string(),
             };
+            reading.abort();
             sender.send(Err(Status::unknown(failure))).await.ok();
         });
         Ok(Response::new(Box::pin(packets(answers))))
