@@ -106,9 +106,10 @@ pub(crate) async fn checkout_time(context: PathBuf) -> Option<i64> {
 }
 
 async fn commit_time(context: &Path) -> Option<i64> {
-    let (is_clean, time) =
-        tokio::join!(is_clean(context), git(context, &["log", "-1", "--format=%ct", "HEAD"]));
-    time.filter(|_| is_clean)?.trim().parse().ok()
+    // Not `log`, which verifies signatures with a program that the configuration names.
+    let commit = ["rev-list", "-1", "--timestamp", "HEAD"];
+    let (is_clean, commit) = tokio::join!(is_clean(context), git(context, &commit));
+    commit.filter(|_| is_clean)?.split_once(' ')?.0.parse().ok()
 }
 
 /// Whether nothing below `context` is known to differ from the checkout's commit.
@@ -135,7 +136,10 @@ fn is_program(line: &str) -> bool {
 pub(crate) async fn git(context: &Path, arguments: &[&str]) -> Option<String> {
     let mut command = Command::new("git");
     command.arg("-C").arg(context).args(["--no-optional-locks", "-c", "core.fsmonitor=false"]);
-    command.args(["-c", "core.hooksPath=/dev/null"]).args(arguments);
+    // What a user ignores everywhere must not decide which time an image carries.
+    command.args(["-c", "core.hooksPath=/dev/null", "-c", "core.excludesFile=/dev/null"]).args(arguments);
+    // Objects that a partial clone lacks would be fetched, by a program that its configuration names.
+    command.env("GIT_NO_LAZY_FETCH", "1").env("GIT_ALLOW_PROTOCOL", "none");
     for variable in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"] {
         command.env_remove(variable);
     }
@@ -227,5 +231,74 @@ mod tests {
         std::fs::write(context.join("f"), "1").expect("writes");
         assert_eq!(time().await, None);
         assert!(!marker.exists());
+    }
+
+    /// A checkout of one commit, and a program beside it that leaves a marker.
+    fn checkout(root: &Path) -> (PathBuf, PathBuf, PathBuf) {
+        use std::os::unix::fs::PermissionsExt as _;
+        let (context, program, marker) = (root.join("context"), root.join("program"), root.join("ran"));
+        std::fs::create_dir(&context).expect("creates");
+        std::fs::write(&program, format!("#!/bin/sh\ntouch {}\nexit 1\n", marker.display())).expect("writes");
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("sets");
+        std::fs::write(context.join("f"), "1").expect("writes");
+        run(&context, &["init", "-q"]);
+        run(&context, &["add", "."]);
+        run(&context, &["commit", "-q", "-m", "one"]);
+        (context, program, marker)
+    }
+
+    #[tokio::test]
+    async fn no_signature_is_verified_and_no_object_fetched() {
+        if std::process::Command::new("git").arg("--version").output().is_err() {
+            return;
+        }
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let (context, program, marker) = checkout(directory.path());
+        let named = program.display().to_string();
+        run(&context, &["config", "gpg.program", &named]);
+        run(&context, &["config", "log.showSignature", "true"]);
+        let signed = std::fs::read_to_string(context.join(".git/HEAD")).expect("reads");
+        let reference = context.join(".git").join(signed.trim().trim_start_matches("ref: "));
+        let commit = std::process::Command::new("git")
+            .arg("-C")
+            .arg(&context)
+            .args(["cat-file", "commit", "HEAD"])
+            .output()
+            .expect("git");
+        let commit = String::from_utf8(commit.stdout).expect("text");
+        let lines = "\ngpgsig -----BEGIN PGP SIGNATURE-----\n \n iQ==\n -----END PGP SIGNATURE-----\n\n";
+        std::fs::write(directory.path().join("commit"), commit.replacen("\n\n", lines, 1)).expect("writes");
+        let object = std::process::Command::new("git")
+            .arg("-C")
+            .arg(&context)
+            .args(["hash-object", "-t", "commit", "-w"])
+            .arg(directory.path().join("commit"))
+            .output()
+            .expect("git");
+        std::fs::write(&reference, object.stdout).expect("writes");
+        assert_eq!(checkout_time(context.clone()).await, Some(1_234_567_890));
+        assert!(!marker.exists(), "the signature was verified");
+
+        // A partial clone whose tree is missing.
+        let tree = std::process::Command::new("git")
+            .arg("-C")
+            .arg(&context)
+            .args(["rev-parse", "HEAD^{tree}"])
+            .output()
+            .expect("git");
+        let tree = String::from_utf8(tree.stdout).expect("text");
+        let object = context.join(".git/objects").join(&tree[..2]).join(tree[2..].trim());
+        std::fs::remove_file(object).expect("removes");
+        for (key, value) in [
+            ("core.repositoryformatversion", "1"),
+            ("extensions.partialClone", "origin"),
+            ("remote.origin.url", "/"),
+            ("remote.origin.promisor", "true"),
+            ("remote.origin.uploadpack", named.as_str()),
+        ] {
+            run(&context, &["config", key, value]);
+        }
+        assert_eq!(checkout_time(context.clone()).await, None);
+        assert!(!marker.exists(), "the tree was fetched");
     }
 }
