@@ -4,12 +4,13 @@
 //! The first image of a name is the one a listing and `run` mean; the others and the index hang on the name and go
 //! with it. Must not know what documents say: those of images built here are made when they leave.
 
-use rusqlite::Transaction;
+use rusqlite::{OptionalExtension as _, Transaction};
 use stave_oci::{Descriptor, Digest, Hasher, Platform, Reference};
 
 use crate::database::Failure;
-use crate::image::{insert, load, point, require_layers};
+use crate::image::{id_by_name, insert, load, point, require_layers};
 use crate::journal;
+use crate::lease::Start;
 use crate::{LocalImage, Store, StoreError, StoredManifest};
 
 /// All images of a name.
@@ -89,6 +90,13 @@ impl Store {
         let Some((first, others)) = images.split_first() else { return Ok(()) };
         images.iter().try_for_each(LocalImage::verify)?;
         index.map_or(Ok(()), StoredIndex::verify)?;
+        // A build of what is there already writes nothing: each write may wait for a busy disk. That its layers were
+        // used since is noted already, if a lease of ours keeps them.
+        if let Some(lease) = self.newest_lease()
+            && self.inner.database.read(|tx| is_put(tx, lease, names, (images, index)))?
+        {
+            return Ok(());
+        }
         self.inner.database.write(|tx| {
             for image in images {
                 require_layers(tx, image)?;
@@ -126,19 +134,14 @@ impl Store {
 
     /// What is attested of an image.
     pub fn attestations(&self, image: &Digest) -> Result<Vec<StoredAttestation>, StoreError> {
-        self.inner.database.read(|tx| {
-            let query = "SELECT predicate_type, predicate FROM image_attestation
-                         WHERE image = ?1 ORDER BY position";
-            let mut statement = tx.prepare_cached(query)?;
-            let rows = statement.query_map([image.as_str()], |row| {
-                Ok(StoredAttestation { predicate_type: row.get(0)?, predicate: row.get(1)? })
-            })?;
-            Ok(rows.collect::<rusqlite::Result<_>>()?)
-        })
+        self.inner.database.read(|tx| load_attestations(tx, image))
     }
 
     /// Replaces what is attested of a stored image.
     pub fn set_attestations(&self, image: &Digest, all: &[StoredAttestation]) -> Result<(), StoreError> {
+        if self.attestations(image)? == all {
+            return Ok(());
+        }
         self.inner.database.write(|tx| {
             let delete = "DELETE FROM image_attestation WHERE image = ?1";
             tx.prepare_cached(delete)?.execute([image.as_str()])?;
@@ -149,16 +152,67 @@ impl Store {
             for (position, one) in (0i64..).zip(all) {
                 statement.execute((image.as_str(), position, &one.predicate_type, &one.predicate))?;
             }
-            journal::append(tx, &[journal::attested(tx, image.as_str())?])
+            journal::append(tx, &journal::attested(tx, image.as_str())?)
         })
     }
 }
 
-fn variants(tx: &Transaction<'_>, name: &Reference) -> Result<Vec<LocalImage>, Failure> {
+/// Whether names and images are stored as [`Store::put_indexed`] would store them, and the layers are used under
+/// `lease`.
+fn is_put(
+    tx: &Transaction<'_>,
+    lease: Start,
+    names: &[Reference],
+    (images, index): (&[LocalImage], Option<&StoredIndex>),
+) -> Result<bool, Failure> {
+    let mut stamp = tx.prepare_cached("SELECT use_seq FROM layer WHERE id = ?1 AND state = 0")?;
+    for image in images {
+        let Some(mut stored) = load(tx, image.id.as_str())? else { return Ok(false) };
+        if image.manifest.is_none() {
+            stored.manifest = None;
+        }
+        if stored != *image {
+            return Ok(false);
+        }
+        for layer in &image.layers {
+            let used: Option<Start> = stamp.query_row([layer.layer.0], |row| row.get(0)).optional()?;
+            if used < Some(lease) {
+                return Ok(false);
+            }
+        }
+    }
+    let none = StoredIndex::default();
+    for name in names {
+        let mut meant = id_by_name(tx, name)?.into_iter().collect::<Vec<_>>();
+        meant.extend(variant_ids(tx, name)?);
+        let is_same = meant.iter().map(String::as_str).eq(images.iter().map(|image| image.id.as_str()))
+            && load_index(tx, name)? == *index.unwrap_or(&none);
+        if !is_same {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn load_attestations(tx: &Transaction<'_>, image: &Digest) -> Result<Vec<StoredAttestation>, Failure> {
+    let query = "SELECT predicate_type, predicate FROM image_attestation WHERE image = ?1 ORDER BY position";
+    let mut statement = tx.prepare_cached(query)?;
+    let rows = statement.query_map([image.as_str()], |row| {
+        Ok(StoredAttestation { predicate_type: row.get(0)?, predicate: row.get(1)? })
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+fn variant_ids(tx: &Transaction<'_>, name: &Reference) -> Result<Vec<String>, Failure> {
     let query = "SELECT image FROM image_variant WHERE name = ?1 ORDER BY position";
     let mut statement = tx.prepare_cached(query)?;
-    let ids = statement.query_map([name.canonical()], |row| row.get::<_, String>(0))?;
-    ids.map(|id| load(tx, &id?)?.ok_or(()).map_err(damaged)).collect()
+    let ids = statement.query_map([name.canonical()], |row| row.get(0))?;
+    Ok(ids.collect::<rusqlite::Result<_>>()?)
+}
+
+fn variants(tx: &Transaction<'_>, name: &Reference) -> Result<Vec<LocalImage>, Failure> {
+    let ids = variant_ids(tx, name)?;
+    ids.iter().map(|id| load(tx, id)?.ok_or(()).map_err(damaged)).collect()
 }
 
 fn insert_index(tx: &Transaction<'_>, name: &Reference, index: &StoredIndex) -> Result<(), Failure> {

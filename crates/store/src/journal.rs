@@ -9,26 +9,27 @@
 //! Once it is larger than [`COMPACT_AT`] and twice what its last compaction left, it is written anew from the
 //! rows. Start with [`Line`].
 
-use std::collections::BTreeMap;
+mod rebuild;
+
 use std::fs::{self, File};
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, Transaction, params};
+use rusqlite::Transaction;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use rebuild::{exists, rebuild};
+
 use crate::StoreError;
-use crate::database::{Failure, now};
+use crate::database::Failure;
 use crate::fault::refused;
-use crate::session::names;
 
 /// Size from which the journal is written anew when it has doubled.
 const COMPACT_AT: u64 = 8 << 20;
-/// Bytes of one line that is believed: an image's config and manifest, as JSON.
-const MAX_LINE: u64 = 64 << 20;
-/// More layers than any store makes between two lines.
-const NUMBER_JUMP: i64 = 1 << 20;
+/// Bytes of one line: an image's config and manifest, or one statement, as JSON. A longer one is neither written nor
+/// believed.
+const MAX_LINE: u64 = 128 << 20;
 
 /// One change of the rows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,8 +49,10 @@ pub(crate) enum Line {
     Document { name: String, media_type: String, digest: String, bytes: Vec<u8> },
     /// So many documents those were, and the blobs that they name, as descriptors.
     Index { name: String, documents: usize, blobs: Vec<String> },
-    /// What is attested of an image: types and predicates.
+    /// What is attested of an image: types and predicates. Whatever was before does not count any more.
     Attested { image: String, all: Vec<(String, Vec<u8>)> },
+    /// One more thing that is attested of it.
+    Statement { image: String, predicate_type: String, predicate: Predicate },
     /// A name points to nothing any more.
     Untagged { name: String },
     /// An image is gone.
@@ -72,14 +75,31 @@ pub(crate) struct ImageLine {
     pub(crate) layers: Vec<(i64, String, Option<String>)>,
 }
 
+/// A predicate. What is text, as all JSON is, takes a third as text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Predicate {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+impl Predicate {
+    fn of(bytes: Vec<u8>) -> Self {
+        String::from_utf8(bytes).map_or_else(|error| Self::Bytes(error.into_bytes()), Self::Text)
+    }
+
+    fn into_bytes(self) -> Vec<u8> {
+        match self {
+            Self::Text(text) => text.into_bytes(),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
 /// Appends lines for the store of an open transaction.
 pub(crate) fn append(tx: &Transaction<'_>, lines: &[Line]) -> Result<(), Failure> {
     let Some(path) = path_of(tx) else { return Ok(()) };
-    let mut text = Vec::new();
-    for line in lines {
-        serde_json::to_writer(&mut text, line).map_err(|error| failed("write", &path, error.into()))?;
-        text.push(b'\n');
-    }
+    let text = written(lines, MAX_LINE, &path)?;
     let open =
         || refused("journal-open").and_then(|()| File::options().append(true).create(true).open(&path));
     let mut file = open().map_err(|error| failed("open", &path, error))?;
@@ -104,13 +124,27 @@ pub(crate) fn append(tx: &Transaction<'_>, lines: &[Line]) -> Result<(), Failure
     Ok(())
 }
 
+/// Lines as they are written.
+fn written(lines: &[Line], limit: u64, path: &Path) -> Result<Vec<u8>, Failure> {
+    let mut text = Vec::new();
+    for line in lines {
+        let before = text.len();
+        serde_json::to_writer(&mut text, line).map_err(|error| failed("write", path, error.into()))?;
+        text.push(b'\n');
+        if (text.len() - before) as u64 > limit {
+            return Err(Failure::Store(StoreError::BlobTooLarge { limit }));
+        }
+    }
+    Ok(text)
+}
+
 /// What the rows need: an estimate that is cheap.
 fn compacted_size(tx: &Transaction<'_>) -> Result<u64, Failure> {
     let size: i64 = tx.query_row(
         "SELECT 200 * (SELECT count(*) FROM layer) + 200 * (SELECT count(*) FROM image_name)
          + (SELECT coalesce(sum(4 * length(bytes) + 200), 0) FROM image_document)
          + (SELECT coalesce(sum(length(descriptor) + 50), 0) FROM image_blob)
-         + (SELECT coalesce(sum(4 * length(predicate) + 200), 0) FROM image_attestation)
+         + (SELECT coalesce(sum(2 * length(predicate) + 200), 0) FROM image_attestation)
          + (SELECT coalesce(sum(4 * (length(config) + coalesce(length(manifest), 0)) + 1000), 0) FROM image)",
         [],
         |row| row.get(0),
@@ -174,7 +208,7 @@ fn dump(tx: &Transaction<'_>) -> Result<Vec<Line>, Failure> {
     let mut ids = tx.prepare("SELECT DISTINCT image FROM image_attestation ORDER BY image")?;
     let ids: Vec<String> = ids.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     for id in ids {
-        lines.push(attested(tx, &id)?);
+        lines.extend(attested(tx, &id)?);
     }
     lines.push(Line::Boot { id: tx.query_row("SELECT boot FROM clock", [], |row| row.get(0))? });
     Ok(lines)
@@ -207,12 +241,19 @@ pub(crate) fn hanging(tx: &Transaction<'_>, name: &str) -> Result<Vec<Line>, Fai
     Ok(lines)
 }
 
-/// What is attested of an image, as a line.
-pub(crate) fn attested(tx: &Transaction<'_>, image: &str) -> Result<Line, Failure> {
+/// What is attested of an image, as lines.
+pub(crate) fn attested(tx: &Transaction<'_>, image: &str) -> Result<Vec<Line>, Failure> {
     let query = "SELECT predicate_type, predicate FROM image_attestation WHERE image = ?1 ORDER BY position";
     let mut statement = tx.prepare_cached(query)?;
-    let all = statement.query_map([image], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    Ok(Line::Attested { image: image.to_owned(), all: all.collect::<rusqlite::Result<_>>()? })
+    let all = statement.query_map([image], |row| {
+        let (predicate_type, predicate) = (row.get(0)?, Predicate::of(row.get(1)?));
+        Ok(Line::Statement { image: image.to_owned(), predicate_type, predicate })
+    })?;
+    let mut lines = vec![Line::Attested { image: image.to_owned(), all: Vec::new() }];
+    for line in all {
+        lines.push(line?);
+    }
+    Ok(lines)
 }
 
 /// A stored image as a line.
@@ -238,209 +279,45 @@ pub(crate) fn image_line(tx: &Transaction<'_>, id: &str) -> Result<Line, Failure
     Ok(Line::Image(Box::new(line)))
 }
 
-/// What the journal comes to.
-#[derive(Debug, Default)]
-struct Known {
-    layers: BTreeMap<i64, (String, Option<String>, String, i64)>,
-    images: BTreeMap<String, ImageLine>,
-    names: BTreeMap<String, Named>,
-    attested: BTreeMap<String, Vec<(String, Vec<u8>)>>,
-    synced: i64,
-    highest: i64,
-    boot: String,
-}
-
-/// What a name means.
-#[derive(Debug, Default)]
-struct Named {
-    image: String,
-    variants: Vec<String>,
-    documents: Vec<(String, String, Vec<u8>)>,
-    /// How many documents there must be, and their blobs.
-    index: Option<(usize, Vec<String>)>,
-}
-
-/// Whether there is a journal to rebuild from.
-pub(crate) fn exists(root: &Path) -> bool {
-    fs::metadata(root.join("journal")).is_ok_and(|metadata| metadata.len() > 0)
-}
-
-/// Fills the tables of a new database from the journal and the files of the store at `root`.
-pub(crate) fn rebuild(connection: &Connection, root: &Path) -> Result<(), Failure> {
-    let known = read(&root.join("journal"))?;
-    let present: Vec<String> = names(&root.join("l"))?;
-    for (id, (name, diff_id, description, created)) in &known.layers {
-        if present.contains(name) {
-            connection.execute(
-                "INSERT OR IGNORE INTO layer (id, name, synced, diff_id, description, created, used, use_seq)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, 1)",
-                params![id, name, *id <= known.synced, diff_id, description, created],
-            )?;
-        }
-    }
-    for algorithm in ["sha256", "sha512"] {
-        let directory = root.join("blobs").join(algorithm);
-        for name in names(&directory)? {
-            let size =
-                fs::metadata(directory.join(&name)).map_err(|error| failed("read", &directory, error))?.len();
-            connection.execute(
-                "INSERT OR IGNORE INTO blob (digest, size, created, used, use_seq) VALUES (?1, ?2, ?3, ?3, 1)",
-                params![format!("{algorithm}:{name}"), i64::try_from(size).unwrap_or(i64::MAX), now()],
-            )?;
-        }
-    }
-    for image in known.images.values() {
-        restore_image(connection, image)?;
-    }
-    for (name, named) in &known.names {
-        restore_name(connection, name, named)?;
-    }
-    for (image, all) in &known.attested {
-        for (position, (predicate_type, predicate)) in (0i64..).zip(all) {
-            connection.execute(
-                "INSERT INTO image_attestation (image, position, predicate_type, predicate)
-                 SELECT id, ?2, ?3, ?4 FROM image WHERE id = ?1",
-                params![image, position, predicate_type, predicate],
-            )?;
-        }
-    }
-    for name in names(&root.join("mutable"))?.iter().filter(|name| !name.ends_with(".lock")) {
-        connection.execute(
-            "INSERT OR IGNORE INTO cache_mount (name, description, created, used) VALUES (?1, '', ?2, ?2)",
-            params![name, now()],
-        )?;
-    }
-    connection.execute(
-        "UPDATE clock SET next_layer = ?1, boot = ?2",
-        params![known.highest + NUMBER_JUMP, known.boot],
-    )?;
-    Ok(())
-}
-
-/// Stores an image again if all its layers are there.
-fn restore_image(connection: &Connection, image: &ImageLine) -> Result<(), Failure> {
-    for (layer, ..) in &image.layers {
-        if !connection.prepare_cached("SELECT 1 FROM layer WHERE id = ?1")?.exists([layer])? {
-            return Ok(());
-        }
-    }
-    let (kind, digest, bytes) = match &image.manifest {
-        Some((kind, digest, bytes)) => (Some(kind), Some(digest), Some(bytes)),
-        None => (None, None, None),
-    };
-    connection.execute(
-        "INSERT OR REPLACE INTO image (id, config, platform, manifest_type, manifest_digest, manifest, stored)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-        params![image.id, image.config, image.platform, kind, digest, bytes, image.stored],
-    )?;
-    for (position, (layer, diff_id, blob)) in (0i64..).zip(&image.layers) {
-        let digest = blob.as_ref().and_then(|text| serde_json::from_str::<stave_oci::Descriptor>(text).ok());
-        connection.execute(
-            "INSERT INTO image_layer (image, position, layer, diff_id, blob, blob_digest) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            params![image.id, position, layer, diff_id, blob, digest.map(|blob| blob.digest.to_string())],
-        )?;
-    }
-    Ok(())
-}
-
-/// Points a name to its images again, those of them that are there. Without the first it is gone.
-fn restore_name(connection: &Connection, name: &str, named: &Named) -> Result<(), Failure> {
-    let point = "INSERT OR IGNORE INTO image_name (name, image) SELECT ?1, id FROM image WHERE id = ?2";
-    if connection.execute(point, [name, &named.image])? == 0 {
-        return Ok(());
-    }
-    for (position, image) in (0i64..).zip(&named.variants) {
-        connection.execute(
-            "INSERT INTO image_variant (name, position, image) SELECT ?1, ?2, id FROM image WHERE id = ?3",
-            params![name, position, image],
-        )?;
-    }
-    // An index that lacks one of its documents is none.
-    let whole = named.index.as_ref().filter(|(count, _)| *count == named.documents.len());
-    let Some((_, blobs)) = whole else { return Ok(()) };
-    for (position, (media_type, digest, bytes)) in (0i64..).zip(&named.documents) {
-        connection.execute(
-            "INSERT INTO image_document (name, position, media_type, digest, bytes) VALUES (?1, ?2, ?3, ?4, ?5)",
-            params![name, position, media_type, digest, bytes],
-        )?;
-    }
-    for (position, descriptor) in (0i64..).zip(blobs) {
-        let Ok(blob) = serde_json::from_str::<stave_oci::Descriptor>(descriptor) else { continue };
-        connection.execute(
-            "INSERT INTO image_blob (name, position, digest, descriptor) VALUES (?1, ?2, ?3, ?4)",
-            params![name, position, blob.digest.as_str(), descriptor],
-        )?;
-    }
-    Ok(())
-}
-
-/// Reads the journal. A line that is damaged, such as the last one after a power cut, is left out.
-fn read(path: &Path) -> Result<Known, StoreError> {
-    let file = File::open(path).map_err(|error| StoreError::io("open", path, error))?;
-    let mut reader = BufReader::new(file);
-    let mut known = Known::default();
-    let mut text = Vec::new();
-    loop {
-        text.clear();
-        let count = (&mut reader).take(MAX_LINE).read_until(b'\n', &mut text);
-        if count.map_err(|error| StoreError::io("read", path, error))? == 0 {
-            return Ok(known);
-        }
-        match serde_json::from_slice(&text) {
-            Ok(line) => known.take(line),
-            Err(error) => tracing::warn!(path = %path.display(), %error, "a damaged line is left out"),
-        }
-    }
-}
-
-impl Known {
-    fn take(&mut self, line: Line) {
-        match line {
-            Line::Layer { id, name, diff_id, description, created } => {
-                self.highest = self.highest.max(id);
-                self.layers.insert(id, (name, diff_id, description, created));
-            }
-            Line::DiffId { layer, diff_id } => {
-                if let Some(known) = self.layers.get_mut(&layer) {
-                    known.1 = Some(diff_id);
-                }
-            }
-            Line::Image(image) => drop(self.images.insert(image.id.clone(), *image)),
-            Line::Name { name, image } => {
-                drop(self.names.insert(name, Named { image, ..Named::default() }));
-            }
-            Line::Variants { name, images } => {
-                if let Some(named) = self.names.get_mut(&name) {
-                    named.variants = images;
-                }
-            }
-            Line::Document { name, media_type, digest, bytes } => {
-                if let Some(named) = self.names.get_mut(&name) {
-                    named.documents.push((media_type, digest, bytes));
-                }
-            }
-            Line::Index { name, documents, blobs } => {
-                if let Some(named) = self.names.get_mut(&name) {
-                    named.index = Some((documents, blobs));
-                }
-            }
-            Line::Attested { image, all } => drop(self.attested.insert(image, all)),
-            Line::Untagged { name } => drop(self.names.remove(&name)),
-            Line::Removed { image } => {
-                self.images.remove(&image);
-                self.names.retain(|_, named| named.image != image);
-                self.attested.remove(&image);
-            }
-            Line::Synced { layer } => self.synced = self.synced.max(layer),
-            Line::Boot { id } => self.boot = id,
-        }
-    }
-}
-
 fn path_of(tx: &Transaction<'_>) -> Option<PathBuf> {
     Some(Path::new(tx.path()?).parent()?.join("journal"))
 }
 
 fn failed(action: &'static str, path: &Path, error: io::Error) -> Failure {
     StoreError::io(action, path, error).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(predicate: Vec<u8>, limit: u64, is_written: bool) {
+        let line = Line::Statement {
+            image: "i".into(),
+            predicate_type: "t".into(),
+            predicate: Predicate::of(predicate),
+        };
+        match written(&[line.clone(), line.clone()], limit, Path::new("journal")) {
+            Ok(text) => {
+                assert!(is_written, "{} bytes", text.len());
+                let read = text.split(|byte| *byte == b'\n').next().map(serde_json::from_slice::<Line>);
+                assert_eq!(read.expect("a line").expect("is read"), line);
+            }
+            Err(failure) => {
+                let refused =
+                    matches!(failure, Failure::Store(StoreError::BlobTooLarge { limit: at }) if at == limit);
+                assert!(!is_written && refused, "{failure:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_is_never_longer_than_what_is_believed() {
+        let text = br#"{"a": "b"}"#.repeat(100);
+        check(text.clone(), 2000, true);
+        check(text, 1000, false);
+        check(vec![0xff; 100], 1000, true);
+        check(vec![0xff; 1000], 2000, false);
+    }
 }

@@ -109,7 +109,9 @@ impl PruneRequest {
 impl Store {
     /// Removes what the request says and nothing needs.
     pub fn prune(&self, request: &PruneRequest) -> Result<Pruned, StoreError> {
-        self.prune_by(AT_ONCE, request)
+        let pruned = self.prune_by(AT_ONCE, request);
+        self.renew_reserve();
+        pruned
     }
 
     /// The same, with so many records in one transaction: others need not wait for all of it, and on a full disk the

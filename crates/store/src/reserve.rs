@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, statvfs};
 use rustix::io::Errno;
@@ -64,9 +65,18 @@ impl Drop for GivenUp {
 }
 
 impl Store {
-    /// Keeps room back for the next collection on a full disk. Best effort: a small disk, or a small cap, has none to
-    /// spare.
+    /// Keeps room back for the next collection on a full disk, from now on: where there was none to spare, or it could
+    /// not be taken back, each collection of this store tries again. Best effort: a small disk, or a small cap, has none.
     pub fn keep_reserve(&self) {
+        self.inner.keeps_reserve.store(true, Ordering::Relaxed);
+        self.renew_reserve();
+    }
+
+    /// Takes the reserve back after a collection, if this store keeps one.
+    pub(crate) fn renew_reserve(&self) {
+        if !self.inner.keeps_reserve.load(Ordering::Relaxed) {
+            return;
+        }
         let path = self.root().join("reserve");
         if self.cap().is_some_and(|cap| cap / PART < BYTES) {
             fs::remove_file(path).ok();

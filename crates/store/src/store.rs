@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::database::Database;
@@ -14,6 +14,7 @@ use crate::reaper::Reaper;
 use crate::reconcile;
 use crate::removal::remove_tree;
 use crate::session::Session;
+use crate::transplant::disinherit;
 use crate::view::top::TopNames;
 use crate::{DiskPolicy, LayerTar, StoreError, lease};
 
@@ -80,6 +81,8 @@ pub(crate) struct Inner {
     pub(crate) reserved: AtomicU64,
     /// Held while that changes and others are told.
     pub(crate) reserving: Mutex<()>,
+    /// Whether room is kept back for a full disk.
+    pub(crate) keeps_reserve: AtomicBool,
     /// What the store took when that was last reckoned; held while room is made.
     pub(crate) making_room: Mutex<Option<crate::cap::Reckoning>>,
     pub(crate) margin: Mutex<std::sync::Weak<crate::LayerRoom>>,
@@ -141,6 +144,7 @@ impl Store {
             policy: OnceLock::new(),
             reserved: AtomicU64::new(0),
             reserving: Mutex::default(),
+            keeps_reserve: AtomicBool::new(false),
             making_room: Mutex::new(None),
             margin: Mutex::default(),
             digesting: Mutex::new(BTreeMap::new()),
@@ -272,7 +276,10 @@ fn make_layout(root: &Path) -> Result<(PathBuf, File), StoreError> {
     // The last one made tells that all are there.
     if !root.join("tmp").is_dir() {
         for name in ["l", "blobs/sha256", "blobs/sha512", "mutable", "sessions", "tmp"] {
-            make_dir(&root.join(name))?;
+            let made = root.join(name);
+            make_dir(&made)?;
+            // What is in a layer has the rights that were written there, whatever the directories above give to new ones.
+            disinherit(&made).map_err(|error| StoreError::io("take inherited rights off", &made, error))?;
         }
     }
     Ok((root, lock))

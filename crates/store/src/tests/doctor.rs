@@ -97,8 +97,12 @@ fn a_lost_database_comes_back_with_all_that_hangs_on_names_and_images() {
     test.store.put_indexed(&[app.clone(), moved.clone()], &images, Some(&index)).expect("stores");
     // What hung on a name is gone when it means something else.
     test.store.put_image(std::slice::from_ref(&moved), &images[0]).expect("stores");
-    let attested =
-        vec![StoredAttestation { predicate_type: "urn:x".to_owned(), predicate: b"{\"a\":1}".to_vec() }];
+    let statement = |predicate: &[u8]| StoredAttestation {
+        predicate_type: "urn:x".into(),
+        predicate: predicate.to_vec(),
+    };
+    let attested = vec![statement(b"{\"a\":1}"), statement(b"no \xff text")];
+    test.store.set_attestations(&images[1].id, &[statement(b"replaced")]).expect("stores");
     test.store.set_attestations(&images[1].id, &attested).expect("stores");
     test.store.remove_image(&images[2].id).expect("removes");
     let root = test.directory;
