@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use crate::error::MountError;
@@ -117,7 +117,7 @@ fn bind_readonly(source: &Path, at: &Path) -> io::Result<()> {
 }
 
 /// Removes mount points a sandbox created in its root from `upper`: empty files and empty directories only, and
-/// never through a symbolic link. `created` is [`Sandbox::created_mount_points`](crate::Sandbox::created_mount_points).
+/// never through a symbolic link. Directories that had them keep their times. `created` is [`Sandbox::created_mount_points`](crate::Sandbox::created_mount_points).
 ///
 /// # Errors
 /// When `upper` cannot be opened.
@@ -139,12 +139,22 @@ fn remove_if_empty(root: &OwnedFd, path: &Path) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let parent = rustix::fs::openat2(root, parent, flags, Mode::empty(), resolve)?;
     let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let before = rustix::fs::fstat(&parent)?;
     match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
         rustix::fs::FileType::Directory => rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)?,
         rustix::fs::FileType::RegularFile if stat.st_size == 0 => {
             rustix::fs::unlinkat(&parent, name, AtFlags::empty())?;
         }
-        _ => {}
+        _ => return Ok(()),
     }
-    Ok(())
+    let time = |seconds, nanoseconds: u64| Timespec {
+        tv_sec: seconds,
+        tv_nsec: i64::try_from(nanoseconds).unwrap_or(0),
+    };
+    let times = Timestamps {
+        last_access: time(before.st_atime, before.st_atime_nsec),
+        last_modification: time(before.st_mtime, before.st_mtime_nsec),
+    };
+    // What it was opened with says no more than where it is.
+    Ok(rustix::fs::utimensat(&parent, ".", &times, AtFlags::empty())?)
 }

@@ -83,7 +83,10 @@ fn made_mount_points_are_reported_and_removed() {
     fs::remove_dir_all(place.path("upper/mnt"))
         .and_then(|()| symlink(&elsewhere, place.path("upper/mnt")))
         .expect("a link");
+    let changed = || fs::metadata(place.path("upper/run")).and_then(|run| run.modified()).expect("a time");
+    let before = changed();
     remove_mount_points(&place.path("upper"), &created).expect("an upper directory");
+    assert_eq!(changed(), before, "the last change is the process's");
     assert_eq!(place.changes(), ["mnt", "run"], "what the process changed stays");
     assert_eq!(fs::read_dir(place.path("upper/run")).expect("entries").count(), 1);
     assert!(elsewhere.join("deep/er").is_dir());

@@ -28,7 +28,9 @@ pub(crate) struct Bare {
 impl Look for Bare {
     fn resolve(&self, path: &Path, last: Last) -> io::Result<PathBuf> {
         resolve_with(path, last, |current| {
-            let Some(stat) = self.upper.stat(current)? else { return link(&self.base, current) };
+            let Some(stat) = self.upper.stat(current)? else {
+                return if self.shows_base(current)? { link(&self.base, current) } else { Ok(None) };
+            };
             if Meta::from(&stat).file_type() != FileType::Symlink {
                 return Ok(None);
             }
@@ -42,7 +44,8 @@ impl Look for Bare {
     fn stat(&self, path: &Path) -> io::Result<Option<Stat>> {
         match self.upper.stat(path)? {
             Some(stat) => Ok(Some(stat)),
-            None => self.base.stat(path),
+            None if self.shows_base(path)? => self.base.stat(path),
+            None => Ok(None),
         }
     }
 
@@ -50,7 +53,8 @@ impl Look for Bare {
         let real = self.resolve(path, Last::Follow)?;
         match self.upper.stat(&real)? {
             Some(_) => self.upper.read_file(&real, limit),
-            None => self.base.read_file(&real, limit),
+            None if self.shows_base(&real)? => self.base.read_file(&real, limit),
+            None => Err(io::ErrorKind::NotFound.into()),
         }
     }
 }
@@ -126,6 +130,17 @@ impl Bare {
             Ok(if can_be { Way::at(&real) } else { None })
         };
         planned().at("looking at", Path::new(path))
+    }
+
+    /// Whether what the layer does not have at a canonical path is the base's: not below a file of the layer's, which may
+    /// have taken the place of a link that the base would follow.
+    fn shows_base(&self, path: &Path) -> io::Result<bool> {
+        for above in path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
+            if let Some(stat) = self.upper.stat(above)? {
+                return Ok(Meta::from(&stat).file_type() == FileType::Directory);
+            }
+        }
+        Ok(true)
     }
 
     fn kind(&self, path: &Path) -> io::Result<Option<FileType>> {
@@ -347,6 +362,23 @@ mod tests {
         assert_eq!(bare.mkfile("/srv/data/gone").expect("answer"), Some(Way::At("/srv/data/gone".into())));
         let over = CopyRequest { create_destination: false, ..request("/a/new", "/none/x") };
         assert!(bare.copy(&over).expect("answer").is_none());
+    }
+
+    #[test]
+    fn nothing_is_below_a_file_that_took_the_place_of_a_link() {
+        let place = tempfile::tempdir().expect("tempdir");
+        let layer = layer(place.path());
+        fs::write(layer.upper().join("alias"), "a file now").expect("write");
+        let bare = Bare::of(&layer).expect("layers");
+        assert!(bare.stat(Path::new("alias/kept")).expect("answer").is_none());
+        let read = bare.read_file(Path::new("/alias/kept"), 64);
+        assert_eq!(read.map_err(|error| error.kind()), Err(io::ErrorKind::NotFound));
+        for path in ["/alias/new", "/alias/../alias/new"] {
+            assert_eq!(bare.mkdir(path, true).expect("answer"), None, "{path} cannot be");
+        }
+        assert_eq!(bare.mkfile("/alias/new").expect("answer"), None);
+        assert!(bare.copy(&request("/a/new", "/alias/")).expect("answer").is_none());
+        assert_eq!(bare.mkdir("/srv/data", true).expect("answer"), Some(Way::Nothing));
     }
 
     #[test]

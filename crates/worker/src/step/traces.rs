@@ -6,6 +6,7 @@
 //! which a mount point was made and removed has a new modification time.
 //! Must not know ops or how mounts are made. Read [`leave_directories`] and [`Touched`] first.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, Timespec, Timestamps, UTIME_NOW};
@@ -34,30 +35,33 @@ pub(crate) fn leave_directories(base: &impl Look, upper: &Path) -> Result<(), Io
     Ok(())
 }
 
-/// Directories of an image in which mount points had to be made.
+/// Directories of an image in which mount points had to be made, with the time of the last change that the image has of
+/// each: seconds and nanoseconds.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Touched(Vec<PathBuf>);
+pub(crate) struct Touched(BTreeMap<PathBuf, (i64, u64)>);
 
 impl Touched {
     /// What mounting at `targets` changes in the image `base`. What cannot be told is left out.
     pub(crate) fn by<'a>(base: &impl Look, targets: impl Iterator<Item = &'a Path>) -> Self {
-        let mut touched: Vec<PathBuf> =
-            targets.filter_map(|target| parent_of_missing(base, target)).collect();
-        touched.sort_unstable();
-        touched.dedup();
-        Self(touched)
+        Self(targets.filter_map(|target| parent_of_missing(base, target)).collect())
     }
 
-    /// Gives those that are in the layer anyway the time they would have.
+    /// Gives those that are in the layer anyway the time they would have. One that the step changed has that of the
+    /// step's last change, or what it set.
     pub(crate) fn apply(&self, upper: &Path) -> Result<(), IoAt> {
         if self.0.is_empty() {
             return Ok(());
         }
         let root = RootDir::open(upper)?;
-        for path in &self.0 {
+        for (path, before) in &self.0 {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
             match root.open_at(path, flags, Mode::empty()) {
-                Ok(directory) => rustix::fs::futimens(directory, &NOW).at("setting the time of", path)?,
+                Ok(directory) => {
+                    let here = rustix::fs::fstat(&directory).at("looking at", path)?;
+                    if (here.st_mtime, here.st_mtime_nsec) == *before {
+                        rustix::fs::futimens(directory, &NOW).at("setting the time of", path)?;
+                    }
+                }
                 // Nothing in it changed, or the step made something else of it.
                 Err(error) if absent(&error) || error.raw_os_error() == Some(LOOP) => {}
                 Err(error) => return Err(error).at("opening", path),
@@ -75,9 +79,9 @@ const NOW: Timestamps = Timestamps {
     last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
 };
 
-/// The directory of the image in which the first missing part of a path would be made; `None` when nothing is
+/// The directory of the image in which the first missing part of a path would be made, and its time; `None` when nothing is
 /// missing, or only the root is concerned, which layers do not record.
-fn parent_of_missing(base: &impl Look, target: &Path) -> Option<PathBuf> {
+fn parent_of_missing(base: &impl Look, target: &Path) -> Option<(PathBuf, (i64, u64))> {
     let mut path = base.resolve(target, Last::Follow).ok()?;
     if base.stat(&path).ok()?.is_some() {
         return None;
@@ -85,7 +89,7 @@ fn parent_of_missing(base: &impl Look, target: &Path) -> Option<PathBuf> {
     while path.pop() && !path.as_os_str().is_empty() {
         if let Some(stat) = base.stat(&path).ok()? {
             let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-            return is_directory.then_some(path);
+            return is_directory.then_some((path, (stat.st_mtime, stat.st_mtime_nsec)));
         }
     }
     None
@@ -110,7 +114,8 @@ mod tests {
     fn check_touched(targets: &[&str], expected: &[&str]) {
         let (_directory, base) = image();
         let found = Touched::by(&base, targets.iter().map(Path::new));
-        assert_eq!(found, Touched(expected.iter().map(PathBuf::from).collect()));
+        let found: Vec<_> = found.0.keys().map(PathBuf::as_path).collect();
+        assert_eq!(found, expected.iter().map(Path::new).collect::<Vec<_>>());
     }
 
     #[test]
@@ -131,9 +136,15 @@ mod tests {
         let old = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1000);
         fs::File::open(&etc).and_then(|etc| etc.set_modified(old)).expect("time");
         symlink("/etc", upper.path().join("link")).expect("symlink");
-        Touched(vec!["absent/deep".into(), "link".into()]).apply(upper.path()).expect("apply");
+        let touched = |paths: &[(&str, i64)]| {
+            Touched(paths.iter().map(|(path, time)| (PathBuf::from(path), (*time, 0))).collect())
+        };
+        touched(&[("absent/deep", 1000), ("link", 1000)]).apply(upper.path()).expect("apply");
         assert_eq!(fs::metadata(&etc).expect("stat").mtime(), 1000);
-        Touched(vec!["etc".into()]).apply(upper.path()).expect("apply");
+        // It has another time than in the image: the step set it.
+        touched(&[("etc", 999)]).apply(upper.path()).expect("apply");
+        assert_eq!(fs::metadata(&etc).expect("stat").mtime(), 1000);
+        touched(&[("etc", 1000)]).apply(upper.path()).expect("apply");
         assert!(fs::metadata(&etc).expect("stat").mtime() > 1000);
     }
 
