@@ -3,7 +3,7 @@
 //! The daemon is this program's, and BuildKit's where `STAVE_TEST_BUILDKITD` names it. Start with [`check`].
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use stave_test_support::TestRegistry;
 use stave_test_support::registry::{Auth, User};
@@ -98,9 +98,17 @@ fn buildkits_own_daemon_gives_and_takes_all() {
     let config = world.path("buildkitd.toml");
     std::fs::write(&config, format!("[registry.\"{}\"]\nhttp = true\n", registry())).expect("writes");
     command.args(["--addr", &address, "--config"]).arg(config).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut daemon = command.spawn().expect("starts");
+    let _daemon = Buildkitd(command.spawn().expect("starts"));
     wait(|| socket.exists());
     check(&world, &address);
-    crate::environment::signal(&daemon, rustix::process::Signal::TERM);
-    daemon.wait().expect("ends");
+}
+
+/// A daemon of BuildKit's, which ends with the test however that does: by itself, so that it leaves no mounts.
+struct Buildkitd(Child);
+
+impl Drop for Buildkitd {
+    fn drop(&mut self) {
+        crate::environment::signal(&self.0, rustix::process::Signal::TERM);
+        self.0.wait().ok();
+    }
 }

@@ -115,6 +115,8 @@ impl Build {
         let journey = parts.travel(&self.caches(true), &whole, &layers).await.map_err(failed)?;
         let Some(journey) = journey else { return Ok((self.solve_all(outcome).await?, None)) };
         let session = self.session_over(&whole, resolved, Some(journey.travel())).await?;
+        let whose = (self.engine().store(), &self.gate.owner().namespace);
+        Box::pin(self.emptied.for_graph(&whole, whose)).await?;
         for (_, target) in &outcome.targets {
             // One that was solved before keeps its own: its secrets are the same.
             target.session.set(Arc::clone(&session)).ok();

@@ -3,18 +3,19 @@
 //! Owns which directories these are. Must not know how a step gets them. Start with [`Emptied::for_graph`].
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
 
 use stave_llb::{Definition, Mount, Op};
-use stave_store::Store;
+use stave_store::{Store, StoreError};
 use stave_worker::{Namespace, is_cache_mount_id};
+use tokio::sync::Mutex;
 
 use crate::failure::Failure;
 
 /// Hexadecimal digits of the digest of what a mount begins with.
 const DIGITS: usize = 64;
 
-/// What one build has emptied. A step that runs again does not find its own mount empty.
+/// What one build has emptied. A step that runs again does not find its own mount empty. Held while something is
+/// emptied: a second graph of the build that wants the same must not begin before it is.
 #[derive(Debug, Default)]
 pub(super) struct Emptied(Mutex<BTreeSet<Wanted>>);
 
@@ -48,18 +49,21 @@ impl Emptied {
         definition: &Definition,
         (store, namespace): (&Store, &Namespace),
     ) -> Result<(), Failure> {
-        let fresh: Vec<Wanted> = {
-            let mut emptied = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            wanted(definition).into_iter().filter(|mount| emptied.insert(mount.clone())).collect()
-        };
+        let wanted = wanted(definition);
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let mut emptied = self.0.lock().await;
+        let fresh: Vec<Wanted> = wanted.into_iter().filter(|mount| !emptied.contains(mount)).collect();
         if fresh.is_empty() {
             return Ok(());
         }
         let (store, namespace) = (store.clone(), namespace.clone());
         let removing = tokio::task::spawn_blocking(move || {
-            store.remove_cache_mounts(|key| fresh.iter().any(|mount| mount.is(&namespace, key)))
+            store.remove_cache_mounts(|key| fresh.iter().any(|mount| mount.is(&namespace, key)))?;
+            Ok::<_, StoreError>(fresh)
         });
-        removing.await.map_err(|_| Failure::Cancelled)??;
+        emptied.extend(removing.await.map_err(|_| Failure::Cancelled)??);
         Ok(())
     }
 }
@@ -82,7 +86,98 @@ fn wanted(definition: &Definition) -> BTreeSet<Wanted> {
 
 #[cfg(test)]
 mod tests {
+    use stave_llb::builder::{About, ExecSpec, GraphBuilder, MountSpec};
+    use stave_llb::{ExecOp, Sharing, VertexMetadata};
+    use stave_oci::Platform;
+
     use super::*;
+
+    /// A graph with one step for each: the id of its cache mount, and whether it ignores the cache.
+    fn graph(steps: &[(&str, bool)]) -> Definition {
+        let mut graph = GraphBuilder::default();
+        let mut last = None;
+        for (id, ignore_cache) in steps {
+            let root = Mount::Bind {
+                target: "/".into(),
+                input: None,
+                selector: String::new(),
+                readonly: false,
+                output: None,
+                content_cache: stave_llb::ContentCache::Default,
+            };
+            let cache = Mount::Cache {
+                target: "/c".into(),
+                input: None,
+                selector: String::new(),
+                readonly: false,
+                id: (*id).to_owned(),
+                sharing: Sharing::Shared,
+            };
+            let op = ExecOp { args: vec!["true".into()], cwd: "/".into(), ..ExecOp::default() };
+            let metadata = VertexMetadata { ignore_cache: *ignore_cache, ..VertexMetadata::default() };
+            let mounts = vec![
+                MountSpec { mount: root, source: last, no_output: false },
+                MountSpec { mount: cache, source: None, no_output: false },
+            ];
+            let about = About { metadata, ..About::named(*id) };
+            last = Some(graph.exec(ExecSpec { op, mounts, platform: Platform::host(), about }));
+        }
+        graph.finish(last)
+    }
+
+    /// Puts a file into a cache mount that a step has used.
+    fn fill(store: &Store, namespace: &Namespace, id: &str) {
+        let mount = store.mutable_dir(&namespace.key(id), stave_store::Sharing::Shared).expect("a mount");
+        let mount = mount.initialised().expect("is used");
+        std::fs::write(mount.path().join("kept"), "x").expect("written");
+    }
+
+    fn is_filled(store: &Store, namespace: &Namespace, id: &str) -> bool {
+        let mount = store.existing_mutable_dir(&namespace.key(id)).expect("is read");
+        mount.is_some_and(|mount| mount.path().join("kept").exists())
+    }
+
+    #[tokio::test]
+    async fn a_build_empties_what_its_steps_shall_find_empty_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open(folder.path()).expect("a store");
+        let (own, other) = (Namespace::Own("a".into()), Namespace::Own("b".into()));
+        for (namespace, id) in [(&own, "go"), (&own, "go:build"), (&own, "npm"), (&other, "go")] {
+            fill(&store, namespace, id);
+        }
+        let emptied = Emptied::default();
+        let steps = graph(&[("go", true), ("npm", false)]);
+        emptied.for_graph(&steps, (&store, &own)).await.expect("empties");
+        assert!(!is_filled(&store, &own, "go"));
+        for (namespace, id) in [(&own, "go:build"), (&own, "npm"), (&other, "go")] {
+            assert!(is_filled(&store, namespace, id), "{id}");
+        }
+        // What a step of this build put there stays for the next one.
+        fill(&store, &own, "go");
+        emptied.for_graph(&steps, (&store, &own)).await.expect("nothing is left to do");
+        assert!(is_filled(&store, &own, "go"));
+        let another = Emptied::default();
+        another.for_graph(&steps, (&store, &own)).await.expect("empties");
+        assert!(!is_filled(&store, &own, "go"), "for another build it is to be empty again");
+    }
+
+    #[tokio::test]
+    async fn a_second_graph_waits_until_a_mount_is_emptied() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open(folder.path()).expect("a store");
+        fill(&store, &Namespace::Shared, "go");
+        let (emptied, steps) = (Emptied::default(), graph(&[("go", true)]));
+        let whose = (&store, &Namespace::Shared);
+        let first = emptied.for_graph(&steps, whose);
+        let second = emptied.for_graph(&steps, whose);
+        futures::pin_mut!(first, second);
+        // The removal has begun, on a thread of its own.
+        assert!(futures::poll!(&mut first).is_pending());
+        assert!(futures::poll!(&mut second).is_pending());
+        let (first, second) = futures::join!(first, second);
+        first.and(second).expect("empties");
+        assert!(!is_filled(&store, &Namespace::Shared, "go"));
+    }
 
     #[track_caller]
     fn check(id: &str, is_seeded: bool, key: &str, expected: bool) {

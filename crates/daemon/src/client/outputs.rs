@@ -266,7 +266,45 @@ impl Drop for Aside {
 
 #[cfg(test)]
 mod tests {
+    use bollard_buildkit_proto::moby::filesync::packet::file_send_client::FileSendClient as PacketClient;
+    use tonic::transport::Server;
+
     use super::*;
+    use crate::client::RemoteExport;
+    use crate::fsutil::packet;
+    use crate::session::connection::over;
+
+    /// Longer than a call takes to end by itself. Only one that ends too early makes a difference.
+    const WHILE: Duration = Duration::from_millis(100);
+
+    #[tokio::test]
+    async fn a_call_is_not_over_before_the_senders_last_word() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let directory = folder.path().join("out");
+        let export = RemoteExport {
+            kind: "local".to_owned(),
+            attributes: Default::default(),
+            sink: Sink::Directory(directory.clone()),
+        };
+        let build = RemoteBuild { exports: vec![export], ..RemoteBuild::default() };
+        let (ours, theirs) = tokio::io::duplex(64 << 10);
+        let connections = stream::iter([Ok::<_, io::Error>(theirs)]).chain(stream::pending());
+        let serving = Server::builder().add_service(Outputs::new(&build)).serve_with_incoming(connections);
+        let serving = tokio::spawn(serving);
+
+        let (sender, messages) = mpsc::channel(PACKETS);
+        sender.send(packet(PacketType::PacketStat, 0)).await.expect("there are no files");
+        let answers = PacketClient::new(over(ours)).diff_copy(packets(messages)).await;
+        let mut answers = answers.expect("is served").into_inner();
+        let last = answers.message().await.expect("is told").expect("that it has all");
+        assert_eq!(last.r#type(), PacketType::PacketFin);
+        let early = tokio::time::timeout(WHILE, answers.message()).await;
+        assert!(early.is_err(), "{early:?}");
+        sender.send(packet(PacketType::PacketFin, 0)).await.expect("is awaited");
+        assert_eq!(answers.message().await.expect("ends well"), None);
+        assert!(directory.is_dir());
+        serving.abort();
+    }
 
     #[test]
     fn a_directory_is_merged_and_no_link_is_entered() {

@@ -37,7 +37,7 @@ pub(crate) fn connect(
 }
 
 /// HTTP/2 over one connection, which is never opened again.
-pub(super) fn over(connection: DuplexStream) -> Channel {
+pub(crate) fn over(connection: DuplexStream) -> Channel {
     let connection = Mutex::new(Some(connection));
     let connector = tower::service_fn(move |_: Uri| {
         let connection = connection.lock().ok().and_then(|mut slot| slot.take());

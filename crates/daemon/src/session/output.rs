@@ -3,13 +3,13 @@
 
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bollard_buildkit_proto::moby::filesync::packet::file_send_client::FileSendClient as PacketClient;
 use bollard_buildkit_proto::moby::filesync::v1::BytesMessage;
 use bollard_buildkit_proto::moby::filesync::v1::file_send_client::FileSendClient;
 use futures::StreamExt as _;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
 use tonic::{Code, Request, Status};
 
@@ -72,7 +72,8 @@ pub(crate) fn stream_to(
     Ok((ClientWriter { buffer: Vec::new(), messages }, Delivery { done }))
 }
 
-/// A stream that is opened once it is known what the client is to be told of it.
+/// A stream that is opened once it is known what the client is to be told of it. Whoever writes has it as long as the
+/// network is slow: no thread of the runtime's may wait for that.
 #[derive(Clone, Default)]
 pub(crate) struct Announced(Arc<Mutex<Option<Opened>>>);
 
@@ -80,25 +81,24 @@ pub(crate) struct Announced(Arc<Mutex<Option<Opened>>>);
 type Opened = Result<(ClientWriter, Delivery), SessionError>;
 
 impl Announced {
-    /// Opens the stream. Where there is none, the first write fails.
+    /// Opens the stream, before the first write. Where there is none, that fails.
     pub(crate) fn open(&self, session: &ClientSession, id: usize, about: &[(&str, String)]) {
-        *self.lock() = Some(stream_to(session, id, about));
+        match self.0.try_lock() {
+            Ok(mut opened) => *opened = Some(stream_to(session, id, about)),
+            Err(_) => tracing::debug!("a result is written before it is announced"),
+        }
     }
 
     /// Ends the stream and waits until the client has it all.
     pub(crate) async fn finish(self) -> Result<(), OutputError> {
-        let opened = self.lock().take();
+        let opened = self.0.lock().await.take();
         let Some((writer, delivery)) = opened.transpose()? else { return Ok(()) };
         drop(writer);
         delivery.finish().await
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Opened>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn with<T>(&self, act: impl FnOnce(&mut ClientWriter) -> io::Result<T>) -> io::Result<T> {
-        match self.lock().as_mut() {
+        match self.0.blocking_lock().as_mut() {
             Some(Ok((writer, _))) => act(writer),
             _ => Err(io::Error::new(io::ErrorKind::NotConnected, "the client takes no files")),
         }

@@ -19,7 +19,7 @@ fn directory(attrs: &[(&str, &str)]) -> pb::Definition {
     pb::Definition::decode(graph.finish(Some(made)).to_wire().as_slice()).expect("is one")
 }
 
-async fn built(client: &mut Client, id: &str, attrs: &[(&str, &str)]) -> Result<Built, String> {
+pub(super) async fn built(client: &mut Client, id: &str, attrs: &[(&str, &str)]) -> Result<Built, String> {
     let graph = directory(attrs);
     let wish = |request| SolveRequest { frontend: String::new(), definition: Some(graph), ..request };
     client.build_with(id, "tar", wish).await.map_err(|status| status.message().to_owned())

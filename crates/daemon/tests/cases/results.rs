@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use bollard_buildkit_proto::moby::buildkit::v1::frontend::Result as Results;
+use bollard_buildkit_proto::moby::buildkit::v1::frontend::{self as front, Result as Results};
 use bollard_buildkit_proto::moby::buildkit::v1::{
     CacheOptions, CacheOptionsEntry, DiskUsageRequest, Exporter, PruneRequest, SolveRequest,
 };
@@ -76,6 +76,51 @@ async fn a_cache_lies_in_the_clients_own_store() {
         ..request
     };
     let built = reader.build_with("b", "tar", wish).await.expect("builds");
+    let step = built.vertexes.iter().rfind(|vertex| vertex.name == "[1/1] COPY f g /").expect("is shown");
+    assert!(step.cached, "{step:?}");
+    assert_eq!(names(&built.archive), ["f", "g"]);
+    two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_front_end_of_the_client_names_caches() {
+    let one = TestDaemon::start().await;
+    let mut writer = client(&one, "s").await;
+    let exports = vec![entry("local", &[("dest", "/cache"), ("mode", "max")])];
+    let wish = |request| SolveRequest {
+        cache: Some(CacheOptions { exports, ..CacheOptions::default() }),
+        ..request
+    };
+    let built = writer.build_with("b", "tar", wish).await.expect("builds");
+    let described: serde_json::Value =
+        serde_json::from_str(&built.response["cache.manifest"]).expect("a descriptor");
+    let digest = described["digest"].as_str().expect("a digest").to_owned();
+    let blobs = writer.files.blobs();
+    one.stop().await;
+
+    // Another daemon, and a build that itself names no cache: only what its client solves does.
+    let two = TestDaemon::start().await;
+    let mut reader = two.client("r", "r", files().with_blobs(blobs)).await;
+    let front_end = two.client("front-end", "", files()).await;
+    let solving = tokio::spawn(async move {
+        let named = entry("local", &[("src", "/cache"), ("digest", &digest)]);
+        let named = front::CacheOptionsEntry { r#type: named.r#type, attrs: named.attrs };
+        let inside = |cache_imports| front::SolveRequest {
+            frontend: "dockerfile.v0".to_owned(),
+            allow_result_return: true,
+            allow_result_array_ref: true,
+            cache_imports,
+            ..front::SolveRequest::default()
+        };
+        let refused = front_end.solve_inside("b", inside(vec![named.clone(); 1000])).await;
+        let solved = front_end.solve_inside("b", inside(vec![named])).await.expect("solves");
+        front_end.return_result("b", solved.result.expect("a result")).await.expect("is taken");
+        refused.map(drop).expect_err("too many").message().to_owned()
+    });
+    let wish = |request| SolveRequest { frontend: String::new(), ..request };
+    let built = reader.build_with("b", "tar", wish).await.expect("builds");
+    let refused = solving.await.expect("no panic");
+    assert!(refused.starts_with("more than "), "{refused}");
     let step = built.vertexes.iter().rfind(|vertex| vertex.name == "[1/1] COPY f g /").expect("is shown");
     assert!(step.cached, "{step:?}");
     assert_eq!(names(&built.archive), ["f", "g"]);

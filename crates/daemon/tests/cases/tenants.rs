@@ -4,7 +4,8 @@
 
 use std::path::Path;
 
-use crate::client::{Files, TestDaemon};
+use crate::client::{Files, TestDaemon, content};
+use crate::directories::built;
 use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::ReadFileRequest;
 use bollard_buildkit_proto::moby::buildkit::v1::{
@@ -62,7 +63,7 @@ async fn a_tenants_files_do_not_stand_for_anothers_that_look_alike() {
     let theirs = Files::new(&[("f", "111"), ("g", "222")], DOCKERFILE);
     let mut bob = daemon.client_as(Some("bob"), "b", "key", theirs).await;
     let built = bob.build("build-b", "tar").await.expect("builds");
-    assert_eq!(crate::client::content(&built.archive, "f"), "111");
+    assert_eq!(content(&built.archive, "f"), "111");
     assert_eq!(bob.files.asked(), ["Dockerfile", "f", "g"]);
     daemon.stop().await;
 }
@@ -138,6 +139,36 @@ async fn builds_sessions_history_and_room_of_others_are_nowhere() {
         .expect("prunes")
         .into_inner();
     assert!(pruned.message().await.expect("is told").is_none());
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_is_never_another_tenants_session() {
+    let daemon = daemon().await;
+    let files = |text| Files::new(&[("f", text)], "");
+    let mut alice = daemon.client_as(Some("alice"), "hers", "key", files("alices")).await;
+    let mut bob = daemon.client_as(Some("bob"), "his", "key", files("bobs!!")).await;
+    // Both ask for the same graph, which names her session, at a time and one after the other.
+    let graph = [("local.session", "hers")];
+    let (hers, his) = tokio::join!(built(&mut alice, "a", &graph), built(&mut bob, "b", &graph));
+    assert_eq!(content(&hers.expect("builds").archive, "f"), "alices");
+    assert_eq!(content(&his.expect("builds").archive, "f"), "bobs!!");
+    assert_eq!((alice.files.asked(), bob.files.asked()), (vec!["f".to_owned()], vec!["f".to_owned()]));
+    let again = built(&mut bob, "c", &graph).await.expect("builds");
+    assert_eq!(content(&again.archive, "f"), "bobs!!");
+    assert_eq!(alice.files.asked(), ["f"], "nobody else's build asks her");
+
+    // Whoever wants to be asked in her place does not get to be.
+    let squatter = daemon.client_as(Some("bob"), "hers", "key", files("bobs!!")).await;
+    let refused = squatter.start_build("d").await.expect("no panic").map(drop).expect_err("is refused");
+    assert!(refused.message().contains("no active session for hers"), "{refused}");
+    let again = built(&mut alice, "e", &[("local.session", "hers")]).await.expect("builds");
+    assert_eq!(content(&again.archive, "f"), "alices");
+    // A directory that is named apart from the graph needs a session of one's own, too.
+    let options = [("local-sessionid:context".to_owned(), "hers".to_owned())];
+    let named = |request| SolveRequest { frontend_attrs: options.into_iter().collect(), ..request };
+    let refused = bob.build_with("g", "tar", named).await.map(drop).expect_err("is refused");
+    assert!(refused.message().contains("no active session for hers"), "{refused}");
     daemon.stop().await;
 }
 

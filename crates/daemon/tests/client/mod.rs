@@ -13,6 +13,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::llb_bridge_client::LlbBridgeClient;
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::{
     ReadFileRequest, ReadFileResponse, Result as Results, ReturnRequest, SolveRequest as Inside,
+    SolveResponse as Solved,
 };
 use bollard_buildkit_proto::moby::buildkit::v1::{
     BytesMessage, Exporter, SolveRequest, SolveResponse, StatusRequest, Vertex,
@@ -298,10 +299,10 @@ impl Client {
     }
 
     /// Has a graph taken up, for a build whose front end the client is.
-    pub(crate) async fn solve_inside(&self, build: &str, request: Inside) -> Result<(), Status> {
+    pub(crate) async fn solve_inside(&self, build: &str, request: Inside) -> Result<Solved, Status> {
         let mut request = Request::new(request);
         request.metadata_mut().insert("buildkit-controlapi-buildid", build.parse().expect("a header"));
-        LlbBridgeClient::new(self.channel.clone()).solve(request).await.map(drop)
+        Ok(LlbBridgeClient::new(self.channel.clone()).solve(request).await?.into_inner())
     }
 
     /// Ends the session without a word.
