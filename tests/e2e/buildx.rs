@@ -8,7 +8,9 @@ use std::process::Command;
 
 use crate::certificates::{Authority, Served};
 use crate::daemon::{Daemon, wait};
-use crate::environment::{Environment, Outcome, is_privileged, processes_with, registry, signal, tool};
+use crate::environment::{
+    Environment, Outcome, is_privileged, processes_with, registry, signal, tool, with_images,
+};
 
 /// A step for each thing that a client gives to a build.
 const DOCKERFILE: &str = "FROM BUSYBOX\nARG A=default\n\
@@ -161,6 +163,54 @@ fn buildx_takes_caches_elsewhere_and_back() {
         assert_eq!(found.cached(), STEPS, "{from}: {}", found.stderr);
         client.forget();
     }
+    daemon.stop(&world.root());
+}
+
+/// Targets that are made of other targets, one of them of two.
+const BAKE: &str = r#"
+group "default" { targets = ["app", "tool"] }
+target "base" {
+  args = { MSG = "default" }
+  dockerfile-inline = "FROM BUSYBOX\nARG MSG\nRUN echo $MSG > /base\nENV OF=base\n"
+}
+target "lib" { dockerfile-inline = "FROM scratch\nCOPY f /lib/\n" }
+target "app" {
+  contexts = { base = "target:base", lib = "target:lib" }
+  dockerfile-inline = "FROM base AS made\nRUN echo $OF > /made\nFROM scratch\nCOPY --from=made /base /made /\nCOPY --from=lib /lib/f /\n"
+  output = ["type=local,dest=app"]
+}
+target "tool" {
+  contexts = { base = "target:base" }
+  dockerfile-inline = "FROM base\nCMD cat /base\n"
+}
+"#;
+
+#[test]
+fn buildx_bakes_targets_out_of_targets() {
+    let world = Environment::new();
+    world.write("f", "content\n").write("docker-bake.hcl", &with_images(BAKE));
+    let Some(client) = Buildx::find(&world) else { return };
+    let daemon = Daemon::start(&world, &[]);
+    client.create(&daemon.address(), "");
+    let bake = |words: &[&str]| {
+        client.call(&[&["bake", "--builder", "it", "--progress", "plain"], words].concat()).success()
+    };
+    let planned: serde_json::Value =
+        serde_json::from_str(&bake(&["--print", "app"]).stdout).expect("is JSON");
+    assert_eq!(planned["target"]["app"]["contexts"]["lib"], "target:lib");
+
+    let image = format!("{}/buildx-baked-{}", registry(), std::process::id());
+    let (tags, pushed) = (format!("tool.tags={image}"), "tool.output=type=registry");
+    let baked = bake(&["--set", "base.args.MSG=told", "--set", &tags, "--set", pushed]);
+    let read =
+        |name: &str| std::fs::read_to_string(world.context().join("app").join(name)).expect("is there");
+    assert_eq!(["base", "made", "f"].map(read), ["told\n", "base\n", "content\n"]);
+    let runs = baked.stderr.lines().filter(|line| line.contains("RUN echo told > /base")).count();
+    assert_eq!(runs, 1, "what targets share is one step: {}", baked.stderr);
+    let told = client.call(&["imagetools", "inspect", &image]).success().stdout;
+    assert!(told.contains("sha256:"), "{told}");
+    let missing = client.call(&["bake", "--builder", "it", "nosuch"]);
+    missing.exits(1).says("failed to find target nosuch");
     daemon.stop(&world.root());
 }
 

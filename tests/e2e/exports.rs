@@ -201,6 +201,28 @@ fn a_scanner_image_says_what_is_in_the_result() {
     assert_eq!(statement["predicateType"], "https://spdx.dev/Document");
     assert_eq!(statement["predicate"]["spdxVersion"], "SPDX-2.3");
     assert_eq!(statement["predicate"]["depth"], "3");
+    // Other stages, and the context, where the Dockerfile says so.
+    world.write(
+        "scanner/scan.sh",
+        "#!/bin/sh\nset -e\nfor name in core $(ls $BUILDKIT_SCAN_SOURCE_EXTRAS); do\n\
+         printf '{\"predicateType\":\"https://spdx.dev/Document\",\"predicate\":{\"of\":\"%s\"}}' $name \
+         > $BUILDKIT_SCAN_DESTINATION/$name.json\ndone\n\
+         test -f $BUILDKIT_SCAN_SOURCE_EXTRAS/sbom-base/file\ntest -f $BUILDKIT_SCAN_SOURCE_EXTRAS/sbom-context/file\n",
+    );
+    world.stave(["build", "-q", "-t", "local/scanner:1", "scanner"]).success();
+    world.write(
+        "stages",
+        "FROM scratch AS base\nARG BUILDKIT_SBOM_SCAN_STAGE=true\nCOPY file /\n\
+        FROM base\nARG BUILDKIT_SBOM_SCAN_CONTEXT=true\n",
+    );
+    let (folder, index) = layout(&world, "more", &["-f", "stages", "--sbom=generator=local/scanner:1"]);
+    let index = blob(&folder, &index["manifests"][0]["digest"]);
+    let manifest = blob(&folder, &index["manifests"][1]["digest"]);
+    let bills = manifest["layers"].as_array().expect("bills").iter();
+    let mut bills: Vec<_> =
+        bills.map(|bill| blob(&folder, &bill["digest"])["predicate"]["of"].to_string()).collect();
+    bills.sort();
+    assert_eq!(bills, ["\"core\"", "\"sbom-base\"", "\"sbom-context\""]);
     // A scanner that says something else is not believed.
     world.write("scanner/scan.sh", "#!/bin/sh\necho '{}' > $BUILDKIT_SCAN_DESTINATION/sbom.json\n");
     world.stave(["build", "-q", "-t", "local/scanner:1", "scanner"]).success();

@@ -149,6 +149,8 @@ pub(crate) struct Origin {
     pub(crate) materials: Option<Vec<Material>>,
     /// The layers of these images, as caches know them.
     pub(crate) layers: ImageLayers,
+    /// What a bill of materials looks at beside the result, by name.
+    pub(crate) scanned: BTreeMap<String, Definition>,
 }
 
 impl Build {

@@ -132,6 +132,7 @@ async fn images(
             attest: &attest,
             asked: &build.asked_of(target),
             definition: &target.definition,
+            scanned: &target.origin.scanned,
             images: target.origin.materials.clone().unwrap_or_else(|| materials(&target.definition)),
             pins: &build.pins,
             started: build.started,

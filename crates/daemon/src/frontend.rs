@@ -96,7 +96,7 @@ pub(crate) async fn dockerfile(
         }
         let lowered = lowered.map_err(|error| Failure::of_dockerfile(error, &loaded.source))?;
         let (materials, layers) = (Some(lowered.materials), lowered.layers);
-        let origin = Origin { asked: asked.clone(), materials, layers };
+        let origin = Origin { asked: asked.clone(), materials, layers, scanned: lowered.scanned };
         let target = build.add_made(lowered.definition, lowered.resolved, lowered.epoch, origin)?;
         let id = request.multi_platform.then(|| request.platform().to_string());
         let key = match &id {

@@ -14,7 +14,7 @@ use stave_oci::Reference;
 
 pub(crate) use provenance::Facts;
 pub use provenance::{Material, redacted};
-pub(crate) use sbom::{SPDX, read, scan};
+pub(crate) use sbom::{SPDX, Scanned, read, scan};
 
 /// The scanner of `--sbom=true`, as BuildKit's.
 pub const DEFAULT_SCANNER: &str = "docker/buildkit-syft-scanner:stable-1";

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::attest::{Asked, AttestError, Material};
 use crate::complete::{self, Built, Scan};
-use crate::epoch::Dating;
+use crate::epoch::{Dating, Timestamps};
 use crate::event::{EngineEvent, Observer, Steps};
 use crate::explain::{Explainer, SecretWatch};
 use crate::record::{Beginning, Ending, Recorder};
@@ -127,7 +127,7 @@ impl Engine {
         steps: &Steps,
         cancel: &CancellationToken,
     ) -> Result<BuildOutcome, BuildError> {
-        let (lease, started) = (self.store.lease()?, Timestamp::now());
+        let (lease, started) = (self.worker.lease()?, Timestamp::now());
         let dockerfile = read(request, steps)?;
         let resolver =
             Resolver::new(self, &self.registry, request.pull, steps).with_layouts(&request.layouts);
@@ -143,6 +143,7 @@ impl Engine {
             let mut lowered = lower(&plan, &found.sources)
                 .map_err(|error| BuildError::Dockerfile(error.into_diagnostics()))?;
             lowered.definition = found.under(&request.policy, found.pinned(lowered.definition))?;
+            lowered.scanned = found.all_under(&request.policy, lowered.scanned)?;
             if targets.is_empty() {
                 warn(&plan, &lowered, steps);
             }
@@ -186,6 +187,7 @@ impl Engine {
                 squash: request.squash,
                 asked: &asked,
                 definition,
+                scanned: &lowered.scanned,
                 images: materials,
                 pins: &request.pins,
                 started,
@@ -203,7 +205,11 @@ impl Engine {
         if let Some(journey) = &journey {
             journey.inline(self, &mut images, steps).await?;
         }
-        let exports = self.export(&images, &request.exports, steps, cancel).await?;
+        // Files carry what was asked for, and else their own times: nobody compares them by a digest.
+        let asked = asked.filter(|_| request.timestamps == Timestamps::Reproducible);
+        let to = |target: &ExportTarget| asked.map_or(target.clone(), |epoch| target.clone().dated(epoch));
+        let targets: Vec<ExportTarget> = request.exports.iter().map(to).collect();
+        let exports = self.export(&images, &targets, steps, cancel).await?;
         if let Some(journey) = journey {
             journey.finish(self, steps, cancel).await?;
         }

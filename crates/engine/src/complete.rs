@@ -38,6 +38,8 @@ pub(crate) struct Built<'a> {
     pub(crate) squash: Option<Squash>,
     pub(crate) asked: &'a Asked,
     pub(crate) definition: &'a Definition,
+    /// What a bill of materials looks at beside it.
+    pub(crate) scanned: &'a BTreeMap<String, Definition>,
     /// The images that went in, pinned.
     pub(crate) images: Vec<Material>,
     /// What moving sources turned out to be.
@@ -175,7 +177,8 @@ impl Engine {
         let (scanner, config) =
             (resolved.used(&sbom.generator).pinned(found.digest.clone()), found.config.to_bytes());
         tracing::debug!(%platform, %scanner, "scanning");
-        let definition = attest::scan(sbom, &scanner, &config, (built.definition, &host))?;
+        let scanned = attest::Scanned { result: built.definition, extras: built.scanned, platform: &host };
+        let definition = attest::scan(sbom, &scanner, &config, scanned)?;
         let session = (built.scan.session)(resolved);
         let (written, _) = self.solve(&definition, session, steps, cancel).await?;
         Ok(attest::read(&self.store.view(&written)?, &sbom.generator)?)

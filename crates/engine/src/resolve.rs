@@ -130,6 +130,16 @@ impl Resolved {
             _ => policy.evaluate(source),
         })
     }
+
+    /// The same of several, pinned first.
+    pub(crate) fn all_under(
+        &self,
+        policy: &SourcePolicies,
+        definitions: BTreeMap<String, Definition>,
+    ) -> Result<BTreeMap<String, Definition>, PolicyError> {
+        let one = |(name, definition)| Ok((name, self.under(policy, self.pinned(definition))?));
+        definitions.into_iter().map(one).collect()
+    }
 }
 
 /// What is used for an image that was asked for.

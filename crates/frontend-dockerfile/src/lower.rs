@@ -4,6 +4,8 @@
 //! texts of names and history. Must not resolve anything. Start with [`lower`] and [`Lowered`]; behind
 //! it, `stage` holds what a stage has come to, and each other module one kind of instruction.
 
+use std::collections::BTreeMap;
+
 use stave_llb::{
     Definition, Position, SourceInfo, SourceLocation, SourceOp, SourceRange,
     builder::{About, GraphBuilder, Output},
@@ -30,6 +32,7 @@ mod own;
 mod ports;
 pub(crate) mod report;
 mod run;
+mod scanned;
 mod signal;
 mod stage;
 mod transfer;
@@ -50,6 +53,8 @@ pub struct Lowered {
     pub definition: Definition,
     /// The image's config. Its layers (`rootfs`) are still the base image's, and it has no creation time.
     pub image: ImageConfig,
+    /// What a bill of materials is to look at beside the result, by name: stages, and the build context as `context`.
+    pub scanned: BTreeMap<String, Definition>,
     /// All warnings, those of the plan included.
     pub warnings: Vec<Diagnostic>,
 }
@@ -229,12 +234,12 @@ impl Lowering<'_> {
 
     fn finish(mut self) -> Result<Lowered, Diagnostic> {
         let target = self.plan.target;
-        let Some(state) = self.stages.get_mut(target.0).and_then(Option::take) else {
+        let Some(mut state) = self.stages.get_mut(target.0).and_then(Option::take) else {
             return Err(error(Span::default(), "the target stage was not lowered"));
         };
-        let StageState { output, mut image, root, .. } = state;
+        let mut image = std::mem::take(&mut state.image);
         // All of the target is wanted.
-        self.locals.uses(root, "/");
+        self.locals.uses(state.root.take(), "/");
         image.config.labels.extend(self.plan.request.labels.clone());
         if let Some(platform) = &self.plan.request.target_platform {
             stage::set_platform(&mut image, platform);
@@ -246,10 +251,11 @@ impl Lowering<'_> {
         image.variant = normal.variant.unwrap_or_default();
         self.context.finish(&mut self.graph);
         self.locals.finish(&mut self.graph);
-        let definition = self.graph.finish(output);
+        let scanned = self.scanned(&state);
+        let definition = self.graph.finish(state.output);
         let warnings = check::of_build(self.plan, self.resolved);
         match self.plan.checks.verdict(&warnings) {
-            None => Ok(Lowered { definition, image, warnings }),
+            None => Ok(Lowered { definition, image, scanned, warnings }),
             Some(message) => Err(error(Span::default(), message)),
         }
     }

@@ -4,6 +4,7 @@
 //! `BUILDKIT_SCAN_DESTINATION`) and the reading of what it wrote, which is as hostile as any image's
 //! files. Must not know how steps run. Start with [`scan`].
 
+use std::collections::BTreeMap;
 use std::io::Read as _;
 
 use serde::Deserialize;
@@ -17,6 +18,8 @@ use stave_store::MergedView;
 use super::{AttestError, Sbom};
 
 const SOURCE: &str = "/run/src/core/sbom";
+/// Where what is scanned beside the result is, each in a directory of its own.
+const EXTRAS: &str = "/run/src/extras";
 const DESTINATION: &str = "/run/out/";
 /// The only type of bill that is taken.
 pub(crate) const SPDX: &str = "https://spdx.dev/Document";
@@ -35,13 +38,25 @@ struct Statement {
     predicate: Value,
 }
 
-/// The graph that scans the result of `target` with `scanner`, whose config is `config`.
+/// What is scanned.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scanned<'a> {
+    /// The result.
+    pub(crate) result: &'a Definition,
+    /// What is scanned beside it, by name.
+    pub(crate) extras: &'a BTreeMap<String, Definition>,
+    /// The platform of the scan.
+    pub(crate) platform: &'a Platform,
+}
+
+/// The graph that scans something with `scanner`, whose config is `config`.
 pub(crate) fn scan(
     sbom: &Sbom,
     scanner: &Reference,
     config: &[u8],
-    (target, platform): (&Definition, &Platform),
+    scanned: Scanned<'_>,
 ) -> Result<Definition, AttestError> {
+    let platform = scanned.platform;
     let malformed = |source| AttestError::Config { scanner: scanner.clone(), source };
     let config: ImageConfig = serde_json::from_slice(config).map_err(malformed)?;
     let config = config.config;
@@ -53,12 +68,15 @@ pub(crate) fn scan(
     let mut env = config.env;
     env.push(format!("BUILDKIT_SCAN_DESTINATION={DESTINATION}"));
     env.push(format!("BUILDKIT_SCAN_SOURCE={SOURCE}"));
+    if !scanned.extras.is_empty() {
+        env.push(format!("BUILDKIT_SCAN_SOURCE_EXTRAS={EXTRAS}"));
+    }
     env.extend(sbom.parameters.iter().map(|(name, value)| format!("BUILDKIT_SCAN_{name}={value}")));
     let cwd = if config.working_dir.is_empty() { "/".to_owned() } else { config.working_dir };
     let mut graph = GraphBuilder::default();
     let source = SourceOp::new(format!("docker-image://{}", scanner.canonical()), [].into());
     let root = graph.source(source, platform, About::default());
-    let result = graph.import(target);
+    let result = graph.import(scanned.result);
     let bind = |target: &str, source, readonly, no_output| MountSpec {
         mount: Mount::Bind {
             target: target.to_owned(),
@@ -73,12 +91,16 @@ pub(crate) fn scan(
     };
     let tmpfs = Mount::Tmpfs { target: "/tmp".to_owned(), size: 0, readonly: false };
     // The root's changes are thrown away, so that what is written to the destination is the only result.
-    let mounts = vec![
+    let mut mounts = vec![
         bind("/", Some(root), false, true),
         MountSpec { mount: tmpfs, source: None, no_output: true },
         bind(SOURCE, result, true, true),
         bind(DESTINATION.trim_end_matches('/'), None, false, false),
     ];
+    for (name, extra) in scanned.extras {
+        let extra = graph.import(extra);
+        mounts.push(bind(&format!("{EXTRAS}/sbom-{name}"), extra, true, true));
+    }
     let op = ExecOp { args, env, cwd, user: config.user, ..ExecOp::default() };
     let about = About::named(format!("[{platform}] generating sbom using {}", scanner.familiar()));
     let written = graph.exec(ExecSpec { op, mounts, platform: platform.clone(), about });
@@ -145,7 +167,9 @@ mod tests {
         let config = br#"{"config":{"Entrypoint":["/scan"],"Cmd":["-x"],"Env":["A=1"]}}"#;
         let target = Definition::empty();
         let sbom = sbom();
-        let definition = scan(&sbom, &sbom.generator, config, (&target, &platform)).expect("a graph");
+        let none = BTreeMap::new();
+        let scanned = Scanned { result: &target, extras: &none, platform: &platform };
+        let definition = scan(&sbom, &sbom.generator, config, scanned).expect("a graph");
         let exec = definition.vertices().iter().find_map(|vertex| match &vertex.op {
             stave_llb::Op::Exec(exec) => Some(exec),
             _ => None,
@@ -160,7 +184,15 @@ mod tests {
         ];
         assert_eq!(exec.env, expected);
         assert_eq!(exec.mounts.iter().filter_map(Mount::output).count(), 1);
-        let error = scan(&sbom, &sbom.generator, b"{}", (&target, &platform)).expect_err("no command");
+        let extras = BTreeMap::from([("base".to_owned(), Definition::empty())]);
+        let more = Scanned { extras: &extras, ..scanned };
+        let definition = scan(&sbom, &sbom.generator, config, more).expect("a graph");
+        let stave_llb::Op::Exec(exec) = &definition.vertices().last().expect("a process").op else {
+            panic!("{:?}", definition.vertices())
+        };
+        assert_eq!(exec.env[3], "BUILDKIT_SCAN_SOURCE_EXTRAS=/run/src/extras");
+        assert!(exec.mounts.iter().any(|mount| mount.target() == "/run/src/extras/sbom-base"));
+        let error = scan(&sbom, &sbom.generator, b"{}", scanned).expect_err("no command");
         assert_eq!(error.to_string(), "scanner docker.io/library/scanner:1 does not have cmd");
     }
 

@@ -30,6 +30,8 @@ pub struct Unlowered {
 pub struct Lowering {
     /// The graph to solve; without outputs where the image has no files.
     pub definition: Definition,
+    /// What a bill of materials looks at beside it, by name.
+    pub scanned: BTreeMap<String, Definition>,
     /// The image's config, without layers and time.
     pub config: ImageConfig,
     /// The time everything made here is to carry, in seconds since the epoch.
@@ -117,6 +119,7 @@ impl Parts<'_> {
         let definition = found.under(&self.policy, found.pinned(lowered.definition))?;
         Ok(Lowering {
             definition,
+            scanned: found.all_under(&self.policy, lowered.scanned)?,
             config: lowered.image,
             epoch: plan.epoch,
             materials: crate::complete::materials(&found),

@@ -29,6 +29,8 @@ pub struct Finished<'a> {
     pub asked: &'a Asked,
     /// The graph.
     pub definition: &'a Definition,
+    /// What a bill of materials looks at beside it, by name.
+    pub scanned: &'a BTreeMap<String, Definition>,
     /// The images that went in.
     pub images: Vec<Material>,
     /// What moving sources turned out to be.
@@ -53,6 +55,7 @@ impl Parts<'_> {
             squash: None,
             asked: finished.asked,
             definition: finished.definition,
+            scanned: finished.scanned,
             images: finished.images,
             pins: finished.pins,
             started: finished.started,

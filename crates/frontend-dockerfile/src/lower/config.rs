@@ -12,7 +12,9 @@ use stave_oci::{Healthcheck as Check, Unit};
 use super::{
     Lowering, error,
     history::{self, commit},
-    ports, signal,
+    ports,
+    scanned::BUILDER_ARGS,
+    signal,
     stage::StageState,
     transfer::chown,
 };
@@ -24,9 +26,6 @@ use crate::{
     quote::quote_list,
     scope::Lookup as _,
 };
-
-/// `ARG`s that are for the builder and not for steps.
-const BUILDER_ARGS: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
 
 impl Lowering<'_> {
     /// An instruction that makes no vertex.

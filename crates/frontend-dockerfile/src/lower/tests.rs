@@ -13,6 +13,7 @@ use crate::{
 mod limits;
 mod named;
 mod own;
+mod scanned;
 mod unusual;
 
 fn request() -> PlanRequest {
