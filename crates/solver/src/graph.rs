@@ -284,7 +284,8 @@ impl<R: Clone> Graph<R> {
             (Some(Purpose::Node(node)), answer) => self.node_answer(node, task, answer),
             (Some(Purpose::Stopped(node)), answer) => {
                 // Done before it heard that nobody wants it: the next who does shall find it.
-                if let Answer::Executed(Ok(Made { record: Some(record), unwritten, .. })) = answer
+                if let Answer::Executed(Ok(made)) | Answer::Imported(Ok(Some(made))) = answer
+                    && let Made { record: Some(record), unwritten, .. } = made
                     && let Some(recording) = self.record(node, unwritten, record)
                 {
                     for job in drained {

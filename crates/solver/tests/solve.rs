@@ -3,9 +3,9 @@
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use stave_cache::CacheIndex;
+use stave_cache::{CacheIndex, KeyKind, NewRecord, ResultId};
 use stave_llb::builder::{About, ExecSpec, FileSpec, FileStep, GraphBuilder, MountSpec, Output};
 use stave_llb::{ContentCache, CopyAction, Definition, ExecOp, FileActionKind, Mount, SourceOp};
 use stave_oci::{Digest, Platform};
@@ -229,6 +229,83 @@ fn solvers_of_one_index_run_what_is_equal_once_and_do_not_wait_for_who_gave_up()
         tokio::join!(holder, waiter);
         one.shutdown().await;
         two.shutdown().await;
+    });
+}
+
+/// A copy of what another step made, and a step on that.
+fn copied(from: &str) -> Definition {
+    let mut graph = GraphBuilder::default();
+    let base = image(&mut graph, "base");
+    let from = exec(&mut graph, from, base);
+    let copied = copy(&mut graph, "copy", base, from);
+    let top = exec(&mut graph, "top", copied);
+    graph.finish(Some(top))
+}
+
+#[test]
+fn what_another_build_made_stays_claimed_until_it_is_found_under_all_keys() {
+    run(async {
+        // The keys of the copy, from an index that knows what it stands on and not the copy.
+        let bench = Bench::new();
+        bench.solve(&chain(1), &session("")).await;
+        let apart = bench.path.with_file_name("apart.db");
+        for suffix in ["", "-wal"] {
+            let name = |path: &PathBuf| format!("{}{suffix}", path.display());
+            std::fs::copy(name(&bench.path), name(&apart)).expect("copies");
+        }
+        let definition = copied("step 1");
+        let (sender, mut receiver) = event_channel();
+        let index = CacheIndex::open(&apart).expect("the index opens");
+        let solver = Solver::new(Arc::clone(&bench.worker), index, Limits::for_processors(2));
+        let told = Job::new(session("")).with_events(sender);
+        solver.solve(&definition, &told).await.expect("solves");
+        solver.shutdown().await;
+        drop(told);
+        let missed = drain(&mut receiver).into_iter().find_map(|event| match event {
+            SolveEvent::Missed { miss, .. } => Some(miss.entries.clone()),
+            _ => None,
+        });
+        let entries = missed.expect("the copy ran");
+        let content = entries.iter().find(|entry| entry.preimage.kind == KeyKind::Content).expect("a key");
+        bench.worker.take_runs();
+
+        // Somebody else makes the same content otherwise while the build waits for its turn.
+        let index = CacheIndex::open(&bench.path).expect("the index opens");
+        let claim = index.claim(&content.key).expect("claims").expect("is free");
+        let gate = bench.worker.hold("top");
+        let (sender, mut receiver) = event_channel();
+        let (solver, job) = (bench.solver(), Job::new(session("")).with_events(sender));
+        let building = async { solver.solve(&definition, &job).await.expect("solves") };
+        let others = async {
+            while !matches!(receiver.recv().await, Some(SolveEvent::Progress { .. })) {}
+            let record = NewRecord {
+                result: ResultId::new("77=theirs").expect("short"),
+                vertex: "theirs".to_owned(),
+                vertex_name: "theirs".to_owned(),
+                created_at: SystemTime::now(),
+                duration: Duration::ZERO,
+            };
+            index.insert(std::slice::from_ref(content), &record).expect("records");
+            // Nothing can be recorded for a while.
+            let writer = rusqlite::Connection::open(&bench.path).expect("opens");
+            writer.execute_batch("BEGIN IMMEDIATE").expect("locks");
+            drop(claim);
+            until(|| bench.worker.running().iter().any(|name| name == "top")).await;
+            for entry in &entries {
+                let (found, claim) = (index.lookup(&entry.key), index.claim(&entry.key));
+                let is_free = claim.expect("an answer").is_some();
+                assert!(found.expect("an answer").is_some() || !is_free, "{:?}", entry.preimage.kind);
+            }
+            writer.execute_batch("ROLLBACK").expect("unlocks");
+            gate.open();
+        };
+        let (outputs, ()) = tokio::join!(building, others);
+        assert_eq!(outputs[0].content, "top(theirs)");
+        assert_eq!(bench.worker.take_runs(), ["top"]);
+        for entry in &entries {
+            assert!(index.lookup(&entry.key).expect("an answer").is_some());
+        }
+        solver.shutdown().await;
     });
 }
 

@@ -182,7 +182,9 @@ pub(super) async fn execute<W: Worker>(
     let Some(turn) = turn::take(&work.environment.index, &miss, &work.cx).await else {
         return Answer::Executed(Err(OpError::cancelled()));
     };
-    if let Some((made, key)) = made_meanwhile(&work, &miss).await {
+    if let Some((mut made, key)) = made_meanwhile(&work, &miss).await {
+        // Until it is found under the other keys, too.
+        made.unwritten.claims = turn;
         work.send(|vertex| SolveEvent::Cached { vertex, hit: Hit::Shared, key: Some(key) });
         return Answer::Executed(Ok(made));
     }

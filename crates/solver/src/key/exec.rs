@@ -10,6 +10,10 @@ use stave_oci::Platform;
 use super::{InputUse, platform};
 use crate::worker::{InputKey, SelectorPath};
 
+/// Which programs' results of processes are believed. Raised when those recorded so far may be wrong: 2, since layers of
+/// version 1 may lack files of a directory that a step removed and made again.
+const RESULT_VERSION: u64 = 2;
+
 pub(super) fn op_part(op: &ExecOp, on: Option<&Platform>) -> KeyPart {
     let ExecOp {
         args,
@@ -32,6 +36,7 @@ pub(super) fn op_part(op: &ExecOp, on: Option<&Platform>) -> KeyPart {
     } = op;
     let mut builder = KeyBuilder::new("op.exec");
     builder
+        .number("result-version", RESULT_VERSION)
         .texts("args", args)
         .texts("env", env)
         .text("cwd", cwd)

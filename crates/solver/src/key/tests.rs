@@ -108,7 +108,7 @@ fn full_file() -> FileOp {
     }
 }
 
-/// Changing this file is a format break: raise `CACHE_FORMAT`.
+/// Changing this file is a format break: raise `CACHE_FORMAT`, or what one operation has of its own (`RESULT_VERSION`).
 #[test]
 fn golden_keys() {
     let digest = Digest::sha256(b"image");

@@ -105,3 +105,27 @@ fn what_was_brought_is_found_again_without_that_cache() {
     assert_eq!(log.last().map(String::as_str), Some("run other"), "{log:?}");
     assert!(log.contains(&"run b".to_owned()), "{log:?}");
 }
+
+#[test]
+fn what_was_brought_after_all_is_found_by_the_next_build() {
+    let mut world = world(&[("a", ByGraph)]);
+    let base = image("base");
+    let a = run("a", &base);
+    let mut bench = Bench::new(&mut world);
+    bench.submit(1, 1, &[&base, &a], &a);
+    let is_import = |(_, command): &(TaskId, Command<Value>)| matches!(command, Command::Import { .. });
+    while !bench.pending.iter().all(is_import) {
+        let next = bench.pending.iter().position(|pending| !is_import(pending)).expect("another");
+        bench.answer(next);
+    }
+    // It has arrived when it hears that nobody waits for it.
+    bench.step(Event::Cancel { job: JobId(1) });
+    assert_eq!(bench.stopped.len(), 1);
+    bench.answer(0);
+    assert!(!bench.finished.contains_key(&JobId(1)), "it ends when that is recorded");
+    bench.drain();
+    assert!(matches!(bench.finished[&JobId(1)], Err(SolveError::Cancelled)));
+    bench.assert_idle();
+    world.elsewhere.clear();
+    assert_eq!(solve(&mut world, &[&base, &a], &a), ["load a", "cached base", "cached a"]);
+}
