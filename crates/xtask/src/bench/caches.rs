@@ -158,15 +158,13 @@ impl Caches<'_> {
         // In the step's own name the word is in pieces.
         let context = self.context("first", &format!("{text}RUN echo be\"\"gun\n"))?;
         let from = format!("type=registry,ref={reference}");
-        let mut times = Vec::new();
-        for _ in 0..self.rounds {
+        let seconds = middle_of(self.rounds, |_| {
             let state = self.empty("state")?;
             let flags = ["-o", "type=cacheonly", "--cache-from", &from];
             let built = watched(&mut self.command(&state, &flags, &context), Some("begun"))?;
             built.hits(CHAIN)?;
-            times.push(built.spoke.ok_or("the last step did not run")?.as_secs_f64());
-        }
-        let seconds = median(times);
+            Ok(built.spoke.ok_or("the last step did not run")?.as_secs_f64())
+        })?;
         Ok(Figure {
             name: "first step after an import of 60 on an empty store",
             target: "0.5 s",
@@ -184,8 +182,7 @@ impl Caches<'_> {
         let warm = self.primed("warm", "gcc")?;
         let to = format!("{cache},mode=max");
         self.build(&warm, &["-o", "type=cacheonly", "--cache-to", &to], &context)?;
-        let mut ratios = Vec::new();
-        for round in 0..self.rounds {
+        let ratio = middle_of(self.rounds, |round| {
             fs::write(&turn, format!("{round}\n"))?;
             let here = self.build(&warm, &["-o", "type=cacheonly"], &context)?;
             let cold = self.primed("cold", "gcc")?;
@@ -194,9 +191,8 @@ impl Caches<'_> {
             if !there.progress.contains(&format!("has {MOUNTED} files")) {
                 return Err(format!("the mount has not travelled:\n{}", there.progress).into());
             }
-            ratios.push(there.wall.as_secs_f64() / here.wall.as_secs_f64());
-        }
-        let ratio = median(ratios);
+            Ok(there.wall.as_secs_f64() / here.wall.as_secs_f64())
+        })?;
         Ok(Figure {
             name: "cold machine with travelled cache mounts, of a warm one",
             target: "1.3",
@@ -213,15 +209,13 @@ impl Caches<'_> {
         fs::write(context.join("Dockerfile"), text)?;
         let state = self.empty("state")?;
         let first = self.build(&state, &["-q", "-t", "bench"], &context)?;
-        let mut walls = Vec::new();
-        for _ in 0..self.rounds * 3 {
+        let wall = middle_of(self.rounds * 3, |_| {
             let again = self.build(&state, &["-q", "-t", "bench"], &context)?;
             if again.printed.is_empty() || again.printed != first.printed {
                 return Err(format!("another image: {} {}", first.printed, again.printed).into());
             }
-            walls.push(again.wall.as_secs_f64() * 1000.0);
-        }
-        let wall = median(walls);
+            Ok(again.wall.as_secs_f64() * 1000.0)
+        })?;
         Ok(Figure {
             name: "nothing changed among 20,000 files",
             target: "80 ms",
@@ -298,6 +292,11 @@ fn watched(command: &mut Command, word: Option<&str>) -> Result<Built, Failure> 
         return Err(format!("{command:?} failed:\n{progress}").into());
     }
     Ok(Built { printed: String::from_utf8_lossy(&output.stdout).trim().to_owned(), progress, wall, spoke })
+}
+
+/// The median of what the rounds measure.
+fn middle_of(rounds: usize, measure: impl FnMut(usize) -> Result<f64, Failure>) -> Result<f64, Failure> {
+    Ok(median((0..rounds).map(measure).collect::<Result<_, _>>()?))
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
