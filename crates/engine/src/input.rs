@@ -131,7 +131,7 @@ impl Engine {
         observer: Observer,
         cancel: &CancellationToken,
     ) -> Result<RemoteInput, RemoteError> {
-        let lease = self.store.lease()?;
+        let lease = self.worker.lease()?;
         let pins = Pins::default();
         let session = Session {
             context_modes: stave_worker::ContextModes::Kept,

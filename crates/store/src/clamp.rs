@@ -77,7 +77,8 @@ impl Store {
         Ok(digest)
     }
 
-    fn known_tar_diff_id(&self, tar: LayerTar) -> Result<Option<Digest>, StoreError> {
+    /// [`Self::tar_diff_id`], if it need not be computed.
+    pub fn known_tar_diff_id(&self, tar: LayerTar) -> Result<Option<Digest>, StoreError> {
         let Some(epoch) = tar.clamp else { return self.known_diff_id(tar.layer) };
         let stored: Option<String> = self.inner.database.read(|tx| {
             let query = "SELECT diff_id FROM clamped WHERE layer = ?1 AND epoch = ?2";

@@ -147,10 +147,18 @@ impl Store {
 
     /// Measures the layers that were not yet.
     pub(crate) fn measure_layers(&self) -> Result<(), StoreError> {
+        self.measure_layers_of(None)
+    }
+
+    /// Measures those of an image, or all.
+    pub(crate) fn measure_layers_of(&self, image: Option<&Digest>) -> Result<(), StoreError> {
         let unknown: Vec<(i64, String)> = self.inner.database.read(|tx| {
-            let mut statement =
-                tx.prepare_cached("SELECT id, name FROM layer WHERE size IS NULL AND state = 0")?;
-            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let mut statement = tx.prepare_cached(
+                "SELECT id, name FROM layer WHERE size IS NULL AND state = 0
+                 AND (?1 IS NULL OR id IN (SELECT layer FROM image_layer WHERE image = ?1))",
+            )?;
+            let image = image.map(Digest::as_str);
+            let rows = statement.query_map([image], |row| Ok((row.get(0)?, row.get(1)?)))?;
             Ok(rows.collect::<rusqlite::Result<_>>()?)
         })?;
         let mut sizes = Vec::with_capacity(unknown.len());

@@ -226,6 +226,15 @@ impl<E> LocalWorker<E> {
         HashAhead::new(&self.shared.wishes, vertices)
     }
 
+    /// A lease for whoever is built for; `None` as long as the worker keeps all it uses anyhow.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn lease(&self) -> Result<Option<Lease>, StoreError> {
+        let own = self.shared.lease.lock().unwrap_or_else(PoisonError::into_inner);
+        if own.is_some() { Ok(None) } else { self.shared.store.lease().map(Some) }
+    }
+
     /// From now on only the leases of those for whom it works keep what it uses and makes: what lives for long must
     /// not keep everything.
     pub fn let_go(&self) {

@@ -18,6 +18,10 @@ const MAX_RECORD: u64 = 64 << 20;
 const OWNER: &str = "owner";
 /// Marks a build that stays.
 const PIN: &str = "pinned";
+/// Beside all builds: one of them wrote more than a few kilobytes since they were last measured.
+const GROWN: &str = ".grown";
+/// Of so many builds that are kept, one more may be there before the oldest go.
+const SLACK: usize = 16;
 
 /// How much of the past is kept. What goes first is the oldest; a running build's record stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -227,6 +231,18 @@ impl History {
         })
     }
 
+    /// [`Self::prune`] if that may find something: to measure the past takes longer than to build what is built
+    /// already. Then somebody said that it [has grown](has_grown), or there are some more builds than are kept.
+    ///
+    /// # Errors
+    /// [`HistoryError::Directory`].
+    pub(super) fn prune_if_due(&self, keep: &Retention) -> Result<usize, HistoryError> {
+        // Before the measuring, so that what grows meanwhile is not missed.
+        let is_due = fs::remove_file(self.directory.join(GROWN)).is_ok()
+            || self.ids()?.len() > keep.builds.saturating_add(keep.builds / SLACK);
+        if is_due { self.prune(keep) } else { Ok(0) }
+    }
+
     /// Lets go what `keep` does not keep. Returns how many builds went.
     ///
     /// # Errors
@@ -253,6 +269,13 @@ impl History {
             }
         }
         Ok(gone)
+    }
+}
+
+/// Notes that a build, whose directory this is, takes more than a small record does.
+pub(super) fn has_grown(directory: &Path) {
+    if let Err(error) = File::create(directory.with_file_name(GROWN)) {
+        tracing::debug!(%error, "old build records stay for longer");
     }
 }
 
@@ -292,4 +315,41 @@ fn age(directory: &Path, now: SystemTime) -> Option<Duration> {
 fn size(directory: &Path) -> u64 {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Builds numbered from `first`, each with a record of so many bytes.
+    fn fill(history: &History, numbers: std::ops::Range<usize>, bytes: usize) {
+        for number in numbers {
+            let place = history.directory.join(format!("{number:012}"));
+            fs::create_dir_all(&place).expect("a directory");
+            fs::write(record_path(&place), vec![b' '; bytes]).expect("a record");
+        }
+    }
+
+    #[test]
+    fn the_past_is_measured_only_when_it_may_be_too_much() {
+        let place = tempfile::tempdir().expect("a directory");
+        let history = History { directory: place.path().join("builds"), namespace: Namespace::Shared };
+        let keep = Retention { builds: 32, bytes: 320, at_least: Duration::ZERO };
+        let due = || history.prune_if_due(&keep).expect("works");
+        assert_eq!(due(), 0, "there is none yet");
+        fill(&history, 0..34, 11);
+        assert_eq!(due(), 0, "two more than are kept, and nobody wrote much");
+        fill(&history, 34..35, 9);
+        // The newest that fit: one of nine bytes, and 28 of eleven.
+        assert_eq!(due(), 6);
+        assert_eq!(history.ids().expect("lists").len(), 29);
+        fill(&history, 35..36, 100);
+        assert_eq!(due(), 0);
+        has_grown(&history.directory.join("000000000035"));
+        assert_eq!(due(), 9, "100 + 9 + 19 times 11");
+        assert_eq!(due(), 0);
+        // Who is to keep to the letter does.
+        fill(&history, 36..37, 100);
+        assert!(history.prune(&keep).expect("works") > 0);
+    }
 }

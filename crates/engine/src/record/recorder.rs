@@ -20,7 +20,7 @@ use stave_solver::LogTap;
 use stave_store::Store;
 
 use self::state::{Files, Key, State};
-use super::history::{History, Retention, record_path};
+use super::history::{History, HistoryError, Retention, has_grown, record_path};
 use super::log::LogWriter;
 use super::{BuildId, BuildRecord, BuildState, DockerfileRecord, RECORD_FORMAT, StepRecord, StepState};
 use crate::build::BuildError;
@@ -28,6 +28,8 @@ use crate::event::{EngineEvent, Observer, one_line};
 use crate::names::without_credentials;
 use crate::request::{BuildOutcome, BuildRequest};
 
+/// Steps of a record that is small.
+const FEW_STEPS: usize = 200;
 /// Steps of one record. A larger graph's later steps are built but not recorded.
 const MAX_STEPS: usize = 20_000;
 
@@ -152,13 +154,21 @@ impl std::fmt::Debug for LogWriter {
 }
 
 impl Recorder {
-    /// Begins a record in `store`, and lets old ones go beside the build.
+    /// Begins a record in `store`, and lets old ones go beside the build once they are too many.
     pub fn begin(store: &Store, beginning: Beginning) -> Self {
-        Self::begin_keeping(store, beginning, Retention::default())
+        Self::start(store, beginning, |history| history.prune_if_due(&Retention::default()))
     }
 
-    /// The same, with `keep` saying which old ones stay.
+    /// The same, with `keep` saying which old ones stay, to the letter.
     pub fn begin_keeping(store: &Store, beginning: Beginning, keep: Retention) -> Self {
+        Self::start(store, beginning, move |history| history.prune(&keep))
+    }
+
+    fn start(
+        store: &Store,
+        beginning: Beginning,
+        prune: impl FnOnce(&History) -> Result<usize, HistoryError> + Send + 'static,
+    ) -> Self {
         let started_at = Timestamp::now();
         let mut salt = [0; 2];
         if rustix::rand::getrandom(&mut salt, rustix::rand::GetRandomFlags::empty()).is_err() {
@@ -188,15 +198,21 @@ impl Recorder {
         });
         let history = History::of(store);
         let pruning = std::thread::Builder::new().name("builds".to_owned()).spawn(move || {
-            if let Err(error) = history.prune(&keep) {
+            if let Err(error) = prune(&history) {
                 tracing::debug!(%error, "old build records stay");
             }
         });
         if let Err(error) = pruning {
             tracing::debug!(%error, "old build records stay");
         }
-        let state =
-            State { record, files, places: HashMap::new(), vertices: HashMap::new(), logs: HashMap::new() };
+        let state = State {
+            record,
+            files,
+            places: HashMap::new(),
+            vertices: HashMap::new(),
+            logs: HashMap::new(),
+            has_grown: false,
+        };
         Self { shared: Arc::new(Shared { start: Instant::now(), id, state: Mutex::new(state) }) }
     }
 
@@ -263,10 +279,13 @@ impl Recorder {
         for step in record.steps.iter_mut().filter(|step| step.state == StepState::Running) {
             (step.state, step.ended) = (StepState::Cancelled, Some(end));
         }
-        if let Files::Open { directory, .. } = &state.files
-            && let Err(error) = write(directory, &state.record)
-        {
-            tracing::warn!(%error, "the build's record is not whole");
+        if let Files::Open { directory, .. } = &state.files {
+            if let Err(error) = write(directory, &state.record) {
+                tracing::warn!(%error, "the build's record is not whole");
+            }
+            if state.record.steps.len() > FEW_STEPS && !state.has_grown {
+                has_grown(directory);
+            }
         }
         state.files = Files::None;
     }

@@ -14,7 +14,7 @@ use stave_solver::{LogStream, Miss, SolveEvent};
 use super::MAX_STEPS;
 use crate::build::lines_of;
 use crate::names::without_credentials;
-use crate::record::history::log_path;
+use crate::record::history::{has_grown, log_path};
 use crate::record::log::LogWriter;
 use crate::record::{BuildRecord, StepKey, StepRecord, StepState};
 
@@ -25,6 +25,8 @@ pub(super) struct State {
     pub(super) places: HashMap<Key, usize>,
     pub(super) vertices: HashMap<Digest, Known>,
     pub(super) logs: HashMap<Digest, LogWriter>,
+    /// Whether it was noted that the build takes more than a small record.
+    pub(super) has_grown: bool,
 }
 
 /// Where the record goes.
@@ -162,6 +164,9 @@ impl State {
         let Files::Open { directory, .. } = &self.files else { return };
         let directory = directory.clone();
         if !self.logs.contains_key(vertex) {
+            if !std::mem::replace(&mut self.has_grown, true) {
+                has_grown(&directory);
+            }
             let Some(number) = self.vertex(vertex, at).map(|step| step.number) else { return };
             match LogWriter::create(&log_path(&directory, number)) {
                 Ok(writer) => drop(self.logs.insert(vertex.clone(), writer)),
