@@ -208,10 +208,11 @@ mod tests {
     use std::fs;
     use std::path::PathBuf;
 
-    use rustix::fs::{XattrFlags, lsetxattr};
+    use rustix::fs::{XattrFlags, lgetxattr, lsetxattr};
 
     use super::*;
     use crate::tests::TestStore;
+    use crate::transplant::RIGHTS;
 
     fn layer(test: &TestStore, base: &Snapshot, write: impl FnOnce(&Path)) -> Snapshot {
         let active = test.store.prepare(base).expect("a layer");
@@ -266,6 +267,47 @@ mod tests {
         assert_eq!(paths(&test, &other.push(explicit[0])), expected);
         // It is as it should be from now on.
         assert_eq!(test.store.explicit(&base, &explicit).expect("is read"), explicit);
+    }
+
+    #[test]
+    fn rights_that_a_directory_hands_down_are_not_those_of_what_is_in_it() {
+        let test = TestStore::new();
+        let base = layer(&test, &Snapshot::scratch(), |root| files(root, &["d/old"]));
+        let [_, handed_down] = RIGHTS;
+        let anew = layer(&test, &base, |root| {
+            files(root, &["d/inner/new"]);
+            opaque(&test, &root.join("d"));
+            lsetxattr(root.join("d"), handed_down, &rights(), XattrFlags::empty()).expect("rights");
+        });
+        let layers = anew.above(&base).expect("is on it");
+        let explicit = test.store.explicit(&base, layers).expect("is made");
+        assert_ne!(explicit, layers);
+        let made = test.store.layer_paths(&Snapshot::new(explicit)).expect("a place").remove(0);
+        let has = |path: &str, name: &str| lgetxattr(made.join(path), name, &mut [0; 64][..]).is_ok();
+        assert!(has("d", handed_down));
+        assert_eq!(RIGHTS.map(|name| has("d/inner", name)), [false, false]);
+    }
+
+    /// A list with one more user.
+    fn rights() -> Vec<u8> {
+        let entries: [(u16, u16, u32); 5] =
+            [(1, 7, u32::MAX), (2, 7, 1234), (4, 5, u32::MAX), (16, 7, u32::MAX), (32, 5, u32::MAX)];
+        let entries = entries.iter().flat_map(|(tag, rights, id)| {
+            [tag.to_le_bytes().as_slice(), &rights.to_le_bytes(), &id.to_le_bytes()].concat()
+        });
+        2u32.to_le_bytes().into_iter().chain(entries).collect()
+    }
+
+    #[test]
+    fn rights_that_are_handed_down_from_above_the_store_do_not_come_into_layers() {
+        let place = tempfile::tempdir().expect("a directory");
+        let [_, handed_down] = RIGHTS;
+        lsetxattr(place.path(), handed_down, &rights(), XattrFlags::empty()).expect("rights");
+        let store = Store::open(&place.path().join("store")).expect("a store");
+        let layer = store.prepare(&Snapshot::scratch()).expect("a layer");
+        fs::create_dir(layer.upper().join("d")).expect("a directory");
+        let has = |name: &str| lgetxattr(layer.upper().join("d"), name, &mut [0; 64][..]).is_ok();
+        assert_eq!(RIGHTS.map(has), [false, false]);
     }
 
     #[test]

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod,
-    fstat, ftruncate, lgetxattr, linkat, llistxattr, lsetxattr, mkdirat, openat, readlinkat, symlinkat,
-    utimensat,
+    fstat, ftruncate, lgetxattr, linkat, llistxattr, lremovexattr, lsetxattr, mkdirat, openat, readlinkat,
+    symlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -24,6 +24,8 @@ use crate::{StoreError, owner};
 
 /// Bytes of a list of names, or of a value (the kernel's `XATTR_SIZE_MAX`).
 const ATTRIBUTES: usize = 64 << 10;
+/// Lists of rights: its own, and what a directory's new entries get.
+pub(crate) const RIGHTS: [&str; 2] = ["system.posix_acl_access", "system.posix_acl_default"];
 /// Levels of a tree: one directory is open for each.
 pub(crate) const DEPTH_LIMIT: usize = 2048;
 
@@ -204,7 +206,7 @@ pub(crate) fn settle(from: Place<'_>, (to, name): Place<'_>, stat: &Stat) -> io:
         FileType::Directory => fchmod(openat(to, name, directory(), Mode::empty())?, mode)?,
         _ => rustix::fs::chmodat(to, name, mode, AtFlags::empty())?,
     }
-    attributes(from, (to, name))?;
+    attributes(from, (to, name), stat)?;
     let time = |seconds, nanoseconds| Timespec { tv_sec: seconds, tv_nsec: nanoseconds as _ };
     let times = Timestamps {
         last_access: time(stat.st_atime, stat.st_atime_nsec),
@@ -213,10 +215,14 @@ pub(crate) fn settle(from: Place<'_>, (to, name): Place<'_>, stat: &Stat) -> io:
     Ok(utimensat(to, name, &times, flags)?)
 }
 
-fn attributes(from: Place<'_>, to: Place<'_>) -> io::Result<()> {
+fn attributes(from: Place<'_>, to: Place<'_>, stat: &Stat) -> io::Result<()> {
     let through =
         |(fd, name): Place<'_>| Path::new("/proc/self/fd").join(fd.as_raw_fd().to_string()).join(name);
     let (from, to) = (through(from), through(to));
+    // Links have none, and nothing is inherited by what was linked.
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+        disinherit(&to)?;
+    }
     let mut list = vec![0; ATTRIBUTES];
     let length = match llistxattr(&from, list.as_mut_slice()) {
         Err(Errno::NOTSUP) => return Ok(()),
@@ -230,6 +236,17 @@ fn attributes(from: Place<'_>, to: Place<'_>) -> io::Result<()> {
             Ok(()) => {}
             // Labels are the machine's to give.
             Err(Errno::PERM | Errno::NOTSUP) if attribute.as_bytes().starts_with(b"security.") => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Takes off what a new file or directory got from its directory's default list of rights.
+pub(crate) fn disinherit(path: &Path) -> io::Result<()> {
+    for name in RIGHTS {
+        match lremovexattr(path, name) {
+            Ok(()) | Err(Errno::NODATA | Errno::NOTSUP) => {}
             Err(error) => return Err(error.into()),
         }
     }
