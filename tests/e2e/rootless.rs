@@ -124,6 +124,32 @@ fn a_layer_has_the_owners_it_was_given() {
 }
 
 #[test]
+fn what_a_user_replaces_is_the_users() {
+    let home = Home::new();
+    home.dockerfile(
+        "FROM BUSYBOX\nRUN echo app:x:70:80::/:/bin/sh >> /etc/passwd && mkdir /d /d/anew && cd /d && for f in replaced again changed \
+         shared moved anew/old theirs; do echo x > $f; done && chmod 666 changed shared && ln shared second && chown 5:6 theirs && chmod 777 /d /d/anew\n\
+         USER app\nRUN cd /d && sed -i s/x/y/ replaced && sed -i s/x/y/ theirs && rm again && echo y > again && \
+         echo z >> changed && echo z >> shared && mv moved there && rm -r anew && \
+         mkdir anew && echo y > anew/old && ln -s a link\n",
+    );
+    let listing = home.layer("replaced");
+    for (mode, owner, name) in [
+        ("-rw-r--r--", "70/80", "d/replaced"),
+        ("-rw-r--r--", "70/80", "d/again"),
+        ("-rw-r--r--", "70/80", "d/theirs"),
+        ("-rw-rw-rw-", "0/0", "d/changed"),
+        ("-rw-rw-rw-", "0/0", "d/shared"),
+        ("-rw-r--r--", "0/0", "d/there"),
+        ("drwxr-xr-x", "70/80", "d/anew/"),
+        ("-rw-r--r--", "70/80", "d/anew/old"),
+        ("drwxrwxrwx", "0/0", "d/"),
+    ] {
+        has_line(&listing, &format!("{mode} {owner} "), &format!(" {name}"));
+    }
+}
+
+#[test]
 fn packages_install_without_root() {
     let home = Home::new();
     // What package managers do: change to a user of theirs, make files of other owners, use file capabilities.

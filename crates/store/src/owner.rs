@@ -85,6 +85,35 @@ pub fn is_single() -> bool {
     may_be_recorded() && !(has(&IDS.uids, 1) && has(&IDS.gids, 1))
 }
 
+/// What overlay and this module left on an entry of an upper directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Marks {
+    /// Its owner is recorded.
+    pub recorded: bool,
+    /// It was copied from a layer below when it was first changed. Files with several names there are not marked.
+    pub copied: bool,
+    /// It is a directory that was made where something was removed.
+    pub opaque: bool,
+}
+
+impl Marks {
+    /// Those of an open file or directory.
+    pub fn of(fd: impl AsFd) -> Self {
+        let has = |name: &str| match fgetxattr(&fd, name, &mut [0; 0][..]) {
+            Ok(_) => true,
+            Err(error) => error == Errno::RANGE,
+        };
+        let mut mark = [0; 1];
+        let opaque = fgetxattr(&fd, marks().1, &mut mark[..]).is_ok() && mark == *b"y";
+        Self { recorded: has(OVERRIDE), copied: has(origin()), opaque }
+    }
+}
+
+/// Overlay's attribute of what it copied up.
+fn origin() -> &'static str {
+    if may_set_trusted() { "trusted.overlay.origin" } else { "user.overlay.origin" }
+}
+
 /// Whether the attribute is this module's, and so no part of a file's content.
 pub fn is_record(name: &[u8]) -> bool {
     name == OVERRIDE.as_bytes() && may_be_recorded()
