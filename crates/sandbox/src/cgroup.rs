@@ -3,9 +3,10 @@
 //! A group is created only when limits are asked for: joining one costs some ten milliseconds (the kernel waits for all
 //! processors to notice), and neither the devices (see `child`) nor the measuring of memory (see `meter`) need one.
 //! Must not know sandboxes. Read [`CgroupGuard`] first; [`controller`] says what is written where, [`place`] where
-//! groups lie and how those of dead processes are found.
+//! groups lie and how those of dead processes are found, [`delegated`] which groups are an ordinary user's.
 
 mod controller;
+mod delegated;
 mod freezer;
 mod place;
 
@@ -19,6 +20,7 @@ use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 
 use controller::Controller;
+pub use delegated::missing_controllers;
 pub(crate) use freezer::FreezerGroup;
 pub use freezer::{Freezer, Held};
 pub use place::{CgroupParent, CgroupPlace, abandoned_cgroups, sweep_cgroups};
@@ -140,7 +142,7 @@ impl CgroupGuard {
         let name = place::own_name(NEXT.fetch_add(1, Ordering::Relaxed));
         for controller in Controller::ALL {
             let settings = controller.settings(limits, unified);
-            if settings.is_empty() && !parent.wants(controller) {
+            if settings.is_empty() && !parent.wants(controller, unified) {
                 if let Some(group) = parent.group(controller).filter(|_| !unified) {
                     guard.entered.push(group.to_owned());
                 }
@@ -191,7 +193,7 @@ impl CgroupGuard {
         Ok(group)
     }
 
-    /// On v2 a group with processes cannot hand controllers to groups below it, so ours lies below the root.
+    /// On v2 a group with processes cannot hand controllers to groups below it, so ours lies beside them.
     fn make_unified(
         &mut self,
         controller: Controller,
@@ -200,12 +202,13 @@ impl CgroupGuard {
     ) -> Result<PathBuf, String> {
         let base = place::base_v2(parent)?;
         place::sweep_once(&base);
-        place::enable(&base, controller)?;
         let group = base.join(name);
         if self.own.is_empty() {
             create(&group)?;
         }
+        // Also without this controller it is entered, for those of the groups above.
         self.own.push((controller, group.clone()));
+        delegated::enable(&base, controller)?;
         Ok(group)
     }
 

@@ -6,7 +6,9 @@
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use stave_sandbox::{BridgeError, BridgeNetwork, CgroupHierarchy, IdMap, Tier, UserNetworkProgram};
+use stave_sandbox::{
+    BridgeError, BridgeNetwork, CgroupHierarchy, IdMap, Tier, Unlimited, UserNetworkProgram,
+};
 use stave_store::Store;
 
 use super::Form;
@@ -190,19 +192,33 @@ fn processes() -> Fact {
 }
 
 fn control_groups() -> Fact {
-    let writable = |path: &str| rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok();
-    let (version, base) = match CgroupHierarchy::detect() {
-        CgroupHierarchy::V2 => ("2", "/sys/fs/cgroup"),
-        CgroupHierarchy::V1 => ("1", "/sys/fs/cgroup/memory"),
-        CgroupHierarchy::Hybrid => ("1 (hybrid)", "/sys/fs/cgroup/memory"),
+    let hierarchy = CgroupHierarchy::detect();
+    let version = match hierarchy {
+        CgroupHierarchy::V2 => "2",
+        CgroupHierarchy::V1 => "1",
+        CgroupHierarchy::Hybrid => "1 (hybrid)",
         CgroupHierarchy::Absent => return Fact::plain("none").because("no control groups are mounted here"),
     };
-    if IdMap::current().is_initial() && writable(base) {
-        return Fact::plain(version);
+    limits(version, hierarchy == CgroupHierarchy::V2, &stave_sandbox::missing_controllers())
+}
+
+/// Of what there can be limits.
+fn limits(version: &str, is_unified: bool, missing: &[Unlimited]) -> Fact {
+    let Some(first) = missing.first() else { return Fact::plain(version) };
+    let names: Vec<&str> = missing.iter().map(|one| one.controller).collect();
+    let has_none = ["memory", "cpu", "cpuset", "pids"].iter().all(|name| names.contains(name));
+    let fact = match has_none {
+        true => Fact::plain(format!("{version}, limits cannot be set")),
+        false => Fact::plain(format!("{version}, without limits of {}", names.join(", "))),
+    };
+    let fact = fact.because(&first.reason);
+    match (is_unified, has_none) {
+        (true, true) => fact.lifted_by("a delegated group: `systemd-run --user --scope -p Delegate=yes stave …`"),
+        (true, false) => fact.lifted_by(
+            "`Delegate=cpu cpuset io memory pids` in a drop-in of `user@.service`, or of the service it runs in",
+        ),
+        (false, _) => fact.lifted_by("groups of this user's own to start it in: `cgcreate -a`, `cgexec`"),
     }
-    Fact::plain(format!("{version}, limits cannot be set"))
-        .because("the groups are not this user's to change")
-        .lifted_by("a delegated group: `systemd-run --user --scope -p Delegate=yes stave …`")
 }
 
 /// What `--network` takes here. The bridge is really made, and taken down again.
@@ -258,6 +274,19 @@ fn total_memory() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_limited_is_named() {
+        let missing = |names: &[&'static str]| -> Vec<Unlimited> {
+            names.iter().map(|name| Unlimited { controller: name, reason: format!("no {name}") }).collect()
+        };
+        let said = |fact: Fact| (fact.value, fact.why);
+        assert_eq!(said(limits("2", true, &[])), ("2".to_owned(), None));
+        let some = limits("2", true, &missing(&["cpu", "cpuset"]));
+        assert_eq!(said(some), ("2, without limits of cpu, cpuset".to_owned(), Some("no cpu".to_owned())));
+        let none = limits("1", false, &missing(&["memory", "cpu", "cpuset", "pids"]));
+        assert_eq!(said(none), ("1, limits cannot be set".to_owned(), Some("no memory".to_owned())));
+    }
 
     #[test]
     fn every_tier_is_said_with_what_lifts_it() {

@@ -12,10 +12,11 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use super::controller::Controller;
+use super::delegated::{default_v2, delegated, own_v2};
 use super::{MOUNT, in_words};
 
 /// The group of ours that holds the others on v2, and what the names of all begin with.
-const OURS: &str = "stave";
+pub(super) const OURS: &str = "stave";
 /// Where the unified hierarchy is mounted beside those of v1.
 const BESIDE_V1: &str = "unified";
 /// Leftovers looked at in one directory.
@@ -24,7 +25,7 @@ const SWEEP_LIMIT: usize = 10_000;
 /// In which group new ones are made.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum CgroupParent {
-    /// v1: this process's own; v2: one of ours below the root.
+    /// v1: this process's own; v2: one of ours below the root, or this process's own where that is all one may change.
     #[default]
     Default,
     /// The one of this name, as docker's `--cgroup-parent`: a path below the mount, or a systemd slice. Created when
@@ -46,12 +47,16 @@ impl CgroupPlace {
 
 impl CgroupParent {
     /// Whether a group is made for `controller` though nothing is limited there.
-    pub(super) fn wants(&self, controller: Controller) -> bool {
+    pub(super) fn wants(&self, controller: Controller, unified: bool) -> bool {
         match self {
             Self::Default => false,
             Self::Named(_) => controller != Controller::Cpuset,
-            // For what is used and killed by itself; the other limits hold for all in the parent.
-            Self::Within(_) => controller == Controller::Memory && self.group(controller).is_some(),
+            // For what is used and killed by itself; the other limits hold for all in the parent. Where it has one
+            // directory for all of them, that is the way into it.
+            Self::Within(CgroupPlace(groups)) => {
+                controller == Controller::Memory
+                    && if unified { !groups.is_empty() } else { self.group(controller).is_some() }
+            }
         }
     }
 
@@ -80,14 +85,13 @@ pub(super) fn base_v1(controller: Controller, parent: &CgroupParent) -> Result<P
 
 /// The directory below which a group is made on v2.
 pub(super) fn base_v2(parent: &CgroupParent) -> Result<PathBuf, String> {
-    let mount = Path::new(MOUNT);
     match parent {
-        CgroupParent::Named(name) => made(mount.join(relative(name)?)),
+        CgroupParent::Named(name) => made(Path::new(MOUNT).join(relative(name)?)),
         CgroupParent::Within(CgroupPlace(groups)) => match groups.first() {
             Some((_, group)) => Ok(group.clone()),
-            None => made(mount.join(OURS)),
+            None => made(default_v2()?),
         },
-        CgroupParent::Default => made(mount.join(OURS)),
+        CgroupParent::Default => made(default_v2()?),
     }
 }
 
@@ -96,21 +100,6 @@ pub(super) fn base_beside_v1() -> PathBuf {
     let mount = Path::new(MOUNT).join(BESIDE_V1);
     let own = own_group("").map(|own| mount.join(own.trim_start_matches('/')));
     own.filter(|own| own.is_dir()).unwrap_or(mount)
-}
-
-/// Lets the groups below `base` have a controller: every group above has to hand it down.
-pub(super) fn enable(base: &Path, controller: Controller) -> Result<(), String> {
-    let mut chain: Vec<&Path> = base.ancestors().take_while(|path| path.starts_with(MOUNT)).collect();
-    chain.reverse();
-    for group in chain {
-        let file = group.join("cgroup.subtree_control");
-        let known = fs::read_to_string(&file).unwrap_or_default();
-        if !known.split_whitespace().any(|name| name == controller.name()) {
-            fs::write(&file, format!("+{}", controller.name()))
-                .map_err(|error| in_words("enable the controller in", &file, &error))?;
-        }
-    }
-    Ok(())
 }
 
 fn made(group: PathBuf) -> Result<PathBuf, String> {
@@ -178,7 +167,8 @@ fn sweep(base: &Path) {
 pub fn abandoned_cgroups() -> Vec<PathBuf> {
     let v1 =
         Controller::ALL.iter().filter_map(|controller| base_v1(*controller, &CgroupParent::Default).ok());
-    let bases: BTreeSet<PathBuf> = v1.chain([Path::new(MOUNT).join(OURS), base_beside_v1()]).collect();
+    let unified = [Some(Path::new(MOUNT).join(OURS)), own_v2().map(delegated), Some(base_beside_v1())];
+    let bases: BTreeSet<PathBuf> = v1.chain(unified.into_iter().flatten()).collect();
     bases.iter().flat_map(|base| abandoned_in(base)).collect()
 }
 
@@ -202,7 +192,7 @@ pub fn sweep_cgroups() -> usize {
 }
 
 /// Who made a group of this name.
-fn maker(name: &str) -> Option<(u32, u64)> {
+pub(super) fn maker(name: &str) -> Option<(u32, u64)> {
     let mut parts = name.strip_prefix(OURS)?.strip_prefix('-')?.split('-');
     let found = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
     let _number: u64 = parts.next()?.parse().ok()?;
@@ -217,7 +207,7 @@ fn started(pid: u32) -> Option<u64> {
 }
 
 /// This process's group in the hierarchy of a v1 controller.
-fn own_group(controller: &str) -> Option<String> {
+pub(super) fn own_group(controller: &str) -> Option<String> {
     group_of(&fs::read_to_string("/proc/self/cgroup").ok()?, controller)
 }
 
@@ -262,6 +252,24 @@ mod tests {
         check_group(text, "cpuset", Some("/"));
         check_group(text, "memory", None);
         check_group("nonsense", "cpu", None);
+    }
+
+    #[test]
+    fn a_group_of_a_build_is_entered_whatever_is_limited() {
+        let within = |controller| CgroupParent::Within(CgroupPlace(vec![(controller, PathBuf::from("/g"))]));
+        let nowhere = CgroupParent::Within(CgroupPlace(Vec::new()));
+        for (parent, unified, expected) in [
+            (within(Controller::Memory), false, true),
+            (within(Controller::Memory), true, true),
+            // Each has a directory of its own, and this one is entered itself.
+            (within(Controller::Pids), false, false),
+            (within(Controller::Pids), true, true),
+            (nowhere, true, false),
+            (CgroupParent::Default, true, false),
+        ] {
+            assert_eq!(parent.wants(Controller::Memory, unified), expected, "{parent:?} {unified}");
+            assert!(!parent.wants(Controller::Cpuset, unified));
+        }
     }
 
     #[track_caller]

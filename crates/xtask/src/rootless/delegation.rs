@@ -18,14 +18,19 @@ pub(super) struct Delegation(Vec<PathBuf>);
 impl Delegation {
     /// Makes the groups of a user. The error says why there can be none here.
     pub(super) fn to(name: &str, owner: u32) -> Result<Self, String> {
-        if Path::new(MOUNT).join("cgroup.controllers").exists() {
-            return Err(
-                "not made on the second version, where groups of one's own are those of `stave`".to_owned()
-            );
-        }
         let mut made = Self(Vec::new());
+        let mount = Path::new(MOUNT);
+        if mount.join("cgroup.controllers").exists() {
+            // One hierarchy for all, whose root has to hand them down.
+            let wanted = CONTROLLERS.map(|controller| format!("+{controller}")).join(" ");
+            fs::write(mount.join("cgroup.subtree_control"), wanted)
+                .map_err(|error| format!("{MOUNT}: {error}"))?;
+            let group = mount.join(name);
+            made.add(group.clone(), owner).map_err(|error| format!("{}: {error}", group.display()))?;
+            return Ok(made);
+        }
         for controller in CONTROLLERS {
-            let group = Path::new(MOUNT).join(controller).join(name);
+            let group = mount.join(controller).join(name);
             made.add(group.clone(), owner).map_err(|error| format!("{}: {error}", group.display()))?;
         }
         Ok(made)
@@ -36,13 +41,19 @@ impl Delegation {
             fs::create_dir(&group)?;
         }
         self.0.push(group.clone());
-        for file in ["cpuset.cpus", "cpuset.mems"] {
+        // What a group of the first version lacks before it takes processes; in the second an empty list inherits.
+        for file in ["cpuset.cpus", "cpuset.mems"].into_iter().filter(|file| is_first_versions(&group, file))
+        {
             if let Ok(above) = fs::read_to_string(group.with_file_name(file)) {
                 fs::write(group.join(file), above.trim())?;
             }
         }
-        for path in [group.clone(), group.join("cgroup.procs"), group.join("tasks")] {
-            chown(path, Some(owner), Some(owner))?;
+        for file in ["", "cgroup.procs", "tasks", "cgroup.threads", "cgroup.subtree_control"] {
+            match chown(group.join(file), Some(owner), Some(owner)) {
+                // Of the other version.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => other?,
+            }
         }
         Ok(())
     }
@@ -60,6 +71,10 @@ impl Drop for Delegation {
             let _kept = remove(group);
         }
     }
+}
+
+fn is_first_versions(group: &Path, file: &str) -> bool {
+    group.join(file).exists() && !group.join("cgroup.controllers").exists()
 }
 
 /// Removes a group with those below it.
