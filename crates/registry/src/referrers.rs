@@ -15,7 +15,7 @@ use crate::client::Subject;
 use crate::config::Capability;
 use crate::endpoint::endpoints;
 use crate::error::{Action, ErrorKind};
-use crate::limits::{MAX_MANIFEST_BYTES, MAX_REFERRER_PAGES};
+use crate::limits::{MAX_MANIFEST_BYTES, MAX_REFERRER_BYTES, MAX_REFERRER_PAGES};
 use crate::manifest::{download, download_tagged};
 use crate::request::{Call, Exchange};
 use crate::{Client, RegistryError};
@@ -148,7 +148,7 @@ async fn listed_by_api(
     subject: &Digest,
 ) -> Result<Option<Vec<Descriptor>>, ErrorKind> {
     let mut url = exchange.url(&format!("{}/referrers/{subject}", name.repository()))?;
-    let mut listed = Vec::new();
+    let (mut listed, mut read) = (Vec::new(), 0);
     for _ in 0..MAX_REFERRER_PAGES {
         let mut call = Call::get(url);
         call.headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(media_type::OCI_INDEX))]);
@@ -163,13 +163,17 @@ async fn listed_by_api(
         }
         let next = next_page(&answer);
         let bytes = answer.body("list of referrers", MAX_MANIFEST_BYTES).await?;
+        read += bytes.len() as u64;
+        if read > MAX_REFERRER_BYTES {
+            break;
+        }
         listed.extend(index(&bytes, media_type::OCI_INDEX)?.manifests);
         match next {
             Some(next) => url = next,
             None => return Ok(Some(listed)),
         }
     }
-    Err(ErrorKind::TooLarge { what: "list of referrers", limit: MAX_REFERRER_PAGES * MAX_MANIFEST_BYTES })
+    Err(ErrorKind::TooLarge { what: "list of referrers", limit: MAX_REFERRER_BYTES })
 }
 
 /// Where a `Link` header says that a list goes on (RFC 8288), if that is at the same host.

@@ -155,3 +155,19 @@ async fn lists_that_are_none_are_errors() {
     let error = client.referrers(&name, &image.digest, None).await.expect_err("over the limit");
     assert!(matches!(*error.kind, ErrorKind::TooLarge { .. }), "{error:?}");
 }
+
+#[tokio::test]
+async fn a_list_that_is_too_large_in_all_is_not_read_to_its_end() {
+    let (registry, client) = (TestRegistry::start(), client());
+    registry.list_referrers();
+    let (image, _) = push(&client, &registry, &["a".repeat(3 << 20).as_str()]).await;
+    for _ in 0..64 {
+        let again = format!("</v2/app/referrers/{}>; rel=\"next\"", image.digest);
+        registry.script("GET", "/referrers/", Misbehaviour::Header("Link", again));
+    }
+    let name = registry.reference("app:1");
+    let error = client.referrers(&name, &image.digest, None).await.expect_err("over the limit");
+    assert!(matches!(*error.kind, ErrorKind::TooLarge { .. }), "{error:?}");
+    let asked = registry.requests().iter().filter(|asked| asked.path.contains("/referrers/")).count();
+    assert_eq!(asked, 6);
+}
