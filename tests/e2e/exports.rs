@@ -273,6 +273,11 @@ fn statements_are_pushed_as_an_index_or_as_referrers() {
         world.stave(["push", "-q", &again]).success();
         assert_eq!(raw(&again)["manifests"][0]["digest"], index["manifests"][0]["digest"]);
         assert_eq!(raw(&again)["manifests"].as_array().map(Vec::len), Some(2));
+        // The same image under a name that it was built for without a statement has none.
+        let without = format!("{}/exports/{kind}-without:{}", registry(), std::process::id());
+        world.stave(["build", "-q", "-t", &without, "."]).success();
+        world.stave(["push", "-q", &without]).success();
+        assert_eq!(raw(&without)["mediaType"], "application/vnd.oci.image.manifest.v1+json");
     }
 }
 

@@ -241,7 +241,7 @@ impl Engine {
         let mut images = Vec::new();
         if index.is_none() {
             for local in of_platforms(local.all(), platforms, &name.familiar())? {
-                let mut image = Image::stored(local).attested(self.store.attestations(&local.id)?);
+                let mut image = Image::stored(local).attested(self.store.attestations(Some(name), &local.id)?);
                 for layer in &mut image.layers {
                     layer.origin = layer.blob.as_ref().and_then(|blob| origins.get(&blob.digest).cloned());
                 }
@@ -349,7 +349,7 @@ impl Engine {
             let mut chosen = Vec::new();
             for local in of_platforms(all.iter(), platforms, text)? {
                 let attestations = match layout {
-                    ArchiveLayout::Oci => self.store.attestations(&local.id)?,
+                    ArchiveLayout::Oci => self.store.attestations(name.as_ref(), &local.id)?,
                     ArchiveLayout::Docker => Vec::new(),
                 };
                 chosen.push(Image::stored(local).attested(attestations));

@@ -19,7 +19,7 @@ use crate::{DatabaseError, StoreError, journal, session};
 
 /// The version of everything under the state directory. Changing it is a format break: the layout
 /// in the crate's documentation, the schema, or what a column means.
-pub(crate) const FORMAT: i64 = 4;
+pub(crate) const FORMAT: i64 = 5;
 /// How long a statement waits for another process's transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pages in the log before a commit copies them into the database (which syncs). The first process
@@ -30,8 +30,12 @@ const STATEMENT_CACHE: usize = 64;
 
 const SCHEMA: &str = include_str!("schema.sql");
 /// What turns each format into the next one, beginning with format 1.
-const MIGRATIONS: [&str; 3] =
-    [include_str!("migration/2.sql"), include_str!("migration/3.sql"), include_str!("migration/4.sql")];
+const MIGRATIONS: [&str; 4] = [
+    include_str!("migration/2.sql"),
+    include_str!("migration/3.sql"),
+    include_str!("migration/4.sql"),
+    include_str!("migration/5.sql"),
+];
 
 /// One connection, shared by the threads of a process.
 #[derive(Debug)]
@@ -66,20 +70,14 @@ impl Database {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        // A log without its database is of one that is gone: read into a new one it would do harm.
-        if !path.exists() {
-            forget_log(&path)?;
-        }
+        forget_log_of_none(&path, lock)?;
         let connection = Connection::open_with_flags(&path, flags).map_err(|error| wrap(&path, error))?;
         let format = configure(&connection).map_err(|error| wrap(&path, error))?;
         if (0..FORMAT).contains(&format) {
-            flock(lock, FlockOperation::LockExclusive)
-                .map_err(|error| StoreError::io("lock", root.join("lock"), error))?;
-            let settled = create(&connection, root, &path)
-                .and_then(|()| migrate(&connection).map_err(|error| wrap(&path, error)));
-            flock(lock, FlockOperation::Unlock)
-                .map_err(|error| StoreError::io("unlock", root.join("lock"), error))?;
-            settled?;
+            locked(&path, lock, || {
+                create(&connection, root, &path)?;
+                migrate(&connection, root, &path)
+            })?;
         } else if format != FORMAT {
             return Err(StoreError::NewerFormat { path: root.to_owned(), found: format, supported: FORMAT });
         }
@@ -155,6 +153,27 @@ impl Database {
     }
 }
 
+/// Does what only one process may at a time.
+fn locked<T>(
+    path: &Path,
+    lock: &File,
+    work: impl FnOnce() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    flock(lock, FlockOperation::LockExclusive).map_err(|error| StoreError::io("lock", path, error))?;
+    let done = work();
+    flock(lock, FlockOperation::Unlock).map_err(|error| StoreError::io("unlock", path, error))?;
+    done
+}
+
+/// A log without its database is of one that is gone: read into a new one it would do harm. Whoever makes a database
+/// holds the lock until its log is that of a database, so that nobody takes it for such a one.
+pub(crate) fn forget_log_of_none(path: &Path, lock: &File) -> Result<(), StoreError> {
+    if path.exists() {
+        return Ok(());
+    }
+    locked(path, lock, || if path.exists() { Ok(()) } else { forget_log(path) })
+}
+
 /// Removes what SQLite keeps beside a database.
 pub(crate) fn forget_log(path: &Path) -> Result<(), StoreError> {
     for suffix in ["-wal", "-shm"] {
@@ -215,18 +234,27 @@ fn create(connection: &Connection, root: &Path, path: &Path) -> Result<(), Store
             Failure::Sql(error) => wrap(path, error),
             Failure::Store(error) => error,
         })?;
+    } else if root.join("cache.db").exists() {
+        // Records of the cache name layers by number, those of a store that is gone too. No number is used again:
+        // there were fewer layers than milliseconds.
+        connection.execute("UPDATE clock SET next_layer = ?1", [now()]).map_err(failed)?;
     }
     connection.execute_batch(&format!("PRAGMA user_version = {FORMAT}; COMMIT;")).map_err(failed)
 }
 
-/// Brings a store of an earlier format to this one; another process may have done so while we waited.
-fn migrate(connection: &Connection) -> rusqlite::Result<()> {
-    let format: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+/// Brings a store of an earlier format to this one; another process may have done so while we waited. An earlier
+/// program that has the store open would read and write what it does not know.
+fn migrate(connection: &Connection, root: &Path, path: &Path) -> Result<(), StoreError> {
+    let failed = |error| wrap(path, error);
+    let format: i64 =
+        connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
+    if format < FORMAT && session::any_alive(root)? {
+        return Err(StoreError::OlderWhileOpen { path: root.to_owned(), found: format, wanted: FORMAT });
+    }
     let done = usize::try_from(format.saturating_sub(1)).unwrap_or(0);
     for (migration, format) in MIGRATIONS.iter().zip(2i64..).skip(done) {
-        connection.execute_batch(&format!(
-            "BEGIN IMMEDIATE; {migration} PRAGMA user_version = {format}; COMMIT;"
-        ))?;
+        let step = format!("BEGIN IMMEDIATE; {migration} PRAGMA user_version = {format}; COMMIT;");
+        connection.execute_batch(&step).map_err(failed)?;
     }
     Ok(())
 }

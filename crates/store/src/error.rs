@@ -55,6 +55,19 @@ pub enum StoreError {
         /// The database file.
         path: PathBuf,
     },
+    /// An earlier program has the store open, which this one would bring to its own format.
+    #[error(
+        "store `{}` has format {found} and is in use by an earlier program: end that first, to bring it to format {wanted}",
+        path.display()
+    )]
+    OlderWhileOpen {
+        /// The state directory.
+        path: PathBuf,
+        /// The format on disk.
+        found: i64,
+        /// The format it would have.
+        wanted: i64,
+    },
     /// A layer that was removed, or never was.
     #[error("layer {0} is not in the store")]
     LayerGone(LayerId),

@@ -7,6 +7,7 @@ use rusqlite::{OptionalExtension as _, Row, Transaction};
 use stave_oci::{Descriptor, Digest, Platform, Reference};
 
 use crate::database::{Failure, now, time};
+use crate::image_set::{attest, attested};
 use crate::journal::{self, Line};
 use crate::layer::touch;
 use crate::{LayerId, Snapshot, Store, StoreError};
@@ -101,6 +102,9 @@ impl Store {
             let found = tx.prepare_cached("SELECT 1 FROM image WHERE id = ?1")?.exists([id.as_str()])?;
             if found {
                 point(tx, name, id)?;
+                // What is attested of it under no name.
+                let statements = attested(tx, "", id)?;
+                attest(tx, &name.canonical(), id, &statements)?;
             }
             Ok(found)
         })
@@ -194,6 +198,17 @@ impl Store {
         })
     }
 
+    /// Allocated bytes of a stored image's layers, measured if they were not yet.
+    pub fn image_size(&self, id: &Digest) -> Result<u64, StoreError> {
+        self.measure_layers_of(Some(id))?;
+        self.inner.database.read(|tx| {
+            let query = "SELECT coalesce(sum(size), 0) FROM layer
+                         WHERE id IN (SELECT layer FROM image_layer WHERE image = ?1)";
+            let size: i64 = tx.prepare_cached(query)?.query_row([id.as_str()], |row| row.get(0))?;
+            u64::try_from(size).map_err(damaged)
+        })
+    }
+
     /// Removes a name. Returns the id it pointed to; the image stays, dangling if that was its last.
     pub fn untag(&self, name: &Reference) -> Result<Option<Digest>, StoreError> {
         self.inner.database.write(|tx| {
@@ -261,7 +276,7 @@ pub(crate) fn insert(tx: &Transaction<'_>, image: &LocalImage) -> Result<(), Fai
 
 /// Points a name to one image; what else hung on it is gone.
 pub(crate) fn point(tx: &Transaction<'_>, name: &Reference, id: &Digest) -> Result<(), Failure> {
-    for others in ["image_variant", "image_document", "image_blob"] {
+    for others in ["image_variant", "image_document", "image_blob", "image_attestation"] {
         let delete = format!("DELETE FROM {others} WHERE name = ?1");
         tx.prepare_cached(&delete)?.execute([name.canonical()])?;
     }
@@ -270,7 +285,7 @@ pub(crate) fn point(tx: &Transaction<'_>, name: &Reference, id: &Digest) -> Resu
     journal::append(tx, &[Line::Name { name: name.canonical(), image: id.to_string() }])
 }
 
-fn id_by_name(tx: &Transaction<'_>, name: &Reference) -> Result<Option<String>, Failure> {
+pub(crate) fn id_by_name(tx: &Transaction<'_>, name: &Reference) -> Result<Option<String>, Failure> {
     let mut statement = tx.prepare_cached("SELECT image FROM image_name WHERE name = ?1")?;
     Ok(statement.query_row([name.canonical()], |row| row.get(0)).optional()?)
 }

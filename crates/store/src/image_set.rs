@@ -1,5 +1,5 @@
 //! Names that stand for several images, one a platform, the index such a name came with, and what is attested of
-//! images.
+//! images under their names.
 //!
 //! The first image of a name is the one a listing and `run` mean; the others and the index hang on the name and go
 //! with it. Must not know what documents say: those of images built here are made when they leave.
@@ -69,6 +69,13 @@ pub struct StoredAttestation {
     pub predicate: Vec<u8>,
 }
 
+/// What hangs on names beside their images.
+#[derive(Debug, Clone, Copy, Default)]
+struct Hanging<'a> {
+    index: Option<&'a StoredIndex>,
+    attested: &'a [(Digest, Vec<StoredAttestation>)],
+}
+
 fn damaged<E>(_: E) -> Failure {
     Failure::Store(StoreError::DamagedRecord { what: "an image" })
 }
@@ -77,7 +84,7 @@ impl Store {
     /// Stores images of one build for several platforms and points `names` to all of them, at once or
     /// not at all. The names alone mean the first. Nothing happens when there is none.
     pub fn put_images(&self, names: &[Reference], images: &[LocalImage]) -> Result<(), StoreError> {
-        self.put_indexed(names, images, None)
+        self.put(names, images, Hanging::default())
     }
 
     /// The same, with the index that the images came in.
@@ -87,13 +94,33 @@ impl Store {
         images: &[LocalImage],
         index: Option<&StoredIndex>,
     ) -> Result<(), StoreError> {
+        self.put(names, images, Hanging { index, attested: &[] })
+    }
+
+    /// The same, with what is attested of them under these names; without a name, of them as such.
+    pub fn put_attested(
+        &self,
+        names: &[Reference],
+        images: &[LocalImage],
+        attested: &[(Digest, Vec<StoredAttestation>)],
+    ) -> Result<(), StoreError> {
+        self.put(names, images, Hanging { index: None, attested })
+    }
+
+    fn put(
+        &self,
+        names: &[Reference],
+        images: &[LocalImage],
+        hanging: Hanging<'_>,
+    ) -> Result<(), StoreError> {
+        let Hanging { index, attested } = hanging;
         let Some((first, others)) = images.split_first() else { return Ok(()) };
         images.iter().try_for_each(LocalImage::verify)?;
         index.map_or(Ok(()), StoredIndex::verify)?;
         // A build of what is there already writes nothing: each write may wait for a busy disk. That its layers were
         // used since is noted already, if a lease of ours keeps them.
         if let Some(lease) = self.newest_lease()
-            && self.inner.database.read(|tx| is_put(tx, lease, names, (images, index)))?
+            && self.inner.database.read(|tx| is_put(tx, lease, names, (images, hanging)))?
         {
             return Ok(());
         }
@@ -111,11 +138,19 @@ impl Store {
                     statement.execute((name.canonical(), position, other.id.as_str()))?;
                 }
                 index.map_or(Ok(()), |index| insert_index(tx, name, index))?;
+                attested.iter().try_for_each(|(id, all)| attest(tx, &name.canonical(), id, all))?;
                 match journal::hanging(tx, &name.canonical())? {
                     none if none.is_empty() => Ok(()),
                     lines => journal::append(tx, &lines),
                 }
-            })
+            })?;
+            if names.is_empty() {
+                for image in images {
+                    let all = attested.iter().find(|(id, _)| *id == image.id).map_or(&[][..], |(_, all)| all);
+                    attest(tx, "", &image.id, all)?;
+                }
+            }
+            Ok(())
         })
     }
 
@@ -132,28 +167,14 @@ impl Store {
         Ok(Some(NamedImages { first, others }))
     }
 
-    /// What is attested of an image.
-    pub fn attestations(&self, image: &Digest) -> Result<Vec<StoredAttestation>, StoreError> {
-        self.inner.database.read(|tx| load_attestations(tx, image))
-    }
-
-    /// Replaces what is attested of a stored image.
-    pub fn set_attestations(&self, image: &Digest, all: &[StoredAttestation]) -> Result<(), StoreError> {
-        if self.attestations(image)? == all {
-            return Ok(());
-        }
-        self.inner.database.write(|tx| {
-            let delete = "DELETE FROM image_attestation WHERE image = ?1";
-            tx.prepare_cached(delete)?.execute([image.as_str()])?;
-            let mut statement = tx.prepare_cached(
-                "INSERT INTO image_attestation (image, position, predicate_type, predicate)
-                 SELECT id, ?2, ?3, ?4 FROM image WHERE id = ?1",
-            )?;
-            for (position, one) in (0i64..).zip(all) {
-                statement.execute((image.as_str(), position, &one.predicate_type, &one.predicate))?;
-            }
-            journal::append(tx, &journal::attested(tx, image.as_str())?)
-        })
+    /// What is attested of an image under a name, or of one that was stored under none.
+    pub fn attestations(
+        &self,
+        name: Option<&Reference>,
+        image: &Digest,
+    ) -> Result<Vec<StoredAttestation>, StoreError> {
+        let name = name.map(Reference::canonical).unwrap_or_default();
+        self.inner.database.read(|tx| attested(tx, &name, image))
     }
 }
 
@@ -163,8 +184,11 @@ fn is_put(
     tx: &Transaction<'_>,
     lease: Start,
     names: &[Reference],
-    (images, index): (&[LocalImage], Option<&StoredIndex>),
+    (images, hanging): (&[LocalImage], Hanging<'_>),
 ) -> Result<bool, Failure> {
+    let of = |image: &LocalImage| {
+        hanging.attested.iter().find(|(id, _)| *id == image.id).map_or(&[][..], |(_, all)| all)
+    };
     let mut stamp = tx.prepare_cached("SELECT use_seq FROM layer WHERE id = ?1 AND state = 0")?;
     for image in images {
         let Some(mut stored) = load(tx, image.id.as_str())? else { return Ok(false) };
@@ -186,21 +210,57 @@ fn is_put(
         let mut meant = id_by_name(tx, name)?.into_iter().collect::<Vec<_>>();
         meant.extend(variant_ids(tx, name)?);
         let is_same = meant.iter().map(String::as_str).eq(images.iter().map(|image| image.id.as_str()))
-            && load_index(tx, name)? == *index.unwrap_or(&none);
+            && load_index(tx, name)? == *hanging.index.unwrap_or(&none);
         if !is_same {
             return Ok(false);
+        }
+    }
+    let unnamed = names.is_empty().then(String::new);
+    for name in names.iter().map(Reference::canonical).chain(unnamed) {
+        for image in images {
+            if attested(tx, &name, &image.id)? != of(image) {
+                return Ok(false);
+            }
         }
     }
     Ok(true)
 }
 
-fn load_attestations(tx: &Transaction<'_>, image: &Digest) -> Result<Vec<StoredAttestation>, Failure> {
-    let query = "SELECT predicate_type, predicate FROM image_attestation WHERE image = ?1 ORDER BY position";
+/// What is attested of an image under a name; the empty one is none.
+pub(crate) fn attested(
+    tx: &Transaction<'_>,
+    name: &str,
+    image: &Digest,
+) -> Result<Vec<StoredAttestation>, Failure> {
+    let query = "SELECT predicate_type, predicate FROM image_attestation
+                 WHERE name = ?1 AND image = ?2 ORDER BY position";
     let mut statement = tx.prepare_cached(query)?;
-    let rows = statement.query_map([image.as_str()], |row| {
+    let rows = statement.query_map([name, image.as_str()], |row| {
         Ok(StoredAttestation { predicate_type: row.get(0)?, predicate: row.get(1)? })
     })?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// Replaces what is attested of an image under a name.
+pub(crate) fn attest(
+    tx: &Transaction<'_>,
+    name: &str,
+    image: &Digest,
+    all: &[StoredAttestation],
+) -> Result<(), Failure> {
+    let delete = "DELETE FROM image_attestation WHERE name = ?1 AND image = ?2";
+    let was = tx.prepare_cached(delete)?.execute([name, image.as_str()])?;
+    if was == 0 && all.is_empty() {
+        return Ok(());
+    }
+    let mut statement = tx.prepare_cached(
+        "INSERT INTO image_attestation (name, image, position, predicate_type, predicate)
+         VALUES (?1, ?2, ?3, ?4, ?5)",
+    )?;
+    for (position, one) in (0i64..).zip(all) {
+        statement.execute((name, image.as_str(), position, &one.predicate_type, &one.predicate))?;
+    }
+    journal::append(tx, &journal::attested(tx, name, image.as_str())?)
 }
 
 fn variant_ids(tx: &Transaction<'_>, name: &Reference) -> Result<Vec<String>, Failure> {

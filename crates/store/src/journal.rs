@@ -50,9 +50,10 @@ pub(crate) enum Line {
     /// So many documents those were, and the blobs that they name, as descriptors.
     Index { name: String, documents: usize, blobs: Vec<String> },
     /// What is attested of an image: types and predicates. Whatever was before does not count any more.
-    Attested { image: String, all: Vec<(String, Vec<u8>)> },
+    /// Without a name it was written when that was said of all names of an image at once; the empty name is none.
+    Attested { name: Option<String>, image: String, all: Vec<(String, Vec<u8>)> },
     /// One more thing that is attested of it.
-    Statement { image: String, predicate_type: String, predicate: Predicate },
+    Statement { name: String, image: String, predicate_type: String, predicate: Predicate },
     /// A name points to nothing any more.
     Untagged { name: String },
     /// An image is gone.
@@ -205,10 +206,11 @@ fn dump(tx: &Transaction<'_>) -> Result<Vec<Line>, Failure> {
         lines.push(line);
         lines.extend(hanging);
     }
-    let mut ids = tx.prepare("SELECT DISTINCT image FROM image_attestation ORDER BY image")?;
-    let ids: Vec<String> = ids.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-    for id in ids {
-        lines.extend(attested(tx, &id)?);
+    let mut pairs = tx.prepare("SELECT DISTINCT name, image FROM image_attestation ORDER BY name, image")?;
+    let pairs = pairs.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let pairs: Vec<(String, String)> = pairs.collect::<rusqlite::Result<_>>()?;
+    for (name, image) in pairs {
+        lines.extend(attested(tx, &name, &image)?);
     }
     lines.push(Line::Boot { id: tx.query_row("SELECT boot FROM clock", [], |row| row.get(0))? });
     Ok(lines)
@@ -241,15 +243,17 @@ pub(crate) fn hanging(tx: &Transaction<'_>, name: &str) -> Result<Vec<Line>, Fai
     Ok(lines)
 }
 
-/// What is attested of an image, as lines.
-pub(crate) fn attested(tx: &Transaction<'_>, image: &str) -> Result<Vec<Line>, Failure> {
-    let query = "SELECT predicate_type, predicate FROM image_attestation WHERE image = ?1 ORDER BY position";
+/// What is attested of an image under a name, as lines.
+pub(crate) fn attested(tx: &Transaction<'_>, name: &str, image: &str) -> Result<Vec<Line>, Failure> {
+    let query = "SELECT predicate_type, predicate FROM image_attestation
+                 WHERE name = ?1 AND image = ?2 ORDER BY position";
     let mut statement = tx.prepare_cached(query)?;
-    let all = statement.query_map([image], |row| {
+    let all = statement.query_map([name, image], |row| {
         let (predicate_type, predicate) = (row.get(0)?, Predicate::of(row.get(1)?));
-        Ok(Line::Statement { image: image.to_owned(), predicate_type, predicate })
+        Ok(Line::Statement { name: name.to_owned(), image: image.to_owned(), predicate_type, predicate })
     })?;
-    let mut lines = vec![Line::Attested { image: image.to_owned(), all: Vec::new() }];
+    let mut lines =
+        vec![Line::Attested { name: Some(name.to_owned()), image: image.to_owned(), all: Vec::new() }];
     for line in all {
         lines.push(line?);
     }
@@ -294,6 +298,7 @@ mod tests {
     #[track_caller]
     fn check(predicate: Vec<u8>, limit: u64, is_written: bool) {
         let line = Line::Statement {
+            name: String::new(),
             image: "i".into(),
             predicate_type: "t".into(),
             predicate: Predicate::of(predicate),

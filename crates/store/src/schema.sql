@@ -123,14 +123,20 @@ CREATE TABLE image_blob (
 ) WITHOUT ROWID;
 CREATE INDEX image_blob_by_digest ON image_blob (digest);
 
--- What is attested of an image: in-toto predicates.
+-- What is attested of an image under a name: in-toto predicates. The name is empty for an image that was stored under
+-- none.
 CREATE TABLE image_attestation (
+    name TEXT NOT NULL,
     image TEXT NOT NULL REFERENCES image ON DELETE CASCADE,
     position INTEGER NOT NULL,
     predicate_type TEXT NOT NULL,
     predicate BLOB NOT NULL,
-    PRIMARY KEY (image, position)
+    PRIMARY KEY (name, image, position)
 ) WITHOUT ROWID;
+CREATE INDEX image_attestation_by_image ON image_attestation (image);
+CREATE TRIGGER image_attestation_of_name AFTER DELETE ON image_name BEGIN
+    DELETE FROM image_attestation WHERE name = OLD.name;
+END;
 
 CREATE TABLE cache_mount (
     name TEXT PRIMARY KEY,

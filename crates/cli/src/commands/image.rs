@@ -12,7 +12,7 @@ use jiff::Timestamp;
 pub(crate) use manage::{Arguments, run};
 use serde_json::json;
 use stave_oci::{Platform, Reference};
-use stave_store::{ListedImage, LocalImage, Store};
+use stave_store::{ListedImage, LocalImage, Store, StoreError};
 
 use crate::commands::Form;
 use crate::format;
@@ -178,15 +178,28 @@ pub(crate) fn tag(arguments: &TagArguments, global: &GlobalOptions) -> Result<u8
             Some(named) => {
                 let all: Vec<_> = named.all().cloned().collect();
                 let from: Option<Reference> = arguments.image.parse().ok();
-                let index = from.map(|from| store.index_by_name(&from)).transpose();
-                let index = index.map_err(|error| Failure::new(&error))?.flatten();
-                store.put_indexed(std::slice::from_ref(&arguments.name), &all, index.as_ref())
+                copy(store, from.as_ref(), std::slice::from_ref(&arguments.name), &all)
             }
             None => store.tag(&image.id, &arguments.name).map(drop),
         };
         tagged.map_err(|error| Failure::new(&error))?;
         Ok(0)
     })
+}
+
+/// Gives images of a name another one, with all that hangs on it.
+fn copy(
+    store: &Store,
+    from: Option<&Reference>,
+    to: &[Reference],
+    all: &[LocalImage],
+) -> Result<(), StoreError> {
+    let index = from.map(|from| store.index_by_name(from)).transpose()?.flatten();
+    if index.is_some() {
+        return store.put_indexed(to, all, index.as_ref());
+    }
+    let attested = all.iter().map(|image| Ok((image.id.clone(), store.attestations(from, &image.id)?)));
+    store.put_attested(to, all, &attested.collect::<Result<Vec<_>, StoreError>>()?)
 }
 
 /// Remove images

@@ -1,6 +1,8 @@
 //! The local image store: a metadata write. Nothing is compressed or copied for it.
 
-use stave_oci::{Platform, Reference};
+use std::collections::BTreeSet;
+
+use stave_oci::{Digest, Platform, Reference};
 use stave_store::{ImageLayer, LocalImage, StoredAttestation, StoredManifest};
 
 use crate::document::Document;
@@ -23,25 +25,25 @@ pub(crate) fn put(
     let host = Platform::host();
     local.sort_by_key(|image| !image.platform.matches(&host));
     let first = local.first().cloned().ok_or(ExportErrorKind::NoImage)?;
-    context.store.put_images(names, &local)?;
-    for image in images {
-        let id = image.id();
-        let attestations = image.image.attestations.iter().map(|one| StoredAttestation {
-            predicate_type: one.predicate_type.clone(),
-            predicate: one.predicate.clone(),
-        });
-        let attestations: Vec<_> = attestations.collect();
-        if !attestations.is_empty() {
-            context.store.set_attestations(&id, &attestations)?;
-        }
+    let attested: Vec<_> = images.iter().map(|image| (image.id(), attested(image))).collect();
+    context.store.put_attested(names, &local, &attested)?;
+    for (id, _) in attested {
         context.events.done(ExportStep::Config(id));
     }
     for name in names {
         context.events.done(ExportStep::Naming(name.canonical()));
     }
-    let listed = context.store.images()?;
-    let size = listed.iter().filter(|listed| local.iter().any(|local| local.id == listed.image.id));
-    Ok((first, size.map(|listed| listed.size).sum()))
+    let ids: BTreeSet<&Digest> = local.iter().map(|local| &local.id).collect();
+    let sizes = ids.iter().map(|id| context.store.image_size(id));
+    Ok((first, sizes.sum::<Result<u64, _>>()?))
+}
+
+fn attested(sealed: &Sealed) -> Vec<StoredAttestation> {
+    let all = sealed.image.attestations.iter().map(|one| StoredAttestation {
+        predicate_type: one.predicate_type.clone(),
+        predicate: one.predicate.clone(),
+    });
+    all.collect()
 }
 
 fn local(sealed: &Sealed, pushed: Option<&Document>) -> LocalImage {

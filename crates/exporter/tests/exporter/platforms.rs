@@ -5,7 +5,7 @@ use std::fs;
 
 use stave_exporter::{
     Annotation, ArchiveDestination, ArchiveLayout, ArchiveTarget, Attestation, Destination, ExportTarget,
-    FilesOptions, Image, ImageTarget, PushOptions, SavedImage,
+    FilesOptions, FilesTime, Image, ImageTarget, LocalMode, PushOptions, SavedImage,
 };
 use stave_oci::{Digest, Index, Manifest, Platform, media_type};
 use stave_store::Snapshot;
@@ -78,7 +78,7 @@ async fn a_push_of_several_platforms_is_an_index_over_their_manifests() {
         .iter()
         .map(|image| {
             let local = named.of(&image.platform).expect("is there");
-            Image::stored(local).attested(bench.store.attestations(&local.id).expect("looks"))
+            Image::stored(local).attested(bench.store.attestations(Some(&name), &local.id).expect("looks"))
         })
         .collect();
     let again = ImageTarget {
@@ -230,7 +230,7 @@ async fn trees_of_several_platforms_get_folders() {
     assert!(error.source().is_some_and(|kind| kind.to_string().starts_with(text)), "{error:?}");
     let tar = ExportTarget::Tar {
         dest: Destination::File(bench.path("x.tar")),
-        options: FilesOptions { epoch: Some(7), ..FilesOptions::default() },
+        options: FilesOptions { time: FilesTime::Epoch(7), ..FilesOptions::default() },
     };
     bench.exporter.export(&images, &tar).await.expect("exports");
     let mut archive = tar::Archive::new(fs::File::open(bench.path("x.tar")).expect("opens"));
@@ -243,6 +243,27 @@ async fn trees_of_several_platforms_get_folders() {
     let expected = ["linux_amd64/", "linux_amd64/name", "linux_amd64/provenance.json"];
     assert_eq!(found[..3], expected.map(str::to_owned));
     assert_eq!(found.len(), 6);
+}
+
+#[tokio::test]
+async fn folders_have_the_time_of_what_is_in_them() {
+    use std::os::unix::fs::MetadataExt as _;
+    let bench = Bench::new();
+    let dest = bench.path("out");
+    fs::create_dir_all(dest.join("linux_amd64/gone")).expect("creates");
+    // What an earlier image may have left.
+    let outside = bench.path("outside");
+    fs::create_dir(&outside).expect("creates");
+    std::os::unix::fs::symlink(&outside, dest.join("linux_riscv64")).expect("links");
+    let options =
+        FilesOptions { time: FilesTime::Epoch(7), mode: LocalMode::Delete, ..FilesOptions::default() };
+    let target = ExportTarget::Local { dest: dest.clone(), options };
+    bench.exporter.export(&both(&bench), &target).await.expect("exports");
+    assert!(!dest.join("linux_amd64/gone").exists());
+    assert_eq!(fs::read_dir(&outside).expect("lists").count(), 0, "no link is followed");
+    for path in ["linux_amd64", "linux_amd64/name", "linux_riscv64"] {
+        assert_eq!(fs::metadata(dest.join(path)).expect("is there").mtime(), 7, "{path}");
+    }
 }
 
 #[tokio::test]

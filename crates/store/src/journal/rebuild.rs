@@ -15,13 +15,17 @@ use crate::session::names;
 /// More layers than any store makes between two lines.
 const NUMBER_JUMP: i64 = 1 << 20;
 
+/// Types and predicates.
+type Statements = Vec<(String, Vec<u8>)>;
+
 /// What the journal comes to.
 #[derive(Debug, Default)]
 struct Known {
     layers: BTreeMap<i64, (String, Option<String>, String, i64)>,
     images: BTreeMap<String, ImageLine>,
     names: BTreeMap<String, Named>,
-    attested: BTreeMap<String, Vec<(String, Vec<u8>)>>,
+    /// By name, of which the empty one is none, and image.
+    attested: BTreeMap<(String, String), Statements>,
     synced: i64,
     highest: i64,
     boot: String,
@@ -72,12 +76,13 @@ pub(crate) fn rebuild(connection: &Connection, root: &Path) -> Result<(), Failur
     for (name, named) in &known.names {
         restore_name(connection, name, named)?;
     }
-    for (image, all) in &known.attested {
+    for ((called, image), all) in &known.attested {
         for (position, (predicate_type, predicate)) in (0i64..).zip(all) {
             connection.execute(
-                "INSERT INTO image_attestation (image, position, predicate_type, predicate)
-                 SELECT id, ?2, ?3, ?4 FROM image WHERE id = ?1",
-                params![image, position, predicate_type, predicate],
+                "INSERT INTO image_attestation (name, image, position, predicate_type, predicate)
+                 SELECT ?1, id, ?3, ?4, ?5 FROM image
+                 WHERE id = ?2 AND (?1 = '' OR EXISTS (SELECT 1 FROM image_name WHERE name = ?1))",
+                params![called, image, position, predicate_type, predicate],
             )?;
         }
     }
@@ -184,6 +189,7 @@ impl Known {
             }
             Line::Image(image) => drop(self.images.insert(image.id.clone(), *image)),
             Line::Name { name, image } => {
+                self.attested.retain(|(called, _), _| *called != name);
                 drop(self.names.insert(name, Named { image, ..Named::default() }));
             }
             Line::Variants { name, images } => {
@@ -201,15 +207,30 @@ impl Known {
                     named.index = Some((documents, blobs));
                 }
             }
-            Line::Attested { image, all } => drop(self.attested.insert(image, all)),
-            Line::Statement { image, predicate_type, predicate } => {
-                self.attested.entry(image).or_default().push((predicate_type, predicate.into_bytes()));
+            Line::Attested { name: Some(name), image, all } => {
+                drop(self.attested.insert((name, image), all));
             }
-            Line::Untagged { name } => drop(self.names.remove(&name)),
+            Line::Attested { name: None, image, all } => {
+                let means = |named: &Named| named.image == image || named.variants.contains(&image);
+                let names = self.names.iter().filter(|(_, named)| means(named)).map(|(name, _)| name.clone());
+                let entries = names.chain([String::new()]).map(|name| ((name, image.clone()), all.clone()));
+                let entries: Vec<_> = entries.collect();
+                self.attested.extend(entries);
+            }
+            Line::Statement { name, image, predicate_type, predicate } => {
+                self.attested
+                    .entry((name, image))
+                    .or_default()
+                    .push((predicate_type, predicate.into_bytes()));
+            }
+            Line::Untagged { name } => {
+                self.attested.retain(|(called, _), _| *called != name);
+                drop(self.names.remove(&name));
+            }
             Line::Removed { image } => {
                 self.images.remove(&image);
                 self.names.retain(|_, named| named.image != image);
-                self.attested.remove(&image);
+                self.attested.retain(|(_, of), _| *of != image);
             }
             Line::Synced { layer } => self.synced = self.synced.max(layer),
             Line::Boot { id } => self.boot = id,

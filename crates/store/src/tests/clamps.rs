@@ -22,6 +22,20 @@ fn a_clamped_tar_depends_on_the_epoch_only_where_times_are_later() {
     let (early, late) = (make(1000), make(3000));
     let digest = |layer, clamp| test.store.tar_diff_id(LayerTar { layer, clamp }).expect("a digest");
     assert_eq!(digest(early, Some(2000)), digest(early, None));
+    // Of a build context's times only the epoch is left.
+    let of_context = |seconds| {
+        let layer = test.store.prepare(&Snapshot::scratch()).expect("prepares");
+        let path = layer.upper().join("f");
+        std::fs::write(&path, "x").expect("writes");
+        let (seconds, nanoseconds) = crate::context_time((seconds, 5));
+        let time = UNIX_EPOCH + Duration::new(seconds.unsigned_abs(), nanoseconds);
+        File::open(&path).expect("opens").set_modified(time).expect("sets");
+        top(&layer.commit().expect("commits"))
+    };
+    let contexts = [1000, 2000, 3000].map(of_context);
+    let digests = contexts.map(|layer| digest(layer, Some(2000)));
+    assert_eq!(digests, [0, 1, 2].map(|_| digest(late, Some(2000))));
+    assert_eq!(digest(contexts[0], None), digest(early, None));
     assert_ne!(digest(late, Some(2000)), digest(late, None));
     assert_eq!(digest(late, Some(1000)), digest(early, None));
     // Found again by its digest, by another process too.
@@ -70,31 +84,85 @@ fn a_name_stands_for_several_platforms() {
 }
 
 #[test]
-fn attestations_go_with_their_image() {
+fn attestations_go_with_their_image_and_its_name() {
     let test = TestStore::new();
     let image = image(&test, "amd64");
-    test.store.put_image(&[], &image).expect("a record");
     let one = |text: &str| StoredAttestation { predicate_type: text.to_owned(), predicate: b"{}".to_vec() };
-    test.store.set_attestations(&image.id, &[one("a"), one("b")]).expect("a record");
-    test.store.set_attestations(&image.id, &[one("c")]).expect("a record");
-    assert_eq!(test.store.attestations(&image.id).expect("looks"), [one("c")]);
+    let names: [Reference; 2] = ["app:1", "app:2"].map(|name| name.parse().expect("a name"));
+    let put = |names: &[Reference], all: &[StoredAttestation]| {
+        let attested = [(image.id.clone(), all.to_vec())];
+        test.store.put_attested(names, std::slice::from_ref(&image), &attested).expect("a record");
+    };
+    #[track_caller]
+    fn check(
+        test: &TestStore,
+        image: &LocalImage,
+        expected: [&[StoredAttestation]; 3],
+        names: &[Reference; 2],
+    ) {
+        let of = |name| test.store.attestations(name, &image.id).expect("looks");
+        assert_eq!([of(None), of(Some(&names[0])), of(Some(&names[1]))], expected);
+    }
+    put(&names, &[one("a"), one("b")]);
+    check(&test, &image, [&[], &[one("a"), one("b")], &[one("a"), one("b")]], &names);
+    // Built again without a statement under one name, and with another under none.
+    put(&names[1..], &[]);
+    put(&[], &[one("c")]);
+    check(&test, &image, [&[one("c")], &[one("a"), one("b")], &[]], &names);
+    test.store.tag(&image.id, &names[1]).expect("a record");
+    check(&test, &image, [&[one("c")], &[one("a"), one("b")], &[one("c")]], &names);
+    test.store.untag(&names[1]).expect("a record");
+    check(&test, &image, [&[one("c")], &[one("a"), one("b")], &[]], &names);
     test.store.remove_image(&image.id).expect("removes");
-    assert_eq!(test.store.attestations(&image.id).expect("looks"), []);
+    check(&test, &image, [&[], &[], &[]], &names);
+}
+
+#[test]
+fn what_was_attested_of_an_image_is_attested_under_its_names() {
+    let test = TestStore::new();
+    let both = ["amd64", "arm64"].map(|architecture| image(&test, architecture));
+    let name: Reference = "app:1".parse().expect("a name");
+    test.store.put_images(std::slice::from_ref(&name), &both).expect("a record");
+    let directory = test.directory;
+    drop(test.store);
+    let database = rusqlite::Connection::open(directory.path().join("store.db")).expect("the database");
+    database
+        .execute_batch(
+            "DROP TRIGGER image_attestation_of_name; DROP TABLE image_attestation;
+             CREATE TABLE image_attestation (
+                 image TEXT NOT NULL REFERENCES image ON DELETE CASCADE, position INTEGER NOT NULL,
+                 predicate_type TEXT NOT NULL, predicate BLOB NOT NULL, PRIMARY KEY (image, position)
+             ) WITHOUT ROWID;
+             INSERT INTO image_attestation SELECT id, 0, 'urn:x', CAST(platform AS BLOB) FROM image;
+             PRAGMA user_version = 4;",
+        )
+        .expect("an older store");
+    let store = Store::open(directory.path()).expect("opens");
+    for image in &both {
+        let predicate = serde_json::to_vec(&image.platform).expect("JSON");
+        let expected = [StoredAttestation { predicate_type: "urn:x".to_owned(), predicate }];
+        for name in [Some(&name), None] {
+            assert_eq!(store.attestations(name, &image.id).expect("looks"), expected);
+        }
+    }
+    store.untag(&name).expect("a record");
+    assert_eq!(store.attestations(Some(&name), &both[1].id).expect("looks"), []);
 }
 
 #[test]
 fn a_store_of_the_first_format_is_brought_forward() {
     let test = TestStore::new();
     let layer = test.layer(&Snapshot::scratch(), "f", "kept");
-    let root = test.root().to_owned();
-    let database = rusqlite::Connection::open(root.join("store.db")).expect("the database");
+    let directory = test.directory;
+    drop(test.store);
+    let database = rusqlite::Connection::open(directory.path().join("store.db")).expect("the database");
     database
         .execute_batch(
             "DROP TABLE clamped; DROP TABLE clamped_compressed; DROP TABLE image_variant;
-             DROP TABLE image_attestation; DROP TABLE image_document; DROP TABLE image_blob; ALTER TABLE layer DROP COLUMN parent; PRAGMA user_version = 1;",
+             DROP TRIGGER image_attestation_of_name; DROP TABLE image_attestation; DROP TABLE image_document; DROP TABLE image_blob; ALTER TABLE layer DROP COLUMN parent; PRAGMA user_version = 1;",
         )
         .expect("an older store");
-    let store = Store::open(&root).expect("opens");
+    let store = Store::open(directory.path()).expect("opens");
     assert!(store.exists(&layer).expect("looks"));
     store.tar_diff_id(LayerTar { layer: top(&layer), clamp: Some(1) }).expect("remembers");
 }

@@ -93,7 +93,7 @@ fn a_lost_database_comes_back_with_all_that_hangs_on_names_and_images() {
         documents: vec![document(b"a \xff manifest"), document(b"the index")],
         blobs: vec![stave_oci::Descriptor::of("application/y", b"blob")],
     };
-    let (app, moved) = (name("app"), name("moved"));
+    let (app, moved, gone) = (name("app"), name("moved"), name("gone"));
     test.store.put_indexed(&[app.clone(), moved.clone()], &images, Some(&index)).expect("stores");
     // What hung on a name is gone when it means something else.
     test.store.put_image(std::slice::from_ref(&moved), &images[0]).expect("stores");
@@ -102,8 +102,12 @@ fn a_lost_database_comes_back_with_all_that_hangs_on_names_and_images() {
         predicate: predicate.to_vec(),
     };
     let attested = vec![statement(b"{\"a\":1}"), statement(b"no \xff text")];
-    test.store.set_attestations(&images[1].id, &[statement(b"replaced")]).expect("stores");
-    test.store.set_attestations(&images[1].id, &attested).expect("stores");
+    let other = name("other");
+    for all in [vec![statement(b"replaced")], attested.clone()] {
+        let all = [(images[1].id.clone(), all)];
+        test.store.put_attested(&[other.clone(), gone.clone()], &images[1..2], &all).expect("stores");
+    }
+    test.store.untag(&gone).expect("stores");
     test.store.remove_image(&images[2].id).expect("removes");
     let root = test.directory;
     drop(test.store);
@@ -116,7 +120,9 @@ fn a_lost_database_comes_back_with_all_that_hangs_on_names_and_images() {
         assert_eq!(store.index_by_name(&moved).expect("looks"), None, "{round}");
         let named = store.images_by_name(&app).expect("looks").expect("is there");
         assert_eq!(named.all().collect::<Vec<_>>(), [&images[0], &images[1]], "{round}");
-        assert_eq!(store.attestations(&images[1].id).expect("looks"), attested, "{round}");
+        let of = |name| store.attestations(name, &images[1].id).expect("looks");
+        assert_eq!(of(Some(&other)), attested, "{round}");
+        assert_eq!([of(None), of(Some(&app)), of(Some(&gone))], [const { Vec::new() }; 3], "{round}");
         drop(store);
         // The next line finds no journal, and so it is made from the rows.
         fs::remove_file(root.path().join("journal")).expect("removes");

@@ -160,3 +160,75 @@ fn a_name_keeps_the_index_it_came_with_and_its_blobs() {
     assert_eq!(test.store.index_by_name(&name).expect("looks"), None);
     assert_eq!(test.store.prune(&PruneRequest::unused()).expect("prunes").blobs, [digest]);
 }
+
+/// Bytes of what a change of images is written to.
+fn written(test: &TestStore) -> [u64; 2] {
+    let length = |file: &str| std::fs::metadata(test.root().join(file)).map_or(0, |found| found.len());
+    ["journal", "store.db-wal"].map(length)
+}
+
+#[test]
+fn what_is_stored_already_is_not_written_again() {
+    let test = TestStore::new();
+    let lease = test.store.lease().expect("a lease");
+    let (image, other) = (image(&test, "{}"), image(&test, "[]"));
+    let names = [name("app"), name("app:1")];
+    let document = image.manifest.clone().expect("a manifest");
+    let index = StoredIndex { documents: vec![document], blobs: vec![Descriptor::of("application/x", b"b")] };
+    let both = [image.clone(), other.clone()];
+    let put = || {
+        test.store.put_indexed(&names, &both, Some(&index)).expect("a record");
+    };
+    put();
+    let before = written(&test);
+    put();
+    // What an image came with earlier is kept.
+    let built = [LocalImage { manifest: None, ..image.clone() }, other.clone()];
+    test.store.put_indexed(&names[..1], &built, Some(&index)).expect("a record");
+    assert_eq!(written(&test), before);
+    drop(lease);
+    // Nothing says that the layers were used since this began.
+    let lease = test.store.lease().expect("a lease");
+    let before = written(&test);
+    put();
+    assert!(written(&test)[1] > before[1]);
+    assert!(test.store.exists(&image.snapshot()).expect("an answer"));
+    drop(lease);
+}
+
+#[test]
+fn whatever_differs_from_what_is_stored_is_written() {
+    let test = TestStore::new();
+    let lease = test.store.lease().expect("a lease");
+    let (image, other) = (image(&test, "{}"), image(&test, "[]"));
+    let document = other.manifest.clone();
+    let index = StoredIndex { documents: document.clone().into_iter().collect(), blobs: Vec::new() };
+    let blob = Some(Descriptor::of("application/x", b"another"));
+    let platform = Platform::new("linux", "amd64", None);
+    let layers = vec![ImageLayer { blob, ..image.layers[0].clone() }];
+    let above = vec![image.layers[0].clone(), other.layers[0].clone()];
+    let variants = [
+        (vec![LocalImage { manifest: document, ..image.clone() }], None),
+        (vec![LocalImage { platform, ..image.clone() }], None),
+        (vec![LocalImage { layers, ..image.clone() }], None),
+        (vec![LocalImage { layers: above, ..image.clone() }], None),
+        (vec![other.clone()], None),
+        (vec![image.clone(), other.clone()], None),
+        (vec![image.clone()], Some(&index)),
+    ];
+    for (images, index) in variants {
+        test.store.put_image(&[name("app")], &image).expect("a record");
+        let before = written(&test);
+        test.store.put_indexed(&[name("app")], &images, index).expect("a record");
+        assert!(written(&test)[0] > before[0], "{images:?}");
+        let stored = test.store.images_by_name(&name("app")).expect("an answer").expect("is there");
+        assert_eq!(stored.all().collect::<Vec<_>>(), images.iter().collect::<Vec<_>>());
+        assert_eq!(test.store.index_by_name(&name("app")).expect("an answer").as_ref(), index);
+    }
+    test.store.put_image(&[name("app")], &image).expect("a record");
+    test.store.put_image(&[name("app:2")], &image).expect("a record");
+    assert_eq!(test.store.image_names(&image.id).expect("an answer").len(), 2);
+    let size = test.store.images().expect("a listing").into_iter().find(|listed| listed.image == image);
+    assert_eq!(test.store.image_size(&image.id).expect("an answer"), size.expect("is there").size);
+    drop(lease);
+}
