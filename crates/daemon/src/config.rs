@@ -379,6 +379,9 @@ pub struct OciWorker {
     /// Most steps that run at one time; 0 leaves it to the machine.
     #[serde(default, rename = "max-parallelism")]
     pub max_parallelism: usize,
+    /// The OCI runtime that runs steps, such as `runc`; without one, this program does.
+    #[serde(default)]
+    pub binary: Option<PathBuf>,
     /// Whether it runs as an ordinary user; it finds that out by itself.
     #[serde(default)]
     pub rootless: Option<bool>,
@@ -595,9 +598,9 @@ mod tests {
         at("worker.oci", "noProcessSandbox = true", Err("`worker.oci.noProcessSandbox`"));
         at("worker.oci", "networkMode = \"cni\"", Err("`worker.oci.networkMode`"));
         at("worker.oci", "max-parallelism = -1", Err("max-parallelism"));
+        at("worker.oci", "binary = \"runc\"", Ok(()));
         for (key, value) in [
             ("userRemapUnsupported", "\"x\""),
-            ("binary", "\"runc\""),
             ("proxySnapshotterPath", "\"/x\""),
             ("defaultCgroupParent", "\"/x\""),
             ("stargzSnapshotter", "{}"),

@@ -11,10 +11,11 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{FileType, fgetxattr};
+use rustix::fs::{Dir, FileType, fgetxattr};
 use rustix::io::Errno;
 
 pub use self::entry::MergedEntry;
@@ -83,6 +84,27 @@ impl MergedView {
         for (name, layer) in merged_names(&directory, path)? {
             if self.child(&directory[layer..], &name, path.join(&name), Want::Status)?.is_some() {
                 names.push(name);
+            }
+        }
+        Ok(Some(names))
+    }
+
+    /// The first names in a directory, sorted; `None` if it is none. However many there are, about as many are held as are
+    /// asked for.
+    pub fn read_dir_first(&self, path: &Path, most: usize) -> Result<Option<Vec<OsString>>, StoreError> {
+        let found = self.resolve(path, true, Want::Content)?;
+        let Some(directory) = found.and_then(|found| found.directory) else { return Ok(None) };
+        let mut names: Vec<OsString> = Vec::new();
+        let mut last: Option<OsString> = None;
+        while names.len() < most {
+            let page = first_names(&directory, path, last.as_deref(), most)?;
+            let Some((end, _)) = page.last_key_value() else { break };
+            last = Some(end.clone());
+            for (name, layer) in page {
+                let is_there = || self.child(&directory[layer..], &name, path.join(&name), Want::Status);
+                if names.len() < most && is_there()?.is_some() {
+                    names.push(name);
+                }
             }
         }
         Ok(Some(names))
@@ -243,6 +265,33 @@ fn merged_names(directory: &Directory, path: &Path) -> Result<BTreeMap<OsString,
     for (index, layer) in directory.iter().enumerate() {
         for name in sorted_names(layer).map_err(|error| StoreError::io("read", path, error))? {
             names.entry(name).or_insert(index);
+        }
+    }
+    Ok(names)
+}
+
+/// The first of these names that come after another, those of removed entries among them.
+fn first_names(
+    directory: &Directory,
+    path: &Path,
+    after: Option<&OsStr>,
+    most: usize,
+) -> Result<BTreeMap<OsString, usize>, StoreError> {
+    let failed = |error: Errno| StoreError::io("read", path, error);
+    let mut names: BTreeMap<OsString, usize> = BTreeMap::new();
+    for (index, layer) in directory.iter().enumerate() {
+        for entry in Dir::read_from(layer).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            let is_late =
+                names.len() >= most && names.last_key_value().is_none_or(|(last, _)| name > last.as_os_str());
+            if name == "." || name == ".." || after.is_some_and(|after| name <= after) || is_late {
+                continue;
+            }
+            names.entry(name.to_owned()).or_insert(index);
+            if names.len() > most {
+                names.pop_last();
+            }
         }
     }
     Ok(names)

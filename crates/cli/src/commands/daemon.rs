@@ -274,7 +274,7 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
         root,
         registries,
         keychain: Keychain::anonymous(),
-        oci_runtime: arguments.worker.oci_worker_binary.clone().or_else(|| global.oci_runtime.clone()),
+        oci_runtime: runtime(arguments, &file, global),
         device_directories: directories,
         parallel_steps: std::num::NonZeroUsize::new(file.worker.oci.max_parallelism),
     };
@@ -293,6 +293,12 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
         daemon.serve(interrupt.token().clone()).await.map_err(|error| Failure::new(&error))?;
         Ok(0)
     })
+}
+
+/// The OCI runtime that runs steps, if another program does: that of the flag, else that of the file.
+fn runtime(arguments: &Arguments, file: &FileConfig, global: &GlobalOptions) -> Option<PathBuf> {
+    let of_file = file.worker.oci.binary.clone().filter(|binary| !binary.as_os_str().is_empty());
+    arguments.worker.oci_worker_binary.clone().or(of_file).or_else(|| global.oci_runtime.clone())
 }
 
 /// How much the daemon says: flag or file may ask for all.
@@ -331,6 +337,7 @@ fn fixed(file: &FileConfig) -> Vec<(&'static str, String)> {
         ("grpc", format!("{:?}", file.grpc)),
         ("history", format!("{:?}", file.history)),
         ("worker.oci.max-parallelism", file.worker.oci.max_parallelism.to_string()),
+        ("worker.oci.binary", format!("{:?}", file.worker.oci.binary)),
         ("cdi", format!("{:?}", file.cdi)),
         ("web", format!("{:?}", file.web)),
         ("audit", format!("{:?}", file.audit)),

@@ -88,7 +88,7 @@ pub(super) async fn read_dir(
     let view = view(gateway, request.metadata(), &request.get_ref().r#ref).await?;
     let request = request.into_inner();
     let folder = Path::new(&request.dir_path);
-    let names = match view.read_dir(folder)? {
+    let names = match view.read_dir_first(folder, MAX_LISTED)? {
         // The root of a result without any file is a directory, too.
         None if is_root(folder) => Some(Vec::new()),
         names => names,
@@ -96,7 +96,7 @@ pub(super) async fn read_dir(
     let missing = || Failure::NotFound(format!("open {}: no such file or directory", request.dir_path));
     let mut entries = Vec::new();
     let wanted = pattern(&request.include_pattern)?;
-    for name in names.ok_or_else(missing)?.into_iter().take(MAX_LISTED) {
+    for name in names.ok_or_else(missing)? {
         let shown = name.to_string_lossy().into_owned();
         if wanted.as_ref().is_some_and(|pattern| !pattern.matches(&shown)) {
             continue;

@@ -90,6 +90,11 @@ fn a_glance_sees_what_a_view_does() {
                 assert_eq!(seen(&glance), seen(&whole), "{path}");
                 let names = |view: &MergedView| view.read_dir(Path::new(path)).expect("an answer");
                 assert_eq!(names(&glance), names(&whole), "{path}");
+                for most in [0, 1, 2, 1000] {
+                    let expected = names(&whole).map(|all| all.into_iter().take(most).collect::<Vec<_>>());
+                    let first = whole.read_dir_first(Path::new(path), most).expect("an answer");
+                    assert_eq!(first, expected, "{most} of {path}");
+                }
             }
         }
     }
