@@ -154,10 +154,11 @@ impl Place {
     ///
     /// # Errors
     /// [`PlaceError`].
-    pub async fn has_blob(&self, digest: &Digest) -> Result<bool, PlaceError> {
+    pub async fn has_blob(&self, descriptor: &Descriptor) -> Result<bool, PlaceError> {
+        let digest = &descriptor.digest;
         match self {
             Self::Registry { client, reference } => Ok(client.has_blob(reference, digest).await?),
-            Self::Local(place) => Ok(place.has_blob(digest)),
+            Self::Local(place) => Ok(place.has_blob(descriptor)),
             Self::S3(store) => store.keep_blob(digest).await,
             Self::Elsewhere(place) => Ok(place.contents.size(digest).await?.is_some()),
         }
@@ -188,7 +189,7 @@ impl Place {
                 let pushed = client.push_blob(reference, descriptor, content.into(), None).await?;
                 Ok(if pushed == BlobPush::Uploaded { Written::Sent } else { Written::Kept })
             }
-            Self::Local(place) => place.put_blob(&descriptor.digest, content).await,
+            Self::Local(place) => place.put_blob(descriptor, content).await,
             Self::S3(store) => {
                 if store.keep_blob(&descriptor.digest).await? {
                     return Ok(Written::Kept);
@@ -226,7 +227,7 @@ impl Place {
             Self::Registry { client, reference } => {
                 Ok(client.offer_blob(reference, descriptor, content.into()).await.map(drop)?)
             }
-            _ if self.has_blob(&descriptor.digest).await? => Ok(()),
+            _ if self.has_blob(descriptor).await? => Ok(()),
             _ => self.send_blob(descriptor, content).await,
         }
     }

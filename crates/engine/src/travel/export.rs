@@ -240,7 +240,7 @@ impl Uploads {
             return Ok(blob);
         }
         let digest = &blob.descriptor.digest;
-        let is_there = self.place.has_blob(digest).await?
+        let is_there = self.place.has_blob(&blob.descriptor).await?
             || match &layer.origin {
                 Some(origin) => self.place.mount_blob(digest, origin).await?,
                 None => false,
@@ -378,16 +378,17 @@ impl Journey {
                     step.part(format!("writing layer {digest}"));
                 }
                 step.part(format!("writing cache image manifest {}", written.manifest.digest));
-                if let (ExportTarget::Local { reset: true, .. }, Place::Local(place)) =
-                    (&out.spec.target, &uploads.place)
-                {
-                    place.remove_unnamed().await?;
-                }
             }
             None => step.part("skipping cache export for empty result"),
         }
         if let Some(mounts) = &out.mounts {
             mounts.finish(&self.travel.used_mounts(), step).await?;
+        }
+        // Last, when all that was sent has its name.
+        if let (ExportTarget::Local { reset: true, .. }, Place::Local(place), Some(_)) =
+            (&out.spec.target, &uploads.place, &written)
+        {
+            place.remove_unnamed().await?;
         }
         Ok(written.map(|written| written.manifest))
     }

@@ -1,12 +1,14 @@
 //! A directory with an OCI image layout, as BuildKit's clients write local caches.
 //!
-//! Owns its files: `blobs/`, `index.json` with one entry per tag, and the lock other clients take for it.
+//! Owns its files: `blobs/`, `index.json` with one entry per tag, the lock other clients take for it, and `.writing`, which
+//! whoever sends blobs holds shared until he is done, and whoever removes blobs alone.
 //! Blobs appear by rename, so a reader never sees half of one. Start with [`LocalPlace`].
 
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
@@ -23,17 +25,20 @@ pub struct LocalPlace {
     directory: PathBuf,
     tag: String,
     digest: Option<Digest>,
+    /// Locked from the first blob on, by all that are this place under one name or another.
+    writing: Arc<OnceLock<File>>,
 }
 
 impl LocalPlace {
     /// The cache `tag` in `directory`, or the manifest `digest` when given.
     pub fn new(directory: PathBuf, tag: String, digest: Option<Digest>) -> Self {
-        Self { directory, tag, digest }
+        Self { directory, tag, digest, writing: Arc::default() }
     }
 
     /// The same directory under another name.
     pub(crate) fn named(&self, suffix: &str) -> Self {
-        Self { directory: self.directory.clone(), tag: format!("{}-{suffix}", self.tag), digest: None }
+        let tag = format!("{}-{suffix}", self.tag);
+        Self { directory: self.directory.clone(), tag, digest: None, writing: Arc::clone(&self.writing) }
     }
 
     pub(super) async fn document(&self) -> Result<Option<Document>, PlaceError> {
@@ -91,15 +96,24 @@ impl LocalPlace {
         }
     }
 
-    pub(super) fn has_blob(&self, digest: &Digest) -> bool {
-        self.path(digest).is_file()
+    /// Whether a blob is there, and stays until it can be named. One of another length is what a power cut left of it.
+    pub(super) fn has_blob(&self, descriptor: &Descriptor) -> bool {
+        if self.begin_writing().is_err() {
+            return false;
+        }
+        let found = fs::metadata(self.path(&descriptor.digest));
+        found.is_ok_and(|found| found.is_file() && found.len() == descriptor.size)
     }
 
-    pub(super) async fn put_blob(&self, digest: &Digest, content: Content) -> Result<Written, PlaceError> {
-        if self.has_blob(digest) {
+    pub(super) async fn put_blob(
+        &self,
+        descriptor: &Descriptor,
+        content: Content,
+    ) -> Result<Written, PlaceError> {
+        if self.has_blob(descriptor) {
             return Ok(Written::Kept);
         }
-        let (place, digest) = (self.clone(), digest.clone());
+        let (place, digest) = (self.clone(), descriptor.digest.clone());
         blocking(move || {
             let path = place.path(&digest);
             place.write_aside(&path, |out| match content {
@@ -115,7 +129,7 @@ impl LocalPlace {
         let digest = Digest::sha256(&bytes);
         let mut entry = Descriptor::of(kind, &bytes);
         entry.annotations.insert(REF_NAME.to_owned(), self.tag.clone());
-        self.put_blob(&digest, Content::Bytes(bytes)).await?;
+        self.put_blob(&entry, Content::Bytes(bytes)).await?;
         let place = self.clone();
         blocking(move || place.update_index(entry)).await?;
         Ok(digest)
@@ -147,13 +161,31 @@ impl LocalPlace {
         self.write_aside(&self.directory.join("index.json"), |out| out.write_all(&text))
     }
 
-    /// Removes blobs that no name in the layout leads to.
+    /// From here on nobody takes what has no name yet for rubbish.
+    fn begin_writing(&self) -> Result<&File, PlaceError> {
+        if let Some(lock) = self.writing.get() {
+            return Ok(lock);
+        }
+        let path = self.directory.join(".writing");
+        fs::create_dir_all(&self.directory).map_err(|error| failed("create", &self.directory, error))?;
+        let lock = File::options().write(true).create(true).truncate(false).open(&path);
+        let lock = lock.map_err(|error| failed("open", &path, error))?;
+        flock(&lock, FlockOperation::LockShared).map_err(|error| failed("lock", &path, error.into()))?;
+        Ok(self.writing.get_or_init(|| lock))
+    }
+
+    /// Removes blobs that no name in the layout leads to, unless somebody else is writing some: the next one will.
+    /// Ends the writing of this place.
     ///
     /// # Errors
     /// [`PlaceError`].
     pub async fn remove_unnamed(&self) -> Result<(), PlaceError> {
         let place = self.clone();
         blocking(move || {
+            let lock = place.begin_writing()?;
+            if flock(lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+                return Ok(());
+            }
             let kept = place.reachable()?;
             let directory = place.directory.join("blobs").join("sha256");
             let entries = fs::read_dir(&directory).map_err(|error| failed("list", &directory, error))?;
@@ -165,6 +197,7 @@ impl LocalPlace {
                     fs::remove_file(entry.path()).map_err(|error| failed("remove", &entry.path(), error))?;
                 }
             }
+            flock(lock, FlockOperation::Unlock).ok();
             Ok(())
         })
         .await
@@ -253,5 +286,42 @@ async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(join) => std::panic::resume_unwind(join.into_panic()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_power_cut_left_of_a_blob_is_no_blob() {
+        let place = tempfile::tempdir().expect("a directory");
+        let local = LocalPlace::new(place.path().to_owned(), "latest".to_owned(), None);
+        let (blob, content) = (Descriptor::of("application/x", b"content"), Bytes::from_static(b"content"));
+        let put = || local.put_blob(&blob, Content::Bytes(content.clone()));
+        assert_eq!(put().await.expect("writes"), Written::Sent);
+        assert_eq!(put().await.expect("looks"), Written::Kept);
+        fs::write(local.path(&blob.digest), "").expect("cuts");
+        assert!(!local.has_blob(&blob));
+        assert_eq!(put().await.expect("writes"), Written::Sent);
+        assert_eq!(fs::read(local.path(&blob.digest)).expect("reads"), content);
+    }
+
+    #[tokio::test]
+    async fn blobs_that_somebody_is_about_to_name_are_no_rubbish() {
+        let place = tempfile::tempdir().expect("a directory");
+        let local = |tag: &str| LocalPlace::new(place.path().to_owned(), tag.to_owned(), None);
+        let (one, other) = (local("one"), local("other"));
+        let blob = Descriptor::of("application/x", b"content");
+        let content = || Content::Bytes(Bytes::from_static(b"content"));
+        one.put_blob(&blob, content()).await.expect("writes");
+        other.put_document("application/y", Bytes::from_static(b"{}")).await.expect("writes");
+        other.remove_unnamed().await.expect("works");
+        assert!(one.has_blob(&blob));
+        drop(one);
+        other.remove_unnamed().await.expect("works");
+        assert!(!other.has_blob(&blob));
+        // Its own, which has a name.
+        assert!(other.has_blob(&Descriptor::of("application/y", b"{}")));
     }
 }
