@@ -111,9 +111,11 @@ fn snapshots(result: &str) -> Option<Vec<Snapshot>> {
 
 /// Finds, and with `remove` drops, records whose results are gone.
 fn forget(store: &Store, index: &CacheIndex, remove: bool) -> Result<Vec<String>, DiskError> {
+    // The records first: what another build makes and records meanwhile is not taken for gone.
+    let records = index.list(MAX_RECORDS)?;
     let present = store.layer_ids()?;
     let mut gone = Vec::new();
-    for record in index.list(MAX_RECORDS)? {
+    for record in records {
         let whole = snapshots(record.result.as_str())
             .is_some_and(|all| all.iter().flat_map(Snapshot::layers).all(|layer| present.contains(layer)));
         if whole || stave_solver::is_elsewhere(&record.result) {

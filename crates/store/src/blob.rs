@@ -68,15 +68,23 @@ impl BlobWriter {
                 .and_then(|()| fs::rename(&self.path, &target))
                 .map_err(|error| StoreError::io("rename", &self.path, error))?;
             reach("blob-renamed");
+            // No number is used again: who syncs marks all up to one, long after it looked which that is.
+            let number: i64 = tx
+                .prepare_cached(
+                    "UPDATE clock SET next_layer = 1 +
+                     max(next_layer, (SELECT 1 + coalesce(max(id), 0) FROM blob)) RETURNING next_layer - 1",
+                )?
+                .query_row([], |row| row.get(0))?;
             // A row in deletion is taken over: its file was moved aside or is replaced by ours, and
             // the deleter removes only rows that are still marked.
             tx.prepare_cached(
-                "INSERT INTO blob (digest, size, created, used, use_seq)
-                 VALUES (?1, ?2, ?3, ?3, (SELECT use_seq FROM clock))
-                 ON CONFLICT (digest) DO UPDATE SET state = 0, synced = 0, size = excluded.size,
-                 created = excluded.created, used = excluded.used, use_seq = excluded.use_seq",
+                "INSERT INTO blob (id, digest, size, created, used, use_seq)
+                 VALUES (?4, ?1, ?2, ?3, ?3, (SELECT use_seq FROM clock))
+                 ON CONFLICT (digest) DO UPDATE SET id = excluded.id, state = 0, synced = 0,
+                 size = excluded.size, created = excluded.created, used = excluded.used,
+                 use_seq = excluded.use_seq",
             )?
-            .execute((digest.as_str(), size, now()))?;
+            .execute((digest.as_str(), size, now(), number))?;
             Ok(())
         });
         committed.map(|()| (digest, self.written))
@@ -148,14 +156,24 @@ impl Store {
 
     /// The blob's size in bytes; `None` if it is not there. Counts as a use.
     pub fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, StoreError> {
-        let size: Option<i64> = self.inner.database.write(|tx| {
+        let size = |size: i64| u64::try_from(size).map_err(|_| StoreError::DamagedRecord { what: "a blob" });
+        // What a lease of ours keeps already needs no stamp: each write may wait for a busy disk.
+        if let Some(lease) = self.newest_lease()
+            && let Some(kept) = self.inner.database.read(|tx| {
+                let query = "SELECT size FROM blob WHERE digest = ?1 AND state = 0 AND use_seq >= ?2";
+                let mut statement = tx.prepare_cached(query)?;
+                Ok(statement.query_row((digest.as_str(), lease), |row| row.get(0)).optional()?)
+            })?
+        {
+            return size(kept).map(Some);
+        }
+        let found: Option<i64> = self.inner.database.write(|tx| {
             let touch = "UPDATE blob SET used = ?2, use_seq = (SELECT use_seq FROM clock)
                          WHERE digest = ?1 AND state = 0 RETURNING size";
             let mut statement = tx.prepare_cached(touch)?;
             Ok(statement.query_row((digest.as_str(), now()), |row| row.get(0)).optional()?)
         })?;
-        size.map(|size| u64::try_from(size).map_err(|_| StoreError::DamagedRecord { what: "a blob" }))
-            .transpose()
+        found.map(size).transpose()
     }
 
     /// Whether the blob is there. Counts as a use: after `true` a live lease keeps it.

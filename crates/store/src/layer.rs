@@ -341,14 +341,20 @@ impl Store {
 
     /// The layer whose uncompressed tar has this digest. Counts as a use.
     pub fn layer_by_diff_id(&self, diff_id: &Digest) -> Result<Option<LayerId>, StoreError> {
-        self.inner.database.write(|tx| {
-            let query = "SELECT id FROM layer WHERE diff_id = ?1 AND state = 0 ORDER BY id LIMIT 1";
-            let found =
-                tx.prepare_cached(query)?.query_row([diff_id.as_str()], |row| row.get(0)).optional()?;
-            let layer = found.map(LayerId);
-            touch(tx, layer.as_slice())?;
-            Ok(layer)
-        })
+        if let Some(lease) = self.newest_lease() {
+            let query = "SELECT id, use_seq FROM layer WHERE diff_id = ?1 AND state = 0 ORDER BY id LIMIT 1";
+            let found: Option<(i64, Start)> = self.inner.database.read(|tx| {
+                let mut statement = tx.prepare_cached(query)?;
+                let columns = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+                Ok(statement.query_row([diff_id.as_str()], columns).optional()?)
+            })?;
+            match found {
+                None => return Ok(None),
+                Some((layer, stamp)) if stamp >= lease => return Ok(Some(LayerId(layer))),
+                Some(_) => {}
+            }
+        }
+        self.inner.database.write(|tx| by_diff_id(tx, diff_id))
     }
 
     /// The digest of the layer's tar (as [`Store::write_layer_tar`] writes it by default, or as it

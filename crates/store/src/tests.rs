@@ -11,6 +11,7 @@ mod kills;
 mod lifecycle;
 mod open_files;
 mod overlay;
+mod remains;
 
 use std::fs;
 use std::path::Path;

@@ -232,3 +232,27 @@ fn whatever_differs_from_what_is_stored_is_written() {
     assert_eq!(test.store.image_size(&image.id).expect("an answer"), size.expect("is there").size);
     drop(lease);
 }
+
+#[test]
+fn what_a_lease_keeps_already_is_not_stamped_again() {
+    let test = TestStore::new();
+    let image = image(&test, "{}");
+    let mut writer = test.store.blob_writer(None, 100).expect("a writer");
+    writer.push(b"content").expect("room");
+    let (digest, _) = writer.commit().expect("a blob");
+    let use_both = || {
+        let layer = test.store.layer_by_diff_id(&image.layers[0].diff_id).expect("an answer");
+        (layer, test.store.blob_size(&digest).expect("an answer"))
+    };
+    let none = || test.store.layer_by_diff_id(&digest).expect("an answer");
+    let lease = test.store.lease().expect("a lease");
+    let before = written(&test);
+    let found = use_both();
+    assert_eq!((found, none()), ((Some(image.layers[0].layer), Some(7)), None));
+    let stamped = written(&test);
+    assert!(stamped[1] > before[1]);
+    assert_eq!((use_both(), none(), written(&test)), (found, None, stamped));
+    assert_eq!(test.other().prune(&PruneRequest::unused()).expect("a collection").layers, []);
+    drop(lease);
+    assert_eq!(test.store.prune(&PruneRequest::unused()).expect("a collection").blobs, [digest]);
+}
