@@ -97,9 +97,16 @@ fn inside_of_an_image() {
     let world = project();
     let name = format!("{}/travel/inline:{}", registry(), std::process::id());
     let output = format!("type=image,name={name},push=true");
-    build(&world, &["-o", &output, "--cache-to", "type=inline"]).success();
+    let context = world.context().display().to_string();
+    let image = |flags: &[&str]| {
+        let words = ["build", "-q", "-o", &output, "--cache-to", "type=inline"];
+        world.stave([&words, flags, &[&context]].concat()).success().stdout
+    };
+    let first = image(&[]);
     another_machine(&world);
     assert_eq!(build(&world, &["--cache-from", &name]).success().cached(), 6);
+    another_machine(&world);
+    assert_eq!(image(&["--cache-from", &name]), first, "and it has the whole cache again");
 }
 
 #[test]
@@ -116,6 +123,22 @@ fn what_changed_runs_and_the_rest_is_found() {
     // The tool is found; what copies the file, and all above it, runs.
     assert_eq!(build(&world, &["--cache-from", &from]).success().cached(), 2);
     assert_eq!(world.run("it", &["cat", "/w/both"]), "tool\nchanged\n");
+}
+
+#[test]
+fn what_stood_below_a_hit_goes_on_to_the_next_cache() {
+    let world = project();
+    let (first, second) = (place(&world), world.path("second").display().to_string());
+    build(&world, &["--cache-to", &format!("type=local,dest={first},mode=max")]).success();
+    another_machine(&world);
+    // Nobody needs more than the result.
+    let (from, to) = (format!("type=local,src={first}"), format!("type=local,dest={second},mode=max"));
+    assert_eq!(build(&world, &["--cache-from", &from, "--cache-to", &to]).success().cached(), 6);
+    another_machine(&world);
+    fs::remove_dir_all(&first).expect("is there");
+    world.dockerfile(&STEPS.replace("--from=tools", "--from=tools --chown=3:4"));
+    let third = build(&world, &["--cache-from", &format!("type=local,src={second}")]).success();
+    assert_eq!(third.cached(), 3, "{}", third.stderr);
 }
 
 #[test]
@@ -172,7 +195,8 @@ fn cache_mounts_travel() {
     let run =
         "RUN --mount=type=cache,target=/c,id=deps echo \"had $(cat /c/f 2>/dev/null)\"; echo $N > /c/f\n";
     world.dockerfile(&format!("FROM BUSYBOX\nARG N=1\n{run}"));
-    build(&world, &["--cache-to", &format!("type=local,dest={dir},mounts=true")])
+    // Nothing of them is rubbish before it has its name.
+    build(&world, &["--cache-to", &format!("type=local,dest={dir},mounts=true,reset=true")])
         .success()
         .says("saving 1 cache mounts");
     another_machine(&world);

@@ -354,6 +354,14 @@ impl Engine {
         for (name, platform) in base {
             layers.extend(self.base_layers(name, platform)?);
         }
+        // A base whose layers came with a cache was never pulled. They are its own all the same: nothing of it is dated anew.
+        for (layer, diff_id) in snapshot.layers().iter().zip(&config.rootfs.diff_ids) {
+            let is_known = layers.iter().any(|known: &ImageLayerRef| known.layer == *layer);
+            if !is_known && self.store.layer_by_diff_id(diff_id)? == Some(*layer) {
+                let diff_id = Some(diff_id.clone());
+                layers.push(ImageLayerRef { layer: *layer, blob: None, origin: None, diff_id });
+            }
+        }
         Ok(Image::built(config, snapshot, &layers))
     }
 

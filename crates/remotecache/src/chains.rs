@@ -155,6 +155,14 @@ impl Chains {
         results
     }
 
+    /// The records by which a record knows one of its inputs by itself: its content, or the source that it is.
+    pub fn alone(&self, id: RecordId, input: usize) -> impl Iterator<Item = &Digest> {
+        let links = self.config.records.get(id.0).and_then(|record| record.inputs.get(input));
+        let links = links.into_iter().flatten().filter(|link| link.selector.is_empty());
+        let records = links.filter_map(|link| Some(self.at(link.link)?.1));
+        records.filter(|record| record.inputs.is_empty()).map(|record| &record.digest)
+    }
+
     /// How many records there are.
     pub fn len(&self) -> usize {
         self.config.records.len()

@@ -11,6 +11,7 @@ use stave_llb::{Definition, Edge, FileInput, Mount, Op, Vertex};
 use stave_oci::{Descriptor, Digest, Index, Manifest, layer_media_type, media_type};
 
 use crate::builder::{BuiltId, BuiltLayer, ChainBuilder, Link};
+use crate::chains::LayerStack;
 use crate::config::{CACHE_CONFIG, CREATED_AT, LayerAnnotations, UNCOMPRESSED};
 use crate::import::SourceKeys;
 use crate::key::{OpKeys, content_record, output_digest};
@@ -31,6 +32,24 @@ pub struct VertexResult {
 
 /// Digests of inputs' content, by vertex and position.
 pub type InputContents = HashMap<(Digest, usize), Digest>;
+
+/// Records of content by which caches that were read know inputs, by vertex and position.
+pub type InputLinks = HashMap<(Digest, usize), Vec<Digest>>;
+
+/// The layers of a result that a cache has, as they lie there, and how each is described.
+///
+/// `None` for a stack with a layer whose uncompressed digest the cache does not tell.
+pub fn as_imported(stack: &LayerStack) -> Option<(VertexResult, Vec<Descriptor>)> {
+    let mut layers = Vec::with_capacity(stack.layers.len());
+    let mut described = Vec::with_capacity(stack.layers.len());
+    for layer in &stack.layers {
+        let diff_id: Digest = layer.annotations.get(UNCOMPRESSED)?.parse().ok()?;
+        let created = layer.annotations.get(CREATED_AT).unwrap_or(&stack.created_at);
+        described.push(describe(layer, &diff_id, Some(created)));
+        layers.push(BuiltLayer { blob: layer.digest.clone(), diff_id });
+    }
+    Some((VertexResult { layers, created_at: stack.created_at.clone() }, described))
+}
 
 /// The vertices a build's outputs stand on.
 pub fn needed(definition: &Definition) -> HashSet<Digest> {
@@ -84,7 +103,7 @@ fn changed_inputs(vertex: &Vertex) -> Vec<u32> {
 pub fn records(
     definition: &Definition,
     sources: &SourceKeys,
-    contents: &InputContents,
+    (contents, known_by): (&InputContents, &InputLinks),
     results: &HashMap<Edge, VertexResult>,
 ) -> ChainBuilder {
     let needed = needed(definition);
@@ -98,7 +117,9 @@ pub fn records(
     for vertex in definition.vertices().iter().filter(|vertex| needed.contains(&vertex.digest)) {
         let source = sources.get(&vertex.digest).map(Vec::as_slice).unwrap_or_default();
         let Some(keys) = OpKeys::of(vertex, source) else { continue };
-        let Some(links) = links(&mut builder, vertex, &keys, contents, &known) else { continue };
+        let Some(links) = links(&mut builder, (vertex, &keys), (contents, known_by), &known) else {
+            continue;
+        };
         // A hit is a hit for all outputs below one that is used, though nobody uses some of them.
         for output in 0..=last_used.get(&vertex.digest).copied().unwrap_or_default() {
             let edge = Edge { vertex: vertex.digest.clone(), output };
@@ -121,17 +142,20 @@ pub fn records(
 
 fn links(
     builder: &mut ChainBuilder,
-    vertex: &Vertex,
-    keys: &OpKeys,
-    contents: &InputContents,
+    (vertex, keys): (&Vertex, &OpKeys),
+    (contents, known_by): (&InputContents, &InputLinks),
     known: &HashMap<Edge, Vec<BuiltId>>,
 ) -> Option<Vec<Vec<Link>>> {
     let mut all = Vec::with_capacity(vertex.inputs.len());
     for (at, (edge, input)) in vertex.inputs.iter().zip(&keys.inputs).enumerate() {
         let ids = known.get(edge).map(Vec::as_slice).unwrap_or_default();
         let mut links: Vec<Link> = ids.iter().map(|id| (*id, input.selector.clone())).collect();
-        if let Some(content) = contents.get(&(vertex.digest.clone(), at)) {
+        let place = (vertex.digest.clone(), at);
+        if let Some(content) = contents.get(&place) {
             links.push((builder.record(content_record(content), Vec::new()), None));
+        }
+        for record in known_by.get(&place).into_iter().flatten() {
+            links.push((builder.record(record.clone(), Vec::new()), None));
         }
         if links.is_empty() {
             return None;

@@ -15,7 +15,7 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use stave_llb::{Definition, Edge, Vertex};
-use stave_oci::Digest;
+use stave_oci::{Descriptor, Digest};
 use stave_store::{LayerId, Store};
 
 use crate::chains::{Chains, KnownInput, LayerStack, RecordId};
@@ -95,6 +95,13 @@ pub struct ImportHit {
     cache: usize,
     /// Per output.
     stacks: Vec<LayerStack>,
+}
+
+impl ImportHit {
+    /// The layers of each output, as the cache has them.
+    pub fn stacks(&self) -> &[LayerStack] {
+        &self.stacks
+    }
 }
 
 impl Imports {
@@ -177,6 +184,54 @@ impl Imports {
             }
         }
         Some(outputs)
+    }
+
+    /// Takes up what inputs of vertices contain, as whoever builds has digested it by now.
+    pub fn learn_of(&self, contents: &HashMap<(Digest, usize), Digest>) {
+        let mut state = self.state();
+        for (place, content) in contents {
+            state.contents.insert(place.clone(), Some(content.clone()));
+        }
+        // What vertices are known to be is worked out anew.
+        state.records.clear();
+    }
+
+    /// The result that a cache has for a vertex which nobody looked at, because what stands on it was found. Nothing is
+    /// digested for it.
+    pub fn unasked(&self, vertex: &Digest) -> Option<ImportHit> {
+        match self.look_up(vertex, None)? {
+            Lookup::Hit(hit) => Some(hit),
+            Lookup::Keys => None,
+        }
+    }
+
+    /// The records of content (or of a source) by which caches know an input of a vertex that was found in them.
+    pub fn known_by(&self, vertex: &Digest, input: usize) -> Vec<Digest> {
+        let mut state = self.state();
+        self.learn(&mut state, vertex);
+        let Some(found) = state.records.get(&Edge { vertex: vertex.clone(), output: 0 }) else {
+            return Vec::new();
+        };
+        let mut known = Vec::new();
+        for (id, chains) in self.all_chains() {
+            let records = found.get(&id).map(Vec::as_slice).unwrap_or_default();
+            known.extend(records.iter().flat_map(|record| chains.alone(*record, input)).cloned());
+        }
+        known.sort_unstable();
+        known.dedup();
+        known
+    }
+
+    /// Makes sure that a layer of a hit is at another place, as it is: it is not unpacked, and does not travel where it can
+    /// be had otherwise.
+    ///
+    /// # Errors
+    /// [`FetchError`].
+    pub async fn pass_on(&self, hit: &ImportHit, layer: &Descriptor, to: &Place) -> Result<(), FetchError> {
+        match self.caches.get(hit.cache) {
+            Some(cache) => fetch::pass_on(&self.store, &cache.place, layer, to).await,
+            None => Ok(()),
+        }
     }
 
     /// The name of the cache a hit came from.

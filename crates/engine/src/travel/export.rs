@@ -27,6 +27,9 @@ use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+mod passing;
+
+use self::passing::Passed;
 use super::Journey;
 use super::ahead::Ahead;
 use super::bases::Bases;
@@ -287,6 +290,7 @@ impl Journey {
     ) -> Result<Option<String>, CacheExportErrorKind> {
         let all = self.results(engine, out).await?;
         let contents = self.contents(engine, &all).await?;
+        let unasked = self.unasked(&all, &contents);
         let layers: Vec<LayerId> = image.layers.iter().map(|layer| layer.layer).collect();
         // Positions count here, not bytes: any name of a layer will do.
         let name = |layer: LayerId| Digest::sha256(layer.to_string().as_bytes());
@@ -302,8 +306,13 @@ impl Journey {
                 results.insert(Edge { vertex: vertex.clone(), output }, VertexResult { layers, created_at });
             }
         }
+        for (vertex, hit) in &unasked {
+            results.extend(passing::over(engine, (vertex, hit), &layers, &name)?);
+        }
         let names: Vec<Digest> = layers.iter().map(|layer| name(*layer)).collect();
-        let records = records(&self.definition, &self.sources, &contents, &results).inline(&names);
+        let records =
+            records(&self.definition, &self.sources, (&contents, &self.known_by(&contents)), &results)
+                .inline(&names);
         let text = records.map(|records| serde_json::to_vec(&records).unwrap_or_default());
         Ok(text.map(|text| base64::engine::general_purpose::STANDARD.encode(text)))
     }
@@ -339,6 +348,8 @@ impl Journey {
         let Some(uploads) = &out.uploads else { return Ok(None) };
         let all = self.results(engine, out).await?;
         let contents = self.contents(engine, &all).await?;
+        let mut unasked = self.unasked(&all, &contents);
+        unasked.retain(|vertex, _| self.is_exported(out, vertex));
         let ids: HashSet<LayerId> = all
             .iter()
             .filter(|(vertex, _)| self.is_exported(out, vertex))
@@ -370,7 +381,14 @@ impl Journey {
                 results.insert(edge, VertexResult { layers, created_at });
             }
         }
-        let builder = records(&self.definition, &self.sources, &contents, &results);
+        for Passed { edge, result, layers } in self.pass_on(unasked, &uploads.place).await {
+            for layer in layers {
+                blobs.entry(layer.digest.clone()).or_insert(layer);
+            }
+            results.insert(edge, result);
+        }
+        let links = (&contents, &self.known_by(&contents));
+        let builder = records(&self.definition, &self.sources, links, &results);
         let written = export::write(&uploads.place, out.spec.manifest, &builder, &blobs).await?;
         match &written {
             Some(written) => {

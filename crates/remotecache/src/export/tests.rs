@@ -28,7 +28,8 @@ fn outputs_below_one_that_is_used_are_known_too() {
         (Edge { vertex: vertex.clone(), output }, made)
     };
     let results = HashMap::from([result(0), result(1), result(2)]);
-    let config = records(&definition, &sources, &InputContents::new(), &results).config();
+    let config =
+        records(&definition, &sources, (&InputContents::new(), &InputLinks::new()), &results).config();
     // Two images, and the step's outputs 0 and 1: an import asks for both, since a result is whole or none.
     assert_eq!((config.records.len(), config.layers.len()), (4, 2));
 }

@@ -11,7 +11,7 @@ use tokio_util::io::SyncIoBridge;
 
 use crate::chains::LayerStack;
 use crate::config::{CREATED_AT, UNCOMPRESSED};
-use crate::place::{Place, PlaceError};
+use crate::place::{Content, Place, PlaceError};
 
 /// Layers fetched at once.
 const PARALLEL: usize = 4;
@@ -118,6 +118,31 @@ async fn layer(
 /// The descriptor without what only this cache says of it.
 fn plain(descriptor: &Descriptor) -> Descriptor {
     Descriptor::new(&descriptor.media_type, descriptor.digest.clone(), descriptor.size)
+}
+
+/// Makes sure that a layer is at another place, too.
+pub(super) async fn pass_on(
+    store: &Store,
+    from: &Place,
+    layer: &Descriptor,
+    to: &Place,
+) -> Result<(), FetchError> {
+    let digest = &layer.digest;
+    if to.has_blob(layer).await? {
+        return Ok(());
+    }
+    if let Place::Registry { reference, .. } = from
+        && to.mount_blob(digest, reference).await?
+    {
+        return Ok(());
+    }
+    let broken = |source| FetchError::Layer { digest: digest.clone(), source: Box::new(source) };
+    if !store.has_blob(digest).map_err(broken)? {
+        download(store, from, layer).await?;
+    }
+    let file = store.open_blob(digest).map_err(broken)?;
+    let file = file.ok_or_else(|| broken(StoreError::DamagedRecord { what: "a blob" }))?;
+    Ok(to.send_blob(&plain(layer), Content::File(file)).await?)
 }
 
 async fn download(store: &Store, place: &Place, descriptor: &Descriptor) -> Result<(), FetchError> {

@@ -108,6 +108,35 @@ fn a_layer_that_lies_is_a_miss_that_is_told_once() {
     assert!(imports.state().dead.contains(&(0, digests(&stack))));
 }
 
+#[test]
+fn a_layer_goes_on_as_it_is() {
+    let root = tempfile::tempdir().expect("a directory");
+    let store = Store::open(&root.path().join("state")).expect("a store");
+    let at = |name: &str| local(root.path().join(name), "latest".to_owned(), None);
+    let (from, to) = (at("from"), at("to"));
+    let bytes = Bytes::from_static(b"a layer");
+    let blob = Descriptor::of("application/vnd.oci.image.layer.v1.tar+gzip", &bytes);
+    let layer = describe(&blob, &digest("plain"), None);
+    let lost = describe(&Descriptor::of(&blob.media_type, b"lost"), &digest("lost"), None);
+    let hit = ImportHit { cache: 0, stacks: Vec::new() };
+    let cache = ImportedCache { name: "c".to_owned(), place: from.clone(), chains: Vec::new() };
+    let imports = Imports::new(
+        store,
+        vec![cache],
+        &definition(),
+        &SourceKeys::new(),
+        Box::new(|text| panic!("{text}")),
+    );
+    runtime().block_on(async {
+        from.put_blob(&blob, Content::Bytes(bytes)).await.expect("written");
+        imports.pass_on(&hit, &layer, &to).await.expect("is passed on");
+        assert!(to.has_blob(&blob).await.expect("looks"));
+        std::fs::remove_dir_all(root.path().join("from")).expect("removed");
+        imports.pass_on(&hit, &layer, &to).await.expect("is there");
+        imports.pass_on(&hit, &lost, &to).await.expect_err("cannot be had any more");
+    });
+}
+
 /// A graph without vertices: what is fetched does not depend on it.
 fn definition() -> Definition {
     stave_llb::builder::GraphBuilder::default().finish(None)
