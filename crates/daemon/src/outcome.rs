@@ -164,8 +164,9 @@ impl Outcome {
         let own = platform.and_then(|platform| self.metadata.get(&format!("{EPOCH}/{platform}")));
         let Some(bytes) = own.or_else(|| self.metadata.get(EPOCH)) else { return Ok(None) };
         let text = String::from_utf8_lossy(bytes);
-        let wrong = |_| Failure::Value(format!("invalid SOURCE_DATE_EPOCH from frontend: {text:?}"));
-        text.parse().map(Some).map_err(wrong)
+        let seconds = text.parse().ok().filter(|seconds| stave_oci::is_date(*seconds));
+        let wrong = || Failure::Value(format!("invalid SOURCE_DATE_EPOCH from frontend: {text:?}"));
+        seconds.map(Some).ok_or_else(wrong)
     }
 
     /// The platform of a result: what is said of its key, else what the key itself says, else its config.

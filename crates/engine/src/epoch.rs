@@ -109,7 +109,7 @@ async fn commit_time(context: &Path) -> Option<i64> {
     // Not `log`, which verifies signatures with a program that the configuration names.
     let commit = ["rev-list", "-1", "--timestamp", "HEAD"];
     let (is_clean, commit) = tokio::join!(is_clean(context), git(context, &commit));
-    commit.filter(|_| is_clean)?.split_once(' ')?.0.parse().ok()
+    commit.filter(|_| is_clean)?.split_once(' ')?.0.parse().ok().filter(|time| stave_oci::is_date(*time))
 }
 
 /// Whether nothing below `context` is known to differ from the checkout's commit.

@@ -102,6 +102,12 @@ fn unknown(dockerfile: &Dockerfile, value: &str) -> Diagnostic {
         .with_help("give it as seconds since 1970, or name `context`, a named context or a stage")
 }
 
+/// No image can carry this time.
+pub(crate) fn beyond(dockerfile: &Dockerfile, seconds: i64) -> Diagnostic {
+    error(declared_at(dockerfile), format!("invalid {EPOCH}: {seconds}"))
+        .with_help("dates of images are in the years 0 to 9999")
+}
+
 /// The `ARG` that sets it.
 fn declared_at(dockerfile: &Dockerfile) -> Span {
     let declaration = dockerfile.globals.iter().find(|instruction| match &instruction.kind {

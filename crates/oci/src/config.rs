@@ -10,6 +10,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{Digest, Platform};
 
+/// Whether a config can carry this time, in seconds since the epoch: years have four digits (RFC 3339, 5.6).
+pub fn is_date(seconds: i64) -> bool {
+    (-62_167_219_200..=253_402_300_799).contains(&seconds)
+}
+
 /// The empty JSON object that sets of ports and volumes hold as values.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unit {}

@@ -17,7 +17,7 @@ mod reference;
 pub mod media_type;
 
 pub use compression::{Compression, LayerMediaType, layer_media_type};
-pub use config::{ContainerConfig, Healthcheck, History, ImageConfig, RootFs, Unit};
+pub use config::{ContainerConfig, Healthcheck, History, ImageConfig, RootFs, Unit, is_date};
 pub use digest::{Algorithm, Digest, DigestError, Hasher, Sha256Writer, chain_id};
 pub use manifest::{Descriptor, Index, MAX_MANIFEST_SIZE, Manifest, ManifestError, ManifestOrIndex};
 pub use platform::{Platform, PlatformError};

@@ -99,6 +99,7 @@ pub(super) fn settle_epoch(
     };
     let epoch = match (value, value.parse::<i64>()) {
         ("", _) => Epoch::default(),
+        (_, Ok(seconds)) if !stave_oci::is_date(seconds) => return Err(epoch::beyond(dockerfile, seconds)),
         (_, Ok(seconds)) => Epoch { seconds: Some(seconds), source: None },
         (name, Err(_)) => Epoch { seconds: None, source: epoch::source(name, dockerfile, request, globals)? },
     };

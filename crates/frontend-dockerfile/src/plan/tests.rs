@@ -146,6 +146,9 @@ fn the_epoch_is_a_number() {
     assert_eq!(epoch("1700000000"), Ok(Some(1_700_000_000)));
     assert_eq!(epoch(""), Ok(None));
     assert_eq!(epoch("yesterday"), Err("invalid SOURCE_DATE_EPOCH: yesterday".into()));
+    assert_eq!(epoch("253402300799"), Ok(Some(253_402_300_799)));
+    assert_eq!(epoch("253402300800"), Err("invalid SOURCE_DATE_EPOCH: 253402300800".into()));
+    assert_eq!(epoch("-62167219201"), Err("invalid SOURCE_DATE_EPOCH: -62167219201".into()));
 }
 
 #[test]
