@@ -60,6 +60,28 @@ fn twenty_thousand_files() {
     check(Workload::ManyFiles);
 }
 
+#[test]
+fn when_files_were_checked_out_does_not_matter() {
+    let build = |time: &str| {
+        let world = Environment::new();
+        world.write("d/file", "content\n").write("d/deep/other", "more\n");
+        world.dockerfile(
+            "FROM BUSYBOX AS made\nCOPY d /d\nRUN chmod 700 /d/file && cp -p /d/file /copy\n\
+             FROM BUSYBOX\nCOPY --from=made /copy /d /from/\nCOPY d /own\nRUN chmod 711 /own/file\n",
+        );
+        let touch = |time: &str| {
+            tool("find", &[&world.context().to_string_lossy(), "-exec", "touch", "-d", time, "{}", "+"])
+        };
+        touch(time);
+        let id = world.stave(["build", "-q", "."]).success().stdout;
+        // What comes from the cache has the times of whoever was first.
+        touch("now");
+        world.stave(["build", "--verify", "."]).success();
+        id
+    };
+    assert_eq!(build("@1000000000.5"), build("now"));
+}
+
 fn world() -> Environment {
     let world = Environment::new();
     world.write("file", "content\n");

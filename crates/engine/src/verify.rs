@@ -159,6 +159,7 @@ mod tests {
             mode: 0o644,
             owner: (0, 0),
             mtime,
+            of_context: false,
             target: None,
             digest: Some(Digest::sha256(text.as_bytes())),
         };

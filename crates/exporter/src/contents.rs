@@ -41,6 +41,8 @@ pub struct FileFacts {
     pub owner: (u32, u32),
     /// Modification time, in seconds since the epoch.
     pub mtime: i64,
+    /// Whether that time came from a build context.
+    pub of_context: bool,
     /// Where a symbolic link leads.
     pub target: Option<PathBuf>,
     /// The content's digest, where it was asked for.
@@ -144,18 +146,23 @@ impl FileFacts {
             mode: stat.st_mode & 0o7777,
             owner: (stat.st_uid, stat.st_gid),
             mtime: stat.st_mtime,
+            of_context: stave_store::is_context_time(entry.mtime()),
             target: if kind == FileKind::Symlink { Some(entry.read_link()?) } else { None },
             digest,
         })
     }
 
     /// How two entries differ, as far as their facts tell: contents without digests are not compared
-    /// unless their lengths differ. Times later than `clamp` count as `clamp`.
+    /// unless their lengths differ. Times later than `clamp`, and those of a build context, count as `clamp`.
     pub fn differs(&self, other: &Self, clamp: Option<i64>) -> Vec<Difference> {
         if self.kind != other.kind {
             return vec![Difference::Kind];
         }
-        let time = |facts: &Self| clamp.map_or(facts.mtime, |clamp| facts.mtime.min(clamp));
+        let time = |facts: &Self| match clamp {
+            Some(clamp) if facts.of_context => clamp,
+            Some(clamp) => facts.mtime.min(clamp),
+            None => facts.mtime,
+        };
         let has_digests = self.digest.is_some() && other.digest.is_some();
         let content = self.target != other.target
             || if has_digests { self.digest != other.digest } else { self.size != other.size };
@@ -280,7 +287,16 @@ mod tests {
 
     fn file(size: u64) -> FileFacts {
         let kind = FileKind::File;
-        FileFacts { kind, size, mode: 0o644, owner: (0, 0), mtime: 0, target: None, digest: None }
+        FileFacts {
+            kind,
+            size,
+            mode: 0o644,
+            owner: (0, 0),
+            mtime: 0,
+            of_context: false,
+            target: None,
+            digest: None,
+        }
     }
 
     fn layer(entries: &[(&str, u64)], whiteouts: &[&str], opaque: &[&str]) -> LayerContents {

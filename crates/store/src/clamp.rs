@@ -12,12 +12,29 @@ use stave_oci::{Compression, Descriptor, Digest};
 use crate::hashing::ReadAheadHash;
 use crate::{LayerId, Store, StoreError, TarOptions};
 
+/// The nanoseconds of a time that a file has from a build context. Such a time tells who checked the file out, and when,
+/// and nothing of what an image is made of: in a clamped tar it becomes the epoch even if it is earlier. The mark goes
+/// wherever a step takes the file (`chmod`, `cp -p`, `COPY --from`). It is at the end of its second, so that no source
+/// seems older than what was made of an earlier state of it in that second.
+const OF_CONTEXT: u32 = 999_999_937;
+
+/// The time that a file of a build context has in a layer: its own, to the second.
+pub fn context_time((seconds, _): (i64, u32)) -> (i64, u32) {
+    (seconds, OF_CONTEXT)
+}
+
+/// Whether a time in a layer came from a build context.
+pub fn is_context_time((_, nanoseconds): (i64, u32)) -> bool {
+    nanoseconds == OF_CONTEXT
+}
+
 /// One of a layer's tars.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LayerTar {
     /// The layer.
     pub layer: LayerId,
-    /// Times after this (seconds since the epoch) are written as this; `None`: as they are.
+    /// Times after this (seconds since the epoch), and those of a build context, are written as this; `None`: as
+    /// they are.
     pub clamp: Option<i64>,
 }
 

@@ -22,6 +22,7 @@ use rustix::fs::{Dir, FileType, Mode, major, minor, open};
 use rustix::io::Errno;
 use stave_oci::Digest;
 
+use crate::clamp::is_context_time;
 use crate::hashing::ReadAheadHash;
 use crate::view::{MergedEntry, directory_flags, is_whiteout};
 use crate::{LayerId, MergedView, OverlayXattrs, Snapshot, Store, StoreError, owner};
@@ -41,7 +42,8 @@ pub enum Timestamps {
 pub struct TarOptions {
     /// Modification times' precision.
     pub timestamps: Timestamps,
-    /// Modification times after this (seconds since the epoch) become this: `SOURCE_DATE_EPOCH`.
+    /// Modification times after this (seconds since the epoch), and those of a build context, become this:
+    /// `SOURCE_DATE_EPOCH`.
     pub clamp: Option<i64>,
 }
 
@@ -290,7 +292,9 @@ impl<'a, W: Write> TarWriter<'a, W> {
             Timestamps::Seconds => 0,
             Timestamps::Nanoseconds => nanoseconds,
         };
-        if let Some(clamp) = self.options.clamp.filter(|clamp| (seconds, nanoseconds) > (*clamp, 0)) {
+        let becomes =
+            |clamp: &i64| (seconds, nanoseconds) > (*clamp, 0) || is_context_time((seconds, nanoseconds));
+        if let Some(clamp) = self.options.clamp.filter(becomes) {
             (header.seconds, header.nanoseconds) = (clamp, 0);
         }
     }

@@ -71,7 +71,7 @@ pub struct Context {
     file_digests: OnceLock<FileDigests>,
     materialised: OnceLock<Snapshot>,
     changed: AtomicBool,
-    /// Keeps the directory as it is, where it is not the user's own.
+    /// Keeps the directory as it is, where it is not the user's own but what a client sent.
     guard: Option<Box<dyn std::any::Any + Send + Sync>>,
 }
 
@@ -121,6 +121,11 @@ impl Context {
     pub(crate) fn guarded(mut self, guard: Box<dyn std::any::Any + Send + Sync>) -> Self {
         self.guard = Some(guard);
         self
+    }
+
+    /// Whether it is a directory of this machine's user, read where it lies.
+    pub(crate) fn is_own(&self) -> bool {
+        self.guard.is_none()
     }
 
     /// The directory, for reading content.

@@ -369,7 +369,7 @@ pub(crate) fn snapshot_of(
     };
     let input = Input::Context(std::sync::Arc::clone(context));
     let copier = Copier::new(context.root(), layer.written(), input.owners(), &rules, cancel);
-    let copier = copier.with_room(Some(layer.active.room()));
+    let copier = copier.of_context(input.has_context_times()).with_room(Some(layer.active.room()));
     copier.copy(context.tree(), Path::new(""), Path::new(""))?;
     if copier.source_changed() {
         context.mark_changed();

@@ -60,6 +60,12 @@ impl Input {
         }
     }
 
+    /// Whether its times are those of somebody's checkout. What a client sent keeps its times, as it does with
+    /// BuildKit.
+    pub(crate) fn has_context_times(&self) -> bool {
+        matches!(self, Self::Context(context) if context.is_own())
+    }
+
     /// The canonical path of what a path means.
     pub(crate) fn resolve(&self, path: &Path, last: Last) -> io::Result<PathBuf> {
         match self {

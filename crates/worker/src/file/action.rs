@@ -231,6 +231,7 @@ impl Copying<'_> {
         let rules = &self.request.rules;
         let owners = self.input.owners();
         let copier = Copier::new(self.input.root(), self.root, owners, rules, self.means.cancel);
+        let copier = copier.of_context(self.input.has_context_times());
         let copier = copier.with_reuse(self.means.reuse).with_room(self.means.room);
         copier.copy(node, &real, &to)?;
         self.changed |= copier.source_changed() && matches!(self.input, Input::Context(_));

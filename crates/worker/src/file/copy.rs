@@ -72,6 +72,8 @@ pub(crate) struct Copier<'a> {
     owners: Owners,
     rules: &'a CopyRules,
     cancel: &'a CancellationToken,
+    /// The source's times are a build context's.
+    is_context: bool,
     reuse: Option<&'a Reuse>,
     room: Option<&'a LayerRoom>,
     /// The first place of every file with several names; locked until the file is there.
@@ -113,11 +115,17 @@ impl<'a> Copier<'a> {
             owners,
             rules,
             cancel,
+            is_context: false,
             reuse: None,
             room: None,
             links: Mutex::default(),
             changed: AtomicBool::new(false),
         }
+    }
+
+    /// The same; with `is_context` the times it takes over are marked as those of a build context.
+    pub(crate) fn of_context(self, is_context: bool) -> Self {
+        Self { is_context, ..self }
     }
 
     /// The same, with files of an earlier copy at hand.
@@ -362,9 +370,7 @@ impl<'a> Copier<'a> {
             Owners::Kept => (meta.uid, meta.gid),
             Owners::Root => (0, 0),
         };
-        Stamp {
-            owner: Some(self.rules.owner.unwrap_or(source)),
-            time: Some(self.rules.time.unwrap_or(meta.mtime)),
-        }
+        let own = if self.is_context { stave_store::context_time(meta.mtime) } else { meta.mtime };
+        Stamp { owner: Some(self.rules.owner.unwrap_or(source)), time: Some(self.rules.time.unwrap_or(own)) }
     }
 }

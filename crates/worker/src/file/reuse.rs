@@ -31,7 +31,7 @@ use crate::context::fingerprint::{Trust, now, trust};
 use crate::root::{RootDir, stat_at};
 use crate::tree::Meta;
 
-const MAGIC: &[u8; 16] = b"stave-reuse-001\n";
+const MAGIC: &[u8; 16] = b"stave-reuse-002\n";
 
 /// Bytes that stand for one file.
 const ENTRY: usize = 16;
