@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, UNIX_EPOCH};
 
+use rustix::fs::{Timespec, Timestamps, futimens};
 use stave_oci::{Platform, Sha256Writer};
 use stave_store::MergedView;
 
@@ -53,11 +53,17 @@ pub(crate) fn directory(
     let mut size = 0;
     for tree in &trees {
         let folder = dest.join(&tree.folder);
-        size += sink::local::write(&tree.view, &folder, options.epoch, &context.cancel)?;
+        if !tree.folder.as_os_str().is_empty() {
+            settle(dest, &folder)?;
+        }
+        size += sink::local::write(&tree.view, &folder, options.time.epoch(), &context.cancel)?;
         for statement in statements(tree, &trees, options)? {
             size += statement.bytes.len() as u64;
-            put(&dest.join(&statement.path), &statement.bytes, options.epoch)?;
+            put(&dest.join(&statement.path), &statement.bytes, options.time.epoch())?;
             kept.insert(statement.path);
+        }
+        if let Some(epoch) = options.time.epoch().filter(|_| !tree.folder.as_os_str().is_empty()) {
+            date(&folder, epoch)?;
         }
     }
     if options.mode == LocalMode::Delete {
@@ -75,7 +81,7 @@ pub(crate) fn tar(
 ) -> Result<(), ExportErrorKind> {
     let trees = trees(context, images, options)?;
     check_conflicts(&trees)?;
-    let mut tar = TarWriter::new(output).dated(options.epoch);
+    let mut tar = TarWriter::new(output).dated(options.time.epoch());
     for tree in &trees {
         let folder = tree.folder.display().to_string();
         if !folder.is_empty() {
@@ -170,6 +176,31 @@ fn statements(
     tree.image.attestations.iter().filter(|one| !one.images_only).map(statement).collect()
 }
 
+/// Makes the folder of a platform. An earlier result may have left a link by that name, which is not followed.
+fn settle(dest: &Path, folder: &Path) -> Result<(), ExportErrorKind> {
+    let failed = |source| ExportErrorKind::Io { action: "create", path: folder.to_owned(), source };
+    std::fs::create_dir_all(dest).map_err(failed)?;
+    match std::fs::symlink_metadata(folder) {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(_) => std::fs::remove_file(folder).map_err(failed)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    std::fs::create_dir(folder).map_err(failed)
+}
+
+/// Gives the folder of a platform the time that everything in it has.
+fn date(folder: &Path, epoch: i64) -> Result<(), ExportErrorKind> {
+    let failed = |source| ExportErrorKind::Io { action: "write", path: folder.to_owned(), source };
+    let folder = std::fs::File::open(folder).map_err(failed)?;
+    futimens(&folder, &times(epoch, 0)).map_err(|error| failed(error.into()))
+}
+
+fn times(tv_sec: i64, tv_nsec: i64) -> Timestamps {
+    let time = Timespec { tv_sec, tv_nsec };
+    Timestamps { last_access: time, last_modification: time }
+}
+
 fn put(path: &Path, bytes: &[u8], epoch: Option<i64>) -> Result<(), ExportErrorKind> {
     let failed = |source| ExportErrorKind::Io { action: "write", path: path.to_owned(), source };
     // What an earlier result left there may be a link.
@@ -181,8 +212,7 @@ fn put(path: &Path, bytes: &[u8], epoch: Option<i64>) -> Result<(), ExportErrorK
     let mut file = options.write(true).create_new(true).mode(ATTESTATION_MODE).open(path).map_err(failed)?;
     file.write_all(bytes).map_err(failed)?;
     if let Some(epoch) = epoch {
-        let time = UNIX_EPOCH + Duration::from_secs(u64::try_from(epoch).unwrap_or(0));
-        file.set_modified(time).map_err(failed)?;
+        futimens(&file, &times(epoch, 0)).map_err(|error| failed(error.into()))?;
     }
     Ok(())
 }
@@ -193,16 +223,25 @@ fn delete_others(dest: &Path, below: &Path, kept: &BTreeSet<PathBuf>) -> Result<
     while let Some(below) = pending.pop() {
         let directory = dest.join(&below);
         let failed = |source| ExportErrorKind::Io { action: "clean", path: directory.clone(), source };
+        let opened = std::fs::File::open(&directory).map_err(failed)?;
+        let before = rustix::fs::fstat(&opened).map_err(|error| failed(error.into()))?;
+        let mut removes = false;
         for entry in std::fs::read_dir(&directory).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let path = below.join(entry.file_name());
             let is_directory = entry.file_type().map_err(failed)?.is_dir();
+            removes |= !kept.contains(&path);
             match (kept.contains(&path), is_directory) {
                 (true, true) => pending.push(path),
                 (true, false) => {}
                 (false, true) => std::fs::remove_dir_all(dest.join(&path)).map_err(failed)?,
                 (false, false) => std::fs::remove_file(dest.join(&path)).map_err(failed)?,
             }
+        }
+        if removes && !below.as_os_str().is_empty() {
+            // The result's own time, not that of the cleaning.
+            let own = times(before.st_mtime, i64::try_from(before.st_mtime_nsec).unwrap_or(0));
+            futimens(&opened, &own).map_err(|error| failed(error.into()))?;
         }
     }
     Ok(())

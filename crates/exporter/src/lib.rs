@@ -44,7 +44,7 @@ pub use layer::LayerBlob;
 pub use spec::{
     Annotation, AnnotationError, AnnotationLevel, Annotations, ArchiveDestination, ArchiveTarget,
     CompressionChoice, DanglingName, Destination, EngineName, EngineTarget, ExportSpecError,
-    ExportSpecErrorKind, ExportTarget, FilesOptions, ImageFormat, ImageTarget, LocalMode, MAX_NAMES,
-    MAX_SPEC_LENGTH, MediaTypes, PlatformAnnotations, PushOptions,
+    ExportSpecErrorKind, ExportTarget, FilesOptions, FilesTime, ImageFormat, ImageTarget, LocalMode,
+    MAX_NAMES, MAX_SPEC_LENGTH, MediaTypes, PlatformAnnotations, PushOptions,
 };
 pub use whole::WholeFile;

@@ -65,10 +65,32 @@ pub struct FilesOptions {
     pub platform_split: Option<bool>,
     /// What happens to files that are there already.
     pub mode: LocalMode,
-    /// Every file gets this time, in seconds since the epoch.
-    pub epoch: Option<i64>,
+    /// Which time every file gets.
+    pub time: FilesTime,
     /// Put before the names of attestations' files.
     pub attestation_prefix: String,
+}
+
+/// Which time exported files get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FilesTime {
+    /// The one that was asked for of the build ([`ExportTarget::dated`]), else their own.
+    #[default]
+    OfBuild,
+    /// Their own.
+    Own,
+    /// All the same one, in seconds since the epoch.
+    Epoch(i64),
+}
+
+impl FilesTime {
+    /// The one time that all get, if they do.
+    pub(crate) fn epoch(self) -> Option<i64> {
+        match self {
+            Self::OfBuild | Self::Own => None,
+            Self::Epoch(seconds) => Some(seconds),
+        }
+    }
 }
 
 /// What happens to what a directory holds already.
@@ -379,6 +401,18 @@ impl ExportTarget {
             *engine = EngineName::At(look_up(name)?);
         }
         Ok(self)
+    }
+
+    /// This target of a build that was asked for one time, in seconds since the epoch: exported files get it, as
+    /// BuildKit's do, unless the target says otherwise. Targets that are images are unchanged: theirs have it already.
+    #[must_use]
+    pub fn dated(mut self, epoch: i64) -> Self {
+        if let Self::Local { options, .. } | Self::Tar { options, .. } = &mut self
+            && options.time == FilesTime::OfBuild
+        {
+            options.time = FilesTime::Epoch(epoch);
+        }
+        self
     }
 
     /// This target with pushing on (`--push`); targets that are not images are unchanged.

@@ -9,6 +9,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use stave_oci::{Digest, Index, Reference};
 use stave_store::Store;
 
@@ -189,6 +191,8 @@ fn directory(context: &Context, mut content: Content<'_>, root: &Path) -> Result
         put(context, &path, |out| write_blob(&context.store, *blob, out))?;
     }
     let index_path = root.join("index.json");
+    // Somebody else may add to it at the same time: what is read must still be there when it is replaced.
+    let _alone = locked(root)?;
     merge_index(&mut content.index, &index_path)?;
     put(context, &index_path, |out| Ok(out.write_all(&document::json(&content.index))?))?;
     if let Some(docker) = &content.docker {
@@ -213,6 +217,17 @@ fn create_parent(path: &Path) -> Result<(), ExportErrorKind> {
         path: parent.to_owned(),
         source,
     })
+}
+
+/// A directory that nobody else of us writes the index of while this is held.
+fn locked(directory: &Path) -> Result<File, ExportErrorKind> {
+    let failed = |source| ExportErrorKind::Io { action: "lock", path: directory.to_owned(), source };
+    let file = File::open(directory).map_err(failed)?;
+    match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
+        // A file system without locks is used all the same.
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOLCK | Errno::BADF) => Ok(file),
+        Err(error) => Err(failed(error.into())),
+    }
 }
 
 /// Adds the images that the directory's index has under other names.

@@ -6,8 +6,8 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::fchown;
 use std::path::Path;
 
@@ -15,11 +15,16 @@ use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
-use stave_store::MergedView;
+use stave_store::{MergedView, is_context_time};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::ExportErrorKind;
 use crate::merged::{Entry, Kind, Visit, walk};
+
+/// Bytes of a file that are copied before it is asked again whether anybody waits.
+const PIECE: u64 = 1 << 20;
+/// Names that are tried for a file before it has its own: others may be left of runs that were killed.
+const MAX_ASIDE: u32 = 1000;
 
 /// Writes the merged tree into `dest`, every file with the time `epoch` if there is one. Returns bytes of files.
 pub(crate) fn write(
@@ -33,11 +38,9 @@ pub(crate) fn write(
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root =
         rustix::fs::openat(CWD, dest, flags, Mode::empty()).map_err(|error| io_at("open")(error.into()))?;
-    let mut tree = Tree { dest, root, chown: may_give_away(), epoch, size: 0 };
+    let mut tree = Tree { dest, root, chown: may_give_away(), epoch, cancel, size: 0 };
     walk(view, &mut |visit| {
-        if cancel.is_cancelled() {
-            return Err(io_at("write")(io::ErrorKind::ConnectionAborted.into()));
-        }
+        tree.go_on().map_err(io_at("write"))?;
         match visit {
             Visit::Entry(entry) => tree.write(entry),
             Visit::Leave(entry) => tree.leave(entry),
@@ -57,17 +60,27 @@ struct Tree<'a> {
     /// Only root may give files away; others own what they export, as with any archiver.
     chown: bool,
     epoch: Option<i64>,
+    cancel: &'a CancellationToken,
     size: u64,
 }
 
 impl Tree<'_> {
+    fn go_on(&self) -> io::Result<()> {
+        if self.cancel.is_cancelled() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+    }
+
     fn write(&mut self, entry: &Entry) -> Result<(), ExportErrorKind> {
         let path = entry.path();
         let (parent, name) = (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
         let (parent, name) = (self.directory(parent)?, Path::new(name));
+        if entry.kind == Kind::File {
+            self.size += self.file(entry, &parent, name)?;
+            return Ok(());
+        }
         let failed = |source: io::Error| self.failed(entry, source);
         make_room(&parent, name, entry.kind == Kind::Directory).map_err(failed)?;
         match &entry.kind {
+            Kind::File => Ok(()),
             Kind::Directory => match rustix::fs::mkdirat(&parent, name, Mode::RWXU) {
                 // Its metadata is set when its content is complete.
                 Ok(()) | Err(Errno::EXIST) => Ok(()),
@@ -78,15 +91,6 @@ impl Tree<'_> {
                 let source = first.file_name().unwrap_or_default();
                 rustix::fs::linkat(&directory, source, &parent, name, AtFlags::empty())
                     .map_err(|error| failed(error.into()))
-            }
-            Kind::File => {
-                let flags =
-                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let file = rustix::fs::openat(&parent, name, flags, Mode::RUSR | Mode::WUSR);
-                let mut file = File::from(file.map_err(|error| failed(error.into()))?);
-                self.size +=
-                    io::copy(&mut entry.open()?, &mut file).map_err(|source| self.failed(entry, source))?;
-                self.settle(entry, &file.into())
             }
             Kind::Symlink(target) => {
                 rustix::fs::symlinkat(target, &parent, name).map_err(|error| failed(error.into()))?;
@@ -101,8 +105,27 @@ impl Tree<'_> {
         }
     }
 
+    /// Writes a file; what has its name stays until it is whole.
+    fn file(&self, entry: &Entry, parent: &OwnedFd, name: &Path) -> Result<u64, ExportErrorKind> {
+        let failed = |source: io::Error| self.failed(entry, source);
+        let mut aside = Aside::create(parent).map_err(failed)?;
+        let mut content = entry.open()?;
+        let mut size = 0;
+        loop {
+            self.go_on().map_err(failed)?;
+            let copied = io::copy(&mut (&mut content).take(PIECE), &mut aside.file).map_err(failed)?;
+            size += copied;
+            if copied == 0 {
+                break;
+            }
+        }
+        self.settle(entry, aside.file.as_fd())?;
+        aside.keep(name).map_err(failed)?;
+        Ok(size)
+    }
+
     fn leave(&self, entry: &Entry) -> Result<(), ExportErrorKind> {
-        self.settle(entry, &self.directory(entry.path())?)
+        self.settle(entry, self.directory(entry.path())?.as_fd())
     }
 
     /// Opens a directory of the destination through no symbolic link; the empty path is its root.
@@ -120,12 +143,17 @@ impl Tree<'_> {
     }
 
     /// Owner before mode: changing the owner clears set-id bits. Times last.
-    fn settle(&self, entry: &Entry, file: &OwnedFd) -> Result<(), ExportErrorKind> {
+    fn settle(&self, entry: &Entry, file: BorrowedFd<'_>) -> Result<(), ExportErrorKind> {
         let xattrs = entry.xattrs()?;
         self.settle_open(entry, file, &xattrs).map_err(|source| self.failed(entry, source))
     }
 
-    fn settle_open(&self, entry: &Entry, file: &OwnedFd, xattrs: &[(OsString, Vec<u8>)]) -> io::Result<()> {
+    fn settle_open(
+        &self,
+        entry: &Entry,
+        file: BorrowedFd<'_>,
+        xattrs: &[(OsString, Vec<u8>)],
+    ) -> io::Result<()> {
         let stat = entry.stat();
         if self.chown {
             fchown(file, Some(stat.st_uid), Some(stat.st_gid))?;
@@ -134,8 +162,9 @@ impl Tree<'_> {
         for (name, value) in xattrs {
             match rustix::fs::fsetxattr(file, name.as_os_str(), value, XattrFlags::empty()) {
                 Ok(()) => {}
-                // Capabilities and the like are root's to set, and not every file system keeps them.
-                Err(Errno::PERM | Errno::OPNOTSUPP) if !self.chown => {}
+                // Not every file system keeps them, and capabilities and the like are root's to set.
+                Err(Errno::OPNOTSUPP) => {}
+                Err(Errno::PERM) if !self.chown => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -143,10 +172,11 @@ impl Tree<'_> {
     }
 
     fn times(&self, entry: &Entry) -> Timestamps {
-        let own = Timespec {
-            tv_sec: entry.stat().st_mtime,
-            tv_nsec: i64::try_from(entry.stat().st_mtime_nsec).unwrap_or(0),
-        };
+        let seconds = entry.stat().st_mtime;
+        let nanoseconds = u32::try_from(entry.stat().st_mtime_nsec).unwrap_or(0);
+        // A mark is the store's own.
+        let is_marked = is_context_time((seconds, nanoseconds));
+        let own = Timespec { tv_sec: seconds, tv_nsec: if is_marked { 0 } else { nanoseconds.into() } };
         let time = self.epoch.map_or(own, |tv_sec| Timespec { tv_sec, tv_nsec: 0 });
         Timestamps { last_access: time, last_modification: time }
     }
@@ -165,6 +195,55 @@ impl Tree<'_> {
             rustix::fs::chmod(link.as_str(), Mode::from_raw_mode(stat.st_mode & 0o7777))?;
         }
         Ok(rustix::fs::utimensat(parent, name, &self.times(entry), AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+}
+
+/// A file that has no name of its own yet. One that is dropped before it gets that never was there.
+struct Aside<'a> {
+    parent: &'a OwnedFd,
+    name: Option<String>,
+    file: File,
+}
+
+impl<'a> Aside<'a> {
+    fn create(parent: &'a OwnedFd) -> io::Result<Self> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut taken = io::Error::from(io::ErrorKind::AlreadyExists);
+        for number in 0..MAX_ASIDE {
+            let name = format!(".stave-{}-{number}", std::process::id());
+            match rustix::fs::openat(parent, &name, flags, Mode::RUSR | Mode::WUSR) {
+                Ok(file) => return Ok(Self { parent, name: Some(name), file: file.into() }),
+                Err(Errno::EXIST) => taken = Errno::EXIST.into(),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(taken)
+    }
+
+    /// Gives it its name; a file or link that has it goes, a directory only if it is empty.
+    fn keep(mut self, name: &Path) -> io::Result<()> {
+        let renamed = || {
+            let aside = self.name.as_deref().unwrap_or_default();
+            rustix::fs::renameat(self.parent, aside, self.parent, name)
+        };
+        match renamed() {
+            Err(Errno::ISDIR) => {
+                rustix::fs::unlinkat(self.parent, name, AtFlags::REMOVEDIR)?;
+                renamed()?;
+            }
+            renamed => renamed?,
+        }
+        self.name = None;
+        Ok(())
+    }
+}
+
+impl Drop for Aside<'_> {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            // The failure that led here says more.
+            let _left = rustix::fs::unlinkat(self.parent, name, AtFlags::empty());
+        }
     }
 }
 
@@ -273,5 +352,45 @@ mod tests {
         let error = export(build, dest.path()).expect_err("a full one does not");
         assert!(matches!(error, ExportErrorKind::Io { action: "write", path, .. } if path.ends_with("tree")));
         assert_eq!(fs::read_to_string(dest.path().join("tree/x")).expect("reads"), "kept");
+        let mut names: Vec<_> = fs::read_dir(dest.path())
+            .expect("lists")
+            .map(|entry| entry.expect("an entry").file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["a", "mine", "tree"], "nothing half written is left");
+    }
+
+    #[test]
+    fn a_file_is_there_whole_or_as_it_was() {
+        let (fixture, dest) = (Fixture::new(), directory());
+        let size = 2 * PIECE;
+        let snapshot = fixture.layer(&Snapshot::scratch(), |root| {
+            fs::File::create(root.join("a")).and_then(|file| file.set_len(size)).expect("writes");
+        });
+        fs::write(dest.path().join("a"), "old").expect("writes");
+        let root =
+            rustix::fs::open(dest.path(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).expect("opens");
+        let cancel = CancellationToken::new();
+        let tree = Tree { dest: dest.path(), root, chown: false, epoch: None, cancel: &cancel, size: 0 };
+        let write = || {
+            let mut written = Ok(0);
+            let whole = walk(&fixture.view(&snapshot), &mut |visit| {
+                if let Visit::Entry(entry) = visit {
+                    written = tree.file(entry, &tree.root, entry.path());
+                }
+                Ok(())
+            });
+            whole.expect("walks");
+            written
+        };
+        // What was killed before may have left such a name.
+        fs::write(dest.path().join(format!(".stave-{}-0", std::process::id())), "").expect("writes");
+        assert_eq!(write().expect("writes"), size);
+        assert_eq!(fs::metadata(dest.path().join("a")).expect("is there").len(), size);
+        fs::write(dest.path().join("a"), "old").expect("writes");
+        cancel.cancel();
+        write().expect_err("nobody waits");
+        assert_eq!(fs::read_to_string(dest.path().join("a")).expect("reads"), "old");
+        assert_eq!(fs::read_dir(dest.path()).expect("lists").count(), 2);
     }
 }

@@ -11,7 +11,7 @@ use stave_oci::Compression;
 use super::ExportSpecErrorKind as Kind;
 use super::{
     Annotations, ArchiveDestination, ArchiveTarget, CompressionChoice, DanglingName, Destination, EngineName,
-    EngineTarget, ExportTarget, FilesOptions, ImageFormat, ImageTarget, LocalMode, MAX_NAMES,
+    EngineTarget, ExportTarget, FilesOptions, FilesTime, ImageFormat, ImageTarget, LocalMode, MAX_NAMES,
     MAX_SPEC_LENGTH, MediaTypes, PushOptions, annotation, csv,
 };
 
@@ -105,7 +105,7 @@ impl Pairs {
             "registry" => ExportTarget::Image(self.image(true)?),
             "docker" if self.values.contains_key("context") => ExportTarget::Engine(self.engine()?),
             "docker" if !self.values.contains_key("dest") => {
-                self.values.remove("tar");
+                self.no_directory()?;
                 let (names, format) = (self.names()?, self.format()?);
                 ExportTarget::Image(ImageTarget { names, store: true, format, ..ImageTarget::default() })
             }
@@ -140,7 +140,7 @@ impl Pairs {
 
     fn image(&mut self, registry: bool) -> Result<ImageTarget, Kind> {
         let by_digest = self.boolean("push-by-digest")?.unwrap_or(false);
-        let push = self.boolean("push")?.unwrap_or(registry || by_digest);
+        let push = self.boolean("push")?.unwrap_or(registry);
         let insecure = self.boolean("registry.insecure")?.unwrap_or(false);
         // The layers of an image in the store are unpacked by nature, so asking for it costs nothing.
         self.boolean("unpack")?;
@@ -175,9 +175,16 @@ impl Pairs {
         Ok(FilesOptions {
             platform_split: self.boolean("platform-split")?,
             mode,
-            epoch: self.epoch()?,
+            time: self.files_time()?,
             attestation_prefix: self.values.remove("attestation-prefix").unwrap_or_default(),
         })
+    }
+
+    fn files_time(&mut self) -> Result<FilesTime, Kind> {
+        let is_given = self.values.contains_key("source-date-epoch");
+        // An empty value takes away what the build has.
+        let without = if is_given { FilesTime::Own } else { FilesTime::OfBuild };
+        Ok(self.epoch()?.map_or(without, FilesTime::Epoch))
     }
 
     fn epoch(&mut self) -> Result<Option<i64>, Kind> {
@@ -186,9 +193,12 @@ impl Pairs {
         let wrong = || Kind::Value {
             key: key.to_owned(),
             value: value.clone(),
-            expected: "a number of seconds since the epoch",
+            expected: "a number of seconds since 1970, not beyond the year 9999",
         };
-        value.parse().map(Some).map_err(|_| wrong())
+        match value.parse() {
+            Ok(seconds) if stave_oci::is_date(seconds) => Ok(Some(seconds)),
+            _ => Err(wrong()),
+        }
     }
 
     fn archive(&mut self) -> Result<ArchiveTarget, Kind> {
@@ -204,9 +214,17 @@ impl Pairs {
         if self.values.contains_key("dest") {
             return Err(Kind::Conflict("context", "dest"));
         }
-        self.values.remove("tar");
+        self.no_directory()?;
         let engine = EngineName::Context(self.values.remove("context").unwrap_or_default());
         Ok(EngineTarget { engine, names: self.names()?, format: self.format()? })
+    }
+
+    /// `tar=false` asks for a directory, which somebody has to name.
+    fn no_directory(&mut self) -> Result<(), Kind> {
+        match self.boolean("tar")? {
+            Some(false) => Err(Kind::MissingDestination(self.target)),
+            Some(true) | None => Ok(()),
+        }
     }
 
     fn directory(&mut self) -> Result<PathBuf, Kind> {

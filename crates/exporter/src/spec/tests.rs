@@ -52,13 +52,36 @@ fn file_systems() {
     let options = FilesOptions {
         platform_split: Some(false),
         mode: LocalMode::Delete,
-        epoch: Some(7),
+        time: FilesTime::Epoch(7),
         attestation_prefix: "a-".to_owned(),
     };
     check(
         "type=local,dest=d,mode=delete,platform-split=false,source-date-epoch=7,attestation-prefix=a-",
         ExportTarget::Local { dest: "d".into(), options },
     );
+}
+
+#[test]
+fn files_get_the_time_of_their_build_unless_told_otherwise() {
+    let time = |spec: &str| {
+        let target: ExportTarget = spec.parse().expect("valid");
+        match target.dated(5) {
+            ExportTarget::Local { options, .. } | ExportTarget::Tar { options, .. } => options.time,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(time("out"), FilesTime::Epoch(5));
+    assert_eq!(time("type=tar"), FilesTime::Epoch(5));
+    assert_eq!(time("type=tar,source-date-epoch=7"), FilesTime::Epoch(7));
+    assert_eq!(time("type=local,dest=d,source-date-epoch="), FilesTime::Own);
+    let image = ExportTarget::store(names(&["a"]));
+    assert_eq!(image.clone().dated(5), image);
+    for beyond in ["253402300800", "-62167219201", "9223372036854775807"] {
+        let expected = "expected a number of seconds since 1970, not beyond the year 9999";
+        let text = format!("invalid value `{beyond}` for `source-date-epoch`: {expected}");
+        refused(&format!("type=tar,source-date-epoch={beyond}"), &text);
+        refused(&format!("type=oci,source-date-epoch={beyond}"), &text);
+    }
 }
 
 #[test]
@@ -102,7 +125,12 @@ fn images() {
         ExportTarget::Image(named),
     );
     let by_digest = ImageTarget { push: Some(PushOptions { by_digest: true, insecure: true }), ..pushed };
-    check("type=image,name=a,push-by-digest=true,registry.insecure=true", ExportTarget::Image(by_digest));
+    check(
+        "type=image,name=a,push=true,push-by-digest=true,registry.insecure=true",
+        ExportTarget::Image(by_digest),
+    );
+    // How to push is not to push.
+    check("type=image,name=a,push-by-digest=true", ExportTarget::Image(stored(&["a"])));
 }
 
 #[test]
@@ -127,6 +155,8 @@ fn refusals_say_what_to_write() {
     refused("type=oci,dest=a,dest=b", "`dest` is given twice");
     refused("type=local", "type `local` needs `dest`");
     refused("type=oci,tar=false", "type `oci` needs `dest`");
+    refused("type=docker,tar=false", "type `docker` needs `dest`");
+    refused("type=docker,context=,tar=false", "type `docker` needs `dest`");
     refused("type=local,dest=-", "a directory cannot go to standard output: give `dest` a path");
     refused("type=image,push=maybe", "invalid value `maybe` for `push`: expected `true` or `false`");
     refused(

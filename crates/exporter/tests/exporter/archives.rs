@@ -158,6 +158,24 @@ async fn a_layout_directory_takes_further_images() {
 }
 
 #[tokio::test]
+async fn several_may_add_to_a_layout_at_once() {
+    let bench = Bench::new();
+    let (dest, image) = (bench.path("layout"), [bench.built()]);
+    let names: Vec<String> = (0..16).map(|number| format!("app:{number}")).collect();
+    let exports = names.iter().map(|name| {
+        let dest = ArchiveDestination::Directory(dest.clone());
+        let target = ExportTarget::Oci(ArchiveTarget { dest, ..tar_target(Path::new(""), &[name]) });
+        let image = &image;
+        let exporter = &bench.exporter;
+        async move { exporter.export(image, &target).await.map(drop) }
+    });
+    futures::future::try_join_all(exports).await.expect("all are written");
+    let index = fs::read(dest.join("index.json")).expect("is there");
+    let index: Index = serde_json::from_slice(&index).expect("JSON");
+    assert_eq!(index.manifests.len(), names.len());
+}
+
+#[tokio::test]
 async fn a_pulled_layer_keeps_its_blob_and_its_diff_id() {
     let bench = Bench::new();
     let (image, blob) = bench.on_pulled_base(None);
