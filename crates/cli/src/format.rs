@@ -45,10 +45,13 @@ pub(crate) fn age(then: Timestamp, now: Timestamp) -> String {
     format!("{words} ago")
 }
 
-/// A table with docker's column spacing: three spaces between the widest cells.
+/// A table with docker's column spacing: three spaces between the widest cells. Each cell is one line that tells a
+/// terminal nothing, whoever wrote it.
 pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| one_line(cell)).collect()).collect();
     let mut widths: Vec<usize> = header.iter().map(|cell| cell.chars().count()).collect();
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
@@ -58,11 +61,24 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
         padded.join("   ").trim_end().to_owned()
     };
     let mut text = line(&mut header.iter().copied());
-    for row in rows {
+    for row in &rows {
         text.push('\n');
         text.push_str(&line(&mut row.iter().map(String::as_str)));
     }
     text
+}
+
+/// Somebody else's text in one line: white space is a space, other control characters are spelt out.
+pub(crate) fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '\t' | '\n' | '\r' => line.push(' '),
+            letter if letter.is_control() => line.extend(letter.escape_default()),
+            letter => line.push(letter),
+        }
+    }
+    line
 }
 
 /// `text` cut to `limit` characters, the last of them an ellipsis, as `docker history` cuts.
@@ -111,6 +127,12 @@ mod tests {
             let then = Timestamp::from_second(100_000_000 - seconds).expect("in range");
             assert_eq!(age(then, now), expected);
         }
+    }
+
+    #[test]
+    fn cells_tell_a_terminal_nothing() {
+        let cell = "RUN a\tb\r\nc \u{1b}]0;title\u{7}\u{9b}2J".to_owned();
+        assert_eq!(table(&["BY"], &[vec![cell]]), "BY\nRUN a b  c \\u{1b}]0;title\\u{7}\\u{9b}2J");
     }
 
     #[test]

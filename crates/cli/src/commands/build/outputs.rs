@@ -3,6 +3,7 @@
 //!
 //! Owns `-t`, `-o` and its shorthands. Must not know how anything is exported. Start with [`Flags`].
 
+use std::io::IsTerminal as _;
 use std::str::FromStr;
 
 use stave_engine::attest::Attest;
@@ -154,6 +155,8 @@ fn exports(flags: &Flags) -> Result<Vec<ExportTarget>, Failure> {
         let target = spec.parse::<ExportTarget>().map_err(usage)?;
         targets.push(target.at_engine(engines::address)?.named(&tags));
     }
+    let is_terminal = std::io::stdout().is_terminal();
+    targets.iter().filter(|_| is_terminal).try_for_each(refuse_terminal)?;
     if flags.push {
         if targets.iter().any(|target| matches!(target, ExportTarget::Image(_))) {
             targets = targets.into_iter().map(ExportTarget::pushed).collect();
@@ -181,9 +184,41 @@ fn exports(flags: &Flags) -> Result<Vec<ExportTarget>, Failure> {
     Ok(targets)
 }
 
+/// An archive is no text that a terminal could show.
+fn refuse_terminal(target: &ExportTarget) -> Result<(), Failure> {
+    let kind = match target {
+        ExportTarget::Oci(_) => "oci",
+        ExportTarget::Docker(_) => "docker",
+        _ => "tar",
+    };
+    match target.writes_stdout() {
+        true => Err(Failure::message(format!(
+            "dest file is required for {kind} exporter. refusing to write to console"
+        ))
+        .with_hint(format!("use `-o type={kind},dest=FILE`, or redirect"))),
+        false => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn archives_are_not_for_terminals() {
+        let refused =
+            |spec: &str| refuse_terminal(&spec.parse().expect("valid")).map_err(|error| error.render());
+        for spec in ["-", "type=tar", "type=oci", "type=oci,dest=-"] {
+            assert!(
+                refused(spec).is_err_and(|error| error.contains("refusing to write to console")),
+                "{spec}"
+            );
+        }
+        for spec in ["out", "type=tar,dest=x", "type=oci,dest=x", "type=docker", "type=oci,dest=x,tar=false"]
+        {
+            assert_eq!(refused(spec), Ok(()), "{spec}");
+        }
+    }
 
     #[test]
     fn tags_may_name_a_stage() {

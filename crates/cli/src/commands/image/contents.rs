@@ -222,6 +222,7 @@ pub(crate) fn diff(arguments: &DiffArguments, global: &GlobalOptions) -> Result<
             } else {
                 // `config.` is the config's part that containers get: nearly all of it.
                 let path = path.strip_prefix("config.").unwrap_or(path);
+                let path = format::one_line(path);
                 say!("config {path}: {} -> {}", text(before.as_ref()), text(after.as_ref()));
             }
         }
@@ -352,7 +353,7 @@ fn flatten(path: String, value: &Value, found: &mut BTreeMap<String, Value>) {
 }
 
 fn text(value: Option<&Value>) -> String {
-    value.map_or_else(|| "(none)".to_owned(), Value::to_string)
+    value.map_or_else(|| "(none)".to_owned(), |value| format::one_line(&value.to_string()))
 }
 
 fn kind(kind: FileKind) -> &'static str {
