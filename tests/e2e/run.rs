@@ -40,6 +40,15 @@ fn options_shape_the_process() {
     assert_eq!(run(&["-u", "nobody"], "id -u; id -g"), "65534\n65534\n");
     assert_eq!(run(&["-u", "12:34"], "id -u; id -g"), "12\n34\n");
     assert_eq!(run(&["--network", "none"], "ls /sys/class/net"), "lo\n");
+    let sysctl = ["--network", "none", "--sysctl", "net.core.somaxconn=77"];
+    assert_eq!(run(&sysctl, "cat /proc/sys/net/core/somaxconn"), "77\n");
+    for (words, refusal) in [
+        (["--sysctl", "net.core.somaxconn=77"], "not allowed in host network namespace"),
+        (["--sysctl", "kernel.panic=1"], "sysctl 'kernel.panic' is not allowed"),
+        (["--no-such-flag=1", "x"], "unknown flag: --no-such-flag\n"),
+    ] {
+        world.stave(["run", words[0], words[1], &image, "true"]).exits(125).says(refusal);
+    }
     assert_eq!(run(&["--read-only"], "touch /x 2>/dev/null || echo refused"), "refused\n");
     let entry = world.stave(["run", "--rm", "--entrypoint", "echo", &image, "an", "echo"]).success();
     assert_eq!(entry.stdout, "an echo\n");

@@ -4,7 +4,7 @@
 //! Start with [`Engine::start`].
 
 use stave_oci::{ImageConfig, Platform};
-use stave_sandbox::{CgroupLimits, CgroupParent, Rlimit, Stdio, TerminalSize};
+use stave_sandbox::{CgroupLimits, CgroupParent, Rlimit, Stdio, Sysctl, TerminalSize};
 use stave_store::LocalImage;
 use stave_worker::{Bind, RunSpec, Running, StepNetwork};
 
@@ -43,6 +43,8 @@ pub struct RunRequest {
     pub rlimits: Vec<Rlimit>,
     /// Size of `/dev/shm` in bytes; `None` for the default.
     pub shm_size: Option<u64>,
+    /// Kernel parameters of its own namespaces.
+    pub sysctls: Vec<Sysctl>,
     /// A terminal of this size instead of the descriptors.
     pub terminal: Option<TerminalSize>,
 }
@@ -109,6 +111,7 @@ fn spec(request: RunRequest, config: ImageConfig) -> RunSpec {
         extra_hosts: request.extra_hosts,
         rlimits: request.rlimits,
         shm_size: request.shm_size,
+        sysctls: request.sysctls,
         limits: request.limits,
         cgroup_parent: request.cgroup_parent,
         terminal: request.terminal,
@@ -165,6 +168,7 @@ mod tests {
             cgroup_parent: CgroupParent::Default,
             rlimits: Vec::new(),
             shm_size: None,
+            sysctls: Vec::new(),
             terminal: None,
         };
         let spec = spec(request, ImageConfig { config: container, ..ImageConfig::default() });

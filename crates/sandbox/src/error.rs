@@ -34,7 +34,7 @@ steps! {
     MountSys "mount `/sys`", MountDev "mount `/dev`", MountCgroup "mount `/sys/fs/cgroup`",
     MountTmpfs "mount a tmpfs", MountFile "mount a file", MountBind "mount a bind", PivotRoot "change the root", ChangeRoot "change the root (chroot)",
     MountPoint "create a mount point", MaskPath "mask a path", ReadonlyPath "make a path read-only",
-    Hostname "set the host name", Loopback "bring up the loopback device", Terminal "open a terminal",
+    Hostname "set the host name", Sysctl "set the kernel parameter", Loopback "bring up the loopback device", Terminal "open a terminal",
     Stdio "set up standard streams", WorkingDirectory "enter the working directory", Rlimit "set a resource limit",
     Capabilities "set capabilities", Seccomp "install the system call filter", NoNewPrivileges "give up new privileges",
     User "change the user", Network "connect the network", Descriptors "close inherited descriptors", Unexpected "complete the set-up",

@@ -27,6 +27,7 @@ mod seccomp;
 mod spec;
 mod stubs;
 mod sys;
+mod sysctl;
 mod urgent;
 mod user_network;
 mod userns;
@@ -57,6 +58,7 @@ pub use spec::{
     DEFAULT_PATH, DEFAULT_SHM_SIZE, MountSpec, Network, OverlayRoot, Process, Rlimit, RlimitResource, RootFs,
     SandboxSpec, Security, TerminalSize,
 };
+pub use sysctl::Sysctl;
 pub use urgent::Urgent;
 pub use user_network::{USER_NETWORK_RESOLVER, UserNetworkProgram};
 pub use userns::{EnterError, Tier, chroot_refusal, enter, has_namespaces, is_privileged, restrictions};

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::capability::CapabilitySet;
 use crate::cgroup::{CgroupLimits, CgroupParent};
 use crate::error::SpawnError;
+use crate::sysctl::Sysctl;
 use crate::user_network::UserNetworkProgram;
 
 /// The search path used when the process's environment has no `PATH`: docker's default for Linux.
@@ -68,6 +69,8 @@ pub struct SandboxSpec {
     pub cgroup_parent: CgroupParent,
     /// Size of `/dev/shm` in bytes.
     pub shm_size: u64,
+    /// Kernel parameters of its own namespaces.
+    pub sysctls: Vec<Sysctl>,
 }
 
 impl SandboxSpec {
@@ -87,6 +90,7 @@ impl SandboxSpec {
             cgroup: None,
             cgroup_parent: CgroupParent::Default,
             shm_size: DEFAULT_SHM_SIZE,
+            sysctls: Vec::new(),
         }
     }
 }
@@ -113,7 +117,13 @@ impl SandboxSpec {
         if let Some(mount) = self.mounts.iter().find(|mount| mount.target() == Path::new("/")) {
             return invalid(format!("a mount on the root `{}` itself", mount.target().display()));
         }
+        if let Some(reason) = self.sysctls.iter().find_map(|sysctl| sysctl.refusal(self.network)) {
+            return invalid(reason);
+        }
         if matches!(self.rootfs, RootFs::Chroot { .. }) {
+            if !self.sysctls.is_empty() {
+                return invalid("kernel parameters need namespaces, which cannot be made here".into());
+            }
             if self.network != Network::Host {
                 return invalid(
                     "a network of its own needs a network namespace, which cannot be made here".into(),

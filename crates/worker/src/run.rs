@@ -9,7 +9,7 @@ use std::sync::Arc;
 use stave_oci::Platform;
 use stave_sandbox::{
     CgroupLimits, CgroupParent, DEFAULT_PATH, ExitStatus, MountSpec, Network, Process, Rlimit, Sandbox,
-    Security, Stdio, TerminalSize,
+    Security, Stdio, Sysctl, TerminalSize,
 };
 use stave_store::{ActiveLayer, Snapshot};
 use tokio_util::sync::CancellationToken;
@@ -57,6 +57,8 @@ pub struct RunSpec {
     pub rlimits: Vec<Rlimit>,
     /// Size of `/dev/shm` in bytes; `None` for the default.
     pub shm_size: Option<u64>,
+    /// Kernel parameters of its own namespaces.
+    pub sysctls: Vec<Sysctl>,
     /// Limits of the processes together.
     pub limits: CgroupLimits,
     /// The control group in which theirs is made.
@@ -245,6 +247,7 @@ impl LocalWorker<LocalExecutor> {
             extra_hosts: Vec::new(),
             rlimits: Vec::new(),
             shm_size: None,
+            sysctls: Vec::new(),
             limits: CgroupLimits::default(),
             cgroup_parent: CgroupParent::Default,
             terminal: None,
@@ -277,7 +280,9 @@ impl LocalWorker<LocalExecutor> {
             let mounts = mounts(&spec, &network)?;
             let set = MountSet { root, readonly_root: spec.readonly_root, mounts, shm_size: spec.shm_size };
             let watch = Watch::of(&shared.store, [&layer]).map_err(ExecError::from)?;
-            Ok((layer, watch, sandbox_spec(process(&spec, identity, network.network), set)))
+            let mut sandbox = sandbox_spec(process(&spec, identity, network.network), set);
+            sandbox.sysctls = spec.sysctls;
+            Ok((layer, watch, sandbox))
         })
         .await?;
         let started = self.executor.sandbox().spawn(sandbox, stdio, watch.clone()).await?;

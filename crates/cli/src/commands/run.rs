@@ -53,6 +53,7 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
             cgroup_parent: wishes.cgroup_parent,
             rlimits: wishes.rlimits,
             shm_size: wishes.shm_size,
+            sysctls: wishes.sysctls,
             terminal: arguments.tty.then(terminal::size),
         };
         let stdio = stdio(arguments.interactive || arguments.tty).map_err(|error| Failure::new(&error))?;

@@ -273,6 +273,7 @@ fn spec(build: &Build, program: Program, env: Vec<String>, metadata: &std::path:
         extra_hosts: Vec::new(),
         rlimits: Vec::new(),
         shm_size: None,
+        sysctls: Vec::new(),
         limits: Default::default(),
         cgroup_parent: Default::default(),
         terminal: None,

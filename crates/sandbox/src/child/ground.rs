@@ -32,6 +32,7 @@ impl Model {
         let spec = &request.spec;
         let is_usual = spec.security == Security::Default
             && spec.network == Network::Host
+            && spec.sysctls.is_empty()
             // What the caller mounted since this process left its mount namespace is not seen from there.
             && matches!(spec.rootfs, RootFs::Overlay(_))
             && !spec.mounts.iter().any(|mount| matches!(mount, MountSpec::Bind { .. }))
@@ -167,6 +168,8 @@ mod tests {
         check(|spec| spec.network = Network::None, false);
         check(|spec| spec.security = Security::Insecure, false);
         check(|spec| spec.shm_size = 1 << 20, false);
+        let sysctl = crate::Sysctl { name: "kernel.shmmni".to_owned(), value: "7".to_owned() };
+        check(|spec| spec.sysctls.push(sysctl), false);
         check(|spec| spec.masked_paths.clear(), false);
         check(|spec| spec.masked_paths.push("/etc/secret".into()), false);
         check(|spec| spec.masked_paths.push("/proc/../etc/secret".into()), false);

@@ -21,6 +21,7 @@ use crate::ids::IdMap;
 use crate::spec::{MountSpec, SandboxSpec, Security};
 use crate::stubs::PointKind;
 use crate::sys::{MountFlags, restrict_mount};
+use crate::sysctl;
 
 /// A detached mount and where it belongs.
 pub(super) struct Prepared<'a> {
@@ -66,7 +67,9 @@ pub(super) fn basic(
     controllers: &[String],
     hierarchy: CgroupHierarchy,
 ) -> Result<Vec<Prepared<'static>>, Failure> {
-    let mut prepared = vec![file_system("/proc", SetupStep::MountProc, proc)?];
+    let proc = proc().at(SetupStep::MountProc)?;
+    sysctl::set(&proc, &spec.sysctls)?;
+    let mut prepared = vec![Prepared::directory(proc, "/proc", SetupStep::MountProc)];
     let readonly = match spec.security {
         Security::Default => MountAttrFlags::MOUNT_ATTR_RDONLY,
         Security::Insecure => MountAttrFlags::empty(),

@@ -42,6 +42,7 @@ fn spec(snapshot: Snapshot, script: &str) -> RunSpec {
         extra_hosts: Vec::new(),
         rlimits: Vec::new(),
         shm_size: None,
+        sysctls: Vec::new(),
         limits: stave_sandbox::CgroupLimits::default(),
         cgroup_parent: stave_sandbox::CgroupParent::Default,
         terminal: None,

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use stave_oci::Platform;
-use stave_sandbox::{CgroupLimits, CgroupParent, Rlimit, RlimitResource, UserNetworkProgram};
+use stave_sandbox::{
+    CgroupLimits, CgroupParent, Network, Rlimit, RlimitResource, Sysctl, UserNetworkProgram,
+};
 use stave_worker::{Bind, StepNetwork};
 
 use crate::commands::build::{size, ulimits};
@@ -57,6 +59,9 @@ pub(crate) struct Arguments {
     /// Limit a resource of each process (`nofile=1024:2048`)
     #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]", allow_hyphen_values = true)]
     ulimits: Vec<String>,
+    /// Set a kernel parameter of the container's own namespaces (`net.core.somaxconn=1024`)
+    #[arg(long = "sysctl", value_name = "NAME=VALUE")]
+    sysctls: Vec<String>,
     /// When to pull the image
     #[arg(long, value_name = "WHEN", default_value = "missing")]
     pub(super) pull: PullMode,
@@ -110,6 +115,7 @@ pub(super) struct Wishes {
     pub(super) cgroup_parent: CgroupParent,
     pub(super) rlimits: Vec<Rlimit>,
     pub(super) shm_size: Option<u64>,
+    pub(super) sysctls: Vec<Sysctl>,
 }
 
 impl Arguments {
@@ -125,6 +131,10 @@ impl Arguments {
 
     /// Reads them.
     pub(super) fn wishes(&self) -> Result<Wishes, Failure> {
+        // Whatever stands where the image is expected is taken for it.
+        if let Some(flag) = self.words.first().filter(|word| word.starts_with('-')) {
+            return Err(Failure::usage(format!("unknown flag: {}", flag.split('=').next().unwrap_or(flag))));
+        }
         let hosts = crate::commands::build::hosts(&self.add_host)
             .map_err(|error| Failure::usage(error.to_string()))?;
         Ok(Wishes {
@@ -155,9 +165,19 @@ impl Arguments {
                 .map(size)
                 .transpose()
                 .map_err(|error| Failure::usage(error.to_string()))?,
+            sysctls: self.sysctls.iter().map(|text| sysctl(text, self.network)).collect::<Result<_, _>>()?,
             extra_hosts: hosts.into_iter().map(|host| (host.host, host.address.to_string())).collect(),
         })
     }
+}
+
+fn sysctl(text: &str, network: NetworkMode) -> Result<Sysctl, Failure> {
+    let wrong = || Failure::usage(format!("invalid sysctl `{text}`: expected `NAME=VALUE`"));
+    let (name, value) = text.split_once('=').ok_or_else(wrong)?;
+    let sysctl = Sysctl { name: name.to_owned(), value: value.to_owned() };
+    // Of the others each has a network namespace, and that is all that matters here.
+    let refusal = sysctl.refusal(if network == NetworkMode::Host { Network::Host } else { Network::None });
+    refusal.map_or(Ok(sysctl), |refusal| Err(Failure::usage(refusal)))
 }
 
 fn rlimits(words: &[String]) -> Result<Vec<Rlimit>, Failure> {
@@ -240,6 +260,16 @@ mod tests {
         assert!(
             !arguments.tty && arguments.limits.limits().is_ok_and(|limits| limits.memory == Some(64 << 20))
         );
+    }
+
+    #[test]
+    fn kernel_parameters() {
+        let told = |text: &str, network| sysctl(text, network).map(|_| ()).map_err(|failure| failure.message);
+        assert_eq!(told("net.core.somaxconn=7", NetworkMode::Bridge), Ok(()));
+        let host = "sysctl 'net.core.somaxconn' not allowed in host network namespace".to_owned();
+        assert_eq!(told("net.core.somaxconn=7", NetworkMode::Host), Err(host));
+        let form = "invalid sysctl `kernel.sem`: expected `NAME=VALUE`".to_owned();
+        assert_eq!(told("kernel.sem", NetworkMode::Host), Err(form));
     }
 
     #[test]
