@@ -21,6 +21,7 @@ mod text;
 mod unused;
 
 use findings::Findings;
+pub use findings::is_secret;
 pub use report::CheckReport;
 pub use rule::Rule;
 pub(crate) use text::of_text;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use stave_cache::{ContentDigest, Field, FieldValue, KeyPreimage};
+use stave_frontend_dockerfile::check::is_secret;
 use stave_llb::{Definition, Op, SourceIdentifier};
 use stave_oci::Digest;
 use stave_worker::manifest::Manifest;
@@ -167,7 +168,10 @@ fn plain(fields: &[Field]) -> &[Field] {
     }
 }
 
-/// Variables that differ, by name.
+/// What stands for a value that nobody else should read.
+const HIDDEN: &str = "***";
+
+/// Variables that differ, by name; values of those that are likely to hold a secret are not told.
 fn variables(before: &[String], after: &[String]) -> Vec<Change> {
     fn value<'l>(list: &'l [String], name: &str) -> Option<&'l str> {
         list.iter()
@@ -178,10 +182,10 @@ fn variables(before: &[String], after: &[String]) -> Vec<Change> {
     names
         .into_iter()
         .filter(|name| value(before, name) != value(after, name))
-        .map(|name| Change::Variable {
-            name: name.to_owned(),
-            before: value(before, name).map(str::to_owned),
-            after: value(after, name).map(str::to_owned),
+        .map(|name| {
+            let told = |value: &str| if is_secret(name) { HIDDEN.to_owned() } else { value.to_owned() };
+            let [before, after] = [before, after].map(|list| value(list, name).map(told));
+            Change::Variable { name: name.to_owned(), before, after }
         })
         .collect()
 }
@@ -223,5 +227,8 @@ mod tests {
         let changes = variables(&list(&["A=1", "B=2", "C=3"]), &list(&["A=1", "B=x", "D=4"]));
         let text: Vec<String> = changes.iter().map(ToString::to_string).collect();
         assert_eq!(text, ["B changed: `2` → `x`", "C is not set any more: was `3`", "D is set now: `4`"]);
+        let changes = variables(&list(&["NPM_TOKEN=1", "A=1"]), &list(&["NPM_TOKEN=2", "API_KEY=3", "A=1"]));
+        let text: Vec<String> = changes.iter().map(ToString::to_string).collect();
+        assert_eq!(text, ["API_KEY is set now: `***`", "NPM_TOKEN changed: `***` → `***`"]);
     }
 }

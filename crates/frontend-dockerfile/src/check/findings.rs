@@ -149,8 +149,9 @@ impl<'a> Findings<'a> {
     }
 }
 
-/// Whether one of the name's parts hints at a secret and none takes the hint away.
-fn is_secret(name: &str) -> bool {
+/// Whether a variable of this name is likely to hold a secret: one of the name's parts hints at one and none takes the
+/// hint away. The reference's words.
+pub fn is_secret(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let has = |words: &[&str]| name.split('_').any(|part| words.contains(&part));
     has(&SECRET_WORDS) && !has(&HARMLESS_WORDS)
