@@ -88,7 +88,8 @@ impl Travel {
         }
     }
 
-    pub(crate) fn imports(&self) -> Option<&Imports> {
+    /// The caches that are read.
+    pub fn imports(&self) -> Option<&Imports> {
         self.imports.as_ref()
     }
 
