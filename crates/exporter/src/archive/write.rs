@@ -247,9 +247,11 @@ fn merge_index(index: &mut Index, path: &Path) -> Result<(), ExportErrorKind> {
     let added = index.manifests.len();
     for other in found.manifests {
         let replaced = index.manifests[..added].iter().any(|new| {
-            let same_name =
-                name(&new.annotations).is_some() && name(&new.annotations) == name(&other.annotations);
-            same_name || new.digest == other.digest
+            // An image may stand there under several names; without one, once.
+            match name(&other.annotations) {
+                Some(known) => name(&new.annotations) == Some(known),
+                None => new.digest == other.digest,
+            }
         });
         if !replaced {
             index.manifests.push(other);

@@ -190,7 +190,7 @@ fn refusals_say_what_to_write() {
     );
     refused(
         "type=image,source-date-epoch=now",
-        "invalid value `now` for `source-date-epoch`: expected a number of seconds since the epoch",
+        "invalid value `now` for `source-date-epoch`: expected a number of seconds since 1970, not beyond the year 9999",
     );
     refused("type=image,\"name=a", "bare or unclosed `\"`: quote whole fields, as in `\"name=a,b\"`");
     refused("type=image,name=UPPER", "invalid image name in `name`");
