@@ -31,6 +31,8 @@ const MAX_BYTES: u64 = 40 << 20;
 const MAX_ALL_BYTES: usize = 64 << 20;
 /// How the types of provenance begin, which only the builder may state.
 const PROVENANCE: &str = "https://slsa.dev/provenance/";
+/// The type of a bill of materials.
+const SPDX: &str = "https://spdx.dev/Document";
 /// Says that a statement is for images alone.
 const INLINE_ONLY: &str = "inline-only";
 /// Names the file of a bill of materials that comes first.
@@ -133,6 +135,7 @@ pub(crate) async fn read_all(
                     file_name: file_name(path),
                     subjects: subjects.collect::<Result<_, _>>()?,
                     images_only: is_images_only(message),
+                    ..Attestation::default()
                 };
                 room.take(&attestation)?;
                 found.push((is_core(message, &attestation.file_name), attestation));
@@ -141,7 +144,11 @@ pub(crate) async fn read_all(
         }
     }
     found.sort_by_key(|(is_core, _)| !is_core);
-    Ok(found.into_iter().map(|(_, attestation)| attestation).collect())
+    let told = |(is_core, attestation): (bool, Attestation)| Attestation {
+        is_core_bill: is_core && attestation.predicate_type == SPDX,
+        ..attestation
+    };
+    Ok(found.into_iter().map(told).collect())
 }
 
 fn bundled(
@@ -151,7 +158,7 @@ fn bundled(
 ) -> Result<Vec<(bool, Attestation)>, Failure> {
     let folder = Path::new(&message.path);
     let missing = || Failure::NotFound(format!("open {}: no such file or directory", message.path));
-    let names = view.read_dir(folder)?.ok_or_else(missing)?;
+    let names = view.read_dir_first(folder, MAX_BUNDLED + 1)?.ok_or_else(missing)?;
     if names.len() > MAX_BUNDLED {
         return Err(Failure::Value(format!("more than {MAX_BUNDLED} attestations in a bundle")));
     }
@@ -207,6 +214,7 @@ fn unbundled(bytes: &[u8], bundle: &Message, path: &Path) -> Result<Attestation,
         file_name: file_name(path),
         subjects: subjects.map(other).collect(),
         images_only: is_images_only(bundle),
+        ..Attestation::default()
     })
 }
 

@@ -38,6 +38,8 @@ pub struct Attestation {
     pub subjects: Vec<AttestedSubject>,
     /// Whether it goes with images only, and not with files.
     pub images_only: bool,
+    /// Whether it is the main bill of materials, which is to tell the layer of each file.
+    pub is_core_bill: bool,
 }
 
 /// What an attestation speaks of.
@@ -138,7 +140,12 @@ impl Image {
             predicate: stored.predicate,
             ..Attestation::default()
         };
-        Self { attestations: stored.into_iter().map(attestation).collect(), ..self }
+        let mut attestations: Vec<Attestation> = stored.into_iter().map(attestation).collect();
+        // Of several, the main one comes first.
+        if let Some(bill) = attestations.iter_mut().find(|one| one.file_name == BILL) {
+            bill.is_core_bill = true;
+        }
+        Self { attestations, ..self }
     }
 
     /// The file system of all layers.
@@ -147,12 +154,15 @@ impl Image {
     }
 }
 
+/// What BuildKit calls the file of a bill of materials.
+const BILL: &str = "sbom.spdx.json";
+
 /// What BuildKit calls the file of a predicate of this type.
 pub fn file_name(predicate_type: &str) -> &'static str {
     if predicate_type.starts_with("https://slsa.dev/provenance/") {
         "provenance.json"
     } else if predicate_type == "https://spdx.dev/Document" {
-        "sbom.spdx.json"
+        BILL
     } else {
         "attestation.json"
     }

@@ -28,6 +28,7 @@ mod push;
 mod sink;
 mod spec;
 mod squash;
+mod supplement;
 mod tar_writer;
 mod whole;
 

@@ -19,6 +19,7 @@ use crate::error::ExportErrorKind;
 use crate::exporter::{ArchiveLayout, Context};
 use crate::image::{ConfigDocument, Image, ImageLayerRef};
 use crate::spec::{Annotations, ImageFormat, MediaTypes};
+use crate::supplement::supplemented;
 
 /// The annotation of a layer whose times were rewritten: to which.
 const REWRITTEN: &str = "buildkit/rewritten-timestamp";
@@ -201,8 +202,7 @@ impl Sealed {
 /// The config's bytes with everything filled in, and the layers' diff ids.
 pub(crate) fn seal(store: &Store, image: &Image, format: &ImageFormat) -> Result<Sealed, ExportErrorKind> {
     let epoch = clamp(image, format);
-    let layers: Vec<SealedLayer> =
-        image.layers.par_iter().map(|layer| seal_layer(store, layer, epoch)).collect::<Result<_, _>>()?;
+    let layers = seal_layers(store, &image.layers, epoch)?;
     let diff_ids = layers.iter().map(|layer| layer.diff_id.clone()).collect();
     let config = match &image.config {
         ConfigDocument::Built(config) => {
@@ -223,6 +223,31 @@ fn clamp(image: &Image, format: &ImageFormat) -> Option<i64> {
     }
 }
 
+/// Layers whose digests are remembered are looked up here: the threads that digest the others are made when they are
+/// needed.
+fn seal_layers(
+    store: &Store,
+    layers: &[ImageLayerRef],
+    epoch: Option<i64>,
+) -> Result<Vec<SealedLayer>, ExportErrorKind> {
+    let mut unknown = Vec::new();
+    for layer in layers.iter().filter(|layer| layer.diff_id.is_none()) {
+        if store.known_tar_diff_id(tar_of(layer, epoch))?.is_none() {
+            unknown.push(tar_of(layer, epoch));
+        }
+    }
+    if !unknown.is_empty() {
+        unknown.par_iter().try_for_each(|tar| store.tar_diff_id(*tar).map(drop))?;
+    }
+    layers.iter().map(|layer| seal_layer(store, layer, epoch)).collect()
+}
+
+/// The tar of a layer that no digest is known of. What was unpacked came with its times, which are its image's and not
+/// this build's.
+fn tar_of(layer: &ImageLayerRef, epoch: Option<i64>) -> LayerTar {
+    LayerTar { layer: layer.layer, clamp: if layer.blob.is_some() { None } else { epoch } }
+}
+
 pub(crate) fn seal_layer(
     store: &Store,
     layer: &ImageLayerRef,
@@ -234,10 +259,8 @@ pub(crate) fn seal_layer(
         // A plain tar's digest may be that of the archive that the files came from.
         return Ok(SealedLayer { tar, diff_id: diff_id.clone(), is_own: tar.clamp.is_some() });
     }
-    // What was unpacked came with its times, which are its image's and not this build's.
-    let clamp = if layer.blob.is_some() { None } else { epoch };
-    let tar = LayerTar { layer: layer.layer, clamp };
-    let is_own = layer.blob.is_none() && clamp.is_some();
+    let tar = tar_of(layer, epoch);
+    let is_own = layer.blob.is_none() && tar.clamp.is_some();
     Ok(SealedLayer { diff_id: store.tar_diff_id(tar)?, tar, is_own })
 }
 
@@ -255,7 +278,8 @@ pub(crate) fn image(
     let descriptors: Vec<_> = layers.iter().map(|layer| layer.descriptor.clone()).collect();
     let documents = documents(&sealed, &descriptors, layers_as);
     let created = created(&sealed.config);
-    let attestation = attestation::manifest(image, &documents.manifest.descriptor, names, format)?;
+    let told = supplemented(&context.store, image, &descriptors)?;
+    let attestation = attestation::manifest(&told, &documents.manifest.descriptor, names, format)?;
     Ok(PreparedImage { documents, attestation, layers, platform: image.platform.clone(), created })
 }
 

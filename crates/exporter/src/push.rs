@@ -25,6 +25,7 @@ use crate::growing::Growing;
 use crate::image::ImageLayerRef;
 use crate::prepare::{self, LayerFormat, Sealed, SealedLayer};
 use crate::spec::{ImageFormat, PushOptions};
+use crate::supplement::supplemented;
 
 /// Layers compressed or sent at once. Each holds a few megabytes.
 const LAYERS_AT_ONCE: usize = 4;
@@ -156,7 +157,8 @@ async fn push_blobs(
         futures::stream::iter(pushes).buffered(LAYERS_AT_ONCE).try_collect().await?;
     let documents = prepare::documents(image, &descriptors, &job.layers_as);
     let target = &documents.manifest.descriptor;
-    let attestation = attestation::manifest(&image.image, target, names, job.format)?;
+    let told = supplemented(&context.store, &image.image, &descriptors)?;
+    let attestation = attestation::manifest(&told, target, names, job.format)?;
     let blobs = attestation.iter().flat_map(AttestationManifest::blobs).chain([&documents.config]);
     for blob in blobs {
         for repository in repositories {

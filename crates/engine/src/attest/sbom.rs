@@ -135,7 +135,11 @@ pub(crate) fn read(view: &MergedView, scanner: &Reference) -> Result<Vec<Attesta
     }
     let is_main = |name: &str| name.split('.').next() == Some("sbom");
     found.sort_by_key(|(name, _)| !is_main(name));
-    Ok(found.into_iter().map(|(_, attestation)| attestation).collect())
+    let told = |(name, attestation): (String, Attestation)| Attestation {
+        is_core_bill: is_main(&name),
+        ..attestation
+    };
+    Ok(found.into_iter().map(told).collect())
 }
 
 fn attestation(file: String, bytes: &[u8]) -> Result<Attestation, AttestError> {
