@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
@@ -34,27 +34,49 @@ pub(crate) fn mount_overlay_at(layers: &OverlayLayers, nodev: bool, at: &Path) -
         return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
     }
     if LEGACY.load(Ordering::Relaxed) {
-        return mount_legacy(layers, nodev, at);
+        return match mount_legacy(layers, nodev, at) {
+            // One that is older by its number may know the calls all the same.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                mount_listed(layers, nodev, at).map_err(|_| error)
+            }
+            other => other,
+        };
     }
+    match mount_listed(layers, nodev, at) {
+        Err(error)
+            if error.kind() == io::ErrorKind::InvalidInput && mount_legacy(layers, nodev, at).is_ok() =>
+        {
+            LEGACY.store(true, Ordering::Relaxed);
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Mounts it by the calls that take a list of layers.
+fn mount_listed(layers: &OverlayLayers, nodev: bool, at: &Path) -> io::Result<()> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let mounted = configure(&context, layers).and_then(|()| {
         let attributes = if nodev { MountAttrFlags::MOUNT_ATTR_NODEV } else { MountAttrFlags::empty() };
         fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
     });
-    let mounted = match mounted {
-        // Kernels before 6.5 do not know `lowerdir+`, and say so at the end only.
-        Err(rustix::io::Errno::INVAL) if mount_legacy(layers, nodev, at).is_ok() => {
-            LEGACY.store(true, Ordering::Relaxed);
-            return Ok(());
-        }
-        mounted => mounted.map_err(|error| explain(&context, error))?,
-    };
+    let mounted = mounted.map_err(|error| explain(&context, error))?;
     move_mount(&mounted, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     Ok(())
 }
 
 /// Whether only `mount(2)` takes many layers here.
-static LEGACY: AtomicBool = AtomicBool::new(false);
+static LEGACY: LazyLock<AtomicBool> =
+    LazyLock::new(|| AtomicBool::new(is_older(&rustix::system::uname().release().to_string_lossy())));
+
+/// Kernels before 6.5 do not know `lowerdir+`: they say so at the end only, and write each try into their log.
+fn is_older(release: &str) -> bool {
+    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < (6, 5),
+        _ => false,
+    }
+}
 
 /// An overlay that is mounted nowhere, by way of the existing directory `at`, which nobody else may use meanwhile: for
 /// kernels before 6.5, whose new mount calls take no list of layers.
@@ -178,6 +200,16 @@ mod tests {
             test();
         });
         run.join().expect("the test passes");
+    }
+
+    #[test]
+    fn older_kernels_are_told_by_their_release() {
+        for older in ["6.1.0-56-cloud-amd64", "5.15.0", "6.4-rc1", "4.18.0-553.el8"] {
+            assert!(is_older(older), "{older}");
+        }
+        for newer in ["6.5.0", "6.18.44-fc", "7.0.0", "10.1", "", "unknown"] {
+            assert!(!is_older(newer), "{newer}");
+        }
     }
 
     #[test]

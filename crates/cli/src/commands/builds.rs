@@ -171,11 +171,12 @@ fn inspect(arguments: &InspectArguments, global: &GlobalOptions) -> Result<u8, F
                 format!("#{}", step.number),
                 step_state(step.state).to_owned(),
                 took.map_or_else(String::new, |micros| seconds(Duration::from_micros(micros))),
+                step.peak_memory.map_or_else(String::new, format::size),
                 format::clip(&clean(&step.name), NAME_WIDTH),
             ]
         };
         let rows: Vec<_> = record.steps.iter().map(row).collect();
-        say!("{}", format::table(&["STEP", "STATE", "DURATION", "NAME"], &rows));
+        say!("{}", format::table(&["STEP", "STATE", "DURATION", "MEMORY", "NAME"], &rows));
         Ok(0)
     })
 }

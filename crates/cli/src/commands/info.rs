@@ -211,7 +211,8 @@ fn limits(version: &str, is_unified: bool, missing: &[Unlimited]) -> Fact {
         true => Fact::plain(format!("{version}, limits cannot be set")),
         false => Fact::plain(format!("{version}, without limits of {}", names.join(", "))),
     };
-    let fact = fact.because(&first.reason);
+    // What would help is a line of its own here.
+    let fact = fact.because(first.reason.split(": `").next().unwrap_or(&first.reason));
     match (is_unified, has_none) {
         (true, true) => fact.lifted_by("a delegated group: `systemd-run --user --scope -p Delegate=yes stave …`"),
         (true, false) => fact.lifted_by(
@@ -286,6 +287,11 @@ mod tests {
         assert_eq!(said(some), ("2, without limits of cpu, cpuset".to_owned(), Some("no cpu".to_owned())));
         let none = limits("1", false, &missing(&["memory", "cpu", "cpuset", "pids"]));
         assert_eq!(said(none), ("1, limits cannot be set".to_owned(), Some("no memory".to_owned())));
+        let reason = "nothing is delegated: `run` has one".to_owned();
+        let all = ["memory", "cpu", "cpuset", "pids"]
+            .map(|name| Unlimited { controller: name, reason: reason.clone() });
+        let none = limits("2", true, &all);
+        assert_eq!((none.lift.len(), none.why.as_deref()), (1, Some("nothing is delegated")));
     }
 
     #[test]
