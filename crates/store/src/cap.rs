@@ -295,7 +295,10 @@ impl Store {
 
     /// Bytes of everything that is whole.
     fn used_bytes(&self) -> Result<u64, StoreError> {
-        Ok(self.disk_usage()?.total())
+        self.measure_layers()?;
+        let records = self.inner.database.read(crate::usage::rows)?;
+        let whole: u64 = records.iter().map(|record| record.size).sum();
+        Ok(self.internal_bytes() + whole + self.cache_mount_bytes()?)
     }
 
     /// What all live sessions have reserved and not yet recorded.

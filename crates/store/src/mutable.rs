@@ -200,8 +200,23 @@ impl Store {
         Ok(MutableDir { directory, data, lock, sharing, fresh })
     }
 
-    /// What cache mounts take.
+    /// What cache mounts take, and which are in use. To learn that each is locked for a moment, in which whoever wants
+    /// it alone goes without it: not for what is asked all the time.
     pub(crate) fn cache_mount_usage(&self) -> Result<Vec<UsageRecord>, StoreError> {
+        self.cache_mounts(|name| {
+            Ok(self.lock_mutable(name, FlockOperation::LockExclusive, Wait::No)?.is_none())
+        })
+    }
+
+    /// Allocated bytes of all cache mounts.
+    pub(crate) fn cache_mount_bytes(&self) -> Result<u64, StoreError> {
+        Ok(self.cache_mounts(|_| Ok(false))?.iter().map(|record| record.size).sum())
+    }
+
+    fn cache_mounts(
+        &self,
+        is_in_use: impl Fn(&str) -> Result<bool, StoreError>,
+    ) -> Result<Vec<UsageRecord>, StoreError> {
         type Row = (String, String, i64, i64);
         let rows: Vec<Row> = self.inner.database.read(|tx| {
             let mut statement =
@@ -218,7 +233,7 @@ impl Store {
                 Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => 0,
                 Err(error) => return Err(error),
             };
-            let in_use = self.lock_mutable(&name, FlockOperation::LockExclusive, Wait::No)?.is_none();
+            let in_use = is_in_use(&name)?;
             records.push(UsageRecord {
                 id: UsageId::CacheMount(name),
                 description,

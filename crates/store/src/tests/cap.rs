@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use super::{TestStore, layer};
-use crate::{ApplyOptions, DiskPolicy, Growth, Snapshot, Store, StoreError};
+use crate::{ApplyOptions, DiskPolicy, Growth, Sharing, Snapshot, Store, StoreError, UsageId};
 
 const MIB: u64 = 1 << 20;
 
@@ -193,4 +193,26 @@ fn words(error: &StoreError) -> String {
         source = cause.source();
     }
     text
+}
+
+/// Whoever wants a cache mount alone goes without it while somebody else has it locked, if only to see whether it is in
+/// use: where a cap is watched that would be all the time.
+#[test]
+fn to_watch_the_cap_no_cache_mount_is_locked() {
+    let test = capped(10 * MIB);
+    drop(test.store.mutable_dir("key", Sharing::Private).expect("a mount"));
+    let lock = |entry: std::io::Result<std::fs::DirEntry>| {
+        Some(entry.expect("an entry").path()).filter(|path| path.extension().is_some_and(|end| end == "lock"))
+    };
+    let locks = || std::fs::read_dir(test.root().join("mutable")).expect("lists").filter_map(lock);
+    for path in locks() {
+        std::fs::remove_file(path).expect("removes");
+    }
+    test.store.reckon_anew();
+    test.store.expect_bytes(MIB).expect("there is room");
+    assert_eq!(locks().count(), 0, "one that was locked would be there again");
+    let bytes = test.store.cache_mount_bytes().expect("a number");
+    let usage = test.store.disk_usage().expect("a listing").records;
+    let mounts = usage.iter().filter(|record| matches!(record.id, UsageId::CacheMount(_)));
+    assert!(bytes > 0 && bytes == mounts.map(|record| record.size).sum::<u64>());
 }
