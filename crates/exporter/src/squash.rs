@@ -85,7 +85,8 @@ fn difference(
         Ok(())
     })?;
     let mut kept = BTreeMap::new();
-    let mut tar = TarWriter::new(output);
+    // The layer keeps the times as they are, with what marks those of a build context.
+    let mut tar = TarWriter::new(output).exact();
     walk(above, &mut |visit| {
         let Visit::Entry(entry) = visit else { return Ok(()) };
         let identity = Identity::of(entry.stat());
@@ -204,6 +205,31 @@ mod tests {
             found
         };
         assert_eq!(tree(&base.push(applied.layer)), tree(top));
+    }
+
+    #[test]
+    fn times_stay_what_they_are() {
+        use std::os::unix::fs::MetadataExt as _;
+        let fixture = Fixture::new();
+        let times = [stave_store::context_time((1000, 5)), (2000, 7), (3000, 0)];
+        let names = ["a", "b", "c"];
+        let top = fixture.layer(&Snapshot::scratch(), |root| {
+            for (name, (seconds, nanoseconds)) in names.iter().zip(times) {
+                let file = fs::File::create(root.join(name)).expect("creates");
+                let time = std::time::Duration::new(seconds.unsigned_abs(), nanoseconds);
+                file.set_modified(std::time::UNIX_EPOCH + time).expect("sets");
+            }
+        });
+        let mut bytes = Vec::new();
+        difference(&fixture.view(&Snapshot::scratch()), &fixture.view(&top), &mut bytes).expect("writes");
+        let applied = fixture.store.apply_layer(&bytes[..], &ApplyOptions::default()).expect("applies");
+        let view = fixture.view(&Snapshot::scratch().push(applied.layer));
+        let found = names.map(|name| {
+            let file = view.open(Path::new(name)).expect("looks").expect("is there");
+            let status = file.metadata().expect("is there");
+            (status.mtime(), u32::try_from(status.mtime_nsec()).expect("less than a second"))
+        });
+        assert_eq!(found, times);
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub(crate) struct TarWriter<W: Write> {
     output: W,
     /// The time of every entry; `None`: their own.
     epoch: Option<i64>,
+    /// Whether their own times are written to the nanosecond.
+    is_exact: bool,
 }
 
 /// Everything a header says.
@@ -37,6 +39,8 @@ struct Header<'a> {
     mode: u32,
     owner: (u64, u64),
     mtime: i64,
+    /// Written in a pax record if there are any.
+    nanoseconds: u32,
     size: u64,
     device: (u32, u32),
     xattrs: &'a [(std::ffi::OsString, Vec<u8>)],
@@ -51,6 +55,7 @@ impl Header<'_> {
             mode,
             owner: (0, 0),
             mtime: 0,
+            nanoseconds: 0,
             size,
             device: (0, 0),
             xattrs: &[],
@@ -60,7 +65,12 @@ impl Header<'_> {
 
 impl<W: Write> TarWriter<W> {
     pub(crate) fn new(output: W) -> Self {
-        Self { output, epoch: None }
+        Self { output, epoch: None, is_exact: false }
+    }
+
+    /// The same, with times to the nanosecond: for a tar that becomes a layer of the store.
+    pub(crate) fn exact(self) -> Self {
+        Self { is_exact: true, ..self }
     }
 
     /// The same, with every entry at `epoch` if there is one.
@@ -123,6 +133,8 @@ impl<W: Write> TarWriter<W> {
         let size = if entry.kind == Kind::File { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 };
         // A hard link's attributes are those of the entry it names.
         let xattrs = if matches!(entry.kind, Kind::HardLink(_)) { Vec::new() } else { entry.xattrs()? };
+        let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
+        let is_exact = self.is_exact && self.epoch.is_none();
         self.header(&Header {
             path: tar_path(&folder.join(entry.path()), entry.kind == Kind::Directory),
             link,
@@ -130,6 +142,7 @@ impl<W: Write> TarWriter<W> {
             mode: stat.st_mode & 0o7777,
             owner: (u64::from(stat.st_uid), u64::from(stat.st_gid)),
             mtime: self.epoch.unwrap_or(stat.st_mtime),
+            nanoseconds: if is_exact { nanoseconds } else { 0 },
             size,
             device: (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)),
             xattrs: &xattrs,
@@ -223,7 +236,10 @@ fn pax_records(header: &Header<'_>) -> Vec<u8> {
             record(key.as_bytes(), number.to_string().as_bytes());
         }
     }
-    if u64::try_from(header.mtime).map_or(true, |mtime| mtime > MAX_OCTAL_12) {
+    // Before 1970 a fraction counts the other way; nobody needs it there.
+    if header.nanoseconds > 0 && header.mtime >= 0 {
+        record(b"mtime", format!("{}.{:09}", header.mtime, header.nanoseconds).as_bytes());
+    } else if u64::try_from(header.mtime).map_or(true, |mtime| mtime > MAX_OCTAL_12) {
         record(b"mtime", header.mtime.to_string().as_bytes());
     }
     for (name, value) in header.xattrs {
