@@ -343,7 +343,8 @@ fn named_parent(op: &ExecOp, confinement: &Confinement) -> CgroupParent {
 fn memory_words(limit: Option<u64>, peak: u64) -> String {
     match limit {
         Some(limit) if peak == 0 => format!("limit {}", bytes(limit)),
-        Some(limit) => format!("limit {}, peak {}", bytes(limit), bytes(peak)),
+        // A group within the limited one counts for a moment what that one then refuses.
+        Some(limit) => format!("limit {}, peak {}", bytes(limit), bytes(peak.min(limit))),
         None => format!("peak {}", bytes(peak)),
     }
 }
@@ -366,6 +367,7 @@ mod tests {
     #[test]
     fn sizes_in_words() {
         assert_eq!(memory_words(Some(64 << 20), 67_000_000), "limit 64MiB, peak 63.9MiB");
+        assert_eq!(memory_words(Some(64 << 20), 69_000_000), "limit 64MiB, peak 64MiB");
         assert_eq!(memory_words(None, 1000), "peak 1000B");
         assert_eq!(bytes(3 << 29), "1.5GiB");
     }
