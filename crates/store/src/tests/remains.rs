@@ -85,6 +85,7 @@ fn the_log_of_a_database_that_is_being_made_is_not_that_of_one_that_is_gone() {
     while !waits() && !opening.is_finished() {
         thread::yield_now();
     }
+    assert!(!opening.is_finished(), "it did not wait for who makes one");
     for file in [&path, &log] {
         fs::write(file, "of one that is being made").expect("writes");
     }
