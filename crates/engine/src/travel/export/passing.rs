@@ -61,14 +61,20 @@ impl Journey {
         links
     }
 
-    /// Brings what only a cache has to another one, each layer once. What cannot be had any more is left out: its steps
-    /// run again one day.
-    pub(super) async fn pass_on(&self, unasked: Unasked, to: &Place) -> Vec<Passed> {
+    /// Brings what only a cache has to another one, each layer once, but those that are `there`. What cannot be had any more
+    /// is left out: its steps run again one day.
+    pub(super) async fn pass_on(
+        &self,
+        unasked: Unasked,
+        to: &Place,
+        there: &BTreeMap<Digest, Descriptor>,
+    ) -> Vec<Passed> {
         let Some(imports) = self.travel.imports() else { return Vec::new() };
         // Each step has the layers of all below it.
         let mut layers: HashMap<&Digest, (&ImportHit, &Descriptor)> = HashMap::new();
         for hit in unasked.values() {
             let all = hit.stacks().iter().flat_map(|stack| &stack.layers);
+            let all = all.filter(|layer| !there.contains_key(&layer.digest));
             layers.extend(all.map(|layer| (&layer.digest, (hit, layer))));
         }
         // Made here, not in the stream: a closure over two borrows would keep the future from other threads.
