@@ -241,7 +241,8 @@ impl Engine {
         let mut images = Vec::new();
         if index.is_none() {
             for local in of_platforms(local.all(), platforms, &name.familiar())? {
-                let mut image = Image::stored(local).attested(self.store.attestations(Some(name), &local.id)?);
+                let mut image =
+                    Image::stored(local).attested(self.store.attestations(Some(name), &local.id)?);
                 for layer in &mut image.layers {
                     layer.origin = layer.blob.as_ref().and_then(|blob| origins.get(&blob.digest).cloned());
                 }
