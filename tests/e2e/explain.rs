@@ -86,8 +86,9 @@ fn builds_are_recorded_listed_and_removed() {
     assert!(step("seq 1")["started"].as_u64() < step("seq 1")["ended"].as_u64());
     // The whole log, clipped nowhere.
     let log = world.stave(["logs", &id, "seq 1"]).success().stdout;
+    // The two streams are two pipes: which is read first is not said.
     assert!(
-        log.contains("out\n") && log.contains("err\n") && log.ends_with("29999\n30000\n"),
+        log.contains("out\n") && log.contains("err\n") && log.contains("29999\n30000\n"),
         "{}",
         log.len()
     );

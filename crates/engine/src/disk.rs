@@ -173,7 +173,12 @@ fn half_made(store: &Store, repair: bool, findings: &mut Vec<Finding>) -> Result
         other => other.map_err(failed)?,
     };
     for entry in entries {
-        let path = entry.map_err(failed)?.path();
+        let entry = entry.map_err(failed)?;
+        // A file beside them is a note that a build left for the next one.
+        if !entry.file_type().map_err(failed)?.is_dir() {
+            continue;
+        }
+        let path = entry.path();
         let record = std::fs::metadata(path.join("record.json")).map(|metadata| metadata.len());
         if record.is_ok_and(|length| length > 0) {
             continue;
@@ -216,6 +221,22 @@ mod tests {
         let kinds = |wanted| usage.records.iter().filter(|record| record.id.kind() == wanted).count();
         let left = (kinds(stave_store::UsageKind::Layer), kinds(stave_store::UsageKind::CacheMount));
         assert_eq!(left, (layers, mounts));
+    }
+
+    #[test]
+    fn half_made_is_a_build_without_a_record_and_no_note_beside_builds() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(directory.path()).expect("a store");
+        let builds = store.builds_directory();
+        std::fs::create_dir_all(builds.join("died")).expect("a directory");
+        std::fs::write(builds.join(".note"), "").expect("a file");
+        let found = |repair| {
+            let mut findings = Vec::new();
+            half_made(&store, repair, &mut findings).expect("looks");
+            findings.len()
+        };
+        assert_eq!([found(false), found(true), found(false)], [1, 1, 0]);
+        assert!(builds.join(".note").exists());
     }
 
     #[test]
