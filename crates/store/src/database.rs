@@ -256,6 +256,13 @@ fn migrate(connection: &Connection, root: &Path, path: &Path) -> Result<(), Stor
         let step = format!("BEGIN IMMEDIATE; {migration} PRAGMA user_version = {format}; COMMIT;");
         connection.execute_batch(&step).map_err(failed)?;
     }
+    // What the journal says was meant as the earlier format means it. On a full disk it stays so.
+    if (1..FORMAT).contains(&format) {
+        let transaction = connection.unchecked_transaction().map_err(failed)?;
+        if let Err(failure) = journal::renew(&transaction) {
+            tracing::warn!(?failure, "the journal stays as it is");
+        }
+    }
     Ok(())
 }
 

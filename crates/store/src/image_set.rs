@@ -73,7 +73,19 @@ pub struct StoredAttestation {
 #[derive(Debug, Clone, Copy, Default)]
 struct Hanging<'a> {
     index: Option<&'a StoredIndex>,
-    attested: &'a [(Digest, Vec<StoredAttestation>)],
+    /// `None` if that is not told: what is known of images that stay under a name stays.
+    attested: Option<&'a [Attested]>,
+}
+
+/// What is attested of an image.
+type Attested = (Digest, Vec<StoredAttestation>);
+
+impl Hanging<'_> {
+    /// What shall be attested of an image of which `known` is.
+    fn of(&self, image: &LocalImage, known: Vec<StoredAttestation>) -> Vec<StoredAttestation> {
+        let Some(attested) = self.attested else { return known };
+        attested.iter().find(|(id, _)| *id == image.id).map(|(_, all)| all.clone()).unwrap_or_default()
+    }
 }
 
 fn damaged<E>(_: E) -> Failure {
@@ -94,7 +106,8 @@ impl Store {
         images: &[LocalImage],
         index: Option<&StoredIndex>,
     ) -> Result<(), StoreError> {
-        self.put(names, images, Hanging { index, attested: &[] })
+        // The statements of an index are in it.
+        self.put(names, images, Hanging { index, attested: index.map(|_| &[][..]) })
     }
 
     /// The same, with what is attested of them under these names; without a name, of them as such.
@@ -104,7 +117,7 @@ impl Store {
         images: &[LocalImage],
         attested: &[(Digest, Vec<StoredAttestation>)],
     ) -> Result<(), StoreError> {
-        self.put(names, images, Hanging { index: None, attested })
+        self.put(names, images, Hanging { index: None, attested: Some(attested) })
     }
 
     fn put(
@@ -113,10 +126,11 @@ impl Store {
         images: &[LocalImage],
         hanging: Hanging<'_>,
     ) -> Result<(), StoreError> {
-        let Hanging { index, attested } = hanging;
-        let Some((first, others)) = images.split_first() else { return Ok(()) };
+        if images.is_empty() {
+            return Ok(());
+        }
         images.iter().try_for_each(LocalImage::verify)?;
-        index.map_or(Ok(()), StoredIndex::verify)?;
+        hanging.index.map_or(Ok(()), StoredIndex::verify)?;
         // A build of what is there already writes nothing: each write may wait for a busy disk. That its layers were
         // used since is noted already, if a lease of ours keeps them.
         if let Some(lease) = self.newest_lease()
@@ -129,25 +143,10 @@ impl Store {
                 require_layers(tx, image)?;
                 insert(tx, image)?;
             }
-            names.iter().try_for_each(|name| {
-                point(tx, name, &first.id)?;
-                let mut statement = tx.prepare_cached(
-                    "INSERT INTO image_variant (name, position, image) VALUES (?1, ?2, ?3)",
-                )?;
-                for (position, other) in (0i64..).zip(others) {
-                    statement.execute((name.canonical(), position, other.id.as_str()))?;
-                }
-                index.map_or(Ok(()), |index| insert_index(tx, name, index))?;
-                attested.iter().try_for_each(|(id, all)| attest(tx, &name.canonical(), id, all))?;
-                match journal::hanging(tx, &name.canonical())? {
-                    none if none.is_empty() => Ok(()),
-                    lines => journal::append(tx, &lines),
-                }
-            })?;
+            names.iter().try_for_each(|name| put_name(tx, name, images, hanging))?;
             if names.is_empty() {
                 for image in images {
-                    let all = attested.iter().find(|(id, _)| *id == image.id).map_or(&[][..], |(_, all)| all);
-                    attest(tx, "", &image.id, all)?;
+                    attest(tx, "", &image.id, &hanging.of(image, attested(tx, "", &image.id)?))?;
                 }
             }
             Ok(())
@@ -178,6 +177,33 @@ impl Store {
     }
 }
 
+/// Points a name to images, with what hangs on it.
+fn put_name(
+    tx: &Transaction<'_>,
+    name: &Reference,
+    images: &[LocalImage],
+    hanging: Hanging<'_>,
+) -> Result<(), Failure> {
+    let Some((first, others)) = images.split_first() else { return Ok(()) };
+    let called = name.canonical();
+    let known = images.iter().map(|image| Ok(hanging.of(image, attested(tx, &called, &image.id)?)));
+    let known = known.collect::<Result<Vec<_>, Failure>>()?;
+    point(tx, name, &first.id)?;
+    let mut statement =
+        tx.prepare_cached("INSERT INTO image_variant (name, position, image) VALUES (?1, ?2, ?3)")?;
+    for (position, other) in (0i64..).zip(others) {
+        statement.execute((&called, position, other.id.as_str()))?;
+    }
+    hanging.index.map_or(Ok(()), |index| insert_index(tx, name, index))?;
+    for (image, all) in images.iter().zip(&known) {
+        attest(tx, &called, &image.id, all)?;
+    }
+    match journal::hanging(tx, &called)? {
+        none if none.is_empty() => Ok(()),
+        lines => journal::append(tx, &lines),
+    }
+}
+
 /// Whether names and images are stored as [`Store::put_indexed`] would store them, and the layers are used under
 /// `lease`.
 fn is_put(
@@ -186,9 +212,6 @@ fn is_put(
     names: &[Reference],
     (images, hanging): (&[LocalImage], Hanging<'_>),
 ) -> Result<bool, Failure> {
-    let of = |image: &LocalImage| {
-        hanging.attested.iter().find(|(id, _)| *id == image.id).map_or(&[][..], |(_, all)| all)
-    };
     let mut stamp = tx.prepare_cached("SELECT use_seq FROM layer WHERE id = ?1 AND state = 0")?;
     for image in images {
         let Some(mut stored) = load(tx, image.id.as_str())? else { return Ok(false) };
@@ -218,7 +241,8 @@ fn is_put(
     let unnamed = names.is_empty().then(String::new);
     for name in names.iter().map(Reference::canonical).chain(unnamed) {
         for image in images {
-            if attested(tx, &name, &image.id)? != of(image) {
+            let known = attested(tx, &name, &image.id)?;
+            if known != hanging.of(image, known.clone()) {
                 return Ok(false);
             }
         }

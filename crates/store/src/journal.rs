@@ -125,6 +125,11 @@ pub(crate) fn append(tx: &Transaction<'_>, lines: &[Line]) -> Result<(), Failure
     Ok(())
 }
 
+/// Writes the journal anew from the rows, for the store of an open transaction.
+pub(crate) fn renew(tx: &Transaction<'_>) -> Result<(), Failure> {
+    path_of(tx).map_or(Ok(()), |path| compact(tx, &path))
+}
+
 /// Lines as they are written.
 fn written(lines: &[Line], limit: u64, path: &Path) -> Result<Vec<u8>, Failure> {
     let mut text = Vec::new();

@@ -6,7 +6,10 @@ use std::time::{Duration, UNIX_EPOCH};
 use stave_oci::{Compression, Descriptor, Digest, Platform, Reference};
 
 use super::{TestStore, top};
-use crate::{ImageLayer, ImagePrune, LayerTar, LocalImage, PruneRequest, Snapshot, Store, StoredAttestation};
+use crate::{
+    ImageLayer, ImagePrune, LayerTar, LocalImage, PruneRequest, Snapshot, Store, StoredAttestation,
+    StoredManifest,
+};
 
 #[test]
 fn a_clamped_tar_depends_on_the_epoch_only_where_times_are_later() {
@@ -105,9 +108,16 @@ fn attestations_go_with_their_image_and_its_name() {
     }
     put(&names, &[one("a"), one("b")]);
     check(&test, &image, [&[], &[one("a"), one("b")], &[one("a"), one("b")]], &names);
+    // Pulled again, or loaded, as what it is already: nothing is said of statements.
+    let bytes = b"another".to_vec();
+    let manifest = StoredManifest { media_type: "m".into(), digest: Digest::sha256(&bytes), bytes };
+    let pulled = LocalImage { manifest: Some(manifest), ..image.clone() };
+    test.store.put_image(&names[..1], &pulled).expect("a record");
+    check(&test, &image, [&[], &[one("a"), one("b")], &[one("a"), one("b")]], &names);
     // Built again without a statement under one name, and with another under none.
     put(&names[1..], &[]);
     put(&[], &[one("c")]);
+    test.store.put_image(&[], &pulled).expect("a record");
     check(&test, &image, [&[one("c")], &[one("a"), one("b")], &[]], &names);
     test.store.tag(&image.id, &names[1]).expect("a record");
     check(&test, &image, [&[one("c")], &[one("a"), one("b")], &[one("c")]], &names);
@@ -144,6 +154,15 @@ fn what_was_attested_of_an_image_is_attested_under_its_names() {
         for name in [Some(&name), None] {
             assert_eq!(store.attestations(name, &image.id).expect("looks"), expected);
         }
+    }
+    // The journal says it, too.
+    drop(store);
+    for file in ["store.db", "store.db-wal", "store.db-shm"] {
+        drop(std::fs::remove_file(directory.path().join(file)));
+    }
+    let store = Store::open(directory.path()).expect("opens");
+    for name in [Some(&name), None] {
+        assert_eq!(store.attestations(name, &both[0].id).expect("looks").len(), 1);
     }
     store.untag(&name).expect("a record");
     assert_eq!(store.attestations(Some(&name), &both[1].id).expect("looks"), []);
