@@ -42,6 +42,11 @@ pub(super) fn delegated(own: PathBuf) -> PathBuf {
     }
 }
 
+/// Whether a process in `own` is of this group. Another `stave` there may have moved it aside a moment ago.
+fn is_of(own: PathBuf, group: &Path) -> bool {
+    delegated(own) == group
+}
+
 /// Whether groups can be made in this one and processes moved there.
 fn may_change(group: &Path) -> bool {
     [group, &group.join("cgroup.procs")]
@@ -106,8 +111,7 @@ fn hand_down(group: &Path, controller: Controller) -> io::Result<()> {
     loop {
         match fs::write(group.join("cgroup.subtree_control"), format!("+{}", controller.name())) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy && attempts < ASIDE_ATTEMPTS => {
-                let own = own_v2();
-                if attempts == 0 && own.as_deref() != Some(group) {
+                if !own_v2().is_some_and(|own| is_of(own, group)) {
                     return Err(error);
                 }
                 move_aside(group)?;
@@ -145,6 +149,16 @@ mod tests {
         assert_eq!(delegated("/g/a.scope/stave-host".into()), Path::new("/g/a.scope"));
         assert_eq!(delegated("/g/a.scope".into()), Path::new("/g/a.scope"));
         assert_eq!(place::maker(ASIDE), None);
+    }
+
+    #[test]
+    fn who_was_moved_aside_by_another_is_still_of_the_group() {
+        let check = |own: &str, expected| assert_eq!(is_of(own.into(), Path::new("/g")), expected, "{own}");
+        check("/g", true);
+        check("/g/stave-host", true);
+        check("/g/a.scope", false);
+        check("/g/a.scope/stave-host", false);
+        check("/", false);
     }
 
     #[test]
