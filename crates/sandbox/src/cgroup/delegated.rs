@@ -13,6 +13,12 @@ use super::{CgroupHierarchy, MOUNT, Unlimited, in_words};
 
 /// The group within a delegated one where its processes go: on v2 a group with processes hands nothing down.
 const ASIDE: &str = "stave-host";
+/// What systemd marks a group with that it leaves to the unit in it, for this user to read (from version 251).
+const MARK: &str = "user.delegate";
+/// Generations that a descendant is followed up.
+const MAX_GENERATIONS: usize = 1000;
+/// How often a group is looked at in which one process ends while another is asked about.
+const LOOKS: u32 = 3;
 /// How often the processes of a group are moved, since more may start meanwhile.
 const ASIDE_ATTEMPTS: u32 = 100;
 
@@ -23,7 +29,8 @@ pub(super) fn default_v2() -> Result<PathBuf, String> {
     if may_change(&ours) || !ours.exists() && may_change(mount) {
         return Ok(ours);
     }
-    own_v2().map(delegated).filter(|own| may_change(own)).ok_or_else(|| {
+    let own = own_v2().filter(|own| is_handed_over(own)).map(delegated);
+    own.filter(|own| may_change(own)).ok_or_else(|| {
         "no control group is delegated to this user: `systemd-run --user --scope -p Delegate=yes stave …` has one"
             .to_owned()
     })
@@ -45,6 +52,33 @@ pub(super) fn delegated(own: PathBuf) -> PathBuf {
 /// Whether a process in `own` is of this group. Another `stave` there may have moved it aside a moment ago.
 fn is_of(own: PathBuf, group: &Path) -> bool {
     delegated(own) == group
+}
+
+/// Whether the group of a process in `own` is its to divide. That it may be changed is not enough: a user may change
+/// each unit of their service manager, but it changes those that it did not delegate as well, and others run in them.
+fn is_handed_over(own: &Path) -> bool {
+    let group = delegated(own.to_owned());
+    // It was taken before, or there is nobody outside it to ask.
+    own.ends_with(ASIDE) || group == Path::new(MOUNT) || is_marked(&group) || is_alone_in(&group)
+}
+
+fn is_marked(group: &Path) -> bool {
+    let mut value = [0; 8];
+    rustix::fs::getxattr(group, MARK, &mut value[..]).is_ok_and(|length| value[..length] == *b"1")
+}
+
+/// Whether nothing is in a group but this process and what it started.
+fn is_alone_in(group: &Path) -> bool {
+    let own = std::process::id();
+    let are_ours = |text: &str| {
+        text.lines().all(|process| process.parse().is_ok_and(|id| descends(id, own, place::parent)))
+    };
+    (0..LOOKS).any(|_| fs::read_to_string(group.join("cgroup.procs")).is_ok_and(|text| are_ours(&text)))
+}
+
+/// Whether a process is `from`, or one that it started, or one of theirs.
+fn descends(process: u32, from: u32, parent: impl Fn(u32) -> Option<u32>) -> bool {
+    std::iter::successors(Some(process), |id| parent(*id)).take(MAX_GENERATIONS).any(|id| id == from)
 }
 
 /// Whether groups can be made in this one and processes moved there.
@@ -111,7 +145,7 @@ fn hand_down(group: &Path, controller: Controller) -> io::Result<()> {
     loop {
         match fs::write(group.join("cgroup.subtree_control"), format!("+{}", controller.name())) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy && attempts < ASIDE_ATTEMPTS => {
-                if !own_v2().is_some_and(|own| is_of(own, group)) {
+                if !own_v2().is_some_and(|own| is_handed_over(&own) && is_of(own, group)) {
                     return Err(error);
                 }
                 move_aside(group)?;
@@ -159,6 +193,48 @@ mod tests {
         check("/g/a.scope", false);
         check("/g/a.scope/stave-host", false);
         check("/", false);
+    }
+
+    #[test]
+    fn a_group_in_which_others_run_is_not_taken_unless_it_is_marked() {
+        let unit = tempfile::tempdir().expect("a directory");
+        let own = std::process::id();
+        let holds = |processes: &str| {
+            fs::write(unit.path().join("cgroup.procs"), processes).expect("a file");
+            is_handed_over(unit.path())
+        };
+        assert!(holds(&format!("{own}\n")));
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("starts");
+        assert!(holds(&format!("{}\n{own}\n", child.id())));
+        child.kill().and_then(|()| child.wait()).expect("ends");
+        // A shell that this was started from, and one of another pid namespace.
+        let shell = place::parent(own).expect("a parent");
+        assert!(!holds(&format!("{shell}\n{own}\n")));
+        assert!(!holds(&format!("0\n{own}\n")));
+        let mark = |value: &[u8]| {
+            rustix::fs::setxattr(unit.path(), MARK, value, rustix::fs::XattrFlags::empty()).is_ok()
+        };
+        // Not every temporary directory takes attributes.
+        if mark(b"0") {
+            assert!(!holds(&format!("{shell}\n")));
+            assert!(mark(b"1") && holds(&format!("{shell}\n")));
+        }
+        assert!(is_handed_over(&unit.path().join(ASIDE)), "what is in it was moved there before");
+        assert!(is_handed_over(Path::new(MOUNT)));
+    }
+
+    #[test]
+    fn descendants_are_followed_up_to_the_first_process() {
+        let parent = |id: u32| match id {
+            0 => None,
+            // These two cannot be, but nothing may hang for it.
+            9 => Some(8),
+            8 => Some(9),
+            id => Some(id / 2),
+        };
+        for (process, expected) in [(5, true), (10, true), (21, true), (2, false), (0, false), (9, false)] {
+            assert_eq!(descends(process, 5, parent), expected, "{process}");
+        }
     }
 
     #[test]

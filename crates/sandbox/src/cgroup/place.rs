@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -201,9 +202,19 @@ pub(super) fn maker(name: &str) -> Option<(u32, u64)> {
 
 /// When a process started, in ticks since boot; a pid may be another process's by now.
 fn started(pid: u32) -> Option<u64> {
-    // The name in parentheses may hold anything; field 22 counts from behind it.
+    stat_of(pid, 22)
+}
+
+/// The process that started another, or has taken it over.
+pub(super) fn parent(pid: u32) -> Option<u32> {
+    stat_of(pid, 4)
+}
+
+/// A number of `/proc/<pid>/stat`, by its place as proc(5) counts.
+fn stat_of<T: FromStr>(pid: u32, field: usize) -> Option<T> {
+    // The name in parentheses, field 2, may hold anything.
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    stat.rsplit_once(')')?.1.split_whitespace().nth(field.checked_sub(3)?)?.parse().ok()
 }
 
 /// This process's group in the hierarchy of a v1 controller.
