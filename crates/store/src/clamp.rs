@@ -12,20 +12,29 @@ use stave_oci::{Compression, Descriptor, Digest};
 use crate::hashing::ReadAheadHash;
 use crate::{LayerId, Store, StoreError, TarOptions};
 
-/// The nanoseconds of a time that a file has from a build context. Such a time tells who checked the file out, and when,
-/// and nothing of what an image is made of: in a clamped tar it becomes the epoch even if it is earlier. The mark goes
-/// wherever a step takes the file (`chmod`, `cp -p`, `COPY --from`). It is at the end of its second, so that no source
-/// seems older than what was made of an earlier state of it in that second.
-const OF_CONTEXT: u32 = 999_999_937;
+/// The last three digits of the nanoseconds of a time that a file has from a build context. Such a time tells who checked
+/// the file out, and when, and nothing of what an image is made of: in a clamped tar it becomes the epoch even if it is
+/// earlier. The mark goes wherever a step takes the file (`chmod`, `cp -p`, `COPY --from`). It is less than a microsecond
+/// away from the file's own time, so that files keep their order, for `make`, and none is of the future. One in a thousand
+/// of other times has it by chance, which shows only where that is earlier than the epoch.
+const OF_CONTEXT: u32 = 937;
 
-/// The time that a file of a build context has in a layer: its own, to the second.
-pub fn context_time((seconds, _): (i64, u32)) -> (i64, u32) {
-    (seconds, OF_CONTEXT)
+/// What is below the digits that stay.
+const MICROSECOND: u32 = 1000;
+
+/// The time that a file of a build context has in a layer: its own, to the microsecond.
+pub fn context_time((seconds, nanoseconds): (i64, u32)) -> (i64, u32) {
+    (seconds, without_mark(nanoseconds) + OF_CONTEXT)
 }
 
 /// Whether a time in a layer came from a build context.
 pub fn is_context_time((_, nanoseconds): (i64, u32)) -> bool {
-    nanoseconds == OF_CONTEXT
+    nanoseconds % MICROSECOND == OF_CONTEXT
+}
+
+/// What a context's file had of nanoseconds, as far as that is known.
+pub fn without_mark(nanoseconds: u32) -> u32 {
+    nanoseconds - nanoseconds % MICROSECOND
 }
 
 /// One of a layer's tars.

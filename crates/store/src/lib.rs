@@ -64,7 +64,7 @@ mod view;
 pub use apply::{AbsoluteNames, AppliedLayer, ApplyOptions, LayerLimits};
 pub use blob::BlobWriter;
 pub use cap::LayerRoom;
-pub use clamp::{LayerTar, context_time, is_context_time};
+pub use clamp::{LayerTar, context_time, is_context_time, without_mark};
 pub use diff::{TarOptions, Timestamps};
 pub use doctor::{Finding, FindingKind, FindingState, examine};
 pub use error::{DatabaseError, LayerError, LayerErrorKind, StoreError};

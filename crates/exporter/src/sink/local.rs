@@ -15,7 +15,7 @@ use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
-use stave_store::{MergedView, is_context_time};
+use stave_store::{MergedView, is_context_time, without_mark};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::ExportErrorKind;
@@ -176,7 +176,8 @@ impl Tree<'_> {
         let nanoseconds = u32::try_from(entry.stat().st_mtime_nsec).unwrap_or(0);
         // A mark is the store's own.
         let is_marked = is_context_time((seconds, nanoseconds));
-        let own = Timespec { tv_sec: seconds, tv_nsec: if is_marked { 0 } else { nanoseconds.into() } };
+        let nanoseconds = if is_marked { without_mark(nanoseconds) } else { nanoseconds };
+        let own = Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
         let time = self.epoch.map_or(own, |tv_sec| Timespec { tv_sec, tv_nsec: 0 });
         Timestamps { last_access: time, last_modification: time }
     }

@@ -139,14 +139,14 @@ fn local_files_become_roots_and_keep_mode_and_time() {
     let source = fixture.source.path().join("file");
     std::os::unix::fs::chown(&source, Some(1234), Some(1234)).expect("chown needs root");
     std::fs::set_permissions(&source, std::fs::Permissions::from_mode(0o4751)).expect("chmod");
-    let time = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000, 5);
+    let time = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000, 123_456_789);
     std::fs::File::options().write(true).open(&source).expect("open").set_modified(time).expect("touch");
     fixture.copy(&request("/file", "/plain")).expect("copy");
     let status = std::fs::metadata(fixture.target.path().join("plain")).expect("stat");
     assert_eq!((status.uid(), status.gid(), status.mode() & 0o7777), (0, 0, 0o4751));
-    // Its own to the second, and known as a context's.
+    // Its own to the microsecond, and known as a context's.
     let nanoseconds = u32::try_from(status.mtime_nsec()).expect("less than a second");
-    assert_eq!(status.mtime(), 1_000_000);
+    assert_eq!((status.mtime(), nanoseconds / 1000), (1_000_000, 123_456));
     assert!(stave_store::is_context_time((status.mtime(), nanoseconds)));
     let mut chosen = request("/file", "/made/owned");
     chosen.rules =
