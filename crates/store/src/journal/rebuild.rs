@@ -94,7 +94,8 @@ pub(crate) fn rebuild(connection: &Connection, root: &Path) -> Result<(), Failur
     }
     connection.execute(
         "UPDATE clock SET next_layer = ?1, boot = ?2",
-        params![known.highest + NUMBER_JUMP, known.boot],
+        // Numbers of removed layers and of blobs are in no line: as in a new store, the time is beyond those, too.
+        params![now().max(known.highest + NUMBER_JUMP), known.boot],
     )?;
     Ok(())
 }
