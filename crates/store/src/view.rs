@@ -57,6 +57,9 @@ enum Want {
     Content,
 }
 
+/// Names of a directory that are held at least: each page reads the whole directory, and names of removed files fill pages.
+const PAGE: usize = if cfg!(test) { 2 } else { 4096 };
+
 /// Answers that one view remembers at most.
 const MAX_FOUND: usize = 1024;
 
@@ -90,14 +93,14 @@ impl MergedView {
     }
 
     /// The first names in a directory, sorted; `None` if it is none. However many there are, about as many are held as are
-    /// asked for.
+    /// asked for, or a page.
     pub fn read_dir_first(&self, path: &Path, most: usize) -> Result<Option<Vec<OsString>>, StoreError> {
         let found = self.resolve(path, true, Want::Content)?;
         let Some(directory) = found.and_then(|found| found.directory) else { return Ok(None) };
         let mut names: Vec<OsString> = Vec::new();
         let mut last: Option<OsString> = None;
         while names.len() < most {
-            let page = first_names(&directory, path, last.as_deref(), most)?;
+            let page = first_names(&directory, path, last.as_deref(), most.max(PAGE))?;
             let Some((end, _)) = page.last_key_value() else { break };
             last = Some(end.clone());
             for (name, layer) in page {
