@@ -275,14 +275,24 @@ fn make_layout(root: &Path) -> Result<(PathBuf, File), StoreError> {
     let root = fs::canonicalize(root).map_err(|error| StoreError::io("open", root, error))?;
     // The last one made tells that all are there.
     if !root.join("tmp").is_dir() {
-        for name in ["l", "blobs/sha256", "blobs/sha512", "mutable", "sessions", "tmp"] {
+        let (new, last) = (root.join("tmp.new"), root.join("tmp"));
+        for name in ["l", "blobs/sha256", "blobs/sha512", "mutable", "sessions"] {
             let made = root.join(name);
-            make_dir(&made)?;
-            // What is in a layer has the rights that were written there, whatever the directories above give to new ones.
-            disinherit(&made).map_err(|error| StoreError::io("take inherited rights off", &made, error))?;
+            make_own_dir(&made)?;
         }
+        let made = make_own_dir(&new)
+            .and_then(|()| fs::rename(&new, &last).map_err(|error| StoreError::io("rename", &new, error)));
+        // Somebody else may have been faster.
+        made.or_else(|error| if last.is_dir() { Ok(()) } else { Err(error) })?;
     }
     Ok((root, lock))
+}
+
+/// Makes a directory of which what is made in it has the rights that are written there, whatever the directories above
+/// give to new ones.
+fn make_own_dir(path: &Path) -> Result<(), StoreError> {
+    make_dir(path)?;
+    disinherit(path).map_err(|error| StoreError::io("take inherited rights off", path, error))
 }
 
 /// Makes a directory and its missing parents, for the owner only.
