@@ -33,7 +33,8 @@ pub struct VertexResult {
 /// Digests of inputs' content, by vertex and position.
 pub type InputContents = HashMap<(Digest, usize), Digest>;
 
-/// Records of content by which caches that were read know inputs, by vertex and position.
+/// Records of content that identify inputs of a result which a cache has, by vertex and position. They alone do: what this
+/// build has in that place need not be what the result was made of.
 pub type InputLinks = HashMap<(Digest, usize), Vec<Digest>>;
 
 /// The layers of a result that a cache has, as they lie there, and how each is described.
@@ -151,11 +152,9 @@ fn links(
         let ids = known.get(edge).map(Vec::as_slice).unwrap_or_default();
         let mut links: Vec<Link> = ids.iter().map(|id| (*id, input.selector.clone())).collect();
         let place = (vertex.digest.clone(), at);
-        if let Some(content) = contents.get(&place) {
-            links.push((builder.record(content_record(content), Vec::new()), None));
-        }
-        for record in known_by.get(&place).into_iter().flatten() {
-            links.push((builder.record(record.clone(), Vec::new()), None));
+        let own = || contents.get(&place).map(content_record).into_iter().collect();
+        for record in known_by.get(&place).cloned().unwrap_or_else(own) {
+            links.push((builder.record(record, Vec::new()), None));
         }
         if links.is_empty() {
             return None;

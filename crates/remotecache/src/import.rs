@@ -16,7 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use stave_llb::{Definition, Edge, Vertex};
 use stave_oci::{Descriptor, Digest};
-use stave_store::{LayerId, Store};
+use stave_store::{LayerId, Snapshot, Store};
 
 use crate::chains::{Chains, KnownInput, LayerStack, RecordId};
 use crate::export::MAX_OUTPUTS;
@@ -78,6 +78,8 @@ struct State {
     dead: HashSet<(usize, Vec<Digest>)>,
     /// What was told already.
     told: HashSet<String>,
+    /// What was brought here, by vertex, and the layers of each output.
+    fetched: HashMap<Digest, (ImportHit, Vec<Vec<LayerId>>)>,
 }
 
 /// What caches know of a vertex.
@@ -93,6 +95,7 @@ pub enum Lookup {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImportHit {
     cache: usize,
+    vertex: Digest,
     /// Per output.
     stacks: Vec<LayerStack>,
 }
@@ -101,6 +104,11 @@ impl ImportHit {
     /// The layers of each output, as the cache has them.
     pub fn stacks(&self) -> &[LayerStack] {
         &self.stacks
+    }
+
+    /// Whether both are one cache's.
+    pub fn is_beside(&self, other: &Self) -> bool {
+        self.cache == other.cache
     }
 }
 
@@ -150,7 +158,7 @@ impl Imports {
             let stacks = (0..known.outputs)
                 .map(|output| self.stack(&state, cache, vertex, output))
                 .collect::<Option<Vec<_>>>()?;
-            Some(Lookup::Hit(ImportHit { cache, stacks }))
+            Some(Lookup::Hit(ImportHit { cache, vertex: vertex.clone(), stacks }))
         });
         let has_keys = || {
             (0..known.outputs).all(|output| {
@@ -183,7 +191,15 @@ impl Imports {
                 }
             }
         }
+        self.state().fetched.insert(hit.vertex.clone(), (hit.clone(), outputs.clone()));
         Some(outputs)
+    }
+
+    /// The hit that a vertex's result was fetched by; `None` when it came from elsewhere.
+    pub fn fetched(&self, vertex: &Digest, outputs: &[Snapshot]) -> Option<ImportHit> {
+        let state = self.state();
+        let (hit, layers) = state.fetched.get(vertex)?;
+        outputs.iter().map(Snapshot::layers).eq(layers.iter().map(Vec::as_slice)).then(|| hit.clone())
     }
 
     /// Takes up what inputs of vertices contain, as whoever builds has digested it by now.
@@ -205,18 +221,30 @@ impl Imports {
         }
     }
 
-    /// The records of content (or of a source) by which caches know an input of a vertex that was found in them.
-    pub fn known_by(&self, vertex: &Digest, input: usize) -> Vec<Digest> {
+    /// The records of content (or of a source) by which the hit's cache knows an input of its vertex. Where it may be one of
+    /// several results there, only what holds for each of them.
+    pub fn known_by(&self, hit: &ImportHit, input: usize) -> Vec<Digest> {
         let mut state = self.state();
-        self.learn(&mut state, vertex);
-        let Some(found) = state.records.get(&Edge { vertex: vertex.clone(), output: 0 }) else {
-            return Vec::new();
-        };
-        let mut known = Vec::new();
-        for (id, chains) in self.all_chains() {
-            let records = found.get(&id).map(Vec::as_slice).unwrap_or_default();
-            known.extend(records.iter().flat_map(|record| chains.alone(*record, input)).cloned());
+        self.learn(&mut state, &hit.vertex);
+        let mut known: Option<Vec<Digest>> = None;
+        for output in (0..).take(hit.stacks.len()) {
+            let Some(found) = state.records.get(&Edge { vertex: hit.vertex.clone(), output }) else {
+                return Vec::new();
+            };
+            for (id, chains) in self.all_chains().filter(|((cache, _), _)| *cache == hit.cache) {
+                for record in found.get(&id).into_iter().flatten() {
+                    let alone = chains.alone(*record, input);
+                    known = Some(match known {
+                        Some(known) => {
+                            let alone: HashSet<&Digest> = alone.collect();
+                            known.into_iter().filter(|record| alone.contains(record)).collect()
+                        }
+                        None => alone.cloned().collect(),
+                    });
+                }
+            }
         }
+        let mut known = known.unwrap_or_default();
         known.sort_unstable();
         known.dedup();
         known

@@ -306,13 +306,13 @@ impl Journey {
                 results.insert(Edge { vertex: vertex.clone(), output }, VertexResult { layers, created_at });
             }
         }
+        let known_by = self.known_by(&all, &unasked, &contents);
         for (vertex, hit) in &unasked {
             results.extend(passing::over(engine, (vertex, hit), &layers, &name)?);
         }
         let names: Vec<Digest> = layers.iter().map(|layer| name(*layer)).collect();
         let records =
-            records(&self.definition, &self.sources, (&contents, &self.known_by(&contents)), &results)
-                .inline(&names);
+            records(&self.definition, &self.sources, (&contents, &known_by), &results).inline(&names);
         let text = records.map(|records| serde_json::to_vec(&records).unwrap_or_default());
         Ok(text.map(|text| base64::engine::general_purpose::STANDARD.encode(text)))
     }
@@ -349,6 +349,7 @@ impl Journey {
         let all = self.results(engine, out).await?;
         let contents = self.contents(engine, &all).await?;
         let mut unasked = self.unasked(&all, &contents);
+        let known_by = self.known_by(&all, &unasked, &contents);
         unasked.retain(|vertex, _| self.is_exported(out, vertex));
         let ids: HashSet<LayerId> = all
             .iter()
@@ -387,8 +388,7 @@ impl Journey {
             }
             results.insert(edge, result);
         }
-        let links = (&contents, &self.known_by(&contents));
-        let builder = records(&self.definition, &self.sources, links, &results);
+        let builder = records(&self.definition, &self.sources, (&contents, &known_by), &results);
         let written = export::write(&uploads.place, out.spec.manifest, &builder, &blobs).await?;
         match &written {
             Some(written) => {

@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use stave_oci::Descriptor;
+use stave_llb::builder::{About, FileSpec, FileStep, GraphBuilder};
+use stave_llb::{CopyAction, FileActionKind, MkdirAction, SourceOp};
+use stave_oci::{Descriptor, Platform};
 
 use super::*;
 use crate::builder::{BuiltLayer, ChainBuilder};
 use crate::config::{CACHE_CONFIG, CacheConfig};
-use crate::export::{describe, write};
+use crate::export::{InputContents, InputLinks, VertexResult, describe, records, write};
+use crate::key::content_record;
 use crate::place::{Content, local};
 use crate::spec::ManifestForm;
 
@@ -100,7 +103,7 @@ fn a_layer_that_lies_is_a_miss_that_is_told_once() {
     let cache = ImportedCache { name: "c".to_owned(), place, chains: vec![empty] };
     let definition = definition();
     let imports = Imports::new(store, vec![cache], &definition, &SourceKeys::new(), warn);
-    let hit = ImportHit { cache: 0, stacks: vec![stack.clone()] };
+    let hit = ImportHit { cache: 0, vertex: digest("x"), stacks: vec![stack.clone()] };
     assert_eq!(runtime().block_on(imports.fetch(&hit)), None);
     let told = told.lock().expect("no panic");
     assert_eq!(told.len(), 1, "{told:?}");
@@ -118,7 +121,7 @@ fn a_layer_goes_on_as_it_is() {
     let blob = Descriptor::of("application/vnd.oci.image.layer.v1.tar+gzip", &bytes);
     let layer = describe(&blob, &digest("plain"), None);
     let lost = describe(&Descriptor::of(&blob.media_type, b"lost"), &digest("lost"), None);
-    let hit = ImportHit { cache: 0, stacks: Vec::new() };
+    let hit = ImportHit { cache: 0, vertex: digest("x"), stacks: Vec::new() };
     let cache = ImportedCache { name: "c".to_owned(), place: from.clone(), chains: Vec::new() };
     let imports = Imports::new(
         store,
@@ -137,7 +140,65 @@ fn a_layer_goes_on_as_it_is() {
     });
 }
 
+/// An image and a copy over it of what a step makes, by vertex from below.
+fn copying() -> (Definition, SourceKeys) {
+    let mut graph = GraphBuilder::default();
+    let op = SourceOp::new("docker-image://docker.io/library/base".to_owned(), BTreeMap::new());
+    let base = graph.source(op, &Platform::new("linux", "amd64", None), About::default());
+    let make = MkdirAction { path: "/f".to_owned(), ..MkdirAction::default() };
+    let make = FileStep { kind: FileActionKind::Mkdir(make), source: None };
+    let step = graph.file(FileSpec { base: Some(base), actions: vec![make], about: About::default() });
+    let copy = CopyAction { src: "/f".to_owned(), dest: "/".to_owned(), ..CopyAction::default() };
+    let copy = FileStep { kind: FileActionKind::Copy(copy), source: Some(step) };
+    let last = graph.file(FileSpec { base: Some(base), actions: vec![copy], about: About::default() });
+    let definition = graph.finish(Some(last));
+    let source = definition.vertices().iter().find(|vertex| vertex.inputs.is_empty()).expect("an image");
+    let sources = SourceKeys::from([(source.digest.clone(), vec!["base".to_owned()])]);
+    (definition, sources)
+}
+
+/// What a machine knows that made the copy when the step came to `content`.
+fn made_of(content: &str) -> Chains {
+    let (definition, sources) = copying();
+    let edge = definition.outputs()[0].clone();
+    let contents = InputContents::from([((edge.vertex.clone(), 1), digest(content))]);
+    let blob = Descriptor::of("application/vnd.oci.image.layer.v1.tar+gzip", content.as_bytes());
+    let layers = vec![BuiltLayer { blob: blob.digest.clone(), diff_id: digest(content) }];
+    let result = VertexResult { layers, created_at: "2026-01-01T00:00:00Z".to_owned() };
+    let results = HashMap::from([(edge, result)]);
+    let config = records(&definition, &sources, (&contents, &InputLinks::new()), &results).config();
+    let blobs = HashMap::from([(blob.digest.clone(), describe(&blob, &digest(content), None))]);
+    Chains::read(config, &blobs).expect("a sound cache")
+}
+
+/// By which contents the copy is known of which a cache has the result, when that of each of `caches` has been read.
+#[track_caller]
+fn known(caches: Vec<Vec<Chains>>, expected: &[&str]) {
+    let root = tempfile::tempdir().expect("a directory");
+    let store = Store::open(&root.path().join("state")).expect("a store");
+    let place = local(root.path().join("cache"), "latest".to_owned(), None);
+    let (definition, sources) = copying();
+    let cache = |chains| ImportedCache { name: "c".to_owned(), place: place.clone(), chains };
+    let caches = caches.into_iter().map(cache).collect();
+    let imports = Imports::new(store, caches, &definition, &sources, Box::new(|text| panic!("{text}")));
+    let copy = &definition.outputs()[0].vertex;
+    // The step was loaded by now, and is what the other machine had.
+    imports.learn_of(&HashMap::from([((copy.clone(), 1), digest("two"))]));
+    let hit = imports.unasked(copy).expect("is known by its definition");
+    let expected: Vec<Digest> = expected.iter().map(|text| content_record(&digest(text))).collect();
+    assert_eq!(imports.known_by(&hit, 1), expected);
+}
+
+#[test]
+fn a_result_is_known_by_what_it_was_made_of_and_not_by_what_others_are_made_of() {
+    known(vec![vec![made_of("one")]], &["one"]);
+    known(vec![vec![made_of("one")], vec![made_of("two")]], &["one"]);
+    known(vec![vec![made_of("two")], vec![made_of("one")]], &["two"]);
+    // Of one cache that has both, nobody can tell which.
+    known(vec![vec![made_of("one"), made_of("two")]], &[]);
+}
+
 /// A graph without vertices: what is fetched does not depend on it.
 fn definition() -> Definition {
-    stave_llb::builder::GraphBuilder::default().finish(None)
+    GraphBuilder::default().finish(None)
 }

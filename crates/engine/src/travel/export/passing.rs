@@ -6,11 +6,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use futures::StreamExt as _;
-use stave_llb::Edge;
+use stave_llb::{Definition, Edge};
 use stave_oci::{Descriptor, Digest};
 use stave_remotecache::builder::BuiltLayer;
 use stave_remotecache::export::{InputContents, InputLinks, VertexResult, as_imported, needed};
 use stave_remotecache::import::{ImportHit, Imports};
+use stave_remotecache::key::content_record;
 use stave_remotecache::place::Place;
 use stave_store::{LayerId, StoreError};
 use stave_worker::TravelResult;
@@ -46,16 +47,36 @@ impl Journey {
         unknown.filter_map(found).collect()
     }
 
-    /// By what caches know inputs whose content nobody digested, because what they lead to was found.
-    pub(super) fn known_by(&self, contents: &InputContents) -> InputLinks {
+    /// By what inputs of results are known that caches have. What is not known to belong to a result is left out: a wrong
+    /// hit is worse than none.
+    pub(super) fn known_by(
+        &self,
+        results: &BTreeMap<Digest, TravelResult>,
+        unasked: &Unasked,
+        contents: &InputContents,
+    ) -> InputLinks {
         let mut links = InputLinks::new();
         let Some(imports) = self.travel.imports() else { return links };
-        for vertex in self.definition.vertices() {
-            for position in 0..vertex.inputs.len() {
-                let place = (vertex.digest.clone(), position);
-                if !contents.contains_key(&place) {
-                    links.insert(place, imports.known_by(&vertex.digest, position));
+        let fetched = |(vertex, result): (&Digest, &TravelResult)| {
+            Some((vertex.clone(), imports.fetched(vertex, &result.outputs)?))
+        };
+        let mut hits: Unasked = results.iter().filter_map(fetched).collect();
+        hits.extend(unasked.clone());
+        let agree = |lower: &Digest, upper: &Digest| {
+            hits.get(lower).zip(hits.get(upper)).is_some_and(|(lower, upper)| lower.is_beside(upper))
+        };
+        let is_read = |vertex: &Digest, position| self.travel.input(vertex, position).is_some();
+        let settled = settled(&self.definition, &agree, &is_read);
+        for (vertex, hit) in &hits {
+            let inputs = self.definition.vertex(vertex).map_or(0, |vertex| vertex.inputs.len());
+            for position in 0..inputs {
+                let place = (vertex.clone(), position);
+                let mut known = imports.known_by(hit, position);
+                if !settled.contains(vertex) {
+                    let own = contents.get(&place).map(content_record);
+                    known.retain(|record| own.as_ref() == Some(record));
                 }
+                links.insert(place, known);
             }
         }
         links
@@ -100,6 +121,27 @@ impl Journey {
     }
 }
 
+/// The vertices over which nothing stands that was made over another result of theirs: what uses them comes from the same
+/// cache (`agree`, lower one first), or read their result in this build (`is_read`), and so on up to the outputs.
+fn settled<'a>(
+    definition: &'a Definition,
+    agree: &dyn Fn(&Digest, &Digest) -> bool,
+    is_read: &dyn Fn(&Digest, usize) -> bool,
+) -> HashSet<&'a Digest> {
+    let needed = needed(definition);
+    let mut disputed: HashSet<&Digest> = HashSet::new();
+    let all = definition.vertices().iter().filter(|vertex| needed.contains(&vertex.digest));
+    for vertex in all.clone().rev() {
+        let is_disputed = disputed.contains(&vertex.digest);
+        for (position, edge) in vertex.inputs.iter().enumerate() {
+            if is_disputed || !(is_read(&vertex.digest, position) || agree(&edge.vertex, &vertex.digest)) {
+                disputed.insert(&edge.vertex);
+            }
+        }
+    }
+    all.map(|vertex| &vertex.digest).filter(|vertex| !disputed.contains(vertex)).collect()
+}
+
 /// Brings one layer to a place; the layer, if that fails.
 async fn fails((imports, hit): (&Imports, &ImportHit), layer: &Descriptor, to: &Place) -> Option<Digest> {
     let failed = imports.pass_on(hit, layer, to).await.err()?;
@@ -129,4 +171,50 @@ pub(super) fn over(
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use stave_llb::SourceOp;
+    use stave_llb::builder::{About, FileSpec, GraphBuilder};
+    use stave_oci::Platform;
+
+    use super::*;
+
+    /// A source, a step over it that `caches` has from one cache, and two more; which of the four are settled.
+    #[track_caller]
+    fn check(caches: [u8; 4], read: Option<usize>, expected: &[usize]) {
+        let mut graph = GraphBuilder::default();
+        let op = SourceOp::new("local://x".to_owned(), BTreeMap::new());
+        let mut top = graph.source(op, &Platform::host(), About::default());
+        for name in ["one", "two", "three"] {
+            let make = stave_llb::MkdirAction { path: format!("/{name}"), ..Default::default() };
+            let make =
+                stave_llb::builder::FileStep { kind: stave_llb::FileActionKind::Mkdir(make), source: None };
+            top = graph.file(FileSpec { base: Some(top), actions: vec![make], about: About::default() });
+        }
+        let definition = graph.finish(Some(top));
+        let at = |digest: &Digest| {
+            definition.vertices().iter().position(|one| one.digest == *digest).expect("is there")
+        };
+        let agree = |lower: &Digest, upper: &Digest| {
+            let (lower, upper) = (caches[at(lower)], caches[at(upper)]);
+            lower != 0 && lower == upper
+        };
+        let is_read = |vertex: &Digest, _| read == Some(at(vertex));
+        let mut found: Vec<usize> = settled(&definition, &agree, &is_read).into_iter().map(at).collect();
+        found.sort_unstable();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_result_under_one_that_was_made_over_another_is_disputed() {
+        check([1, 1, 1, 1], None, &[0, 1, 2, 3]);
+        check([0, 1, 1, 1], None, &[1, 2, 3]);
+        // Another cache's, and one of this machine, which were found by their definition.
+        check([1, 1, 2, 2], None, &[2, 3]);
+        check([1, 1, 1, 0], None, &[3]);
+        // The third read the second's result, whoever made it.
+        check([1, 1, 1, 0], Some(3), &[0, 1, 2, 3]);
+    }
 }
