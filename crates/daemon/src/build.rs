@@ -384,9 +384,20 @@ impl Build {
         self.producers.of(&self.gate.owner().namespace, inputs)
     }
 
-    /// What a step of ours beside the graph may use, with the images that registries described.
-    pub(crate) fn plain_session(&self, resolved: BTreeMap<Digest, ResolvedImage>) -> Arc<Session> {
-        self.session_of(BTreeMap::new(), BTreeMap::new(), resolved)
+    /// What the steps of a scan of a result may use: as much as those of the result and of what is scanned beside it, of
+    /// which some may have to run for the scan.
+    pub(crate) async fn session_of_scan(&self, target: &Target) -> Result<Arc<Session>, Failure> {
+        let scanned = || target.origin.scanned.values();
+        let mut vertices = scanned().flat_map(Definition::vertices);
+        let is_within = vertices.all(|vertex| target.definition.vertex(&vertex.digest).is_some());
+        match target.session() {
+            Some(session) if is_within => Ok(Arc::clone(session)),
+            session => {
+                let whole = Definition::union(std::iter::once(&target.definition).chain(scanned()));
+                let travel = session.and_then(|session| session.travel.clone());
+                self.session_over(&whole, target.resolved.clone(), travel).await
+            }
+        }
     }
 
     fn session_of(

@@ -128,6 +128,10 @@ async fn images(
             parts.refuse_leaks(session, std::slice::from_ref(&image)).await.map_err(of_target)?;
         }
         let attest = build.attest_for_record(is_image);
+        let session = match &attest.sbom {
+            Some(_) => Some(Box::pin(build.session_of_scan(target)).await?),
+            None => None,
+        };
         let finished = Finished {
             attest: &attest,
             asked: &build.asked_of(target),
@@ -137,7 +141,7 @@ async fn images(
             pins: &build.pins,
             started: build.started,
             is_image,
-            session: &|resolved| build.plain_session(resolved),
+            session: session.as_deref(),
         };
         let image = Box::pin(parts.complete(image, finished)).await.map_err(of_target)?;
         let mut image = build.take_down(image);

@@ -181,7 +181,6 @@ impl Engine {
             let base = bases(definition);
             let image =
                 self.assemble(lowered.image, snapshot, &base, plan.platform(), Some(dating.created))?;
-            let session = |resolved| self.local_session(request, resolved);
             let built = Built {
                 attest: &request.attest,
                 squash: request.squash,
@@ -196,7 +195,7 @@ impl Engine {
                     registry: &self.registry,
                     pull: request.pull,
                     policy: &request.policy,
-                    session: &session,
+                    session: Some(&session),
                 },
             };
             images.push(self.complete(image.dated(dating.clamp), built, steps, cancel).await?);

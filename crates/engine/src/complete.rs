@@ -57,8 +57,9 @@ pub(crate) struct Scan<'a> {
     pub(crate) pull: PullPolicy,
     /// Rules about what may be used.
     pub(crate) policy: &'a SourcePolicies,
-    /// The session of its steps, with the images that were looked up.
-    pub(crate) session: &'a (dyn Fn(Resolved) -> Arc<Session> + Send + Sync),
+    /// What the steps of all that is scanned may use, as in the build they belong to: those whose layers are not here run for
+    /// the scan. Without it nothing is scanned.
+    pub(crate) session: Option<&'a Session>,
 }
 
 /// The images among resolved sources, as statements name them.
@@ -90,8 +91,9 @@ impl Engine {
             image = self.squash(image, squash, steps).await?;
         }
         let has_bill = image.attestations.iter().any(|one| one.predicate_type == attest::SPDX);
-        if let Some(sbom) = built.attest.sbom.as_ref().filter(|_| !has_bill) {
-            let found = self.bill(sbom, &built, &image.platform, (steps, cancel)).await?;
+        let wanted = built.attest.sbom.as_ref().zip(built.scan.session);
+        if let Some(wanted) = wanted.filter(|_| !has_bill) {
+            let found = self.bill(wanted, &built, &image.platform, (steps, cancel)).await?;
             image.attestations.extend(found);
         }
         if let Some(provenance) = &built.attest.provenance {
@@ -161,7 +163,7 @@ impl Engine {
     /// Statements of what is in the result.
     async fn bill(
         &self,
-        sbom: &Sbom,
+        (sbom, session): (&Sbom, &Session),
         built: &Built<'_>,
         platform: &Platform,
         (steps, cancel): (&Steps, &CancellationToken),
@@ -179,8 +181,11 @@ impl Engine {
         tracing::debug!(%platform, %scanner, "scanning");
         let scanned = attest::Scanned { result: built.definition, extras: built.scanned, platform: &host };
         let definition = attest::scan(sbom, &scanner, &config, scanned)?;
-        let session = (built.scan.session)(resolved);
-        let (written, _) = self.solve(&definition, session, steps, cancel).await?;
+        let mut session = session.clone();
+        session.resolved.extend(resolved.remote);
+        // Caches of the build are not about its scans.
+        session.travel = session.travel.map(|travel| Arc::new(travel.read_only()));
+        let (written, _) = self.solve(&definition, Arc::new(session), steps, cancel).await?;
         Ok(attest::read(&self.store.view(&written)?, &sbom.generator)?)
     }
 }

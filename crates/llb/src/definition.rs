@@ -168,6 +168,15 @@ impl Definition {
         union
     }
 
+    /// The same graph for whoever comes after a run of it: what was to ignore the cache then is looked up now.
+    #[must_use]
+    pub fn looked_up(mut self) -> Self {
+        for vertex in &mut self.vertices {
+            vertex.metadata.ignore_cache = false;
+        }
+        self
+    }
+
     /// A graph of nothing: an empty file system.
     pub fn empty() -> Self {
         Self {

@@ -34,8 +34,8 @@ pub struct TravelResult {
 
 /// The caches a build brings, and what it notes for those it makes.
 pub struct Travel {
-    imports: Option<Imports>,
-    mounts: Option<MountImports>,
+    imports: Option<Arc<Imports>>,
+    mounts: Option<Arc<MountImports>>,
     notes: Option<Notes>,
 }
 
@@ -59,7 +59,13 @@ impl Travel {
     #[must_use]
     pub fn new(imports: Option<Imports>, mounts: Option<MountImports>, listener: Option<Listener>) -> Self {
         let notes = listener.map(|listener| Notes { listener, state: Mutex::default() });
-        Self { imports, mounts, notes }
+        Self { imports: imports.map(Arc::new), mounts: mounts.map(Arc::new), notes }
+    }
+
+    /// The same caches, read alone: nothing that is made with them is for elsewhere.
+    #[must_use]
+    pub fn read_only(&self) -> Self {
+        Self { imports: self.imports.clone(), mounts: self.mounts.clone(), notes: None }
     }
 
     /// What a vertex came to, if that became known.
@@ -90,7 +96,7 @@ impl Travel {
 
     /// The caches that are read.
     pub fn imports(&self) -> Option<&Imports> {
-        self.imports.as_ref()
+        self.imports.as_deref()
     }
 
     /// Notes what a vertex came to; tells the listener of what is new.

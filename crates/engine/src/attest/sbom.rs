@@ -104,7 +104,8 @@ pub(crate) fn scan(
     let op = ExecOp { args, env, cwd, user: config.user, ..ExecOp::default() };
     let about = About::named(format!("[{platform}] generating sbom using {}", scanner.familiar()));
     let written = graph.exec(ExecSpec { op, mounts, platform: platform.clone(), about });
-    Ok(graph.finish(Some(written)))
+    // All of it has run in this build, whatever it asked for, and what leaves is what is scanned.
+    Ok(graph.finish(Some(written)).looked_up())
 }
 
 /// The statements that the scanner left in its destination, the main one first.

@@ -8,8 +8,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use stave_exporter::Image;
 use stave_llb::Definition;
-use stave_oci::{Descriptor, Digest};
-use stave_registry::ResolvedImage;
+use stave_oci::Descriptor;
 use stave_store::Snapshot;
 use stave_worker::{Pins, Session};
 
@@ -17,7 +16,7 @@ use super::Parts;
 use crate::attest::{Asked, Attest, Material};
 use crate::build::bases;
 use crate::complete::{Built, Scan};
-use crate::resolve::{Resolved, Resolver};
+use crate::resolve::Resolver;
 use crate::travel::{Caches, ImageLayers, Journey};
 use crate::{BuildError, PullPolicy};
 
@@ -39,8 +38,8 @@ pub struct Finished<'a> {
     pub started: Timestamp,
     /// Whether an image leaves, and not only files.
     pub is_image: bool,
-    /// The session of a scan, with images that registries described.
-    pub session: &'a (dyn Fn(BTreeMap<Digest, ResolvedImage>) -> Arc<Session> + Send + Sync),
+    /// What steps of a scan may use: as much as those of the graphs that it looks at. Without it there is no scan.
+    pub session: Option<&'a Session>,
 }
 
 impl Parts<'_> {
@@ -49,7 +48,6 @@ impl Parts<'_> {
     /// # Errors
     /// [`BuildError`].
     pub async fn complete(&self, image: Image, finished: Finished<'_>) -> Result<Image, BuildError> {
-        let session = |resolved: Resolved| (finished.session)(resolved.remote);
         let built = Built {
             attest: finished.attest,
             squash: None,
@@ -64,7 +62,7 @@ impl Parts<'_> {
                 registry: &self.registry,
                 pull: self.pull(PullPolicy::Missing),
                 policy: &self.policy,
-                session: &session,
+                session: finished.session,
             },
         };
         self.engine.complete(image, built, &self.steps, &self.cancel).await
