@@ -5,9 +5,11 @@
 //! What the user made is told from what it changed by overlay: a file or directory that is copied up is marked, and
 //! keeps its record. Files with several names below are not marked; there the rights decide who may have written.
 
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
+use std::rc::Rc;
 
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use stave_store::owner::{self, Marks};
@@ -45,55 +47,78 @@ struct Level {
     depth: usize,
 }
 
+/// Directories to look at. They are opened when it is their turn: a directory may have more in it than can be open.
+type Left = Vec<(Rc<Level>, OsString)>;
+
 fn give(uid: u32, gid: u32, upper: &Path, base: &RootDir) -> io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let top = rustix::fs::open(upper, flags, Mode::empty())?;
-    let below = Some(base.fd().try_clone_to_owned()?);
-    let mut left = vec![Level { gid: group_within(&top, gid)?, directory: top, below, depth: 0 }];
-    while let Some(level) = left.pop() {
-        for name in names(&level.directory)? {
-            let Some(stat) = stat_at(&level.directory, &name)? else { continue };
-            if level.depth == 0 && PLACES.iter().any(|place| name == *place) {
-                continue;
-            }
-            let kind = FileType::from_raw_mode(stat.st_mode);
-            if kind == FileType::CharacterDevice && stat.st_rdev == 0 {
-                continue;
-            }
-            let known = match &level.below {
-                Some(below) => stat_at(below, &name)?.map(|mut stat| {
-                    owner::restore(&mut stat, below, &name);
-                    stat
-                }),
-                None => None,
-            };
-            if kind != FileType::Directory {
-                let marks = match kind {
-                    FileType::RegularFile => Marks::of(open_file(&level.directory, &name)?),
-                    // No other can have any, nor an owner of its own.
-                    _ => Marks::default(),
-                };
-                if is_made(kind, marks, known.as_ref(), gid) {
-                    owner::give_at(&level.directory, &name, uid, level.gid)?;
-                }
-                continue;
-            }
-            let inner = open_directory(level.directory.as_fd(), &name)?;
-            let marks = Marks::of(&inner);
-            if is_made(kind, marks, known.as_ref(), gid) {
-                owner::give(&inner, uid, level.gid)?;
-            }
-            let shows = !marks.opaque
-                && known.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
-            let below = level.below.as_ref().filter(|_| shows);
-            let below = below.map(|below| open_directory(below.as_fd(), &name)).transpose()?;
-            if level.depth < DEPTH_LIMIT {
-                let gid = group_within(&inner, gid)?;
-                left.push(Level { directory: inner, below, gid, depth: level.depth + 1 });
-            }
+    let mut left = Left::new();
+    give_entries(&Rc::new(top(gid, upper, base)?), (uid, gid), &mut left)?;
+    while let Some((parent, name)) = left.pop() {
+        let inner = give_directory(&parent, &name, (uid, gid))?;
+        // Nobody needs it any more unless others in it are left.
+        drop(parent);
+        if inner.depth <= DEPTH_LIMIT {
+            give_entries(&Rc::new(inner), (uid, gid), &mut left)?;
         }
     }
     Ok(())
+}
+
+fn top(gid: u32, upper: &Path, base: &RootDir) -> io::Result<Level> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(upper, flags, Mode::empty())?;
+    let below = Some(base.fd().try_clone_to_owned()?);
+    Ok(Level { gid: group_within(&directory, gid)?, directory, below, depth: 0 })
+}
+
+/// All in a directory that is none itself; those are left.
+fn give_entries(level: &Rc<Level>, (uid, gid): (u32, u32), left: &mut Left) -> io::Result<()> {
+    for name in names(&level.directory)? {
+        let Some(stat) = stat_at(&level.directory, &name)? else { continue };
+        if level.depth == 0 && PLACES.iter().any(|place| name == *place) {
+            continue;
+        }
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind == FileType::CharacterDevice && stat.st_rdev == 0 {
+            continue;
+        }
+        if kind == FileType::Directory {
+            left.push((Rc::clone(level), name));
+            continue;
+        }
+        let marks = match kind {
+            FileType::RegularFile => Marks::of(open_file(&level.directory, &name)?),
+            // No other can have any, nor an owner of its own.
+            _ => Marks::default(),
+        };
+        if is_made(kind, marks, known(level, &name)?.as_ref(), gid) {
+            owner::give_at(&level.directory, &name, uid, level.gid)?;
+        }
+    }
+    Ok(())
+}
+
+/// A directory itself; returns it for what is in it.
+fn give_directory(parent: &Level, name: &OsStr, (uid, gid): (u32, u32)) -> io::Result<Level> {
+    let directory = open_directory(parent.directory.as_fd(), name)?;
+    let (marks, known) = (Marks::of(&directory), known(parent, name)?);
+    if is_made(FileType::Directory, marks, known.as_ref(), gid) {
+        owner::give(&directory, uid, parent.gid)?;
+    }
+    let shows = !marks.opaque
+        && known.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
+    let below = parent.below.as_ref().filter(|_| shows);
+    let below = below.map(|below| open_directory(below.as_fd(), name)).transpose()?;
+    Ok(Level { gid: group_within(&directory, gid)?, directory, below, depth: parent.depth + 1 })
+}
+
+/// What of the base shows through under a name.
+fn known(level: &Level, name: &OsStr) -> io::Result<Option<Stat>> {
+    let Some(below) = &level.below else { return Ok(None) };
+    Ok(stat_at(below, name)?.map(|mut stat| {
+        owner::restore(&mut stat, below, name);
+        stat
+    }))
 }
 
 /// Whether the step made an entry of its layer anew, rather than that it changed what was below.
@@ -120,7 +145,7 @@ fn group_within(directory: &OwnedFd, gid: u32) -> io::Result<u32> {
     Ok(if stat.st_mode & SET_GROUP == 0 { gid } else { stat.st_gid })
 }
 
-fn open_file(parent: &OwnedFd, name: &std::ffi::OsStr) -> io::Result<OwnedFd> {
+fn open_file(parent: &OwnedFd, name: &OsStr) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(parent, name, flags, Mode::empty())?)
 }
@@ -176,5 +201,38 @@ mod tests {
         assert!(!made(Marks { copied: true, ..NEW }, Some(&below)));
         assert!(made(NEW, None));
         assert!(made(NEW, file(0, 0o644, 1).as_ref()));
+    }
+
+    /// Files of this process that are open within a directory.
+    fn open_within(directory: &Path) -> usize {
+        let open = std::fs::read_dir("/proc/self/fd").expect("lists");
+        let open = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        open.filter(|path| path.starts_with(directory)).count()
+    }
+
+    #[test]
+    fn directories_that_wait_for_their_turn_are_not_open() {
+        let place = tempfile::tempdir().expect("a directory");
+        let (upper, lower) = (place.path().join("upper"), place.path().join("lower"));
+        for number in 0..50 {
+            for layer in [&upper, &lower] {
+                std::fs::create_dir_all(layer.join(format!("modules/{number}/inner"))).expect("makes");
+            }
+            std::fs::write(upper.join(format!("modules/{number}/inner/file")), "").expect("writes");
+        }
+        let base = RootDir::open(&lower).expect("opens");
+        // Only root may give files away; others have them already.
+        let own = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        let user = if own.0 == 0 { (7, 8) } else { own };
+        let (mut left, top) = (Left::new(), Rc::new(top(user.1, &upper, &base).expect("opens")));
+        give_entries(&top, user, &mut left).expect("gives");
+        let (parent, name) = left.pop().expect("a directory");
+        let modules = Rc::new(give_directory(&parent, &name, user).expect("gives"));
+        give_entries(&modules, user, &mut left).expect("gives");
+        assert_eq!(left.len(), 50);
+        assert_eq!(open_within(place.path()), 5, "the base, and two layers of two directories");
+        give(user.0, user.1, &upper, &base).expect("gives");
+        let stat = rustix::fs::stat(upper.join("modules/49/inner/file")).expect("a status");
+        assert_eq!((stat.st_uid, stat.st_gid), user);
     }
 }
