@@ -277,7 +277,7 @@ fn what_another_build_made_stays_claimed_until_it_is_found_under_all_keys() {
         let (solver, job) = (bench.solver(), Job::new(session("")).with_events(sender));
         let building = async { solver.solve(&definition, &job).await.expect("solves") };
         let others = async {
-            while !matches!(receiver.recv().await, Some(SolveEvent::Progress { .. })) {}
+            while !matches!(receiver.recv().await.expect("an event"), SolveEvent::Progress { .. }) {}
             let record = NewRecord {
                 result: ResultId::new("77=theirs").expect("short"),
                 vertex: "theirs".to_owned(),
