@@ -180,6 +180,10 @@ fn write_blob(store: &Store, blob: Blob<'_>, out: &mut dyn Write) -> Result<(), 
 
 fn directory(context: &Context, mut content: Content<'_>, root: &Path) -> Result<u64, ExportErrorKind> {
     let mut total = 0;
+    let index_path = root.join("index.json");
+    create_parent(&index_path)?;
+    // Who removes blobs without a name waits for those that get theirs last.
+    let _writing = locked(&root.join(".writing"), FlockOperation::LockShared)?;
     for (digest, (size, blob)) in &content.blobs {
         total += size;
         let path = root.join(document::blob_path(digest));
@@ -190,9 +194,8 @@ fn directory(context: &Context, mut content: Content<'_>, root: &Path) -> Result
         }
         put(context, &path, |out| write_blob(&context.store, *blob, out))?;
     }
-    let index_path = root.join("index.json");
     // Somebody else may add to it at the same time: what is read must still be there when it is replaced.
-    let _alone = locked(root)?;
+    let _alone = locked(&root.join("index.json.lock"), FlockOperation::LockExclusive)?;
     merge_index(&mut content.index, &index_path)?;
     put(context, &index_path, |out| Ok(out.write_all(&document::json(&content.index))?))?;
     if let Some(docker) = &content.docker {
@@ -219,11 +222,12 @@ fn create_parent(path: &Path) -> Result<(), ExportErrorKind> {
     })
 }
 
-/// A directory that nobody else of us writes the index of while this is held.
-fn locked(directory: &Path) -> Result<File, ExportErrorKind> {
-    let failed = |source| ExportErrorKind::Io { action: "lock", path: directory.to_owned(), source };
-    let file = File::open(directory).map_err(failed)?;
-    match rustix::fs::flock(&file, FlockOperation::LockExclusive) {
+/// A lock of the layout, held until it is dropped: local caches in the same directory take the same ones, and BuildKit's
+/// clients that of the index.
+fn locked(path: &Path, how: FlockOperation) -> Result<File, ExportErrorKind> {
+    let failed = |source| ExportErrorKind::Io { action: "lock", path: path.to_owned(), source };
+    let file = File::options().write(true).create(true).truncate(false).open(path).map_err(failed)?;
+    match rustix::fs::flock(&file, how) {
         // A file system without locks is used all the same.
         Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOLCK | Errno::BADF) => Ok(file),
         Err(error) => Err(failed(error.into())),

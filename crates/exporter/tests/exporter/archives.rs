@@ -176,6 +176,37 @@ async fn several_may_add_to_a_layout_at_once() {
 }
 
 #[tokio::test]
+async fn a_layout_is_locked_as_local_caches_lock_it() {
+    let bench = Bench::new();
+    let (dest, image) = (bench.path("layout"), [bench.built()]);
+    let target = |name: &str| {
+        let dest = ArchiveDestination::Directory(dest.clone());
+        ExportTarget::Oci(ArchiveTarget { dest, ..tar_target(Path::new(""), &[name]) })
+    };
+    bench.exporter.export(&image, &target("app:1")).await.expect("writes");
+    let open = |name: &str| fs::File::options().write(true).open(dest.join(name)).expect("is there");
+    let (index, writing) = (open("index.json.lock"), open(".writing"));
+    index.lock().expect("is free");
+    let second = target("app:2");
+    let exported = bench.exporter.export(&image, &second);
+    let mut exported = std::pin::pin!(exported);
+    // It says that it writes, and then waits for the index.
+    while writing.try_lock().is_ok() {
+        writing.unlock().expect("unlocks");
+        let turn = std::time::Duration::from_millis(1);
+        tokio::time::timeout(turn, &mut exported).await.expect_err("somebody has the index");
+    }
+    let path = dest.join("index.json");
+    let other = fs::read_to_string(&path).expect("reads").replace("app:1", "other:1");
+    fs::write(&path, other).expect("writes");
+    index.unlock().expect("unlocks");
+    exported.await.expect("writes");
+    writing.try_lock().expect("nobody writes");
+    let found = fs::read_to_string(&path).expect("reads");
+    assert!(["app:2", "other:1"].iter().all(|name| found.contains(name)), "{found}");
+}
+
+#[tokio::test]
 async fn a_pulled_layer_keeps_its_blob_and_its_diff_id() {
     let bench = Bench::new();
     let (image, blob) = bench.on_pulled_base(None);
