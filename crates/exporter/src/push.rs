@@ -6,6 +6,7 @@
 mod ahead;
 pub(crate) mod indexed;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -22,10 +23,10 @@ use crate::error::ExportErrorKind;
 use crate::event::{ExportEvent, ExportStep};
 use crate::exporter::Context;
 use crate::growing::Growing;
-use crate::image::ImageLayerRef;
+use crate::image::{Image, ImageLayerRef};
 use crate::prepare::{self, LayerFormat, Sealed, SealedLayer};
 use crate::spec::{ImageFormat, PushOptions};
-use crate::supplement::supplemented;
+use crate::supplement::{has_bills, supplemented};
 
 /// Layers compressed or sent at once. Each holds a few megabytes.
 const LAYERS_AT_ONCE: usize = 4;
@@ -157,7 +158,7 @@ async fn push_blobs(
         futures::stream::iter(pushes).buffered(LAYERS_AT_ONCE).try_collect().await?;
     let documents = prepare::documents(image, &descriptors, &job.layers_as);
     let target = &documents.manifest.descriptor;
-    let told = supplemented(&context.store, &image.image, &descriptors)?;
+    let told = told(context, &image.image, &descriptors).await?;
     let attestation = attestation::manifest(&told, target, names, job.format)?;
     let blobs = attestation.iter().flat_map(AttestationManifest::blobs).chain([&documents.config]);
     for blob in blobs {
@@ -168,6 +169,22 @@ async fn push_blobs(
     }
     let size = descriptors.iter().map(|layer| layer.size).sum::<u64>() + documents.config.descriptor.size;
     Ok(Sent { documents, attestation, size })
+}
+
+/// The image with what its layers say to its bills of materials.
+async fn told<'a>(
+    context: &Context,
+    image: &'a Image,
+    layers: &[Descriptor],
+) -> Result<Cow<'a, Image>, ExportErrorKind> {
+    if !has_bills(image) {
+        return Ok(Cow::Borrowed(image));
+    }
+    let (store, image, layers) = (context.store.clone(), image.clone(), layers.to_vec());
+    let reading = tokio::task::spawn_blocking(move || {
+        Ok::<_, ExportErrorKind>(supplemented(&store, &image, &layers)?.into_owned())
+    });
+    Ok(Cow::Owned(reading.await.unwrap_or(Err(ExportErrorKind::ThreadDied))?))
 }
 
 /// A name with what it stands for from now on, as progress shows it.

@@ -4,20 +4,27 @@
 //! Must not know how bills are made. Start with [`supplemented`].
 
 use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Value, json};
-use stave_oci::Descriptor;
-use stave_store::{MergedView, Snapshot, Store, StoreError};
+use stave_oci::{Descriptor, Digest};
+use stave_store::{Snapshot, Store, StoreError};
 
-use crate::image::Image;
+use crate::image::{Attestation, Image};
 
 /// The versions of SPDX that are understood.
 const VERSION: &str = "SPDX-2.";
 /// Who has written something into a bill.
 const CREATOR: &str = concat!("Tool: stave-", env!("CARGO_PKG_VERSION"));
 
-/// The image whose main bills of materials tell of `layers`, which are its layers as they leave.
+/// Whether an image has anything that [`supplemented`] may change.
+pub(crate) fn has_bills(image: &Image) -> bool {
+    image.attestations.iter().any(|attestation| attestation.is_core_bill)
+}
+
+/// The image whose main bills of materials tell of `layers`, which are its layers as they leave. Reads what names the layers
+/// hold, each layer once: nothing for a thread that others wait for.
 ///
 /// # Errors
 /// When a layer cannot be read.
@@ -27,39 +34,48 @@ pub(crate) fn supplemented<'a>(
     layers: &[Descriptor],
 ) -> Result<Cow<'a, Image>, StoreError> {
     let mut image = Cow::Borrowed(image);
-    let is_bill = |at: &usize| image.attestations[*at].is_core_bill;
-    let bills: Vec<usize> = (0..image.attestations.len()).filter(is_bill).collect();
-    if bills.is_empty() {
-        return Ok(image);
-    }
+    let read = |(at, attestation): (usize, &Attestation)| -> Option<(usize, Value)> {
+        let bill =
+            attestation.is_core_bill.then(|| serde_json::from_slice(&attestation.predicate).ok())??;
+        is_understood(&bill).then_some((at, bill))
+    };
+    let bills: Vec<_> = image.attestations.iter().enumerate().filter_map(read).collect();
+    let wanted = bills.iter().flat_map(|(_, bill)| bill.get("files")?.as_array()).flatten();
+    let mut wanted: HashSet<PathBuf> = wanted.filter_map(untold).collect();
+    let mut holders = HashMap::with_capacity(wanted.len());
     // The uppermost comes first: what a file is, it is there.
-    let mut views = Vec::with_capacity(layers.len());
     for (layer, sent) in image.layers.iter().zip(layers).rev() {
-        views.push((store.view(&Snapshot::new(vec![layer.layer]))?, sent));
-    }
-    for at in bills {
-        let Ok(bill) = serde_json::from_slice(&image.attestations[at].predicate) else { continue };
-        if let Some(told) = told(bill, &views) {
-            image.to_mut().attestations[at].predicate = told.to_string().into_bytes();
+        if wanted.is_empty() {
+            break;
         }
+        for entry in store.view(&Snapshot::new(vec![layer.layer]))?.walk() {
+            if let Some(path) = wanted.take(entry?.path()) {
+                holders.insert(path, &sent.digest);
+            }
+        }
+    }
+    for (at, bill) in bills {
+        image.to_mut().attestations[at].predicate = told(bill, &holders).to_string().into_bytes();
     }
     Ok(image)
 }
 
-/// The bill with what is known of its files; `None` for what is none.
-fn told(mut bill: Value, views: &[(MergedView, &Descriptor)]) -> Option<Value> {
-    bill.get("spdxVersion")?.as_str().filter(|version| version.starts_with(VERSION))?;
+fn is_understood(bill: &Value) -> bool {
+    let version = bill.get("spdxVersion").and_then(Value::as_str);
+    version.is_some_and(|version| version.starts_with(VERSION))
+}
+
+/// Where a file of a bill is that nothing is said of yet: what scanners say is not overwritten.
+fn untold(file: &Value) -> Option<PathBuf> {
+    let comment = file.get("comment").and_then(Value::as_str);
+    comment.is_none_or(str::is_empty).then(|| file.get("fileName")?.as_str().map(inside))?
+}
+
+/// The bill with what is known of its files.
+fn told(mut bill: Value, holders: &HashMap<PathBuf, &Digest>) -> Value {
     for file in bill.get_mut("files").and_then(Value::as_array_mut).into_iter().flatten() {
-        let Some(name) = file.get("fileName").and_then(Value::as_str).map(inside) else { continue };
-        // What scanners say is not overwritten.
-        if file.get("comment").and_then(Value::as_str).is_some_and(|comment| !comment.is_empty()) {
-            continue;
-        }
-        // Names may be anything: one that cannot be followed is in no layer.
-        let holds =
-            |(view, _): &&(MergedView, &Descriptor)| matches!(view.symlink_metadata(&name), Ok(Some(_)));
-        if let Some((_, layer)) = views.iter().find(holds) {
-            file["comment"] = json!(format!("layerID: {}", layer.digest));
+        if let Some(layer) = untold(file).and_then(|path| holders.get(&path)) {
+            file["comment"] = json!(format!("layerID: {layer}"));
         }
     }
     if let Some(about) = bill.as_object_mut() {
@@ -70,7 +86,7 @@ fn told(mut bill: Value, views: &[(MergedView, &Descriptor)]) -> Option<Value> {
             creators.push(json!(CREATOR));
         }
     }
-    Some(bill)
+    bill
 }
 
 /// A path as one below the root, whatever it says.
@@ -90,10 +106,9 @@ fn inside(name: &str) -> PathBuf {
 mod tests {
     use std::fs;
 
-    use stave_oci::{Digest, ImageConfig};
+    use stave_oci::ImageConfig;
 
     use super::*;
-    use crate::image::Attestation;
 
     #[test]
     fn files_of_a_bill_have_their_layers() {
