@@ -202,27 +202,41 @@ impl Tree<'_> {
 /// A file that has no name of its own yet. One that is dropped before it gets that never was there.
 struct Aside<'a> {
     parent: &'a OwnedFd,
+    /// The name that it has meanwhile, where it needs one.
     name: Option<String>,
     file: File,
 }
 
 impl<'a> Aside<'a> {
+    /// Without any name, if the file system can do that: then nothing is left of it, however this process ends.
     fn create(parent: &'a OwnedFd) -> io::Result<Self> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut taken = io::Error::from(io::ErrorKind::AlreadyExists);
-        for number in 0..MAX_ASIDE {
-            let name = format!(".stave-{}-{number}", std::process::id());
-            match rustix::fs::openat(parent, &name, flags, Mode::RUSR | Mode::WUSR) {
-                Ok(file) => return Ok(Self { parent, name: Some(name), file: file.into() }),
-                Err(Errno::EXIST) => taken = Errno::EXIST.into(),
-                Err(error) => return Err(error.into()),
-            }
+        let mode = Mode::RUSR | Mode::WUSR;
+        match rustix::fs::openat(parent, ".", OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC, mode) {
+            Ok(file) => Ok(Self { parent, name: None, file: file.into() }),
+            Err(_) => Self::named(parent),
         }
-        Err(taken)
+    }
+
+    fn named(parent: &'a OwnedFd) -> io::Result<Self> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let (file, name) =
+            free_name(|name| rustix::fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR))?;
+        Ok(Self { parent, name: Some(name), file: file.into() })
     }
 
     /// Gives it its name; a file or link that has it goes, a directory only if it is empty.
     fn keep(mut self, name: &Path) -> io::Result<()> {
+        if self.name.is_none() {
+            let link = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+            let called = |name: &Path| {
+                rustix::fs::linkat(CWD, link.as_str(), self.parent, name, AtFlags::SYMLINK_FOLLOW)
+            };
+            match called(name) {
+                // It gets another one for as long as it takes to be renamed.
+                Err(Errno::EXIST) => self.name = Some(free_name(|name| called(Path::new(name)))?.1),
+                called => return Ok(called?),
+            }
+        }
         let renamed = || {
             let aside = self.name.as_deref().unwrap_or_default();
             rustix::fs::renameat(self.parent, aside, self.parent, name)
@@ -237,6 +251,19 @@ impl<'a> Aside<'a> {
         self.name = None;
         Ok(())
     }
+}
+
+/// What `make` makes of the first name that nobody has.
+fn free_name<T>(make: impl Fn(&str) -> rustix::io::Result<T>) -> io::Result<(T, String)> {
+    for number in 0..MAX_ASIDE {
+        let name = format!(".stave-{}-{number}", std::process::id());
+        match make(&name) {
+            Ok(made) => return Ok((made, name)),
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(Errno::EXIST.into())
 }
 
 impl Drop for Aside<'_> {
@@ -393,5 +420,16 @@ mod tests {
         write().expect_err("nobody waits");
         assert_eq!(fs::read_to_string(dest.path().join("a")).expect("reads"), "old");
         assert_eq!(fs::read_dir(dest.path()).expect("lists").count(), 2);
+        // With a name or without, what is killed and what ends, over a file and as a new one.
+        for (number, create) in [Aside::create, Aside::named].into_iter().enumerate() {
+            for name in ["a", &format!("new-{number}")] {
+                let mut aside = create(&tree.root).expect("is made");
+                io::Write::write_all(&mut aside.file, name.as_bytes()).expect("writes");
+                aside.keep(Path::new(name)).expect("gets its name");
+                assert_eq!(fs::read_to_string(dest.path().join(name)).expect("reads"), name);
+            }
+            drop(create(&tree.root).expect("is made"));
+        }
+        assert_eq!(fs::read_dir(dest.path()).expect("lists").count(), 4);
     }
 }
