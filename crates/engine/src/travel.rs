@@ -17,7 +17,7 @@ use stave_cache::CacheIndex;
 use stave_llb::{Definition, Op, SourceIdentifier, Vertex};
 use stave_oci::{Digest, ImageConfig, Platform, Reference};
 use stave_registry::Client;
-use stave_remotecache::import::{Imports, SourceKeys, Warn};
+use stave_remotecache::import::{Imports, SourceKeys, Stored, Warn};
 use stave_remotecache::key::{http_source, image_source};
 use stave_remotecache::place::{Contents, Elsewhere, Place, PlaceError, S3Store};
 use stave_remotecache::spec::{ExportSpec, ExportTarget, ImportSpec, RegistryPlace};
@@ -93,6 +93,7 @@ pub struct Journey {
     outgoing: Vec<Outgoing>,
     /// The cache's index as whoever builds sees it.
     index: CacheIndex,
+    stored: Stored,
 }
 
 impl ImageLayers {
@@ -183,7 +184,8 @@ impl Engine {
         let travel = Arc::new(Travel::new(imports, mounts, listener));
         let namespace = caches.owner.as_ref().map(|owner| owner.namespace.clone()).unwrap_or_default();
         let index = self.solvers.index_of(&namespace);
-        Ok(Some(Journey { travel, definition, sources, outgoing, index }))
+        let stored = if caches.owner.is_some() { Stored::Shared } else { Stored::Own };
+        Ok(Some(Journey { travel, definition, sources, outgoing, index, stored }))
     }
 
     /// The place a registry cache lies at.

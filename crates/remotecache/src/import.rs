@@ -19,11 +19,11 @@ use stave_oci::{Descriptor, Digest};
 use stave_store::{LayerId, Snapshot, Store};
 
 use crate::chains::{Chains, KnownInput, LayerStack, RecordId};
-use crate::export::MAX_OUTPUTS;
+use crate::export::{MAX_OUTPUTS, as_imported};
 use crate::key::{ContentPath, OpKeys, output_digest};
 use crate::place::Place;
 
-pub use fetch::FetchError;
+pub use fetch::{FetchError, PassError, Stored};
 pub use read::ImportError;
 
 /// Digests of inputs' content, in BuildKit's terms.
@@ -213,10 +213,10 @@ impl Imports {
     }
 
     /// The result that a cache has for a vertex which nobody looked at, because what stands on it was found. Nothing is
-    /// digested for it.
+    /// digested for it. One that nobody could unpack is none.
     pub fn unasked(&self, vertex: &Digest) -> Option<ImportHit> {
         match self.look_up(vertex, None)? {
-            Lookup::Hit(hit) => Some(hit),
+            Lookup::Hit(hit) => hit.stacks.iter().all(|stack| as_imported(stack).is_some()).then_some(hit),
             Lookup::Keys => None,
         }
     }
@@ -254,10 +254,16 @@ impl Imports {
     /// be had otherwise.
     ///
     /// # Errors
-    /// [`FetchError`].
-    pub async fn pass_on(&self, hit: &ImportHit, layer: &Descriptor, to: &Place) -> Result<(), FetchError> {
+    /// [`PassError`].
+    pub async fn pass_on(
+        &self,
+        hit: &ImportHit,
+        layer: &Descriptor,
+        stored: Stored,
+        to: &Place,
+    ) -> Result<(), PassError> {
         match self.caches.get(hit.cache) {
-            Some(cache) => fetch::pass_on(&self.store, &cache.place, layer, to).await,
+            Some(cache) => fetch::pass_on((&self.store, stored), &cache.place, layer, to).await,
             None => Ok(()),
         }
     }

@@ -158,7 +158,7 @@ impl Place {
         let digest = &descriptor.digest;
         match self {
             Self::Registry { client, reference } => Ok(client.has_blob(reference, digest).await?),
-            Self::Local(place) => Ok(place.has_blob(descriptor)),
+            Self::Local(place) => place.has_blob(descriptor).await,
             Self::S3(store) => store.keep_blob(digest).await,
             Self::Elsewhere(place) => Ok(place.contents.size(digest).await?.is_some()),
         }

@@ -382,7 +382,7 @@ impl Journey {
                 results.insert(edge, VertexResult { layers, created_at });
             }
         }
-        for Passed { edge, result, layers } in self.pass_on(unasked, &uploads.place, &blobs).await {
+        for Passed { edge, result, layers } in self.pass_on(unasked, &uploads.place, &blobs).await? {
             for layer in layers {
                 blobs.entry(layer.digest.clone()).or_insert(layer);
             }

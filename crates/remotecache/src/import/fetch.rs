@@ -1,6 +1,7 @@
 //! Layers of a cache into the store: those that are here are not fetched, and what arrives is verified before it
 //! is unpacked.
 
+use std::fs::File;
 use std::io;
 use std::time::SystemTime;
 
@@ -45,6 +46,26 @@ pub enum FetchError {
         /// Its type.
         media_type: String,
     },
+}
+
+/// Why a layer is not at the place it was to be brought to.
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    /// The cache does not have it any more, or not as it says.
+    #[error(transparent)]
+    Lost(FetchError),
+    /// The place it was to go to failed.
+    #[error(transparent)]
+    Refused(PlaceError),
+}
+
+/// Whose the blobs in the store are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// Who builds may read all of them.
+    Own,
+    /// Others', too. A digest in a cache is no leave to read one: the cache has to bring the bytes.
+    Shared,
 }
 
 /// The layers of a stack in the store, bottom first.
@@ -122,27 +143,36 @@ fn plain(descriptor: &Descriptor) -> Descriptor {
 
 /// Makes sure that a layer is at another place, too.
 pub(super) async fn pass_on(
-    store: &Store,
+    (store, stored): (&Store, Stored),
     from: &Place,
     layer: &Descriptor,
     to: &Place,
-) -> Result<(), FetchError> {
-    let digest = &layer.digest;
-    if to.has_blob(layer).await? {
+) -> Result<(), PassError> {
+    if to.has_blob(layer).await.map_err(PassError::Refused)? {
         return Ok(());
     }
     if let Place::Registry { reference, .. } = from
-        && to.mount_blob(digest, reference).await?
+        && to.mount_blob(&layer.digest, reference).await.map_err(PassError::Refused)?
     {
         return Ok(());
     }
+    let file = bytes((store, stored), from, layer).await.map_err(PassError::Lost)?;
+    to.send_blob(&plain(layer), Content::File(file)).await.map_err(PassError::Refused)
+}
+
+/// A layer's bytes, which are what its digest says.
+async fn bytes(
+    (store, stored): (&Store, Stored),
+    from: &Place,
+    layer: &Descriptor,
+) -> Result<File, FetchError> {
+    let digest = &layer.digest;
     let broken = |source| FetchError::Layer { digest: digest.clone(), source: Box::new(source) };
-    if !store.has_blob(digest).map_err(broken)? {
+    if stored == Stored::Shared || !store.has_blob(digest).map_err(broken)? {
         download(store, from, layer).await?;
     }
     let file = store.open_blob(digest).map_err(broken)?;
-    let file = file.ok_or_else(|| broken(StoreError::DamagedRecord { what: "a blob" }))?;
-    Ok(to.send_blob(&plain(layer), Content::File(file)).await?)
+    file.ok_or_else(|| broken(StoreError::DamagedRecord { what: "a blob" }))
 }
 
 async fn download(store: &Store, place: &Place, descriptor: &Descriptor) -> Result<(), FetchError> {

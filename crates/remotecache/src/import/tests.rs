@@ -132,12 +132,39 @@ fn a_layer_goes_on_as_it_is() {
     );
     runtime().block_on(async {
         from.put_blob(&blob, Content::Bytes(bytes)).await.expect("written");
-        imports.pass_on(&hit, &layer, &to).await.expect("is passed on");
+        let (another, third, full) = (at("another"), at("third"), at("full"));
+        let pass = |layer, stored, to| imports.pass_on(&hit, layer, stored, to);
+        pass(&layer, Stored::Own, &to).await.expect("is passed on");
         assert!(to.has_blob(&blob).await.expect("looks"));
         std::fs::remove_dir_all(root.path().join("from")).expect("removed");
-        imports.pass_on(&hit, &layer, &to).await.expect("is there");
-        imports.pass_on(&hit, &lost, &to).await.expect_err("cannot be had any more");
+        pass(&layer, Stored::Own, &to).await.expect("is there");
+        let error = pass(&lost, Stored::Own, &to).await.expect_err("cannot be had any more");
+        assert!(matches!(error, PassError::Lost(_)), "{error}");
+        // The store has it from the first time; whose it is decides.
+        pass(&layer, Stored::Own, &another).await.expect("is his own");
+        let error = pass(&layer, Stored::Shared, &third).await.expect_err("may be another's");
+        assert!(matches!(error, PassError::Lost(_)), "{error}");
+        std::fs::write(root.path().join("full"), "no directory").expect("written");
+        let error = pass(&layer, Stored::Own, &full).await.expect_err("cannot be written");
+        assert!(matches!(error, PassError::Refused(_)), "{error}");
     });
+}
+
+#[test]
+fn what_nobody_could_unpack_is_not_passed_on() {
+    let (definition, sources) = copying();
+    let unasked = |chains| {
+        let root = tempfile::tempdir().expect("a directory");
+        let store = Store::open(&root.path().join("state")).expect("a store");
+        let place = local(root.path().join("cache"), "latest".to_owned(), None);
+        let cache = ImportedCache { name: "c".to_owned(), place, chains: vec![chains] };
+        let imports =
+            Imports::new(store, vec![cache], &definition, &sources, Box::new(|text| panic!("{text}")));
+        imports.unasked(&definition.outputs()[0].vertex)
+    };
+    assert!(unasked(made_of("one")).is_some());
+    let untold = made_as("one", |blob| Descriptor::new(&blob.media_type, blob.digest.clone(), blob.size));
+    assert!(unasked(untold).is_none());
 }
 
 /// An image and a copy over it of what a step makes, by vertex from below.
@@ -159,6 +186,10 @@ fn copying() -> (Definition, SourceKeys) {
 
 /// What a machine knows that made the copy when the step came to `content`.
 fn made_of(content: &str) -> Chains {
+    made_as(content, |blob| describe(blob, &digest(content), None))
+}
+
+fn made_as(content: &str, described: impl Fn(&Descriptor) -> Descriptor) -> Chains {
     let (definition, sources) = copying();
     let edge = definition.outputs()[0].clone();
     let contents = InputContents::from([((edge.vertex.clone(), 1), digest(content))]);
@@ -167,7 +198,7 @@ fn made_of(content: &str) -> Chains {
     let result = VertexResult { layers, created_at: "2026-01-01T00:00:00Z".to_owned() };
     let results = HashMap::from([(edge, result)]);
     let config = records(&definition, &sources, (&contents, &InputLinks::new()), &results).config();
-    let blobs = HashMap::from([(blob.digest.clone(), describe(&blob, &digest(content), None))]);
+    let blobs = HashMap::from([(blob.digest.clone(), described(&blob))]);
     Chains::read(config, &blobs).expect("a sound cache")
 }
 

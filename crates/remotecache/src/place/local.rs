@@ -97,7 +97,13 @@ impl LocalPlace {
     }
 
     /// Whether a blob is there, and stays until it can be named. One of another length is what a power cut left of it.
-    pub(super) fn has_blob(&self, descriptor: &Descriptor) -> bool {
+    pub(super) async fn has_blob(&self, descriptor: &Descriptor) -> Result<bool, PlaceError> {
+        let (place, descriptor) = (self.clone(), descriptor.clone());
+        // The lock is waited for while somebody removes what has no name.
+        blocking(move || Ok(place.directory.is_dir() && place.keeps(&descriptor))).await
+    }
+
+    fn keeps(&self, descriptor: &Descriptor) -> bool {
         if self.begin_writing().is_err() {
             return false;
         }
@@ -110,12 +116,12 @@ impl LocalPlace {
         descriptor: &Descriptor,
         content: Content,
     ) -> Result<Written, PlaceError> {
-        if self.has_blob(descriptor) {
-            return Ok(Written::Kept);
-        }
-        let (place, digest) = (self.clone(), descriptor.digest.clone());
+        let (place, descriptor) = (self.clone(), descriptor.clone());
         blocking(move || {
-            let path = place.path(&digest);
+            if place.keeps(&descriptor) {
+                return Ok(Written::Kept);
+            }
+            let path = place.path(&descriptor.digest);
             place.write_aside(&path, |out| match content {
                 Content::Bytes(bytes) => out.write_all(&bytes),
                 Content::File(mut file) => io::copy(&mut file, out).map(drop),
@@ -302,7 +308,7 @@ mod tests {
         assert_eq!(put().await.expect("writes"), Written::Sent);
         assert_eq!(put().await.expect("looks"), Written::Kept);
         fs::write(local.path(&blob.digest), "").expect("cuts");
-        assert!(!local.has_blob(&blob));
+        assert!(!local.keeps(&blob));
         assert_eq!(put().await.expect("writes"), Written::Sent);
         assert_eq!(fs::read(local.path(&blob.digest)).expect("reads"), content);
     }
@@ -317,11 +323,29 @@ mod tests {
         one.put_blob(&blob, content()).await.expect("writes");
         other.put_document("application/y", Bytes::from_static(b"{}")).await.expect("writes");
         other.remove_unnamed().await.expect("works");
-        assert!(one.has_blob(&blob));
+        assert!(one.keeps(&blob));
         drop(one);
         other.remove_unnamed().await.expect("works");
-        assert!(!other.has_blob(&blob));
+        assert!(!other.keeps(&blob));
         // Its own, which has a name.
-        assert!(other.has_blob(&Descriptor::of("application/y", b"{}")));
+        assert!(other.keeps(&Descriptor::of("application/y", b"{}")));
+    }
+
+    #[tokio::test]
+    async fn a_question_waits_for_who_removes_and_holds_nobody_else_up() {
+        let place = tempfile::tempdir().expect("a directory");
+        let local = LocalPlace::new(place.path().join("cache"), "latest".to_owned(), None);
+        let blob = Descriptor::of("application/x", b"content");
+        assert!(!local.has_blob(&blob).await.expect("asks"));
+        assert!(!place.path().join("cache").exists(), "a question makes nothing");
+        fs::create_dir(place.path().join("cache")).expect("made");
+        let removing = File::create(place.path().join("cache/.writing")).expect("made");
+        flock(&removing, FlockOperation::LockExclusive).expect("is free");
+        let free = async {
+            flock(&removing, FlockOperation::Unlock).expect("was held");
+        };
+        // One thread runs both.
+        let (found, ()) = tokio::join!(local.has_blob(&blob), free);
+        assert!(!found.expect("asks"));
     }
 }

@@ -5,14 +5,14 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use futures::StreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 use stave_llb::{Definition, Edge};
 use stave_oci::{Descriptor, Digest};
 use stave_remotecache::builder::BuiltLayer;
 use stave_remotecache::export::{InputContents, InputLinks, VertexResult, as_imported, needed};
-use stave_remotecache::import::{ImportHit, Imports};
+use stave_remotecache::import::{ImportHit, Imports, PassError, Stored};
 use stave_remotecache::key::content_record;
-use stave_remotecache::place::Place;
+use stave_remotecache::place::{Place, PlaceError};
 use stave_store::{LayerId, StoreError};
 use stave_worker::TravelResult;
 
@@ -84,13 +84,16 @@ impl Journey {
 
     /// Brings what only a cache has to another one, each layer once, but those that are `there`. What cannot be had any more
     /// is left out: its steps run again one day.
+    ///
+    /// # Errors
+    /// When the place they are to go to fails.
     pub(super) async fn pass_on(
         &self,
         unasked: Unasked,
         to: &Place,
         there: &BTreeMap<Digest, Descriptor>,
-    ) -> Vec<Passed> {
-        let Some(imports) = self.travel.imports() else { return Vec::new() };
+    ) -> Result<Vec<Passed>, PlaceError> {
+        let Some(imports) = self.travel.imports() else { return Ok(Vec::new()) };
         // Each step has the layers of all below it.
         let mut layers: HashMap<&Digest, (&ImportHit, &Descriptor)> = HashMap::new();
         for hit in unasked.values() {
@@ -101,10 +104,10 @@ impl Journey {
         // Made here, not in the stream: a closure over two borrows would keep the future from other threads.
         let mut passing = Vec::with_capacity(layers.len());
         for (hit, layer) in layers.into_values() {
-            passing.push(fails((imports, hit), layer, to));
+            passing.push(loses((imports, hit), layer, self.stored, to));
         }
         let lost: Vec<Option<Digest>> =
-            futures::stream::iter(passing).buffer_unordered(PARALLEL).collect().await;
+            futures::stream::iter(passing).buffer_unordered(PARALLEL).try_collect().await?;
         let lost: HashSet<Digest> = lost.into_iter().flatten().collect();
         let mut passed = Vec::new();
         for (vertex, hit) in &unasked {
@@ -117,7 +120,7 @@ impl Journey {
                 passed.extend(as_imported(stack).map(|(result, layers)| Passed { edge, result, layers }));
             }
         }
-        passed
+        Ok(passed)
     }
 }
 
@@ -142,11 +145,21 @@ fn settled<'a>(
     all.map(|vertex| &vertex.digest).filter(|vertex| !disputed.contains(vertex)).collect()
 }
 
-/// Brings one layer to a place; the layer, if that fails.
-async fn fails((imports, hit): (&Imports, &ImportHit), layer: &Descriptor, to: &Place) -> Option<Digest> {
-    let failed = imports.pass_on(hit, layer, to).await.err()?;
-    tracing::debug!(error = &failed as &dyn std::error::Error, "results are left out");
-    Some(layer.digest.clone())
+/// Brings one layer to a place; the layer, if it cannot be had any more.
+async fn loses(
+    (imports, hit): (&Imports, &ImportHit),
+    layer: &Descriptor,
+    stored: Stored,
+    to: &Place,
+) -> Result<Option<Digest>, PlaceError> {
+    match imports.pass_on(hit, layer, stored, to).await {
+        Ok(()) => Ok(None),
+        Err(PassError::Lost(error)) => {
+            tracing::debug!(error = &error as &dyn std::error::Error, "results are left out");
+            Ok(Some(layer.digest.clone()))
+        }
+        Err(PassError::Refused(error)) => Err(error),
+    }
 }
 
 /// Results that consist of an image's layers: of those nothing has to travel. Layers are called as `name` says.
