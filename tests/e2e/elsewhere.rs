@@ -87,6 +87,56 @@ fn a_daemon_of_this_program_gives_and_takes_all() {
     daemon.stop(&world.root());
 }
 
+/// A stage that is scanned beside the result, and cannot be made without the secret.
+const SCANNED: &str = "FROM BUSYBOX AS tools\nARG BUILDKIT_SBOM_SCAN_STAGE=true\n\
+     RUN --mount=type=secret,id=s,required cat /proc/sys/kernel/random/uuid > /id\n\
+     FROM scratch\nCOPY --from=tools /id /id\n";
+/// Says which file the scanned stage has.
+const SCANNER: &str = "#!/bin/sh\nset -e\n\
+     printf '{\"predicateType\":\"https://spdx.dev/Document\",\"predicate\":{\"id\":\"%s\"}}' \
+     $(cat $BUILDKIT_SCAN_SOURCE_EXTRAS/sbom-tools/id) > $BUILDKIT_SCAN_DESTINATION/sbom.json\n";
+
+#[test]
+fn stages_that_are_scanned_have_the_secrets_of_their_build() {
+    let world = world();
+    let place = |name: &str| format!("{}/{name}-{}", registry(), std::process::id());
+    let (scanner, cache) = (place("scanner"), place("scanned"));
+    world.write("scan.sh", SCANNER);
+    world.dockerfile("FROM BUSYBOX\nCOPY --chmod=755 scan.sh /\nENTRYPOINT [\"/scan.sh\"]\n");
+    world.stave(["build", "-q", "--push", "-t", &scanner, "."]).success();
+    world.dockerfile(SCANNED);
+    let secret = format!("id=s,src={}", world.path("secret").display());
+    let sbom = format!("--sbom=generator={scanner}");
+    // What the result says, and what the scanner says of the stage.
+    let ids = |name: &str| {
+        let read = |file| std::fs::read_to_string(world.path(name).join(file)).expect("is there");
+        let bill: serde_json::Value = serde_json::from_str(&read("sbom.json")).expect("is JSON");
+        (read("id").trim().to_owned(), bill["predicate"]["id"].as_str().expect("an id").to_owned())
+    };
+    let build = |address: &str, words: &[&str]| {
+        let given = ["build", "--builder", address, "--secret", &secret, &sbom];
+        world.stave(given.iter().chain(words).chain(&["."])).success()
+    };
+    let daemon = Daemon::start(&world, &[]);
+    let (first, to) = (
+        format!("type=local,dest={}", world.path("first").display()),
+        format!("type=registry,ref={cache},mode=min"),
+    );
+    build(&daemon.address(), &["--no-cache", "-o", &first, "--cache-to", &to]);
+    let (result, scanned) = ids("first");
+    assert_eq!(result, scanned, "what is scanned is what was made");
+    daemon.stop(&world.root());
+    // Where nothing is but the layers of the result.
+    std::fs::remove_dir_all(world.root()).expect("a state directory");
+    let daemon = Daemon::start(&world, &[]);
+    let second = format!("type=local,dest={}", world.path("second").display());
+    build(&daemon.address(), &["-o", &second, "--cache-from", &format!("type=registry,ref={cache}")]);
+    let (kept, scanned) = ids("second");
+    assert_eq!(kept, result);
+    assert_ne!(scanned, result, "the stage was not here");
+    daemon.stop(&world.root());
+}
+
 #[test]
 fn buildkits_own_daemon_gives_and_takes_all() {
     let Some(program) = std::env::var_os("STAVE_TEST_BUILDKITD") else { return };
