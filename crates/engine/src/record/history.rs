@@ -239,8 +239,14 @@ impl History {
     pub(super) fn prune_if_due(&self, keep: &Retention) -> Result<usize, HistoryError> {
         // Before the measuring, so that what grows meanwhile is not missed.
         let is_due = fs::remove_file(self.directory.join(GROWN)).is_ok()
-            || self.ids()?.len() > keep.builds.saturating_add(keep.builds / SLACK);
+            || self.are_more(keep.builds.saturating_add(keep.builds / SLACK))?;
         if is_due { self.prune(keep) } else { Ok(0) }
+    }
+
+    /// Whether there are more builds than so many, apart from the pinned ones, which never go.
+    fn are_more(&self, most: usize) -> Result<bool, HistoryError> {
+        let ids = self.ids()?;
+        Ok(ids.len() > most && ids.iter().filter(|id| !self.is_pinned(id)).count() > most)
     }
 
     /// Lets go what `keep` does not keep. Returns how many builds went.
@@ -348,6 +354,14 @@ mod tests {
         has_grown(&history.directory.join("000000000035"));
         assert_eq!(due(), 9, "100 + 9 + 19 times 11");
         assert_eq!(due(), 0);
+        // What is pinned stays, and makes nothing due: the others are no more than are kept.
+        for id in history.ids().expect("lists") {
+            history.pin(&id, true).expect("pins");
+        }
+        fill(&history, 100..134, 10);
+        assert_eq!(due(), 0);
+        fill(&history, 134..135, 10);
+        assert_eq!(due(), 3, "32 times 10");
         // Who is to keep to the letter does.
         fill(&history, 36..37, 100);
         assert!(history.prune(&keep).expect("works") > 0);
