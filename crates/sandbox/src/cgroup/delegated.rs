@@ -30,10 +30,20 @@ pub(super) fn default_v2() -> Result<PathBuf, String> {
         return Ok(ours);
     }
     let own = own_v2().filter(|own| is_handed_over(own)).map(delegated);
-    own.filter(|own| may_change(own)).ok_or_else(|| {
-        "no control group is delegated to this user: `systemd-run --user --scope -p Delegate=yes stave …` has one"
-            .to_owned()
-    })
+    own.filter(|own| may_change(own)).ok_or_else(|| undelegated(is_read_only(mount)))
+}
+
+/// Why no groups can be made.
+fn undelegated(is_read_only: bool) -> String {
+    match is_read_only {
+        // As containers have it, where no service manager could help.
+        true => format!("`{MOUNT}` is mounted read-only"),
+        false => "no control group is delegated to this user: `systemd-run --user --scope -p Delegate=yes stave …` has one".to_owned(),
+    }
+}
+
+fn is_read_only(mount: &Path) -> bool {
+    rustix::fs::statvfs(mount).is_ok_and(|found| found.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
 }
 
 /// This process's own group on v2.
@@ -235,6 +245,13 @@ mod tests {
         for (process, expected) in [(5, true), (10, true), (21, true), (2, false), (0, false), (9, false)] {
             assert_eq!(descends(process, 5, parent), expected, "{process}");
         }
+    }
+
+    #[test]
+    fn root_of_a_container_is_not_told_of_service_managers() {
+        assert_eq!(undelegated(true), "`/sys/fs/cgroup` is mounted read-only");
+        assert!(undelegated(false).contains("systemd-run --user"));
+        assert!(!is_read_only(Path::new("/proc/self")) && !is_read_only(Path::new("/nowhere")));
     }
 
     #[test]
