@@ -212,8 +212,11 @@ fn limits(version: &str, is_unified: bool, missing: &[Unlimited]) -> Fact {
         false => Fact::plain(format!("{version}, without limits of {}", names.join(", "))),
     };
     // What would help is a line of its own here.
-    let fact = fact.because(first.reason.split(": `").next().unwrap_or(&first.reason));
+    let why = first.reason.split(": `").next().unwrap_or(&first.reason);
+    let has_help = why != first.reason;
+    let fact = fact.because(why);
     match (is_unified, has_none) {
+        (true, true) if !has_help => fact,
         (true, true) => fact.lifted_by("a delegated group: `systemd-run --user --scope -p Delegate=yes stave …`"),
         (true, false) => fact.lifted_by(
             "`Delegate=cpu cpuset io memory pids` in a drop-in of `user@.service`, or of the service it runs in",
@@ -292,6 +295,9 @@ mod tests {
             .map(|name| Unlimited { controller: name, reason: reason.clone() });
         let none = limits("2", true, &all);
         assert_eq!((none.lift.len(), none.why.as_deref()), (1, Some("nothing is delegated")));
+        let all = all.map(|one| Unlimited { reason: "mounted read-only".to_owned(), ..one });
+        let none = limits("2", true, &all);
+        assert_eq!((none.lift.len(), none.why.as_deref()), (0, Some("mounted read-only")));
     }
 
     #[test]
