@@ -202,6 +202,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_build_made_anew_is_not_made_once_more() {
+        let platform = Platform::new("linux", "amd64", None);
+        let sbom = sbom();
+        let mut graph = GraphBuilder::default();
+        let mut about = About::default();
+        about.metadata.ignore_cache = true;
+        let source = SourceOp::new("https://a.invalid/file".to_owned(), [].into());
+        let made = graph.source(source, &platform, about);
+        let target = graph.finish(Some(made));
+        assert!(target.vertices().iter().any(|vertex| vertex.metadata.ignore_cache));
+        let extras = BTreeMap::from([("base".to_owned(), target.clone())]);
+        let scanned = Scanned { result: &target, extras: &extras, platform: &platform };
+        let config = br#"{"config":{"Cmd":["/scan"]}}"#;
+        let definition = scan(&sbom, &sbom.generator, config, scanned).expect("a graph");
+        assert!(!definition.vertices().iter().any(|vertex| vertex.metadata.ignore_cache));
+    }
+
+    #[test]
     fn only_bills_of_materials_are_taken() {
         let right = br#"{"_type":"t","predicateType":"https://spdx.dev/Document","predicate":{"a":1}}"#;
         let found = attestation("sbom.spdx.json".to_owned(), right).expect("a statement");
