@@ -161,21 +161,29 @@ mod tests {
         assert!(!is_filled(&store, &own, "go"), "for another build it is to be empty again");
     }
 
-    #[tokio::test]
-    async fn a_second_graph_waits_until_a_mount_is_emptied() {
+    #[test]
+    fn a_second_graph_waits_until_a_mount_is_emptied() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = Store::open(folder.path()).expect("a store");
         fill(&store, &Namespace::Shared, "go");
         let (emptied, steps) = (Emptied::default(), graph(&[("go", true)]));
         let whose = (&store, &Namespace::Shared);
-        let first = emptied.for_graph(&steps, whose);
-        let second = emptied.for_graph(&steps, whose);
-        futures::pin_mut!(first, second);
-        // The removal has begun, on a thread of its own.
-        assert!(futures::poll!(&mut first).is_pending());
-        assert!(futures::poll!(&mut second).is_pending());
-        let (first, second) = futures::join!(first, second);
-        first.and(second).expect("empties");
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build();
+        runtime.expect("a runtime").block_on(async {
+            // The one thread that could remove it is busy.
+            let (release, released) = std::sync::mpsc::channel();
+            let busy = tokio::task::spawn_blocking(move || released.recv());
+            let first = emptied.for_graph(&steps, whose);
+            let second = emptied.for_graph(&steps, whose);
+            futures::pin_mut!(first, second);
+            assert!(futures::poll!(&mut first).is_pending());
+            assert!(futures::poll!(&mut second).is_pending());
+            assert!(is_filled(&store, &Namespace::Shared, "go"));
+            release.send(()).expect("is heard");
+            let (first, second) = futures::join!(first, second);
+            first.and(second).expect("empties");
+            busy.await.expect("ends").expect("was released");
+        });
         assert!(!is_filled(&store, &Namespace::Shared, "go"));
     }
 
