@@ -46,6 +46,7 @@ fn options_shape_the_process() {
         (["--sysctl", "net.core.somaxconn=77"], "not allowed in host network namespace"),
         (["--sysctl", "kernel.panic=1"], "sysctl 'kernel.panic' is not allowed"),
         (["--no-such-flag=1", "x"], "unknown flag: --no-such-flag\n"),
+        (["-xyz", "--rm"], "unknown shorthand flag: 'x' in -xyz\n"),
     ] {
         world.stave(["run", words[0], words[1], &image, "true"]).exits(125).says(refusal);
     }

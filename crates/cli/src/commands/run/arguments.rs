@@ -104,6 +104,17 @@ pub(crate) enum PullMode {
     Never,
 }
 
+/// What docker says of a word that is a flag, of one letter or of several, and not one of ours.
+fn unknown_flag(word: &str) -> Option<String> {
+    if word.starts_with("--") {
+        return Some(format!("unknown flag: {}", word.split('=').next().unwrap_or(word)));
+    }
+    // `-i` and `-t` may stand before others.
+    let letters = word.strip_prefix('-')?.trim_start_matches(['i', 't']);
+    let first = letters.chars().next()?;
+    Some(format!("unknown shorthand flag: {first:?} in -{letters}"))
+}
+
 /// The flags that have a language of their own, read.
 pub(super) struct Wishes {
     pub(super) entrypoint: Option<Vec<String>>,
@@ -132,8 +143,8 @@ impl Arguments {
     /// Reads them.
     pub(super) fn wishes(&self) -> Result<Wishes, Failure> {
         // Whatever stands where the image is expected is taken for it.
-        if let Some(flag) = self.words.first().filter(|word| word.starts_with('-')) {
-            return Err(Failure::usage(format!("unknown flag: {}", flag.split('=').next().unwrap_or(flag))));
+        if let Some(refusal) = self.words.first().and_then(|word| unknown_flag(word)) {
+            return Err(Failure::usage(refusal));
         }
         let hosts = crate::commands::build::hosts(&self.add_host)
             .map_err(|error| Failure::usage(error.to_string()))?;
@@ -231,6 +242,15 @@ fn bind(text: &str) -> Result<Bind, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn unknown_flags_are_called_as_docker_calls_them() {
+        let found = ["--no=1", "-xyz", "-itx", "-", "busybox"].map(unknown_flag);
+        let found = found.each_ref().map(Option::as_deref);
+        let letter = "unknown shorthand flag: 'x' in -";
+        let (cluster, last) = (format!("{letter}xyz"), format!("{letter}x"));
+        assert_eq!(found, [Some("unknown flag: --no"), Some(&*cluster), Some(&*last), None, None]);
+    }
 
     #[track_caller]
     fn check(text: &str, expected: Result<(&str, &str, bool), &str>) {
