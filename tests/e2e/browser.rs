@@ -207,9 +207,8 @@ fn live(page: &mut Page, environment: &Environment) {
     page.browser.wait_for("document.querySelector('#list .tag.running + *, #list .tag.running')");
     page.browser.ask("document.querySelector('#list tr:has(.tag.running) a').click()");
     page.browser.wait_for("document.getElementById('log').textContent.includes('it has begun')");
-    page.browser.wait_for(
-        "document.getElementById('summary').textContent.includes('1 running, 0 failed — live')",
-    );
+    page.browser
+        .wait_for("document.getElementById('summary').textContent.includes('1 running, 0 failed — live')");
     page.keep("live");
     // Its client goes away: the page hears of the end without being asked anew.
     client.kill().expect("it runs");
