@@ -14,7 +14,7 @@ use crate::{LayerId, Store, StoreError, TarOptions};
 
 /// The last three digits of the nanoseconds of a time that a file has from a build context. Such a time tells who checked
 /// the file out, and when, and nothing of what an image is made of: in a clamped tar it becomes the epoch even if it is
-/// earlier. The mark goes wherever a step takes the file (`chmod`, `cp -p`, `COPY --from`). It is less than a microsecond
+/// earlier. The mark goes wherever a step takes the file (`chmod`, `mv`, `COPY --from`) with its nanoseconds. It is less than a microsecond
 /// away from the file's own time, so that files keep their order, for `make`, and none is of the future. One in a thousand
 /// of other times has it by chance, which shows only where that is earlier than the epoch.
 const OF_CONTEXT: u32 = 937;
