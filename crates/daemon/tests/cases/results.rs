@@ -49,10 +49,8 @@ async fn an_image_brings_how_it_was_made() {
     daemon.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cache_lies_in_the_clients_own_store() {
-    let one = TestDaemon::start().await;
-    let mut writer = client(&one, "s").await;
+/// Builds, and has the cache written to the client's own store; returns its digest.
+async fn with_cache(writer: &mut Client) -> String {
     let exports = vec![entry("local", &[("dest", "/cache"), ("mode", "max")])];
     let wish = |request| SolveRequest {
         cache: Some(CacheOptions { exports, ..CacheOptions::default() }),
@@ -61,7 +59,14 @@ async fn a_cache_lies_in_the_clients_own_store() {
     let built = writer.build_with("b", "tar", wish).await.expect("builds");
     let described: serde_json::Value =
         serde_json::from_str(&built.response["cache.manifest"]).expect("a descriptor");
-    let digest = described["digest"].as_str().expect("a digest").to_owned();
+    described["digest"].as_str().expect("a digest").to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cache_lies_in_the_clients_own_store() {
+    let one = TestDaemon::start().await;
+    let mut writer = client(&one, "s").await;
+    let digest = with_cache(&mut writer).await;
     let blobs = writer.files.blobs();
     let key = ("local:/cache".to_owned(), digest.clone());
     assert!(blobs.lock().expect("not poisoned").contains_key(&key), "{digest}");
@@ -86,15 +91,7 @@ async fn a_cache_lies_in_the_clients_own_store() {
 async fn a_front_end_of_the_client_names_caches() {
     let one = TestDaemon::start().await;
     let mut writer = client(&one, "s").await;
-    let exports = vec![entry("local", &[("dest", "/cache"), ("mode", "max")])];
-    let wish = |request| SolveRequest {
-        cache: Some(CacheOptions { exports, ..CacheOptions::default() }),
-        ..request
-    };
-    let built = writer.build_with("b", "tar", wish).await.expect("builds");
-    let described: serde_json::Value =
-        serde_json::from_str(&built.response["cache.manifest"]).expect("a descriptor");
-    let digest = described["digest"].as_str().expect("a digest").to_owned();
+    let digest = with_cache(&mut writer).await;
     let blobs = writer.files.blobs();
     one.stop().await;
 
