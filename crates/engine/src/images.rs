@@ -270,6 +270,27 @@ impl Engine {
         Ok(exported)
     }
 
+    /// What a name's repository has tags for, at its registry.
+    ///
+    /// # Errors
+    /// [`ImageError::Registry`].
+    pub async fn tags(&self, name: &Reference) -> Result<Vec<Reference>, ImageError> {
+        Ok(self.registry.tags(name).await?)
+    }
+
+    /// The names of a name's repository that images here have, in order.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn local_tags(&self, name: &Reference) -> Result<Vec<Reference>, ImageError> {
+        let names = self.store.images()?.into_iter().flat_map(|listed| listed.names);
+        let mut tags: Vec<Reference> =
+            names.filter(|other| other.name() == name.name() && other.tag().is_some()).collect();
+        tags.sort();
+        tags.dedup();
+        Ok(tags)
+    }
+
     /// What refers to an image at its registry, of one artifact type or of all; of an index with `platform`, to that
     /// image of it.
     ///

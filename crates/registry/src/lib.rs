@@ -23,6 +23,7 @@ mod manifest;
 mod push;
 mod referrers;
 mod request;
+mod tags;
 mod transport;
 mod upload;
 

@@ -30,6 +30,10 @@ pub(crate) const MAX_FOREIGN_URLS: usize = 8;
 pub(crate) const MAX_REFERRER_PAGES: u64 = 64;
 /// Bytes of all its pages together: what they become takes some times as much memory.
 pub(crate) const MAX_REFERRER_BYTES: u64 = 16 << 20;
+/// Most pages read of a list of tags.
+pub(crate) const MAX_TAG_PAGES: u64 = 4096;
+/// Bytes of all its pages together.
+pub(crate) const MAX_TAG_BYTES: u64 = 16 << 20;
 /// How often a list of referrers under a tag is written while others write it, too.
 pub(crate) const MAX_LIST_ATTEMPTS: u32 = 8;
 /// Most challenges read from one answer.

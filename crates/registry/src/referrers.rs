@@ -5,11 +5,9 @@
 
 use bytes::Bytes;
 use reqwest::StatusCode;
-use reqwest::header::{ACCEPT, HeaderMap, HeaderValue, LINK};
+use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
 use stave_oci::{Descriptor, Digest, Index, ManifestError, ManifestOrIndex, Reference, media_type};
-use url::Url;
 
-use crate::answer::Answer;
 use crate::auth::ScopeSet;
 use crate::client::Subject;
 use crate::config::Capability;
@@ -18,6 +16,7 @@ use crate::error::{Action, ErrorKind};
 use crate::limits::{MAX_MANIFEST_BYTES, MAX_REFERRER_BYTES, MAX_REFERRER_PAGES};
 use crate::manifest::{download, download_tagged};
 use crate::request::{Call, Exchange};
+use crate::tags::next_page;
 use crate::{Client, RegistryError};
 
 /// The answer's header by which a registry says that it lists referrers itself.
@@ -174,13 +173,4 @@ async fn listed_by_api(
         }
     }
     Err(ErrorKind::TooLarge { what: "list of referrers", limit: MAX_REFERRER_BYTES })
-}
-
-/// Where a `Link` header says that a list goes on (RFC 8288), if that is at the same host.
-fn next_page(answer: &Answer) -> Option<Url> {
-    let text = answer.header(LINK.as_str())?;
-    let (target, parameters) = text.trim().strip_prefix('<')?.split_once('>')?;
-    let is_next = parameters.split(';').any(|one| matches!(one.trim(), "rel=\"next\"" | "rel=next"));
-    let next = answer.url.join(target).ok()?;
-    (is_next && next.origin() == answer.url.origin()).then_some(next)
 }
