@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use stave_oci::Digest;
+use stave_oci::{Descriptor, Digest};
 
 /// One thing that happened during an export.
 ///
@@ -113,8 +114,89 @@ impl ExportEvents {
     }
 }
 
+/// One blob on its way to a registry, as it is told: that it is pushed, only when bytes of it leave; else that it was kept.
+pub(crate) struct BlobEvents {
+    events: ExportEvents,
+    step: ExportStep,
+    total: u64,
+    has_begun: AtomicBool,
+}
+
+impl BlobEvents {
+    pub(crate) fn new(events: &ExportEvents, blob: &Descriptor) -> Self {
+        let step = ExportStep::PushingBlob(blob.digest.clone());
+        Self { events: events.clone(), step, total: blob.size, has_begun: AtomicBool::new(false) }
+    }
+
+    /// So many bytes left.
+    pub(crate) fn moved(&self, current: u64) {
+        self.begin();
+        let (step, total) = (self.step.clone(), Some(self.total));
+        self.events.send(ExportEvent::Progress { step, current, total });
+    }
+
+    /// The registry has it by this upload.
+    pub(crate) fn sent(&self) {
+        self.begin();
+        self.events.send(ExportEvent::Done(self.step.clone()));
+    }
+
+    /// The registry had it, or took it from another repository.
+    pub(crate) fn kept(&self) {
+        if let ExportStep::PushingBlob(digest) = &self.step {
+            self.events.done(ExportStep::KeptBlob(digest.clone()));
+        }
+        if self.has_begun.load(Ordering::Relaxed) {
+            self.events.send(ExportEvent::Done(self.step.clone()));
+        }
+    }
+
+    fn begin(&self) {
+        if !self.has_begun.swap(true, Ordering::Relaxed) {
+            self.events.send(ExportEvent::Started(self.step.clone()));
+        }
+    }
+}
+
 impl fmt::Debug for ExportEvents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ExportEvents")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// What is told of a blob of which `told` tells.
+    #[track_caller]
+    fn check(told: impl FnOnce(&BlobEvents), expected: &[&str]) {
+        let seen: Arc<Mutex<Vec<String>>> = Arc::default();
+        let to = Arc::clone(&seen);
+        let events = ExportEvents::new(move |event| {
+            let text = match event {
+                ExportEvent::Started(step) => format!("begin {step}"),
+                ExportEvent::Progress { step, current, total } => format!("{step} {current}/{total:?}"),
+                ExportEvent::Done(step) => format!("end {step}"),
+            };
+            let text = text.split(" sha256:").next().unwrap_or_default().to_owned();
+            to.lock().expect("not poisoned").push(text);
+        });
+        told(&BlobEvents::new(&events, &Descriptor::of("text/plain", b"blob")));
+        assert_eq!(*seen.lock().expect("not poisoned"), expected);
+    }
+
+    #[test]
+    fn a_blob_is_pushed_or_kept() {
+        check(BlobEvents::kept, &["begin already exists", "end already exists"]);
+        check(BlobEvents::sent, &["begin pushing", "end pushing"]);
+        let both = |blob: &BlobEvents| {
+            blob.moved(1);
+            blob.moved(4);
+            blob.sent();
+        };
+        check(both, &["begin pushing", "pushing", "pushing", "end pushing"]);
     }
 }

@@ -20,7 +20,7 @@ use crate::attestation::{self, AttestationManifest};
 use crate::blob;
 use crate::document::{self, Document, Documents, PlatformEntry};
 use crate::error::ExportErrorKind;
-use crate::event::{ExportEvent, ExportStep};
+use crate::event::{BlobEvents, ExportEvent, ExportStep};
 use crate::exporter::Context;
 use crate::growing::Growing;
 use crate::image::{Image, ImageLayerRef};
@@ -297,17 +297,13 @@ async fn send(
     content: BlobContent,
     mount_from: Option<&str>,
 ) -> Result<(), ExportErrorKind> {
-    let step = ExportStep::PushingBlob(blob.digest.clone());
-    let (events, total, progressing) = (context.events.clone(), blob.size, step.clone());
-    let content = content.watched(Arc::new(move |current| {
-        events.send(ExportEvent::Progress { step: progressing.clone(), current, total: Some(total) });
-    }));
-    context.events.send(ExportEvent::Started(step.clone()));
-    let pushed = context.client.push_blob(repository, blob, content, mount_from).await?;
-    if pushed != BlobPush::Uploaded {
-        context.events.done(ExportStep::KeptBlob(blob.digest.clone()));
+    let told = Arc::new(BlobEvents::new(&context.events, blob));
+    let moving = Arc::clone(&told);
+    let content = content.watched(Arc::new(move |current| moving.moved(current)));
+    match context.client.push_blob(repository, blob, content, mount_from).await? {
+        BlobPush::Uploaded => told.sent(),
+        BlobPush::Existed | BlobPush::Mounted => told.kept(),
     }
-    context.events.send(ExportEvent::Done(step));
     Ok(())
 }
 

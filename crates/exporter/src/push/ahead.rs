@@ -15,7 +15,7 @@ use stave_oci::{Descriptor, Reference};
 use stave_registry::{BlobContent, BlobSource};
 
 use crate::error::ExportErrorKind;
-use crate::event::{ExportEvent, ExportStep};
+use crate::event::{BlobEvents, ExportStep};
 use crate::exporter::Context;
 use crate::growing::Growing;
 
@@ -30,26 +30,25 @@ pub(super) async fn push(
     growing: Arc<Growing>,
     making: impl Future<Output = Result<Descriptor, ExportErrorKind>>,
 ) -> Result<Descriptor, ExportErrorKind> {
-    let known: Arc<OnceLock<Descriptor>> = Arc::default();
+    // Before it has a digest, and is known to be missing, nobody can be told what is being sent.
+    let missing: Arc<OnceLock<BlobEvents>> = Arc::default();
     let ended = Arc::new(AtomicBool::new(false));
     let content = BlobContent::new(Endable { growing, ended: Arc::clone(&ended) });
     let watched = content.clone().watched(Arc::new({
-        let (events, known) = (context.events.clone(), Arc::clone(&known));
+        let missing = Arc::clone(&missing);
         move |current| {
-            // Before it has a digest, nobody can be told what is being sent.
-            if let Some(blob) = known.get() {
-                let step = ExportStep::PushingBlob(blob.digest.clone());
-                events.send(ExportEvent::Progress { step, current, total: Some(blob.size) });
+            if let Some(told) = missing.get() {
+                told.moved(current);
             }
         }
     }));
     let looking = pin!(async {
-        let blob = known.get_or_init({
-            let blob = making.await?;
-            || blob
-        });
-        context.events.send(ExportEvent::Started(ExportStep::PushingBlob(blob.digest.clone())));
-        Ok::<_, ExportErrorKind>((blob, context.client.has_blob(repository, &blob.digest).await?))
+        let blob = making.await?;
+        let is_there = context.client.has_blob(repository, &blob.digest).await?;
+        if !is_there {
+            missing.get_or_init(|| BlobEvents::new(&context.events, &blob));
+        }
+        Ok::<_, ExportErrorKind>((blob, is_there))
     });
     let sending = pin!(context.client.upload_ahead(repository, watched.clone()));
     let (blob, is_there, ahead) = match select(looking, sending).await {
@@ -68,10 +67,10 @@ pub(super) async fn push(
         context.client.give_up_blob(repository, ahead).await;
         context.events.done(ExportStep::KeptBlob(blob.digest.clone()));
     } else {
-        context.client.finish_blob(repository, blob, watched, ahead).await?;
+        context.client.finish_blob(repository, &blob, watched, ahead).await?;
+        missing.get_or_init(|| BlobEvents::new(&context.events, &blob)).sent();
     }
-    context.events.send(ExportEvent::Done(ExportStep::PushingBlob(blob.digest.clone())));
-    Ok(blob.clone())
+    Ok(blob)
 }
 
 /// A blob that can be ended before its end.
