@@ -2,8 +2,9 @@
 //!
 //! A step is expected to need what it held at most when it ran last. It is let in while what it is expected to need
 //! fits beside what the running ones still may take; of one that never ran nothing is expected, so it is let in unless
-//! the machine already waits for memory. One step is always let in, so that nothing waits for ever. Must not know what
-//! steps do. Read [`Admission::admit`] first.
+//! the machine already waits for memory. One step is always let in, so that nothing waits for ever; while one waits that
+//! must be alone, no other is, so that it does not wait for ever either. Must not know what steps do. Read
+//! [`Admission::admit`] first.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -64,6 +65,25 @@ pub(crate) struct Admission {
 struct State {
     next: u64,
     running: Vec<Running>,
+    /// How many wait that must be alone.
+    loners: usize,
+}
+
+/// One that waits and must be alone.
+struct Loner<'a>(&'a Admission);
+
+impl<'a> Loner<'a> {
+    fn waiting(admission: &'a Admission) -> Self {
+        admission.state.lock().unwrap_or_else(PoisonError::into_inner).loners += 1;
+        Self(admission)
+    }
+}
+
+impl Drop for Loner<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).loners -= 1;
+        self.0.left.notify_waiters();
+    }
 }
 
 /// The right to run; given back when dropped.
@@ -90,6 +110,7 @@ impl Admission {
         cancel: &CancellationToken,
     ) -> Option<Admitted> {
         let mut waiting = Some(waiting);
+        let _loner = wish.alone.then(|| Loner::waiting(self));
         loop {
             let left = self.left.notified();
             if let Some(admitted) = self.try_admit(wish, &machine) {
@@ -108,6 +129,9 @@ impl Admission {
 
     fn try_admit(self: &Arc<Self>, wish: Wish, machine: impl Fn() -> Machine) -> Option<Admitted> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if !wish.alone && state.loners > 0 {
+            return None;
+        }
         // The first needs no look at the machine.
         if !state.running.is_empty() && !fits(&state.running, wish, &machine()) {
             return None;
@@ -292,6 +316,27 @@ mod tests {
         let only = admission.try_admit(alone, || with(GIB)).expect("alone");
         assert!(admission.try_admit(wish(Some(1), None), || with(GIB)).is_none());
         drop(only);
+    }
+
+    #[tokio::test]
+    async fn who_wants_to_be_alone_comes_before_those_that_keep_coming() {
+        let admission = Arc::new(Admission::default());
+        let alone = Wish { alone: true, ..wish(None, None) };
+        let first = admission.try_admit(wish(None, None), || with(GIB)).expect("the first");
+        let cancel = CancellationToken::new();
+        let mut waiter = Box::pin(admission.admit(alone, || with(GIB), async || {}, &cancel));
+        assert!(futures::poll!(&mut waiter).is_pending());
+        assert!(admission.try_admit(wish(Some(1), None), || with(GIB)).is_none(), "one waits");
+        drop(first);
+        assert!(admission.try_admit(wish(Some(1), None), || with(GIB)).is_none(), "it is its turn");
+        let only = waiter.await.expect("alone");
+        drop(only);
+        let second = admission.try_admit(wish(None, None), || with(GIB)).expect("nobody waits");
+        let mut waiter = Box::pin(admission.admit(alone, || with(GIB), async || {}, &cancel));
+        assert!(futures::poll!(&mut waiter).is_pending());
+        drop(waiter);
+        assert!(admission.try_admit(wish(Some(1), None), || with(GIB)).is_some(), "who waited has gone");
+        drop(second);
     }
 
     #[tokio::test]
