@@ -1,5 +1,7 @@
 //! Each layer leaves once, however many steps have it.
 
+use std::collections::BTreeMap;
+
 use stave_llb::SourceOp;
 use stave_llb::builder::{About, FileSpec, GraphBuilder};
 use stave_oci::Platform;
