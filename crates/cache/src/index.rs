@@ -144,23 +144,25 @@ impl CacheIndex {
         self.with("write", |connection| {
             let transaction =
                 connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-            let id = insert_record(&transaction, record, &self.scope)?;
-            {
-                let mut key = transaction.prepare_cached(
-                    "INSERT INTO keys (key, record) VALUES (?1, ?2) \
-                     ON CONFLICT (key) DO UPDATE SET record = excluded.record",
-                )?;
-                let mut preimage = transaction
-                    .prepare_cached("INSERT OR REPLACE INTO preimages (key, preimage) VALUES (?1, ?2)")?;
-                for entry in entries {
-                    let place = self.scope.place(&entry.key);
-                    key.execute(params![place.as_bytes(), id.0])?;
-                    let text = serde_json::to_string(&entry.preimage)?;
-                    preimage.execute(params![place.as_bytes(), text])?;
-                }
-            }
+            let id = insert_entries(&transaction, (entries, record), &self.scope)?;
             transaction.commit()?;
             Ok(id)
+        })
+    }
+
+    /// The same for several, which are all there afterwards, or none is.
+    pub fn insert_all<'a>(
+        &self,
+        records: impl IntoIterator<Item = (&'a [KeyEntry], &'a NewRecord)>,
+    ) -> Result<(), IndexError> {
+        self.with("write", |connection| {
+            let transaction =
+                connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            for record in records {
+                insert_entries(&transaction, record, &self.scope)?;
+            }
+            transaction.commit()?;
+            Ok(())
         })
     }
 
@@ -326,6 +328,28 @@ impl CacheIndex {
         }
         outcome.map_err(wrap)
     }
+}
+
+/// Inserts a record and the keys that lead to it.
+fn insert_entries(
+    transaction: &rusqlite::Transaction<'_>,
+    (entries, record): (&[KeyEntry], &NewRecord),
+    scope: &Scope,
+) -> Result<RecordId, IndexErrorKind> {
+    let id = insert_record(transaction, record, scope)?;
+    let mut key = transaction.prepare_cached(
+        "INSERT INTO keys (key, record) VALUES (?1, ?2) \
+         ON CONFLICT (key) DO UPDATE SET record = excluded.record",
+    )?;
+    let mut preimage =
+        transaction.prepare_cached("INSERT OR REPLACE INTO preimages (key, preimage) VALUES (?1, ?2)")?;
+    for entry in entries {
+        let place = scope.place(&entry.key);
+        key.execute(params![place.as_bytes(), id.0])?;
+        let text = serde_json::to_string(&entry.preimage)?;
+        preimage.execute(params![place.as_bytes(), text])?;
+    }
+    Ok(id)
 }
 
 fn insert_record(

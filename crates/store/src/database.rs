@@ -25,6 +25,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pages in the log before a commit copies them into the database (which syncs). The first process
 /// to open the store reads the whole log, so it is kept short.
 const CHECKPOINT_PAGES: i64 = 256;
+/// Bytes of a log that is copied when there is time.
+const WORTH_COPYING: u64 = 32 << 12;
 /// More statements than this are prepared anew.
 const STATEMENT_CACHE: usize = 64;
 
@@ -151,6 +153,23 @@ impl Database {
             Failure::Store(error) => error,
         }
     }
+}
+
+/// Copies the log of a database into it, as far as nobody reads it, if it is worth that. Writers need not wait, and
+/// the next one begins the log anew.
+pub(crate) fn checkpoint(path: &Path) -> Result<(), StoreError> {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    if !std::fs::metadata(log).is_ok_and(|found| found.len() >= WORTH_COPYING) {
+        return Ok(());
+    }
+    let run = || {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+    };
+    run().map_err(|error| wrap(path, error))
 }
 
 /// Does what only one process may at a time.

@@ -127,6 +127,18 @@ impl Store {
         self.inner.database.read(|tx| load(tx, id.as_str()))
     }
 
+    /// The images that came or went with this manifest, the newest first.
+    pub fn images_by_manifest(&self, digest: &Digest) -> Result<Vec<LocalImage>, StoreError> {
+        self.inner.database.read(|tx| {
+            let query = "SELECT id FROM image WHERE manifest_digest = ?1 ORDER BY stored DESC, id";
+            let mut statement = tx.prepare_cached(query)?;
+            let ids = statement.query_map([digest.as_str()], |row| row.get(0))?;
+            let ids: Vec<String> = ids.collect::<rusqlite::Result<_>>()?;
+            let images = ids.iter().map(|id| load(tx, id));
+            Ok(images.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+        })
+    }
+
     /// The image that `text` means, as docker reads it: a whole id, else a name, else the start of
     /// an id that only one image has.
     pub fn image(&self, text: &str) -> Result<Option<LocalImage>, StoreError> {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use rusqlite::{OptionalExtension as _, Transaction};
@@ -34,11 +35,15 @@ pub struct ActiveLayer {
     directory: PathBuf,
     upper: PathBuf,
     work: PathBuf,
+    /// Whether somebody was told where the work directory is: it may hold anything since.
+    work_is_known: AtomicBool,
     lowers: Vec<PathBuf>,
     description: String,
     /// When it was made, if that is known.
     made: Option<SystemTime>,
     is_committed: bool,
+    /// Whether the upper directory became the layer; it does not when there is one with the same content.
+    is_moved: bool,
     room: LayerRoom,
 }
 
@@ -50,6 +55,7 @@ impl ActiveLayer {
 
     /// The overlay work directory, on the same file system.
     pub fn work(&self) -> &Path {
+        self.work_is_known.store(true, Ordering::Relaxed);
         &self.work
     }
 
@@ -78,7 +84,7 @@ impl ActiveLayer {
     /// # Errors
     /// When it cannot be copied.
     pub fn flatten(&self, taking: crate::Taking) -> Result<crate::FlatTree, StoreError> {
-        self.store.flatten(&self.lowers, self.work.join("tree"), taking)
+        self.store.flatten(&self.lowers, self.work().join("tree"), taking)
     }
 
     /// Sets what disk usage shows for the layer.
@@ -143,6 +149,7 @@ impl ActiveLayer {
             reach("layer-noted");
             Ok(LayerId(id))
         });
+        self.is_moved = placed.is_some() && committed.is_ok();
         if let (Err(_), Some(path)) = (&committed, placed) {
             // Back into the session's directory, from where the drop removes it.
             if let Err(error) = fs::rename(&path, &self.upper) {
@@ -188,13 +195,27 @@ impl ActiveLayer {
 impl Drop for ActiveLayer {
     fn drop(&mut self) {
         if self.is_committed {
+            let inner = &self.store.inner;
+            let is_as_made =
+                self.is_moved && !*self.work_is_known.get_mut() && inner.session.holds(&self.directory);
+            if is_as_made && inner.reaper.keep(&self.directory) {
+                return;
+            }
             // What is left is mostly empty directories, and each removal may wait for the disk.
-            return self.store.inner.reaper.remove(&self.directory);
+            return inner.reaper.remove(&self.directory);
         }
         if let Err(error) = remove_tree(&self.directory) {
             tracing::warn!(path = %self.directory.display(), %error, "left for the end of the session");
         }
     }
+}
+
+/// Where a layer is made.
+enum Place {
+    /// Nothing is there yet.
+    New(PathBuf),
+    /// An earlier layer was made there: its work directory is, and empty.
+    Kept(PathBuf),
 }
 
 /// What a use of a layer finds.
@@ -255,38 +276,49 @@ impl Store {
     /// Begins a layer on `base`; fails with [`StoreError::LayerGone`] if that is no longer whole.
     pub fn prepare(&self, base: &Snapshot) -> Result<ActiveLayer, StoreError> {
         let lowers = self.layer_paths(base)?;
-        self.prepare_at(base, lowers, self.inner.session.fresh_path("a"))
+        match self.inner.reaper.kept() {
+            Some(directory) => self.prepare_at(base, lowers, Place::Kept(directory)),
+            None => self.prepare_at(base, lowers, Place::New(self.inner.session.fresh_path("a"))),
+        }
     }
 
     /// [`Self::prepare`], with the layer made below `memory`, a directory on another file system. It comes to the
     /// store when it is committed.
     pub fn prepare_in(&self, base: &Snapshot, memory: &Path) -> Result<ActiveLayer, StoreError> {
         let lowers = self.layer_paths(base)?;
-        self.prepare_at(base, lowers, memory.join(self.inner.session.fresh_name()))
+        self.prepare_at(base, lowers, Place::New(memory.join(self.inner.session.fresh_name())))
     }
 
     fn prepare_at(
         &self,
         base: &Snapshot,
         lowers: Vec<PathBuf>,
-        directory: PathBuf,
+        place: Place,
     ) -> Result<ActiveLayer, StoreError> {
+        let (Place::New(directory) | Place::Kept(directory)) = &place;
         let (upper, work) = (directory.join("u"), directory.join("w"));
+        let directory = directory.clone();
         let active = ActiveLayer {
             store: self.clone(),
             base: base.clone(),
             directory,
             upper,
             work,
+            work_is_known: AtomicBool::new(false),
             lowers,
             description: String::new(),
             made: None,
             is_committed: false,
+            is_moved: false,
             room: LayerRoom::new(self),
         };
         // Nothing begins in a store that is full.
         active.room.with(|room| room.grow_exactly(LEAST))?;
-        for path in [&active.directory, &active.upper, &active.work] {
+        let missing = match place {
+            Place::New(_) => vec![&active.directory, &active.upper, &active.work],
+            Place::Kept(_) => vec![&active.upper],
+        };
+        for path in missing {
             let made = refused("layer-prepare").and_then(|()| fs::DirBuilder::new().mode(0o700).create(path));
             made.map_err(|error| StoreError::io("create", path, error))?;
         }

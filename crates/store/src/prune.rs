@@ -121,6 +121,7 @@ impl Store {
         let _reserve = give_up(&inner.root)?;
         // First, so that leases of dead processes protect nothing.
         reconcile::sweep(&inner.root, &inner.database, &inner.session)?;
+        inner.reaper.let_go();
         self.measure_layers()?;
         let images = match request.images {
             ImagePrune::Keep => Vec::new(),

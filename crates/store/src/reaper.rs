@@ -5,13 +5,18 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use crate::removal::remove_tree;
+use crate::removal::{remove_overlay_rest, remove_tree};
+
+/// Directories kept for the next who wants one.
+const MAX_KEPT: usize = 4;
 
 /// A thread that removes paths in the session's directory; started by the first, joined on drop.
 /// The queue is bounded by what the session made.
 #[derive(Debug, Default)]
 pub(crate) struct Reaper {
     running: Mutex<Option<Running>>,
+    /// Directories as they were made: the next takes one instead of making and removing its own.
+    kept: Mutex<Vec<PathBuf>>,
 }
 
 #[derive(Debug)]
@@ -30,6 +35,27 @@ impl Running {
 }
 
 impl Reaper {
+    /// Keeps a directory for the next; false if there are enough.
+    pub(crate) fn keep(&self, path: &Path) -> bool {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() == MAX_KEPT {
+            return false;
+        }
+        kept.push(path.to_owned());
+        true
+    }
+
+    /// A directory that was kept.
+    pub(crate) fn kept(&self) -> Option<PathBuf> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    /// Removes what was kept.
+    pub(crate) fn let_go(&self) {
+        let kept = std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner));
+        kept.iter().for_each(|path| remove(path));
+    }
+
     /// Removes a path soon.
     pub(crate) fn remove(&self, path: &Path) {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -45,6 +71,7 @@ impl Reaper {
 
 impl Drop for Reaper {
     fn drop(&mut self) {
+        self.let_go();
         let running = self.running.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         let Some(Running { queue, thread }) = running else { return };
         drop(queue);
@@ -55,7 +82,7 @@ impl Drop for Reaper {
 }
 
 fn remove(path: &Path) {
-    if let Err(error) = remove_tree(path) {
+    if let Err(error) = remove_overlay_rest(path).or_else(|_| remove_tree(path)) {
         tracing::warn!(path = %path.display(), %error, "left for the next sweep");
     }
 }

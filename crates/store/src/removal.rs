@@ -42,6 +42,27 @@ pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     }
 }
 
+/// What an overlay leaves in its work directory, the innermost first.
+const OVERLAY_REST: [&str; 5] =
+    ["w/work/incompat/volatile/dirty", "w/work/incompat/volatile", "w/work/incompat", "w/work", "w"];
+
+/// Removes the directory of a layer that was committed, if nothing is left of it but what every overlay leaves: without
+/// looking what there is, which takes longer.
+pub(crate) fn remove_overlay_rest(path: &Path) -> io::Result<()> {
+    refused::<Errno>("remove")?;
+    let (file, directories) = OVERLAY_REST.split_first().unwrap_or((&"", &[]));
+    for (inside, flags) in std::iter::once((file, AtFlags::empty()))
+        .chain(directories.iter().map(|directory| (directory, AtFlags::REMOVEDIR)))
+    {
+        match unlinkat(CWD, path.join(inside), flags) {
+            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    refused::<Errno>("remove-top")?;
+    Ok(unlinkat(CWD, path, AtFlags::REMOVEDIR)?)
+}
+
 struct Removal {
     top: OwnedFd,
     /// Directories moved to the top so far.

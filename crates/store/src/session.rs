@@ -92,6 +92,11 @@ impl Session {
         format!("{}{}", self.prefix, self.counter.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// Whether a path is of [`Self::fresh_path`].
+    pub(crate) fn holds(&self, path: &Path) -> bool {
+        path.parent() == Some(&self.directory)
+    }
+
     /// A path in the session's directory that no other call returns; nothing is there yet.
     pub(crate) fn fresh_path(&self, kind: &str) -> PathBuf {
         self.directory.join(format!("{kind}-{}", self.fresh_name()))

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use crate::database::Database;
+use crate::database::{Database, checkpoint};
 use crate::durability::{self, Flusher};
 use crate::fault::refused;
 use crate::reaper::Reaper;
@@ -253,6 +253,13 @@ impl Store {
     /// Costs as long as the file system needs to write its dirty data.
     pub fn sync(&self) -> Result<(), StoreError> {
         durability::sync(&self.inner.root, &self.inner.database)
+    }
+
+    /// Brings the logs of the databases in, the cache index's as well: for a moment at which nothing else is to be done,
+    /// since that waits for the disk. Else a commit does it once the log is long, and who opens the store first reads
+    /// what there is of it.
+    pub fn bring_logs_in(&self) -> Result<(), StoreError> {
+        [self.root().join("store.db"), self.cache_index_path()].iter().try_for_each(|path| checkpoint(path))
     }
 
     pub(crate) fn layer_path(&self, name: &str) -> PathBuf {

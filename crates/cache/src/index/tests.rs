@@ -46,6 +46,17 @@ fn check(index: &CacheIndex, name: &str, expected: Option<&str>) {
 }
 
 #[test]
+fn several_records_are_inserted_at_once() {
+    let (_directory, path) = scratch();
+    let index = open(&path);
+    let all = [([entry("a"), entry("b")], record("1")), ([entry("c"), entry("b")], record("2"))];
+    index.insert_all(all.iter().map(|(entries, record)| (entries.as_slice(), record))).expect("inserts");
+    check(&index, "a", Some("1"));
+    check(&index, "b", Some("2"));
+    check(&index, "c", Some("2"));
+}
+
+#[test]
 fn several_keys_lead_to_one_record() {
     let (_directory, path) = scratch();
     let index = open(&path);

@@ -234,6 +234,26 @@ fn whatever_differs_from_what_is_stored_is_written() {
 }
 
 #[test]
+fn an_image_is_found_by_its_manifest_alone() {
+    let test = TestStore::new();
+    let images = [image(&test, "{}"), image(&test, "[]"), LocalImage { manifest: None, ..image(&test, "1") }];
+    for image in &images {
+        test.store.put_image(&[], image).expect("a record");
+    }
+    for image in &images[..2] {
+        let digest = image.manifest.as_ref().map(|manifest| manifest.digest.clone()).expect("a manifest");
+        assert_eq!(test.store.images_by_manifest(&digest).expect("an answer"), [image.clone()]);
+    }
+    let unknown = test.store.images_by_manifest(&images[0].id).expect("an answer");
+    assert_eq!(unknown, [], "an id is none");
+    // Layers of others have nothing to do with it.
+    let query = "SELECT count(*) FROM layer WHERE size IS NOT NULL";
+    let measured =
+        test.store.inner.database.read(|tx| Ok(tx.query_row(query, [], |row| row.get::<_, i64>(0))?));
+    assert_eq!(measured.expect("a count"), 0);
+}
+
+#[test]
 fn what_a_lease_keeps_already_is_not_stamped_again() {
     let test = TestStore::new();
     let image = image(&test, "{}");

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use stave_oci::{Compression, Descriptor, Digest};
 
 use super::{TestStore, count, layer, top};
-use crate::{Sharing, Snapshot, Store, StoreError};
+use crate::{ActiveLayer, Sharing, Snapshot, Store, StoreError};
 
 #[test]
 fn layers_stack_and_are_shared_between_sessions() {
@@ -88,6 +88,67 @@ fn blobs_are_verified_and_kept_once() {
     drop(writer);
     let session = test.root().join("tmp").join(test.store.inner.session.slot());
     assert_eq!(count(&session), 0, "nothing half-written stays");
+}
+
+#[test]
+fn a_directory_is_used_again_unless_something_may_be_left_in_it() {
+    let test = TestStore::new();
+    let begin = || test.store.prepare(&Snapshot::scratch()).expect("a layer");
+    let place = |layer: &ActiveLayer| layer.upper().parent().expect("a parent").to_owned();
+    let first = begin();
+    let kept = place(&first);
+    fs::write(first.upper().join("f"), "1").expect("a file");
+    let beside = begin();
+    assert_ne!(place(&beside), kept);
+    drop(first.commit().expect("a commit"));
+    let mut second = begin();
+    assert_eq!(place(&second), kept);
+    assert_eq!(count(second.upper()), 0);
+    // What is there already stays where it is.
+    fs::write(second.upper().join("g"), "2").expect("a file");
+    let digest = Digest::sha256(b"a tar");
+    second.commit_layer(Some(&digest)).expect("a commit");
+    drop(second);
+    let mut third = begin();
+    assert_eq!(place(&third), kept);
+    third.commit_layer(Some(&digest)).expect("a commit");
+    drop(third);
+    let fourth = begin();
+    assert_ne!(place(&fourth), kept);
+    // An overlay had its work directory.
+    let used = place(&fourth);
+    fs::create_dir_all(fourth.work().join("work/incompat/volatile")).expect("directories");
+    fs::write(fourth.work().join("work/incompat/volatile/dirty"), "").expect("a file");
+    drop(fourth.commit().expect("a commit"));
+    assert_ne!(place(&begin()), used);
+    let session = test.root().join("tmp").join(test.store.inner.session.slot());
+    drop(beside);
+    let TestStore { directory, store } = test;
+    drop(store);
+    assert_eq!(count(&session), 0, "nothing stays");
+    drop(directory);
+}
+
+#[test]
+fn a_long_log_is_brought_in_when_there_is_time() {
+    let test = TestStore::new();
+    // How often the log was begun anew.
+    let begun = || {
+        let log = fs::read(test.root().join("store.db-wal")).expect("a log");
+        u32::from_be_bytes(log[12..16].try_into().expect("four bytes"))
+    };
+    let write = || drop(test.store.lease().expect("a lease"));
+    let first = begun();
+    test.store.bring_logs_in().expect("nothing is worth it");
+    write();
+    assert_eq!(begun(), first);
+    while fs::metadata(test.root().join("store.db-wal")).expect("a log").len() < 32 << 12 {
+        write();
+    }
+    test.store.bring_logs_in().expect("works");
+    assert_eq!(begun(), first);
+    write();
+    assert_eq!(begun(), first + 1);
 }
 
 #[test]

@@ -77,12 +77,8 @@ impl Puller<'_> {
         if let Some(image) = self.store.image_by_id(digest)? {
             return Ok(Some(image));
         }
-        let listed = self.store.images()?.into_iter().map(|listed| listed.image);
-        let mut pinned = listed.filter(|image| {
-            image.manifest.as_ref().is_some_and(|manifest| manifest.digest == *digest)
-                && image.platform.matches(platform)
-        });
-        Ok(pinned.next())
+        let pinned = self.store.images_by_manifest(digest)?;
+        Ok(pinned.into_iter().find(|image| image.platform.matches(platform)))
     }
 
     /// Gives an image its name. Images of that name for other platforms keep it; what runs here comes first.
