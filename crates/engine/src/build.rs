@@ -153,7 +153,7 @@ impl Engine {
         }
         let bases_of = resolved.sources.images().map(|(_, image)| image.config.clone()).collect();
         let asked = targets.first().and_then(|target| target.epoch);
-        let dating = Dating::begin(request, asked, bases_of);
+        let dating = Dating::begin(request, asked, bases_of, self.worker.started());
         let known = ImageLayers::of(&resolved);
         let mut session = self.local_session(request, resolved);
         let whole = Definition::union(targets.iter().map(|target| &target.lowered.definition));

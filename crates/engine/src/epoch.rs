@@ -46,17 +46,19 @@ pub struct Dating {
 
 impl Dating {
     /// Begins to find out, beside everything else, which times the result of `request` carries. `bases`
-    /// are the configs of all its base images.
-    pub(crate) fn begin(
+    /// are the configs of all its base images; `quiet` comes when most of it may take a processor.
+    pub(crate) fn begin<Q: Future<Output = ()> + Send + 'static>(
         request: &BuildRequest,
         asked: Option<i64>,
         bases: Vec<ImageConfig>,
-    ) -> impl Future<Output = Self> + Send + use<> {
+        quiet: Q,
+    ) -> impl Future<Output = Self> + Send + use<Q> {
         let timestamps = request.timestamps;
         let is_local = request.plan.context == ContextSource::Local;
         let is_needed = is_local && timestamps == Timestamps::Reproducible && asked.is_none();
         let context = is_needed.then(|| request.context.clone());
-        let commit = context.map(|context| AbortOnDropHandle::new(tokio::spawn(checkout_time(context))));
+        let commit =
+            context.map(|context| AbortOnDropHandle::new(tokio::spawn(checkout_time(context, quiet))));
         async move {
             let commit = match commit {
                 Some(commit) => commit.await.ok().flatten(),
@@ -98,28 +100,29 @@ fn created(config: &ImageConfig) -> Option<i64> {
 
 /// The commit time of the git checkout that `context` lies in, if nothing below `context` differs from
 /// that commit. Anything that goes wrong means that there is no such time.
-pub(crate) async fn checkout_time(context: PathBuf) -> Option<i64> {
+pub(crate) async fn checkout_time(context: PathBuf, quiet: impl Future<Output = ()>) -> Option<i64> {
     if !context.ancestors().any(|directory| directory.join(".git").exists()) {
         return None;
     }
-    tokio::time::timeout(GIT_PATIENCE, commit_time(&context)).await.ok().flatten()
+    tokio::time::timeout(GIT_PATIENCE, commit_time(&context, quiet)).await.ok().flatten()
 }
 
-async fn commit_time(context: &Path) -> Option<i64> {
+async fn commit_time(context: &Path, quiet: impl Future<Output = ()>) -> Option<i64> {
     // Not `log`, which verifies signatures with a program that the configuration names.
     let commit = ["rev-list", "-1", "--timestamp", "HEAD"];
-    let (is_clean, commit) = tokio::join!(is_clean(context), git(context, &commit));
+    let (is_clean, commit) = tokio::join!(is_clean(context, quiet), git(context, &commit));
     commit.filter(|_| is_clean)?.split_once(' ')?.0.parse().ok().filter(|time| stave_oci::is_date(*time))
 }
 
-/// Whether nothing below `context` is known to differ from the checkout's commit.
-pub(crate) async fn is_clean(context: &Path) -> bool {
+/// Whether nothing below `context` is known to differ from the checkout's commit. Looks at the files once `quiet` comes.
+pub(crate) async fn is_clean(context: &Path, quiet: impl Future<Output = ()>) -> bool {
     // A checkout's own configuration can name programs that `status` runs on files; a build of a
     // directory must run nothing of it outside its sandbox.
     let settings = git(context, &["config", "--list", "--show-scope", "--name-only"]).await;
     if settings.is_none_or(|settings| settings.lines().any(is_program)) {
         return false;
     }
+    quiet.await;
     let status =
         ["status", "--porcelain", "--ignore-submodules=dirty", "--untracked-files=normal", "--", "."];
     git(context, &status).await.is_some_and(|status| status.is_empty())
@@ -153,6 +156,7 @@ pub(crate) async fn git(context: &Path, arguments: &[&str]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::future::ready;
 
     #[track_caller]
     fn check(asked: Option<i64>, commit: Option<i64>, bases: &[&str], expected: i64) {
@@ -208,7 +212,7 @@ mod tests {
         let root = directory.path();
         let context = root.join("context");
         std::fs::create_dir(&context).expect("creates");
-        let time = async || checkout_time(context.clone()).await;
+        let time = async || checkout_time(context.clone(), ready(())).await;
         assert_eq!(time().await, None);
         std::fs::write(context.join("f"), "1").expect("writes");
         run(root, &["init", "-q"]);
@@ -276,7 +280,7 @@ mod tests {
             .output()
             .expect("git");
         std::fs::write(&reference, object.stdout).expect("writes");
-        assert_eq!(checkout_time(context.clone()).await, Some(1_234_567_890));
+        assert_eq!(checkout_time(context.clone(), ready(())).await, Some(1_234_567_890));
         assert!(!marker.exists(), "the signature was verified");
 
         // A partial clone whose tree is missing.
@@ -298,7 +302,7 @@ mod tests {
         ] {
             run(&context, &["config", key, value]);
         }
-        assert_eq!(checkout_time(context.clone()).await, None);
+        assert_eq!(checkout_time(context.clone(), ready(())).await, None);
         assert!(!marker.exists(), "the tree was fetched");
     }
 }

@@ -189,6 +189,7 @@ impl Engine {
 
     /// Waits until nothing runs any more.
     pub async fn shutdown(self) {
+        self.worker.end_ahead();
         self.solvers.shutdown().await;
     }
 }

@@ -47,7 +47,8 @@ const LAUNCHER_VARIABLE: &str = "STAVE_SANDBOX_LAUNCHER";
 /// The variable's value where no namespace can be made.
 const WITHOUT_NAMESPACES: &str = "chroot";
 
-/// Starts sandboxes. Cheap to clone; usable from every thread; nothing is started before the first spawn.
+/// Starts sandboxes. Cheap to clone; usable from every thread; nothing is started before the first spawn, or before
+/// somebody [foresees it](Self::run_ahead).
 ///
 /// The process dies with the last clone and the last [`Sandbox`].
 #[derive(Debug, Clone, Default)]
@@ -79,6 +80,26 @@ impl Launcher {
         let launcher = Self::new();
         let _running = launcher.running()?;
         Ok(launcher)
+    }
+
+    /// Starts the process if it does not run, so that the first sandbox need not wait for it. Blocks for milliseconds;
+    /// says nothing of failure, which the sandbox will tell.
+    pub fn run_ahead(&self) {
+        if let Err(error) = self.running() {
+            tracing::debug!(error = &error as &dyn std::error::Error, "the launcher does not start");
+        }
+    }
+
+    /// No more sandboxes are wanted: the process begins to end if nothing runs, beside whatever comes before the drop,
+    /// which waits for it. A sandbox that is started all the same gets another.
+    pub fn end_ahead(&self) {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = running.as_ref().filter(|running| Arc::strong_count(running) == 1)
+            && let Some(socket) = &running.socket
+        {
+            // A process that is gone has closed its own end.
+            rustix::net::shutdown(socket, rustix::net::Shutdown::Both).ok();
+        }
     }
 
     /// The bridge network of this process's sandboxes, made now if nobody asked before. It goes with the last clone and the

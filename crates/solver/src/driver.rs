@@ -4,6 +4,7 @@
 //! is the graph's. Every task it spawns answers exactly once, also when the worker panics, and is waited
 //! for before the driver ends. Start with [`run`].
 
+mod records;
 mod task;
 
 use std::collections::HashMap;
@@ -68,6 +69,8 @@ struct Driver<W: Worker> {
     nodes: HashMap<NodeId, Arc<NodeContext<W>>>,
     tokens: HashMap<TaskId, CancellationToken>,
     tasks: JoinSet<(TaskId, Answer<W::Result>)>,
+    /// How many of them write a record.
+    recording: usize,
 }
 
 /// Serves requests until all who could make one are gone and nothing runs any more.
@@ -84,6 +87,7 @@ pub(crate) async fn run<W: Worker>(
         nodes: HashMap::new(),
         tokens: HashMap::new(),
         tasks: JoinSet::new(),
+        recording: 0,
     };
     let mut open = true;
     while open || !driver.tasks.is_empty() {
@@ -133,12 +137,16 @@ impl<W: Worker> Driver<W> {
 
     fn answer(&mut self, task: TaskId, answer: Answer<W::Result>) {
         self.tokens.remove(&task);
+        self.recording -= usize::from(matches!(answer, Answer::Recorded));
         self.step(Event::Answer { task, answer });
     }
 
     fn step(&mut self, event: Event<W::Result>) {
         for command in self.graph.step(event) {
             self.command(command);
+        }
+        if self.recording > 0 && self.recording == self.tasks.len() {
+            self.environment.records.hurry();
         }
     }
 
@@ -199,6 +207,7 @@ impl<W: Worker> Driver<W> {
             }
             Command::Record { task, unwritten, record } => {
                 let environment = Arc::clone(&self.environment);
+                self.recording += 1;
                 self.tasks.spawn(async move { (task, task::record(environment, unwritten, record).await) });
             }
         }

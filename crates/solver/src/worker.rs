@@ -7,6 +7,7 @@ use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use stave_cache::{CacheRecord, ContentDigest, KeyPart, ResultId};
 use stave_llb::Vertex;
@@ -228,13 +229,22 @@ pub struct JobContext<S> {
     pub cancel: CancellationToken,
     /// The vertex.
     pub vertex: Digest,
+    /// When it was asked for: what was asked for later in this process, of whatever solver, has a higher number.
+    pub arrival: u64,
+}
+
+/// The next [`JobContext::arrival`].
+static ARRIVALS: AtomicU64 = AtomicU64::new(0);
+
+pub(crate) fn arrival() -> u64 {
+    ARRIVALS.fetch_add(1, Ordering::Relaxed)
 }
 
 impl<S> JobContext<S> {
     /// That of a worker that is asked something without a solver: nobody listens.
     pub fn alone(session: Arc<S>, cancel: CancellationToken, vertex: Digest) -> Self {
         let events = EventSubscription::silent(vertex.clone());
-        Self { job: JobId(u64::MAX), session, events, cancel, vertex }
+        Self { job: JobId(u64::MAX), session, events, cancel, vertex, arrival: arrival() }
     }
 }
 
@@ -246,6 +256,7 @@ impl<S> Clone for JobContext<S> {
             events: self.events.clone(),
             cancel: self.cancel.clone(),
             vertex: self.vertex.clone(),
+            arrival: self.arrival,
         }
     }
 }

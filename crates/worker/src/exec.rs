@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -31,6 +31,7 @@ pub use self::runtime::{RuntimeError, RuntimeExecutor};
 pub use self::tree::TreeError;
 use self::tree::{ProcessTree, Trees};
 use crate::redact::Redactions;
+use crate::starts::Turn;
 use crate::watch::{Watch, Watching};
 
 /// Bytes of output read at a time.
@@ -59,6 +60,8 @@ pub struct ProcessSpec {
     pub cgroup_parent: CgroupParent,
     /// What holds it to the store's cap.
     pub(crate) watch: Option<Arc<Watch>>,
+    /// Its turn to start, if it has to wait for one: ends as soon as it has started.
+    pub(crate) turn: Option<Arc<Turn>>,
 }
 
 /// What the process sees as file system.
@@ -158,6 +161,12 @@ pub enum ExecError {
 
 /// Runs processes. A second implementation (an external OCI runtime) fits behind this.
 pub trait Executor: Send + Sync + 'static {
+    /// Soon a process is to be run: what takes its time and is the same for all of them may begin. Returns at once.
+    fn prepare(&self) {}
+
+    /// Probably no process is to be run any more. Returns at once.
+    fn end(&self) {}
+
     /// Runs a process to its end. When `cancel` fires, everything inside is killed and waited for first.
     fn run(
         &self,
@@ -174,6 +183,8 @@ pub struct SandboxExecutor {
     launcher: Launcher,
     /// Where nothing can be mounted: each process gets a tree.
     trees: Option<Trees>,
+    /// Whether the launcher was started ahead.
+    is_prepared: Arc<AtomicBool>,
 }
 
 /// A process that was started. Fields are dropped in order: what it works in goes after it.
@@ -188,7 +199,8 @@ impl SandboxExecutor {
     /// An executor; its launcher is started by the first process.
     #[must_use]
     pub fn new(launcher: Launcher) -> Self {
-        Self { launcher: launcher.recording_owners(stave_store::owner::change), trees: None }
+        let launcher = launcher.recording_owners(stave_store::owner::change);
+        Self { launcher, trees: None, is_prepared: Arc::default() }
     }
 
     /// Starts a sandbox and returns it running, for those who want to talk to it.
@@ -256,6 +268,16 @@ impl LocalExecutor {
 }
 
 impl Executor for LocalExecutor {
+    fn prepare(&self) {
+        if self.runtime.is_none() {
+            self.sandbox.prepare();
+        }
+    }
+
+    fn end(&self) {
+        self.sandbox.end();
+    }
+
     async fn run(
         &self,
         process: ProcessSpec,
@@ -264,21 +286,34 @@ impl Executor for LocalExecutor {
         cancel: &CancellationToken,
     ) -> Result<Finished, ExecError> {
         match &self.runtime {
-            Some(runtime) => runtime.run(process, mounts, io, cancel).await,
+            // When its container has started, the runtime does not tell.
+            Some(runtime) => runtime.run(ProcessSpec { turn: None, ..process }, mounts, io, cancel).await,
             None => self.sandbox.run(process, mounts, io, cancel).await,
         }
     }
 }
 
 impl Executor for SandboxExecutor {
+    fn prepare(&self) {
+        if !self.is_prepared.swap(true, Ordering::Relaxed) {
+            let launcher = self.launcher.clone();
+            // Whoever then starts a sandbox meets the same error, or none.
+            drop(tokio::task::spawn_blocking(move || launcher.run_ahead()));
+        }
+    }
+
+    fn end(&self) {
+        self.launcher.end_ahead();
+    }
+
     async fn run(
         &self,
-        process: ProcessSpec,
+        mut process: ProcessSpec,
         mounts: MountSet,
         io: ProcessIo,
         cancel: &CancellationToken,
     ) -> Result<Finished, ExecError> {
-        let watch = process.watch.clone();
+        let (watch, turn) = (process.watch.clone(), process.turn.take());
         let spec = sandbox_spec(process, mounts);
         let kills = usage::machine_oom_kills();
         let (started, output) = match io {
@@ -288,6 +323,7 @@ impl Executor for SandboxExecutor {
                 (started, Some((log, stdout, stderr)))
             }
         };
+        drop(turn);
         let held = output.as_ref().map_or_else(Arc::default, |(log, ..)| Arc::clone(&log.held));
         let Started { watching, mut sandbox, tree } = started;
         let tail = Arc::new(Tail::default());

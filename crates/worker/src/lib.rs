@@ -38,6 +38,7 @@ mod secret_scan;
 mod session;
 mod source;
 mod ssh;
+mod starts;
 mod step;
 mod travel;
 mod tree;

@@ -337,6 +337,7 @@ fn process(spec: &RunSpec, identity: Identity, network: Network) -> ProcessSpec 
         limits: Some(spec.limits.clone()).filter(|limits| !limits.is_empty()),
         cgroup_parent: spec.cgroup_parent.clone(),
         watch: None,
+        turn: None,
     }
 }
 

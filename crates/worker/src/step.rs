@@ -238,6 +238,7 @@ fn begin(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
         limits: None,
         cgroup_parent: CgroupParent::Default,
         watch: None,
+        turn: None,
     };
     let touched = Touched::by(&*prepared.root_view, specs.iter().map(MountSpec::target));
     if !prepared.readonly_root {

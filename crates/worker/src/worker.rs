@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use rustix::fs::FileType;
@@ -33,6 +34,7 @@ use crate::manifest::Manifest;
 use crate::networks::Networks;
 use crate::root::{Last, RootDir, clean};
 use crate::scratch::Scratch;
+use crate::starts::Starts;
 use crate::step::leftovers::Leftovers;
 use crate::step::tries::BuildGroups;
 use crate::view::{ViewError, readable};
@@ -95,6 +97,9 @@ pub struct LocalWorker<E = LocalExecutor> {
     pub(crate) executor: E,
 }
 
+/// How long the store's logs stay as they are, once they were brought in.
+const LOGS_STAY: Duration = Duration::from_secs(30);
+
 /// Digests that are remembered, of either kind.
 pub(crate) const MAX_DIGESTS: usize = 10_000;
 
@@ -113,6 +118,9 @@ pub(crate) struct Shared {
     pub(crate) travelling: DashMap<(Snapshot, Vec<ContentPath>), Option<Digest>>,
     pub(crate) admission: Arc<Admission>,
     pub(crate) peaks: Peaks,
+    pub(crate) starts: Starts,
+    /// When the store's logs were last brought in.
+    logs_brought_in: Mutex<Option<Instant>>,
     pub(crate) groups: BuildGroups,
     /// Where CDI specifications lie, those of a later directory winning.
     pub(crate) device_directories: Vec<PathBuf>,
@@ -191,6 +199,8 @@ impl<E> LocalWorker<E> {
             travelling: DashMap::new(),
             admission: Arc::default(),
             peaks,
+            starts: Starts::default(),
+            logs_brought_in: Mutex::default(),
             groups: BuildGroups::default(),
             device_directories,
             networks,
@@ -241,13 +251,43 @@ impl<E> LocalWorker<E> {
         drop(self.shared.lease.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
+    /// Waits while steps wait for their turn to start: for what takes a processor and has time.
+    pub fn started(&self) -> impl Future<Output = ()> + Send + use<E> {
+        let shared = Arc::clone(&self.shared);
+        async move { shared.starts.over().await }
+    }
+
     /// The store the worker works in.
     pub fn store(&self) -> &Store {
         &self.shared.store
     }
 }
 
+impl<E: crate::exec::Executor> LocalWorker<E> {
+    /// What is needed for processes begins to end.
+    pub fn end_ahead(&self) {
+        self.executor.end();
+    }
+}
+
 impl Shared {
+    /// Does what waits for the disk and has time, at a moment at which nothing else is done. Not often.
+    pub(crate) fn use_idle_time(&self) {
+        let mut last = self.logs_brought_in.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_some_and(|last| last.elapsed() < LOGS_STAY) {
+            return;
+        }
+        *last = Some(Instant::now());
+        drop(last);
+        let store = self.store.clone();
+        // Nobody waits for it.
+        drop(tokio::task::spawn_blocking(move || {
+            if let Err(error) = store.bring_logs_in() {
+                tracing::debug!(%error, "the logs of the databases stay as they are");
+            }
+        }));
+    }
+
     pub(crate) fn open_views(&self) -> usize {
         let views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
         views.values().filter(|view| view.strong_count() > 0).count()

@@ -15,13 +15,14 @@ use stave_cache::{CacheIndex, CacheKey, CacheRecord, Claim, KeyEntry, NewRecord,
 use stave_llb::{Op, Vertex};
 use tokio_util::sync::CancellationToken;
 
+use super::records::Records;
 use crate::error::{OpError, OpErrorKind, Panicked};
 use crate::event::{Broadcast, EventSubscription, Hit, Miss, SolveEvent};
 use crate::graph::{Answer, Made, Unwritten};
 use crate::key::label;
 use crate::permits::{Lane, Permit, Permits, Turns};
 use crate::solver::JobId;
-use crate::worker::{ImportedRecord, JobContext, Selector, Worker};
+use crate::worker::{ImportedRecord, JobContext, Selector, Worker, arrival};
 
 /// What all tasks share.
 pub(super) struct Environment<W: Worker> {
@@ -29,6 +30,7 @@ pub(super) struct Environment<W: Worker> {
     index: CacheIndex,
     permits: Arc<Permits>,
     lane: Lane,
+    pub(super) records: Records,
 }
 
 /// What all tasks of one node share.
@@ -48,7 +50,7 @@ pub(super) struct Work<W: Worker> {
 
 impl<W: Worker> Environment<W> {
     pub(super) fn new(worker: Arc<W>, index: CacheIndex, (permits, lane): (Arc<Permits>, Lane)) -> Self {
-        Self { worker, index, permits, lane }
+        Self { worker, index, permits, lane, records: Records::default() }
     }
 
     pub(super) fn has_imports(&self, session: &W::Session) -> bool {
@@ -59,7 +61,9 @@ impl<W: Worker> Environment<W> {
         match op {
             Op::Exec(_) => &self.permits.execs,
             Op::Source(_) => &self.permits.sources,
-            Op::File(_) | Op::Merge(_) | Op::Diff(_) | Op::Build(_) => &self.permits.files,
+            Op::File(_) | Op::Merge(_) | Op::Diff(_) | Op::Build(_) | Op::Passthrough(_) => {
+                &self.permits.files
+            }
         }
     }
 }
@@ -76,6 +80,7 @@ impl<W: Worker> Work<W> {
             events: EventSubscription::new(Arc::clone(&node.broadcast)),
             cancel,
             vertex: node.vertex.digest.clone(),
+            arrival: arrival(),
         };
         Self { environment, node, cx }
     }
@@ -264,10 +269,7 @@ pub(super) async fn record<W: Worker>(
     unwritten: Unwritten,
     record: Arc<NewRecord>,
 ) -> Answer<W::Result> {
-    let Unwritten { entries, claims } = unwritten;
-    in_index(move || environment.index.insert(&entries, &record), "result not recorded").await;
-    // Whoever waited for this to run finds it now.
-    drop(claims);
+    environment.records.write(&environment.index, unwritten, record).await;
     Answer::Recorded
 }
 

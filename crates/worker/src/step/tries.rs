@@ -11,6 +11,7 @@ use stave_llb::ExecOp;
 use stave_sandbox::{CgroupGuard, CgroupParent};
 use stave_solver::{JobContext, LogStream, StepPhase, StepUsage};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::failed;
 use super::{Plan, StepError, begin, check_supported, lock_caches};
@@ -22,6 +23,9 @@ use crate::session::Session;
 use crate::source::image::blocking;
 use crate::watch::Watch;
 use crate::worker::{Ref, Shared};
+
+/// How long a process runs before there is time for other things beside it.
+const IDLE: Duration = Duration::from_millis(20);
 
 /// The part of a peak that is no difference worth writing down.
 const SAME_PEAK: u64 = 32;
@@ -55,6 +59,7 @@ pub(crate) async fn run<E: Executor>(
     cx: &JobContext<Session>,
 ) -> Result<Vec<Ref>, StepError> {
     check_supported(op, &cx.session)?;
+    executor.prepare();
     let confinement = &cx.session.confinement;
     let (mut repeated, mut alone) = (0, false);
     loop {
@@ -138,6 +143,7 @@ impl Attempt<'_> {
         cx.events.phase(StepPhase::Waiting, start);
         let start = Instant::now();
         let group = self.told_group().await;
+        let turn = shared.starts.turn(cx.arrival).await;
         let mut ready = {
             let plan = Plan {
                 shared: Arc::clone(shared),
@@ -169,10 +175,20 @@ impl Attempt<'_> {
         let (mut process, mounts) = (ready.process.clone(), ready.mounts.clone());
         let watch = ready.process.watch.take();
         process.watch.clone_from(&watch);
+        process.turn = Some(Arc::new(turn));
         let run = async |cancel: &CancellationToken| {
             executor.run(process, mounts, ProcessIo::Logged(log), cancel).await
         };
-        let finished = match self.within_bounds(watch.as_deref(), run).await {
+        let idle = AbortOnDropHandle::new(tokio::spawn({
+            let shared = Arc::clone(shared);
+            async move {
+                tokio::time::sleep(IDLE).await;
+                shared.use_idle_time();
+            }
+        }));
+        let finished = self.within_bounds(watch.as_deref(), run).await;
+        drop(idle);
+        let finished = match finished {
             Ok(finished) => finished,
             Err(StepError::Exec(error)) => {
                 let error = super::start_failure(op, error);
