@@ -15,6 +15,8 @@ use stave_oci::Digest;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::recent::Recent;
+
 /// How often those who wait look at the machine again.
 const LOOK: Duration = Duration::from_millis(250);
 /// Percent of the last ten seconds in which some process waited for memory, from which on nothing unknown is let in.
@@ -180,11 +182,12 @@ impl Drop for Admitted {
 
 /// What this machine has now; what cannot be read is no reason to wait.
 pub(crate) fn machine() -> Machine {
+    static NOW: Recent<Machine> = Recent::new();
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    Machine {
+    NOW.or_ask(|| Machine {
         available: available(&read("/proc/meminfo")).unwrap_or(u64::MAX),
         pressure: pressure(&read("/proc/pressure/memory")).unwrap_or(0.0),
-    }
+    })
 }
 
 fn available(meminfo: &str) -> Option<u64> {

@@ -315,7 +315,7 @@ impl Executor for SandboxExecutor {
     ) -> Result<Finished, ExecError> {
         let (watch, turn) = (process.watch.clone(), process.turn.take());
         let spec = sandbox_spec(process, mounts);
-        let kills = usage::machine_oom_kills();
+        let kills = usage::oom_kills_before();
         let (started, output) = match io {
             ProcessIo::Given(stdio) => (self.spawn(spec, stdio, watch).await?, None),
             ProcessIo::Logged(log) => {

@@ -28,6 +28,7 @@ mod mode;
 mod namespace;
 mod networks;
 mod reading;
+mod recent;
 mod redact;
 mod remote;
 mod root;

@@ -181,7 +181,7 @@ impl Executor for RuntimeExecutor {
         let (this, of_bundle) = (self.clone(), spec.clone());
         let bundle = blocking(move || this.bundle(&of_bundle)).await?;
         let (stdio, stdout, stderr) = logged_stdio().map_err(ExecError::Output)?;
-        let kills = usage::machine_oom_kills();
+        let kills = usage::oom_kills_before();
         let mut command = self.command(&bundle);
         command.args(["run", "--bundle"]).arg(bundle.path()).arg(&bundle.name);
         command.stdin(stdio.stdin).stdout(stdio.stdout).stderr(stdio.stderr);

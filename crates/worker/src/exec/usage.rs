@@ -11,6 +11,7 @@ use std::time::Duration;
 use stave_sandbox::{Exit, Meter, Sandbox};
 
 use super::ProcessUsage;
+use crate::recent::Recent;
 
 /// Time between two looks at what a process holds. The first comes after it: most steps are over by then.
 const SAMPLE: Duration = Duration::from_millis(200);
@@ -50,7 +51,13 @@ impl Sampler {
     }
 }
 
-/// What an ended sandbox used; `kills` is [`machine_oom_kills`] from before it began.
+/// [`machine_oom_kills`] for what is about to begin.
+pub(super) fn oom_kills_before() -> Option<u64> {
+    static BEFORE: Recent<Option<u64>> = Recent::new();
+    BEFORE.or_ask(machine_oom_kills)
+}
+
+/// What an ended sandbox used; `kills` is [`oom_kills_before`] it began.
 pub(super) fn of(sandbox: &Sandbox, exit: Exit, sampled: u64, kills: Option<u64>) -> ProcessUsage {
     let group = sandbox.cgroup().map(|group| (group.usage(), group.unlimited()));
     let (limited_memory, in_group) =
