@@ -64,6 +64,34 @@ fn a_failed_step_can_be_entered_and_copied_out_of() {
 }
 
 #[test]
+fn another_builds_step_is_entered_only_by_its_name() {
+    let world = Environment::new();
+    world.stave(["debug", "--", "true"]).exits(1).says("no build failed that is known");
+    world.dockerfile("FROM BUSYBOX\nRUN echo one > /one; exit 1\n");
+    world.build("x").exits(1);
+    let entered = world.stave(["debug", "--", "cat", "/one"]).success();
+    assert_eq!(entered.stdout, "one\n");
+    // At no terminal, too, it is said which step of which build that is.
+    assert!(
+        entered.stderr.contains("RUN echo one") && entered.stderr.contains("build "),
+        "{}",
+        entered.stderr
+    );
+    let id = entered.stderr.split([' ', ':']).nth(1).expect("is named").to_owned();
+    world.dockerfile("FROM BUSYBOX\nCOPY nothing-there /x\n");
+    world.build("x").exits(1);
+    let refused = world.stave(["debug", "--", "cat", "/one"]).exits(1);
+    refused.says("COPY nothing-there").says(&format!("stave debug {id}"));
+    assert_eq!(world.stave(["debug", &id, "--", "cat", "/one"]).success().stdout, "one\n");
+    // What succeeds meanwhile changes nothing.
+    world.dockerfile("FROM BUSYBOX\nRUN echo two > /two; exit 1\n");
+    world.build("x").exits(1);
+    world.dockerfile("FROM BUSYBOX\n");
+    world.build("x").success();
+    assert_eq!(world.stave(["debug", "--", "cat", "/two"]).success().stdout, "two\n");
+}
+
+#[test]
 fn a_failed_step_is_entered_with_its_own_network() {
     let world = Environment::new();
     world.dockerfile("FROM BUSYBOX\nRUN readlink /proc/self/ns/net > /net; exit 1\n");

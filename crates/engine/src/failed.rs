@@ -27,7 +27,7 @@ use stave_worker::{
 use tokio_util::sync::CancellationToken;
 
 use crate::Engine;
-use crate::record::{BuildId, History, HistoryError};
+use crate::record::{BuildId, BuildRecord, BuildState, History, HistoryError, StepState};
 
 /// How long a failed step's file system stays.
 pub const KEEP_FOR: Duration = Duration::from_secs(24 * 60 * 60);
@@ -61,6 +61,8 @@ struct KeptStep {
 /// A failed step that can be entered.
 #[derive(Debug, Clone)]
 pub struct Failed {
+    /// The build it was a step of; `None` for one of this process that just ended.
+    pub build: Option<BuildId>,
     /// What progress called the step.
     pub name: String,
     /// Why it failed, in one line.
@@ -90,8 +92,18 @@ pub enum FailedError {
     #[error("build `{0}` has no failed step whose file system is kept")]
     NotKept(BuildId),
     /// No build at all.
-    #[error("no failed step's file system is kept")]
+    #[error("no build failed that is known")]
     None,
+    /// The latest build that failed left nothing; another one's step is nothing that was asked for.
+    #[error("build `{build}` failed last, {place}: nothing of it is left to enter")]
+    LatestLeftNothing {
+        /// The build.
+        build: BuildId,
+        /// In which step, in words.
+        place: String,
+        /// The latest one that can be entered.
+        earlier: Option<BuildId>,
+    },
     /// What was kept cannot be read.
     #[error("what build `{0}` left cannot be read")]
     Damaged(BuildId),
@@ -132,20 +144,32 @@ impl Engine {
     pub fn failed_now(&self, error: &SolveError) -> Option<Failed> {
         let SolveError::Vertex { vertex, name, source } = error else { return None };
         let step = self.worker.failed_step(&Namespace::Shared, vertex)?;
-        Some(Failed { name: name.clone(), error: crate::event::one_line(source), step })
+        Some(Failed { build: None, name: name.clone(), error: crate::event::one_line(source), step })
     }
 
-    /// The failed step of a build: of the one that `text` means, or of the latest that has one.
+    /// The failed step of a build: of the one that `text` means, or of the latest that failed.
     ///
     /// # Errors
     /// [`FailedError`].
     pub fn failed(&self, text: Option<&str>) -> Result<Failed, FailedError> {
         let history = History::of(&self.store);
-        let Some(text) = text else {
-            let mut ids = history.ids()?.into_iter();
-            return ids.find_map(|id| self.failed_of(&id).ok()).ok_or(FailedError::None);
-        };
-        self.failed_of(&history.find(Some(text))?.id)
+        if let Some(text) = text {
+            return self.failed_of(&history.find(Some(text))?.id);
+        }
+        let is_kept = |id: &BuildId| self.store.builds_directory().join(id.as_str()).join(STEP_FILE).exists();
+        let ids = history.ids()?;
+        let mut latest = None;
+        for id in &ids {
+            // A build stays `running` while somebody looks into its failed step.
+            if is_kept(id) {
+                let Some(latest) = latest else { return self.failed_of(id) };
+                return Err(left_nothing(latest, Some(id.clone())));
+            }
+            if latest.is_none() {
+                latest = history.read(id).ok().filter(|record| record.state == BuildState::Failed);
+            }
+        }
+        Err(latest.map_or(FailedError::None, |latest| left_nothing(latest, None)))
     }
 
     fn failed_of(&self, build: &BuildId) -> Result<Failed, FailedError> {
@@ -168,7 +192,7 @@ impl Engine {
             mounts: BTreeMap::new(),
             network: kept.network,
         };
-        Ok(Failed { name: kept.name, error: kept.error, step })
+        Ok(Failed { build: Some(build.clone()), name: kept.name, error: kept.error, step })
     }
 
     /// Starts a process in what a failed step left.
@@ -215,6 +239,16 @@ impl Engine {
     ) -> Result<(), FailedError> {
         Ok(self.worker.copy_out(&failed.step.root, from, to, cancel).await?)
     }
+}
+
+fn left_nothing(latest: BuildRecord, earlier: Option<BuildId>) -> FailedError {
+    let step = latest.steps.iter().find(|step| step.state == StepState::Failed);
+    let place = match (step, latest.error) {
+        (Some(step), _) => format!("in `{}`", step.name),
+        (None, Some(error)) => format!("in no step ({error})"),
+        (None, None) => "in no step".to_owned(),
+    };
+    FailedError::LatestLeftNothing { build: latest.id, place, earlier }
 }
 
 fn read(path: &Path) -> Option<Vec<u8>> {

@@ -5,7 +5,7 @@ pub(crate) mod shell;
 
 use std::path::PathBuf;
 
-use stave_engine::Means;
+use stave_engine::{FailedError, Means};
 use stave_worker::Confinement;
 
 use crate::commands::build::secrets;
@@ -64,7 +64,22 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
     }
     let means = Means { secrets: secrets(&arguments.secrets)?, confinement, ..Means::default() };
     with_engine(global, async |engine, interrupt| {
-        let failed = engine.failed(arguments.build.as_deref()).map_err(|error| Failure::new(&error))?;
+        let failed = engine.failed(arguments.build.as_deref()).map_err(|error| refused(&error))?;
         shell::enter(engine, &failed, &arguments.words, means, interrupt).await
     })
+}
+
+fn refused(error: &FailedError) -> Failure {
+    let failure = Failure::new(error);
+    let kept =
+        "only a step that runs a process leaves a file system, for a day, until three later ones failed";
+    match error {
+        FailedError::LatestLeftNothing { earlier: Some(earlier), .. } => {
+            failure.with_hint(format!("{kept}; `stave debug {earlier}` enters an earlier build's"))
+        }
+        FailedError::LatestLeftNothing { earlier: None, .. } | FailedError::NotKept(_) => {
+            failure.with_hint(kept.to_owned())
+        }
+        _ => failure,
+    }
 }

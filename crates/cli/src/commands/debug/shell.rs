@@ -27,8 +27,12 @@ pub(crate) async fn enter(
 ) -> Result<u8, Failure> {
     let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let own = words(&failed.step.op.args);
-    if terminal {
+    if let Some(build) = &failed.build {
+        eprintln!("build {build}: {}\nfailed: {}", failed.name, failed.error);
+    } else if terminal {
         eprintln!("{}\nfailed: {}", failed.name, failed.error);
+    }
+    if terminal {
         eprintln!(
             "its command is in ${COMMAND_VARIABLE} (eval \"${COMMAND_VARIABLE}\"); changes are thrown away"
         );
