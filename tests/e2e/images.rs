@@ -210,7 +210,90 @@ fn images_travel_through_a_registry() {
     let other = Environment::new();
     other.stave(["pull", &name]).success();
     assert_eq!(other.run(&name, &[]), "one\n");
-    world.stave(["push", &name]).success().says("already exists");
+    let again = world.stave(["push", &name]).success();
+    assert!(
+        again.stderr.contains("already exists") && !again.stderr.contains("pushing sha256:"),
+        "{}",
+        again.stderr
+    );
+}
+
+#[test]
+fn all_tags_travel_together() {
+    let world = built();
+    let name = format!("{}/travel/all-{}", registry(), std::process::id());
+    for tag in ["one", "two"] {
+        world.stave(["tag", "it:1", &format!("{name}:{tag}")]).success();
+    }
+    let pushed = world.stave(["push", "--all-tags", &name]).success().stdout;
+    let told = |tag: &str| pushed.lines().any(|line| line.starts_with(&format!("{tag}: digest: sha256:")));
+    assert!(told("one") && told("two") && pushed.lines().count() == 2, "{pushed}");
+    let other = Environment::new();
+    let pulled = other.stave(["pull", "-q", "-a", &name]).success();
+    assert_eq!(pulled.stdout, format!("{name}\n"));
+    for tag in ["one", "two"] {
+        assert_eq!(other.run(&format!("{name}:{tag}"), &[]), "one\n");
+    }
+    for command in ["push", "pull"] {
+        let refused = world.stave([command, "-a", &format!("{name}:one")]).exits(1);
+        refused.says("tag can't be used with --all-tags/-a");
+    }
+    world.stave(["push", "-a", &format!("{name}-none")]).exits(1).says("does not exist locally with the tag");
+    world.stave(["pull", "-a", &format!("{name}-none")]).exits(1);
+}
+
+#[test]
+fn templates_show_what_is_asked_for() {
+    let world = built();
+    let shown = |words: &[&str]| world.stave(words).success().stdout;
+    let id = shown(&["inspect", "-f", "{{.Id}}", "it:1"]);
+    assert!(id.starts_with("sha256:") && id.lines().count() == 1, "{id}");
+    assert_eq!(
+        shown(&["images", "it", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}"]),
+        format!("it:1 {id}")
+    );
+    let columns = shown(&["images", "it", "--format", r"table {{.Tag}}\t{{.Repository}}"]);
+    assert_eq!(columns.split_whitespace().collect::<Vec<_>>(), ["TAG", "REPOSITORY", "1", "it"]);
+    let config = shown(&[
+        "image",
+        "inspect",
+        "--format",
+        "{{json .Config.Cmd}} {{.Config.User}}|{{.Config.Labels}}",
+        "it:1",
+    ]);
+    assert_eq!(config, "[\"cat\",\"/one\"] |map[]\n");
+    assert!(shown(&["history", "--format", "{{.CreatedBy}}", "it:1"]).starts_with("CMD [\"cat\""));
+    world.stave(["inspect", "-f", "{{.Nope}}", "it:1"]).exits(1).says("can't evaluate field Nope");
+    world.stave(["images", "--format", "{{.ID"]).exits(2).says("unclosed action");
+}
+
+#[test]
+fn images_are_listed_by_what_they_are() {
+    let world = built();
+    world.dockerfile("FROM BUSYBOX\nLABEL kind=test colour=blue\n");
+    world.build("other:2").success();
+    world.stave(["rmi", "-f", "nothing"]).success();
+    let listed = |words: &[&str]| {
+        let shown = world.stave([&["images", "--format", "json"], words].concat()).success().stdout;
+        let names = shown.lines().map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            format!("{}:{}", line["Repository"].as_str().expect("text"), line["Tag"].as_str().expect("text"))
+        });
+        names.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(listed(&["-f", "label=kind"]), "other:2");
+    assert_eq!(listed(&["-f", "label=kind=test", "-f", "label=colour=red"]), "");
+    assert_eq!(listed(&["--filter", "reference=oth*"]), "other:2");
+    assert_eq!(listed(&["ot*"]), "other:2");
+    assert_eq!(listed(&["-f", "reference=it", "-f", "before=other:2"]), "it:1");
+    assert_eq!(listed(&["-f", "since=it:1", "-f", "dangling=false"]), "other:2");
+    // The name moves on, the image stays without one.
+    world.dockerfile("FROM BUSYBOX\nLABEL kind=new\n");
+    world.build("other:2").success();
+    assert_eq!(listed(&["-f", "dangling=true"]), "<none>:<none>");
+    world.stave(["images", "-f", "colour=blue"]).exits(1).says("invalid filter `colour`");
+    world.stave(["images", "-f", "dangling"]).exits(2).says("invalid filter `dangling`");
+    world.stave(["images", "-f", "since=nothing"]).exits(1).says("No such image: nothing");
 }
 
 #[test]

@@ -15,8 +15,15 @@ mod run;
 mod transfer;
 mod version;
 
+use std::str::FromStr;
+
+use serde_json::Value;
+
+use crate::format;
+use crate::output::say;
 use crate::report::Failure;
 use crate::state::GlobalOptions;
+use crate::template::Template;
 
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
@@ -107,4 +114,56 @@ pub(crate) enum Form {
     Table,
     /// For programs
     Json,
+}
+
+/// `--format` of what docker fills templates with
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Format {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+    /// One line an object, as the template has it
+    Lines(Template),
+    /// The same in columns, where it has tabs, under a header
+    Columns(Template),
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // What a shell's quotes leave as it is.
+        let template = |text: &str| text.replace("\\t", "\t").replace("\\n", "\n").parse::<Template>();
+        match text {
+            "table" => Ok(Self::Table),
+            "json" => Ok(Self::Json),
+            _ if !text.contains("{{") => {
+                Err("expected `table`, `json` or a template such as `{{.ID}}`".to_owned())
+            }
+            _ => match text.strip_prefix("table ") {
+                Some(columns) => template(columns).map(Self::Columns),
+                None => template(text).map(Self::Lines),
+            }
+            .map_err(|error| error.to_string()),
+        }
+    }
+}
+
+/// Prints objects by a template, each as a line of its own; in columns, `names` has what stands above them.
+pub(crate) fn fill(template: &Template, objects: &[Value], columns: Option<&Value>) -> Result<(), Failure> {
+    let render = |object| template.render(object).map_err(|error| Failure::new(&error));
+    let Some(names) = columns else {
+        for object in objects {
+            say!("{}", render(object)?);
+        }
+        return Ok(());
+    };
+    let cells = |text: String| text.split('\t').map(str::to_owned).collect::<Vec<_>>();
+    let header = cells(render(names)?);
+    let rows =
+        objects.iter().map(|object| Ok(cells(render(object)?))).collect::<Result<Vec<_>, Failure>>()?;
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    say!("{}", format::table(&header, &rows));
+    Ok(())
 }

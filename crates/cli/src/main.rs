@@ -14,6 +14,7 @@ mod progress;
 mod report;
 mod runtime;
 mod state;
+mod template;
 mod tracing;
 
 use std::process::ExitCode;
@@ -27,13 +28,7 @@ use crate::state::GlobalOptions;
 
 /// Builds images from Dockerfiles, without a daemon, and runs them
 #[derive(Debug, Parser)]
-#[command(
-    name = "stave",
-    version,
-    propagate_version = true,
-    max_term_width = 100,
-    disable_help_subcommand = true
-)]
+#[command(name = "stave", version, propagate_version = true, max_term_width = 100)]
 struct Arguments {
     #[command(flatten)]
     global: GlobalOptions,

@@ -1,6 +1,7 @@
 //! Listings of the local store and what changes names in it: `images`, `tag`, `rmi`, `inspect`, `history`.
 
 mod contents;
+mod filter;
 mod history;
 mod inspect;
 mod manage;
@@ -10,11 +11,12 @@ pub(crate) use history::{HistoryArguments, history};
 pub(crate) use inspect::{InspectArguments, inspect};
 use jiff::Timestamp;
 pub(crate) use manage::{Arguments, run};
-use serde_json::json;
+use serde_json::{Value, json};
 use stave_oci::{Platform, Reference};
 use stave_store::{ListedImage, LocalImage, Store, StoreError};
 
-use crate::commands::Form;
+use self::filter::Filters;
+use crate::commands::{Format, fill};
 use crate::format;
 use crate::output::say;
 use crate::report::Failure;
@@ -24,9 +26,13 @@ use crate::state::GlobalOptions;
 /// List images
 #[derive(Debug, clap::Args)]
 pub(crate) struct ListArguments {
-    /// Only images of this name
+    /// Only images of this name, in which `*`, `?` and `[…]` may stand for something
     #[arg(value_name = "NAME[:TAG]")]
     name: Option<String>,
+    /// Only images of which this holds: `dangling=BOOL`, `label=KEY[=VALUE]`, `reference=PATTERN`, `before=IMAGE`,
+    /// `since=IMAGE`, `until=TIME`
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    filter: Vec<String>,
     /// Only print ids
     #[arg(short, long)]
     quiet: bool,
@@ -39,9 +45,10 @@ pub(crate) struct ListArguments {
     /// Show all images (there are no hidden ones)
     #[arg(short, long)]
     all: bool,
-    /// Output form: `table` or `json`, one object a line
+    /// Output form: `table`, `json` (one object a line), or a template such as `{{.Repository}}:{{.Tag}}`, in columns
+    /// with `table ` before it
     #[arg(long, value_name = "FORM")]
-    format: Option<Form>,
+    format: Option<Format>,
 }
 
 /// One line of a listing: an image under one of its names.
@@ -81,11 +88,10 @@ impl Line<'_> {
 pub(crate) fn list(arguments: &ListArguments, global: &GlobalOptions) -> Result<u8, Failure> {
     with_store(global, |store| {
         let images = store.images().map_err(|error| Failure::new(&error))?;
-        let wanted = arguments.name.as_deref().map(filter).transpose()?;
+        let filters = Filters::parse(&arguments.filter, arguments.name.as_deref(), (store, &images))?;
         let lines = images.iter().flat_map(lines);
-        let lines: Vec<Line<'_>> =
-            lines.filter(|line| wanted.as_ref().is_none_or(|wanted| wanted(line.name))).collect();
-        print(&lines, arguments);
+        let lines: Vec<Line<'_>> = lines.filter(|line| filters.take(line.listed, line.name)).collect();
+        print(&lines, arguments)?;
         Ok(0)
     })
 }
@@ -98,34 +104,42 @@ fn lines(listed: &ListedImage) -> Vec<Line<'_>> {
     listed.names.iter().map(|name| Line { name: Some(name), listed }).collect()
 }
 
-/// docker's filter: a name without a tag matches every tag.
-fn filter(text: &str) -> Result<impl Fn(Option<&Reference>) -> bool + use<>, Failure> {
-    let wanted: Reference = text.parse().map_err(|error| Failure::message(format!("{text}: {error}")))?;
-    let any_tag = wanted.tag().is_none_or(|tag| !text.ends_with(&format!(":{tag}")));
-    Ok(move |name: Option<&Reference>| {
-        name.is_some_and(|name| name.name() == wanted.name() && (any_tag || name.tag() == wanted.tag()))
+/// What stands above the columns of a template.
+fn column_names() -> Value {
+    json!({
+        "Repository": "REPOSITORY", "Tag": "TAG", "ID": "IMAGE ID", "Digest": "DIGEST", "CreatedAt": "CREATED AT",
+        "CreatedSince": "CREATED", "Size": "SIZE", "SizeBytes": "SIZE", "Platform": "PLATFORM",
     })
 }
 
-fn print(lines: &[Line<'_>], arguments: &ListArguments) {
+fn print(lines: &[Line<'_>], arguments: &ListArguments) -> Result<(), Failure> {
     let now = Timestamp::now();
     if arguments.quiet {
         for line in lines {
             say!("{}", line.id(arguments.no_trunc));
         }
-        return;
+        return Ok(());
     }
-    if arguments.format == Some(Form::Json) {
-        for line in lines {
-            let object = json!({
-                "Repository": line.repository(), "Tag": line.tag(), "ID": line.id(arguments.no_trunc),
-                "Digest": line.digest(), "CreatedAt": line.stored().to_string(),
-                "CreatedSince": format::age(line.stored(), now), "Size": format::size(line.listed.size),
-                "SizeBytes": line.listed.size, "Platform": line.listed.image.platform.to_string(),
-            });
-            say!("{object}");
+    let object = |line: &Line<'_>| {
+        json!({
+            "Repository": line.repository(), "Tag": line.tag(), "ID": line.id(arguments.no_trunc),
+            "Digest": line.digest(), "CreatedAt": line.stored().to_string(),
+            "CreatedSince": format::age(line.stored(), now), "Size": format::size(line.listed.size),
+            "SizeBytes": line.listed.size, "Platform": line.listed.image.platform.to_string(),
+        })
+    };
+    match &arguments.format {
+        Some(Format::Json) => {
+            lines.iter().for_each(|line| say!("{}", object(line)));
+            return Ok(());
         }
-        return;
+        Some(Format::Lines(template)) => {
+            return fill(template, &lines.iter().map(object).collect::<Vec<_>>(), None);
+        }
+        Some(Format::Columns(template)) => {
+            return fill(template, &lines.iter().map(object).collect::<Vec<_>>(), Some(&column_names()));
+        }
+        Some(Format::Table) | None => {}
     }
     let mut header = vec!["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"];
     if arguments.digests {
@@ -155,6 +169,7 @@ fn print(lines: &[Line<'_>], arguments: &ListArguments) {
         row
     };
     say!("{}", format::table(&header, &lines.iter().map(row).collect::<Vec<_>>()));
+    Ok(())
 }
 
 /// Give an image another name

@@ -3,15 +3,17 @@
 use std::collections::BTreeSet;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
+use std::str::FromStr;
 
+use stave_engine::Engine;
 use stave_exporter::{ArchiveDestination, ArchiveLayout, Destination, LoadSource};
-use stave_oci::{Platform, Reference};
+use stave_oci::{Platform, Reference, ReferenceError};
 
 use super::build::ProgressForm;
 use crate::output::say;
 use crate::progress::Display;
 use crate::report::Failure;
-use crate::runtime::with_engine;
+use crate::runtime::{Interrupt, with_engine};
 use crate::state::GlobalOptions;
 
 /// Pull an image from its registry
@@ -23,42 +25,91 @@ pub(crate) struct PullArguments {
     /// Pull the images for all platforms, whatever `--platform` says
     #[arg(long)]
     all_platforms: bool,
+    /// Pull every tag of the repository
+    #[arg(short, long)]
+    all_tags: bool,
     /// Print nothing but the name
     #[arg(short, long)]
     quiet: bool,
     /// The image
     #[arg(value_name = "NAME[:TAG|@DIGEST]")]
+    name: Typed,
+}
+
+/// A name as it was typed.
+#[derive(Debug, Clone)]
+struct Typed {
     name: Reference,
+    /// Whether it has a tag or digest of its own.
+    is_tagged: bool,
+}
+
+impl FromStr for Typed {
+    type Err = ReferenceError;
+
+    fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        let name: Reference = text.parse()?;
+        let last = text.rsplit('/').next().unwrap_or_default();
+        Ok(Self { name, is_tagged: last.contains([':', '@']) })
+    }
+}
+
+impl Typed {
+    /// The name, of which all tags are meant.
+    fn repository(&self) -> Result<&Reference, Failure> {
+        match self.is_tagged {
+            true => Err(Failure::message("tag can't be used with --all-tags/-a")),
+            false => Ok(&self.name),
+        }
+    }
 }
 
 /// `stave pull`
 pub(crate) fn pull(arguments: &PullArguments, global: &GlobalOptions) -> Result<u8, Failure> {
-    let platform = match arguments.platform.as_slice() {
-        _ if arguments.all_platforms => return pull_platforms(arguments, global),
-        [] => Platform::host(),
-        [only] => only.clone(),
-        _ => return pull_platforms(arguments, global),
-    };
+    if !arguments.all_tags {
+        return with_engine(global, async |engine, interrupt| {
+            pull_one(arguments, &arguments.name.name, engine, interrupt).await?;
+            say!("{}", arguments.name.name);
+            Ok(0)
+        });
+    }
+    let repository = arguments.name.repository()?;
     with_engine(global, async |engine, interrupt| {
-        let display = Display::steps(form(arguments.quiet));
-        let result = engine.pull(&arguments.name, &platform, display.observer(), interrupt.token()).await;
-        display.abandon();
-        let image = result.map_err(|error| Failure::new(&error))?;
-        if !arguments.quiet
-            && let Some(manifest) = &image.manifest
-        {
-            say!("Digest: {}", manifest.digest);
+        let tags = tokio::select! {
+            tags = engine.tags(repository) => tags.map_err(|error| Failure::new(&error))?,
+            () = interrupt.token().cancelled() => return Err(Failure::message("cancelled")),
+        };
+        if tags.is_empty() {
+            return Err(Failure::message(format!("{} has no tags", repository.familiar_name())));
         }
-        say!("{}", arguments.name);
+        for name in &tags {
+            if !arguments.quiet {
+                say!("{}: Pulling from {}", name.tag().unwrap_or_default(), name.repository());
+            }
+            pull_one(arguments, name, engine, interrupt).await?;
+        }
+        say!("{}", repository.name());
         Ok(0)
     })
 }
 
-fn pull_platforms(arguments: &PullArguments, global: &GlobalOptions) -> Result<u8, Failure> {
-    with_engine(global, async |engine, interrupt| {
-        let display = Display::steps(form(arguments.quiet));
+/// Pulls one name and says what came.
+async fn pull_one(
+    arguments: &PullArguments,
+    name: &Reference,
+    engine: &Engine,
+    interrupt: &Interrupt,
+) -> Result<(), Failure> {
+    let display = Display::steps(form(arguments.quiet));
+    let only = match arguments.platform.as_slice() {
+        _ if arguments.all_platforms => None,
+        [] => Some(Platform::host()),
+        [only] => Some(only.clone()),
+        _ => None,
+    };
+    let Some(platform) = only else {
         let wanted = arguments.platform.iter().filter(|_| !arguments.all_platforms);
-        let (name, platforms) = (&arguments.name, wanted.cloned().collect::<Vec<_>>());
+        let platforms = wanted.cloned().collect::<Vec<_>>();
         let result = engine.pull_platforms(name, &platforms, display.observer(), interrupt.token()).await;
         display.abandon();
         let pulled = result.map_err(|error| Failure::new(&error))?;
@@ -68,9 +119,15 @@ fn pull_platforms(arguments: &PullArguments, global: &GlobalOptions) -> Result<u
                 say!("{}: {}", image.platform, image.id);
             }
         }
-        say!("{name}");
-        Ok(0)
-    })
+        return Ok(());
+    };
+    let result = engine.pull(name, &platform, display.observer(), interrupt.token()).await;
+    display.abandon();
+    let image = result.map_err(|error| Failure::new(&error))?;
+    if let Some(manifest) = image.manifest.filter(|_| !arguments.quiet) {
+        say!("Digest: {}", manifest.digest);
+    }
+    Ok(())
 }
 
 /// Push an image to its registry
@@ -79,28 +136,46 @@ pub(crate) struct PushArguments {
     /// Push only what is for these platforms
     #[arg(long, value_name = "OS/ARCH,…", value_delimiter = ',')]
     platform: Vec<Platform>,
+    /// Push every tag of the name that is here
+    #[arg(short, long)]
+    all_tags: bool,
     /// Print nothing but the name
     #[arg(short, long)]
     quiet: bool,
     /// The image
     #[arg(value_name = "NAME[:TAG]")]
-    name: Reference,
+    name: Typed,
 }
 
 /// `stave push`
 pub(crate) fn push(arguments: &PushArguments, global: &GlobalOptions) -> Result<u8, Failure> {
+    let all = arguments.all_tags.then(|| arguments.name.repository()).transpose()?;
     with_engine(global, async |engine, interrupt| {
-        let display = Display::steps(form(arguments.quiet));
-        let (name, platforms) = (&arguments.name, &arguments.platform);
-        let result = engine.push(name, platforms, display.observer(), interrupt.token()).await;
-        display.abandon();
-        let exported = result.map_err(|error| Failure::new(&error))?;
-        match exported.manifest {
-            Some(manifest) if !arguments.quiet => {
-                let tag = arguments.name.tag().unwrap_or_default();
-                say!("{tag}: digest: {} size: {}", manifest.digest, manifest.size);
+        let names = match all {
+            Some(repository) => engine.local_tags(repository).map_err(|error| Failure::new(&error))?,
+            None => vec![arguments.name.name.clone()],
+        };
+        if names.is_empty() {
+            let name = arguments.name.name.familiar_name();
+            let message = format!("An image does not exist locally with the tag: {name}");
+            return Err(Failure::message(message).with_hint("`stave images` lists what is here".to_owned()));
+        }
+        for name in &names {
+            let display = Display::steps(form(arguments.quiet));
+            let result = engine.push(name, &arguments.platform, display.observer(), interrupt.token()).await;
+            display.abandon();
+            let exported = result.map_err(|error| Failure::new(&error))?;
+            match exported.manifest {
+                Some(manifest) if !arguments.quiet => {
+                    let tag = name.tag().unwrap_or_default();
+                    say!("{tag}: digest: {} size: {}", manifest.digest, manifest.size);
+                }
+                _ if all.is_none() => say!("{name}"),
+                _ => {}
             }
-            _ => say!("{}", arguments.name),
+        }
+        if let Some(repository) = all.filter(|_| arguments.quiet) {
+            say!("{}", repository.name());
         }
         Ok(0)
     })

@@ -7,7 +7,7 @@ use stave_oci::{History, ImageConfig, Platform};
 use stave_store::{LocalImage, Store};
 
 use super::find_platform;
-use crate::commands::Form;
+use crate::commands::{Format, fill};
 use crate::format;
 use crate::output::say;
 use crate::report::Failure;
@@ -23,9 +23,10 @@ pub(crate) struct HistoryArguments {
     /// Do not shorten anything
     #[arg(long)]
     no_trunc: bool,
-    /// Output form: `table` or `json`, one object a line
+    /// Output form: `table`, `json` (one object a line), or a template such as `{{.CreatedBy}}`, in columns with `table `
+    /// before it
     #[arg(long, value_name = "FORM")]
-    format: Option<Form>,
+    format: Option<Format>,
     /// Of an image for several platforms, the one to show
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<Platform>,
@@ -41,7 +42,7 @@ pub(crate) fn history(arguments: &HistoryArguments, global: &GlobalOptions) -> R
             serde_json::from_slice(&image.config).map_err(|error| Failure::new(&error))?;
         let sizes = sizes(store, &image, &config.history)?;
         let entries: Vec<(&History, u64)> = config.history.iter().zip(sizes).rev().collect();
-        print(&entries, &image, arguments);
+        print(&entries, &image, arguments)?;
         Ok(0)
     })
 }
@@ -57,7 +58,11 @@ fn sizes(store: &Store, image: &LocalImage, history: &[History]) -> Result<Vec<u
     history.iter().map(size).collect::<Result<_, _>>().map_err(|error| Failure::new(&error))
 }
 
-fn print(entries: &[(&History, u64)], image: &LocalImage, arguments: &HistoryArguments) {
+fn print(
+    entries: &[(&History, u64)],
+    image: &LocalImage,
+    arguments: &HistoryArguments,
+) -> Result<(), Failure> {
     let now = Timestamp::now();
     let id = |index: usize| match (index, arguments.no_trunc) {
         (0, true) => image.id.to_string(),
@@ -65,15 +70,37 @@ fn print(entries: &[(&History, u64)], image: &LocalImage, arguments: &HistoryArg
         _ => "<missing>".to_owned(),
     };
     let time = |entry: &History| entry.created.as_deref().and_then(|text| text.parse::<Timestamp>().ok());
-    if arguments.format == Some(Form::Json) {
-        for (index, (entry, size)) in entries.iter().enumerate() {
-            let object = json!({
-                "ID": id(index), "CreatedAt": entry.created, "CreatedBy": entry.created_by,
-                "Size": format::size(*size), "SizeBytes": size, "Comment": entry.comment,
-            });
-            say!("{object}");
+    let since = |entry: &History| time(entry).map_or_else(|| "N/A".to_owned(), |then| format::age(then, now));
+    let object = |(index, (entry, size)): (usize, &(&History, u64))| {
+        json!({
+            "ID": id(index), "CreatedAt": entry.created, "CreatedBy": entry.created_by,
+            "Size": format::size(*size), "SizeBytes": size, "Comment": entry.comment,
+        })
+    };
+    // As docker has it: shortened unless that was not wanted.
+    let shown = |(index, one): (usize, &(&History, u64))| {
+        let mut object = object((index, one));
+        object["CreatedSince"] = since(one.0).into();
+        if !arguments.no_trunc {
+            object["CreatedBy"] = format::clip(&one.0.created_by, CREATED_BY).into();
         }
-        return;
+        object
+    };
+    let filled = || entries.iter().enumerate().map(shown).collect::<Vec<_>>();
+    match &arguments.format {
+        Some(Format::Json) => {
+            entries.iter().enumerate().map(object).for_each(|object| say!("{object}"));
+            return Ok(());
+        }
+        Some(Format::Lines(template)) => return fill(template, &filled(), None),
+        Some(Format::Columns(template)) => {
+            let names = json!({
+                "ID": "IMAGE", "CreatedAt": "CREATED AT", "CreatedSince": "CREATED", "CreatedBy": "CREATED BY",
+                "Size": "SIZE", "SizeBytes": "SIZE", "Comment": "COMMENT",
+            });
+            return fill(template, &filled(), Some(&names));
+        }
+        Some(Format::Table) | None => {}
     }
     let row = |(index, (entry, size)): (usize, &(&History, u64))| {
         let by = if arguments.no_trunc {
@@ -81,9 +108,9 @@ fn print(entries: &[(&History, u64)], image: &LocalImage, arguments: &HistoryArg
         } else {
             format::clip(&entry.created_by, CREATED_BY)
         };
-        let age = time(entry).map_or_else(|| "N/A".to_owned(), |then| format::age(then, now));
-        vec![id(index), age, by.replace('\t', " "), format::size(*size), entry.comment.clone()]
+        vec![id(index), since(entry), by.replace('\t', " "), format::size(*size), entry.comment.clone()]
     };
     let rows: Vec<_> = entries.iter().enumerate().map(row).collect();
     say!("{}", format::table(&["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"], &rows));
+    Ok(())
 }

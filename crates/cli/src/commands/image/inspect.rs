@@ -5,6 +5,7 @@ use stave_oci::{ImageConfig, Platform, Reference};
 use stave_store::{LocalImage, Store};
 
 use super::find_platform;
+use crate::commands::{Format, fill};
 use crate::output::say;
 use crate::report::Failure;
 use crate::runtime::with_store;
@@ -13,9 +14,9 @@ use crate::state::GlobalOptions;
 /// Show an image's details as JSON
 #[derive(Debug, clap::Args)]
 pub(crate) struct InspectArguments {
-    /// Output form: only `json` (the default)
-    #[arg(long, value_name = "FORM", default_value = "json")]
-    format: crate::commands::Form,
+    /// Output form: `json` (the default), or a template such as `{{.Id}}` or `{{json .Config}}`
+    #[arg(short, long, value_name = "FORM", default_value = "json")]
+    format: Format,
     /// Of images for several platforms, the one to show
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<Platform>,
@@ -26,8 +27,8 @@ pub(crate) struct InspectArguments {
 
 /// Prints an array with one object an image.
 pub(crate) fn inspect(arguments: &InspectArguments, global: &GlobalOptions) -> Result<u8, Failure> {
-    if arguments.format != crate::commands::Form::Json {
-        return Err(Failure::usage("inspect prints `--format json` only"));
+    if matches!(arguments.format, Format::Table | Format::Columns(_)) {
+        return Err(Failure::usage("inspect prints `--format json` and templates only"));
     }
     with_store(global, |store| {
         let images = arguments
@@ -35,9 +36,33 @@ pub(crate) fn inspect(arguments: &InspectArguments, global: &GlobalOptions) -> R
             .iter()
             .map(|text| describe(store, &find_platform(store, text, arguments.platform.as_ref())?));
         let images = images.collect::<Result<Vec<Value>, Failure>>()?;
+        if let Format::Lines(template) = &arguments.format {
+            fill(template, &images.into_iter().map(with_all_fields).collect::<Vec<_>>(), None)?;
+            return Ok(0);
+        }
         say!("{}", serde_json::to_string_pretty(&images).map_err(|error| Failure::new(&error))?);
         Ok(0)
     })
+}
+
+/// The same with what an image does not say, as docker has it: a template may ask for it.
+fn with_all_fields(mut image: Value) -> Value {
+    let defaults = json!({
+        "User": "", "ExposedPorts": {}, "Env": [], "Entrypoint": [], "Cmd": [], "Volumes": {}, "WorkingDir": "",
+        "Labels": {}, "StopSignal": "", "OnBuild": [], "Shell": [], "Healthcheck": null, "ArgsEscaped": false,
+    });
+    for (name, value) in defaults.as_object().into_iter().flatten() {
+        let field = &mut image["Config"][name];
+        if field.is_null() {
+            *field = value.clone();
+        }
+    }
+    for name in ["Author", "Variant"] {
+        if image[name].is_null() {
+            image[name] = "".into();
+        }
+    }
+    image
 }
 
 fn describe(store: &Store, image: &LocalImage) -> Result<Value, Failure> {
