@@ -42,6 +42,41 @@ fn a_miss_is_told_where_it_happens() {
 }
 
 #[test]
+fn a_step_that_failed_had_no_result_to_lose() {
+    let world = Environment::new();
+    world.dockerfile("FROM BUSYBOX\nRUN false\n");
+    world.build("it").exits(1);
+    world.build("it").exits(1).never_says("cache miss");
+    world.dockerfile("FROM BUSYBOX\nRUN true\n");
+    world.build("it").success().never_says("cache miss");
+    // What it is compared with is the last that came to something.
+    world.dockerfile("FROM BUSYBOX\nRUN false\n");
+    world.build("it").exits(1);
+    world.dockerfile("FROM BUSYBOX\nRUN echo\n");
+    world.build("it").success().says("cache miss: the instruction changed: `RUN true` → `RUN echo`");
+}
+
+#[test]
+fn values_of_secrets_are_told_at_no_miss() {
+    let world = Environment::new();
+    world.write("old", "first-hunter2\n").write("new", "second-hunter2\n");
+    world.dockerfile("FROM BUSYBOX\nARG HARMLESS\nRUN --mount=type=secret,id=token true\n");
+    let build = |value: &str| {
+        let secret = format!("id=token,src={}", world.context().join(value).display());
+        let value = fs::read_to_string(world.context().join(value)).expect("is there");
+        let argument = format!("HARMLESS={}", value.trim());
+        world
+            .stave(["build", "--no-secret-scan", "--secret", &secret, "--build-arg", &argument, "."])
+            .success()
+    };
+    build("old");
+    let told = build("new");
+    told.says("cache miss: HARMLESS changed: `***` → `***`");
+    let explained = world.stave(["explain", "--format", "json"]).success().stdout;
+    assert!(!explained.contains("hunter2"), "{explained}");
+}
+
+#[test]
 fn modes_alone_suggest_gits_model() {
     let world = Environment::new();
     world.write("a", "1").dockerfile("FROM scratch\nCOPY a /\n");

@@ -298,7 +298,7 @@ impl Engine {
         let (sender, receiver) = steps.channel();
         let definition = Arc::new(definition.clone());
         let namespace = session.namespace.clone();
-        let explainer = steps.explainer(self, &definition, &namespace);
+        let explainer = steps.explainer(self, &definition, &session);
         let secrets = steps.secret_watch(self, &definition, &session);
         let observer = steps.observer().clone();
         let listening = tokio::spawn(listen(receiver, Arc::clone(&definition), observer, explainer, secrets));
@@ -564,8 +564,11 @@ async fn listen(
         observer.send(EngineEvent::Solve(event));
         if let (Some((vertex, miss)), Some(explainer)) = (missed, &explainer) {
             let (explainer, of) = (explainer.clone(), vertex.clone());
-            // Beside the step, which runs already; what it writes meanwhile waits in the channel.
-            let explained = tokio::task::spawn_blocking(move || explainer.explain(&of, &miss)).await;
+            let explained = match Explainer::plainly(&miss) {
+                Some(reason) => Ok(reason),
+                // Beside the step, which runs already; what it writes meanwhile waits in the channel.
+                None => tokio::task::spawn_blocking(move || explainer.explain(&of, &miss)).await,
+            };
             if let Ok(reason) = explained {
                 observer.send(EngineEvent::Miss { vertex, reason: Arc::new(reason) });
             }

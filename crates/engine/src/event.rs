@@ -14,7 +14,7 @@ use stave_frontend_dockerfile::Diagnostic;
 use stave_llb::Definition;
 use stave_oci::Digest;
 use stave_solver::{EventReceiver, EventSender, SolveEvent, event_channel, event_channel_with};
-use stave_worker::{Namespace, Session};
+use stave_worker::{KnownSecrets, Session};
 
 use crate::Engine;
 use crate::explain::{Explainer, Reason, SecretWatch};
@@ -197,12 +197,14 @@ impl Steps {
         &self,
         engine: &Engine,
         definition: &Arc<Definition>,
-        namespace: &Namespace,
+        session: &Session,
     ) -> Option<Explainer> {
-        let (recorder, index) = (self.recorder.clone()?, engine.solvers.index_of(namespace));
+        let (recorder, namespace) = (self.recorder.clone()?, &session.namespace);
+        let index = engine.solvers.index_of(namespace);
         let history = History::of(&engine.store).within(namespace);
         let manifests = engine.store.manifest_directory();
-        Some(Explainer::new(history, manifests, index, recorder, Arc::clone(definition)))
+        let explainer = Explainer::new(history, manifests, index, recorder, Arc::clone(definition));
+        Some(explainer.hiding(KnownSecrets::of(session)))
     }
 
     pub(crate) fn observer(&self) -> &Observer {

@@ -20,6 +20,7 @@ use stave_cache::{CacheIndex, KeyEntry, KeyKind, KeyPreimage};
 use stave_llb::Definition;
 use stave_oci::Digest;
 use stave_solver::Miss;
+use stave_worker::KnownSecrets;
 
 pub use change::{Change, FileSummary};
 pub(crate) use secrets::SecretWatch;
@@ -86,7 +87,7 @@ impl Reason {
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.cause {
-            Cause::First => f.write_str("no earlier build of this step is known"),
+            Cause::First => f.write_str("no earlier result of this step is known"),
             Cause::NoCache => f.write_str("the build was told not to use the cache"),
             Cause::Volatile => f.write_str("what it reads is looked at in every build"),
             Cause::Gone => f.write_str("nothing changed, but the earlier result is no longer in the cache"),
@@ -105,6 +106,8 @@ impl std::fmt::Display for Reason {
 #[derive(Debug, Clone)]
 pub(crate) struct Explainer {
     shared: Arc<Shared>,
+    /// What no explanation tells.
+    secrets: Option<KnownSecrets>,
 }
 
 #[derive(Debug)]
@@ -127,16 +130,35 @@ impl Explainer {
         definition: Arc<Definition>,
     ) -> Self {
         let shared = Shared { index, manifests, history, recorder, definition, earlier: Mutex::new(None) };
-        Self { shared: Arc::new(shared) }
+        Self { shared: Arc::new(shared), secrets: None }
+    }
+
+    /// The same that tells none of these.
+    pub(crate) fn hiding(self, secrets: Option<KnownSecrets>) -> Self {
+        Self { secrets, ..self }
     }
 
     /// Why a vertex was missed. Reads files and the index: not for async threads.
     pub(crate) fn explain(&self, vertex: &Digest, miss: &Miss) -> Reason {
-        if miss.ignored {
-            return Reason::plain(Cause::NoCache);
+        let mut reason = self.reason(vertex, miss);
+        if let Some(secrets) = &self.secrets {
+            let hidden = |text: &str| secrets.hidden_in(text);
+            reason.changes = reason.changes.into_iter().map(|change| change.without(&hidden)).collect();
         }
-        if miss.entries.is_empty() {
-            return Reason::plain(Cause::Volatile);
+        reason
+    }
+
+    /// Why, where the miss itself says so.
+    pub(crate) fn plainly(miss: &Miss) -> Option<Reason> {
+        if miss.ignored {
+            return Some(Reason::plain(Cause::NoCache));
+        }
+        miss.entries.is_empty().then(|| Reason::plain(Cause::Volatile))
+    }
+
+    fn reason(&self, vertex: &Digest, miss: &Miss) -> Reason {
+        if let Some(reason) = Self::plainly(miss) {
+            return reason;
         }
         let shared = &self.shared;
         let steps = shared.recorder.steps();
@@ -146,10 +168,10 @@ impl Explainer {
         let place = place::Place::of(&shared.definition, vertex);
         for record in self.earlier().iter() {
             let Some(step) = place.counterpart(this, record) else { continue };
-            let entries = self.entries_of(step);
-            if entries.is_empty() && !is_known(step) {
+            if !had_result(step) {
                 continue;
             }
+            let entries = self.entries_of(step);
             let mut reason = self.compare(miss, &entries, (this, step), (&steps, record));
             reason.build = Some(record.id.clone());
             return reason;
@@ -231,9 +253,9 @@ impl Explainer {
 /// The steps of a record that may be none.
 struct BuildRecordSteps<'a>(&'a [StepRecord]);
 
-/// Whether a step of an earlier build had a result: then it can be compared by its place alone.
-fn is_known(step: &StepRecord) -> bool {
-    !matches!(step.state, StepState::Running | StepState::Cancelled)
+/// Whether a step of an earlier build had a result: of one that had none nothing could be found.
+fn had_result(step: &StepRecord) -> bool {
+    !matches!(step.state, StepState::Running | StepState::Cancelled | StepState::Failed)
 }
 
 /// The pair of keys of one kind that says most: by content, else by result, else by definition; of several

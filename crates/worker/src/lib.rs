@@ -72,7 +72,7 @@ pub use remote::{ContextFetchError, ContextProvider, ContextRequest, Differ, Fet
 pub use root::IoAt;
 pub use rootfs::RootError;
 pub use run::{Bind, RunError, RunSpec, Running};
-pub use secret_scan::SecretLeak;
+pub use secret_scan::{KnownSecrets, SecretLeak};
 pub use session::{ContextModes, Secret, Session, StepNetwork};
 pub use source::describe::SourceFacts;
 pub use source::git::{GitError, GitFailure, GitPin};

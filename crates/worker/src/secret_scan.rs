@@ -35,6 +35,23 @@ pub struct SecretLeak {
     pub place: String,
 }
 
+/// The values of a build's secrets, as they are recognised in texts.
+#[derive(Debug, Clone)]
+pub struct KnownSecrets(Arc<Redactions>);
+
+impl KnownSecrets {
+    /// Those of a session; `None` when there is nothing to look for. Reads files.
+    pub fn of(session: &Session) -> Option<Self> {
+        Redactions::of(session).map(Self)
+    }
+
+    /// The text without them; `None` when it has none.
+    pub fn hidden_in(&self, text: &str) -> Option<String> {
+        self.0.find(text.as_bytes())?;
+        Some(replaced(text, &self.0))
+    }
+}
+
 impl<E> LocalWorker<E> {
     /// The first file of these layers that holds the value of one of the session's secrets.
     ///
@@ -78,10 +95,14 @@ impl<E> LocalWorker<E> {
 
 /// A text without secrets, in one line.
 fn shown(text: &str, redactions: &Arc<Redactions>) -> String {
+    replaced(text, redactions).replace('\n', " ")
+}
+
+fn replaced(text: &str, redactions: &Arc<Redactions>) -> String {
     let mut stream = redactions.stream();
     let mut bytes = stream.push(text.as_bytes());
     bytes.extend(stream.finish());
-    String::from_utf8_lossy(&bytes).replace('\n', " ")
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 struct Scan<'a> {

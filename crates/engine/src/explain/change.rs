@@ -7,6 +7,10 @@ use stave_worker::manifest::FileChange;
 
 /// Paths named one by one; of more only the number is said.
 pub(super) const MAX_NAMED: usize = 3;
+/// The field of a key that changes when results of earlier programs are not believed any more.
+const RESULT_VERSION: &str = "result-version";
+/// What stands for a value that nobody else should read.
+pub(super) const HIDDEN: &str = "***";
 /// Characters of a quoted value.
 const MAX_VALUE: usize = 60;
 /// Characters shown before the first one that differs, where a long value is not shown from its beginning.
@@ -94,6 +98,31 @@ impl Change {
             _ => false,
         }
     }
+
+    /// The same without what `hidden` replaces in texts. A variable that has or had such a value had another one of its kind
+    /// before or since, which nobody knows any more: neither is told.
+    pub(super) fn without(self, hidden: &dyn Fn(&str) -> Option<String>) -> Self {
+        let plain = |text: String| hidden(&text).unwrap_or(text);
+        match self {
+            Self::Variable { name, before, after } => {
+                let is_hidden = before.iter().chain(&after).any(|value| hidden(value).is_some());
+                let told = |value: String| if is_hidden { HIDDEN.to_owned() } else { value };
+                Self::Variable { name, before: before.map(told), after: after.map(told) }
+            }
+            Self::Files { summary, paths, count } => {
+                Self::Files { summary, paths: paths.into_iter().map(plain).collect(), count }
+            }
+            Self::Instruction { before, after } => {
+                Self::Instruction { before: plain(before), after: plain(after) }
+            }
+            Self::Base { before, after } => Self::Base { before: plain(before), after: plain(after) },
+            Self::Input { step } => Self::Input { step: plain(step) },
+            Self::Field { path, before, after } => {
+                Self::Field { path, before: before.map(plain), after: after.map(plain) }
+            }
+            Self::Content | Self::Secrets => self,
+        }
+    }
 }
 
 /// Groups the differences of two manifests, what tells most first.
@@ -157,6 +186,9 @@ impl fmt::Display for Change {
             Self::Secrets => f.write_str("a secret changed that counts (`cache=keyed`)"),
             Self::Base { before, after } => write!(f, "the base image changed: {before} → {after}"),
             Self::Input { step } => write!(f, "{step} made another result"),
+            Self::Field { path, .. } if path == RESULT_VERSION => {
+                f.write_str("results that an earlier version of stave made are not used")
+            }
             Self::Field { path, before, after } => {
                 if let (Some(before), Some(after)) = (before, after) {
                     return write!(f, "{path} changed: {}", quoted_difference(before, after));
@@ -225,6 +257,29 @@ mod tests {
         check(&many, "a, b and 3 more changed");
         check(&many[..3], "a, b, c changed");
         check(&[("", FileChange::Owner)], ". changed owner");
+    }
+
+    #[test]
+    fn known_values_are_in_no_change() {
+        let hidden = |text: &str| text.contains("hunter22").then(|| text.replace("hunter22", HIDDEN));
+        let check =
+            |change: Change, expected: &str| assert_eq!(change.without(&hidden).to_string(), expected);
+        let variable = |before: Option<&str>, after: Option<&str>| Change::Variable {
+            name: "X".to_owned(),
+            before: before.map(str::to_owned),
+            after: after.map(str::to_owned),
+        };
+        check(variable(Some("hunter21"), Some("a hunter22")), "X changed: `***` → `***`");
+        check(variable(None, Some("hunter22")), "X is set now: `***`");
+        check(variable(Some("1"), Some("2")), "X changed: `1` → `2`");
+        let [before, after] = ["RUN a", "RUN hunter22"].map(str::to_owned);
+        check(Change::Instruction { before, after }, "the instruction changed: `RUN a` → `RUN ***`");
+        check(Change::Input { step: "COPY hunter22 /".to_owned() }, "COPY *** / made another result");
+        let field = |text: &str| Some(text.to_owned());
+        let change = Change::Field { path: "args".to_owned(), before: None, after: field("-p hunter22") };
+        check(change, "args changed: none → `-p ***`");
+        let change = Change::Field { path: "result-version".to_owned(), before: None, after: field("2") };
+        check(change, "results that an earlier version of stave made are not used");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use stave_llb::{Definition, Op, SourceIdentifier};
 use stave_oci::Digest;
 use stave_worker::manifest::Manifest;
 
-use super::change::{Change, group};
+use super::change::{Change, HIDDEN, group};
 use super::field;
 use super::place::parse;
 use crate::record::StepRecord;
@@ -167,9 +167,6 @@ fn plain(fields: &[Field]) -> &[Field] {
         _ => fields,
     }
 }
-
-/// What stands for a value that nobody else should read.
-const HIDDEN: &str = "***";
 
 /// Variables that differ, by name; values of those that are likely to hold a secret are not told.
 fn variables(before: &[String], after: &[String]) -> Vec<Change> {
