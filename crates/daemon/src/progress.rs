@@ -474,6 +474,7 @@ fn default_name(op: &Op) -> String {
         Op::Merge(_) => "merge".to_owned(),
         Op::Diff(_) => "diff".to_owned(),
         Op::Build(_) => "build".to_owned(),
+        Op::Passthrough(op) => format!("passthrough {}", op.id),
     }
 }
 

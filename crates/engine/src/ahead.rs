@@ -32,6 +32,7 @@ pub(crate) fn layers_of(definition: &Definition) -> BTreeSet<Digest> {
             }
             Op::Merge(op) => op.inputs.iter().copied().flatten().collect(),
             Op::Diff(op) => op.upper.into_iter().collect(),
+            Op::Passthrough(op) => op.outputs.clone(),
             Op::Source(_) | Op::Build(_) => Vec::new(),
         };
         let edges = inputs.iter().filter_map(|index| vertex.inputs.get(*index as usize));

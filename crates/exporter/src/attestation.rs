@@ -167,16 +167,22 @@ fn config(statements: &[Document]) -> Vec<u8> {
 
 /// `pkg:docker/name@tag?platform=linux%2Famd64` (package-url's `docker` type).
 pub fn package_url(name: &Reference, platform: &Platform) -> String {
+    url_of(name, &format!("platform={}", escaped(&platform.to_string())))
+}
+
+/// The package URL of a single blob in a repository.
+pub fn blob_url(name: &Reference) -> String {
+    url_of(name, "ref_type=blob")
+}
+
+fn url_of(name: &Reference, last: &str) -> String {
     let familiar = name.familiar_name();
     // Of a name the colon before a port is escaped, too.
     let path: Vec<String> = familiar.split('/').map(|part| escaped(part).replace(':', "%3A")).collect();
     let version = name.tag().map(|tag| format!("@{}", escaped(tag))).unwrap_or_default();
-    let mut qualifiers = Vec::new();
-    if let Some(digest) = name.digest() {
-        qualifiers.push(format!("digest={}", escaped(digest.as_str())));
-    }
-    qualifiers.push(format!("platform={}", escaped(&platform.to_string())));
-    format!("pkg:docker/{}{version}?{}", path.join("/"), qualifiers.join("&"))
+    let digest =
+        name.digest().map(|digest| format!("digest={}&", escaped(digest.as_str()))).unwrap_or_default();
+    format!("pkg:docker/{}{version}?{digest}{last}", path.join("/"))
 }
 
 /// Percent-encoding of everything but what a URL never needs to quote.
@@ -231,5 +237,9 @@ mod tests {
             "localhost:5000/team/app",
             "pkg:docker/localhost%3A5000/team/app@latest?platform=linux%2Farm%2Fv7",
         );
+        let digest = Digest::sha256(b"x");
+        let blob: Reference = format!("localhost:5000/app@{digest}").parse().expect("a name");
+        let expected = format!("pkg:docker/localhost%3A5000/app?digest={digest}&ref_type=blob");
+        assert_eq!(blob_url(&blob), expected);
     }
 }

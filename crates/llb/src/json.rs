@@ -141,6 +141,10 @@ fn body(op: &Op, inputs: usize) -> Value {
             object.put("lower", input(diff.lower));
             object.put("upper", input(diff.upper));
         }
+        Op::Passthrough(pass) => {
+            object.text("id", &pass.id);
+            object.list("outputs", pass.outputs.iter().map(|at| json!(at.to_string())).collect());
+        }
         Op::Build(build) => {
             object.long("builder", to_wire::index(build.builder));
             if !build.inputs.is_empty() {

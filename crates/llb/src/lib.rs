@@ -26,7 +26,7 @@ pub use file::{
     Chown, CopyAction, CopyMode, FileAction, FileActionKind, FileInput, FileOp, MkdirAction, MkfileAction,
     RmAction, SymlinkAction, UserOrGroup,
 };
-pub use op::{BuildOp, DiffOp, MergeOp, Op};
-pub use source::{GitSource, SourceIdentifier, SourceOp};
+pub use op::{BuildOp, DiffOp, MergeOp, Op, PassthroughOp};
+pub use source::{BlobPlace, GitSource, SourceIdentifier, SourceOp};
 pub use source_map::{Position, SourceInfo, SourceLocation, SourceMap, SourceRange};
 pub use wire::{DefinitionError, MAX_DEFINITION_BYTES, MAX_INPUTS, MAX_NESTING, MAX_OP_BYTES, MAX_VERTICES};

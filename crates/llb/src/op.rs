@@ -26,6 +26,8 @@ pub enum Op {
     Diff(DiffOp),
     /// A definition that an input holds, solved in turn.
     Build(BuildOp),
+    /// Some of its inputs, once all of them are there.
+    Passthrough(PassthroughOp),
 }
 
 /// File systems laid over each other, the first at the bottom.
@@ -57,8 +59,17 @@ pub struct BuildOp {
     pub attrs: BTreeMap<String, String>,
 }
 
+/// Inputs handed on as they are. All inputs are made, those that are no outputs for what their making does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PassthroughOp {
+    /// What its maker calls it; never empty.
+    pub id: String,
+    /// The input index of each output; never empty.
+    pub outputs: Vec<u32>,
+}
+
 impl Op {
-    /// The kind's name as it stands in JSON: `source`, `exec`, `file`, `merge`, `diff` or `build`.
+    /// The kind's name as it stands in JSON: `source`, `exec`, `file`, `merge`, `diff`, `build` or `passthrough`.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Source(_) => "source",
@@ -67,6 +78,7 @@ impl Op {
             Self::Merge(_) => "merge",
             Self::Diff(_) => "diff",
             Self::Build(_) => "build",
+            Self::Passthrough(_) => "passthrough",
         }
     }
 }

@@ -45,14 +45,25 @@ pub enum SourceIdentifier {
     },
     /// `docker-image+blob://` or `oci-layout+blob://`: one blob.
     Blob {
-        /// The identifier after its scheme.
+        /// The identifier after its scheme: a name and a digest.
         reference: String,
+        /// Where it is.
+        place: BlobPlace,
     },
     /// Another scheme.
     Unknown {
         /// The scheme, empty if there is none.
         scheme: String,
     },
+}
+
+/// Where single blobs are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlobPlace {
+    /// `docker-image+blob://`: in a registry's repository.
+    Registry,
+    /// `oci-layout+blob://`: in a store of the session.
+    Layout,
 }
 
 /// A repository.
@@ -107,7 +118,8 @@ impl SourceIdentifier {
             "git" => Self::Git(GitSource::parse(rest)),
             "http" | "https" => Self::Http { url: raw.to_owned() },
             "oci-layout" => Self::OciLayout { reference: rest.to_owned() },
-            "docker-image+blob" | "oci-layout+blob" => Self::Blob { reference: rest.to_owned() },
+            "docker-image+blob" => Self::Blob { reference: rest.to_owned(), place: BlobPlace::Registry },
+            "oci-layout+blob" => Self::Blob { reference: rest.to_owned(), place: BlobPlace::Layout },
             _ => Self::Unknown { scheme: scheme.to_owned() },
         }
     }
@@ -147,6 +159,9 @@ mod tests {
         check("https://a.test/b", &SourceIdentifier::Http { url: "https://a.test/b".into() });
         let git = GitSource { remote: "a.test/b.git".into(), revision: "v1".into(), subdir: "d".into() };
         check("git://a.test/b.git#v1:d", &SourceIdentifier::Git(git));
+        let blob = |place| SourceIdentifier::Blob { reference: "a.test/b@sha256:0".into(), place };
+        check("docker-image+blob://a.test/b@sha256:0", &blob(BlobPlace::Registry));
+        check("oci-layout+blob://a.test/b@sha256:0", &blob(BlobPlace::Layout));
         check("ftp://x", &SourceIdentifier::Unknown { scheme: "ftp".into() });
         check("nothing", &SourceIdentifier::Unknown { scheme: String::new() });
         check("docker-image://", &SourceIdentifier::Unknown { scheme: "docker-image".into() });

@@ -7,6 +7,7 @@
 mod decode;
 mod encode;
 mod error;
+mod newer;
 pub(crate) mod to_typed;
 pub(crate) mod to_wire;
 

@@ -7,9 +7,9 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
-use reqwest::StatusCode;
-use reqwest::header::{CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
-use stave_oci::{Descriptor, Hasher, Reference};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
+use reqwest::{Method, StatusCode};
+use stave_oci::{Descriptor, Digest, Hasher, Reference};
 use tokio::io::AsyncRead;
 use url::Url;
 
@@ -22,6 +22,9 @@ use crate::error::{Action, ErrorKind, MirrorFailure, ResponseFault};
 use crate::limits::{MAX_CONFIG_BYTES, MAX_FOREIGN_URLS, RESUME_PROGRESS_BYTES};
 use crate::request::{Call, Exchange, Failure, shown};
 use crate::{Client, RegistryError};
+
+/// The media type of what nobody says more about.
+const OCTETS: &str = "application/octet-stream";
 
 /// The bytes of one blob, verified as they pass: the stream's last item is an error unless digest and size are
 /// those of the descriptor. Cut connections are resumed within. Use nothing of it before it ended without error.
@@ -84,6 +87,39 @@ impl Client {
             Ok(piece.map(|piece| (piece, download)))
         });
         Ok(BlobStream { pieces: pieces.boxed() })
+    }
+
+    /// What a blob is that is known by its digest alone: how large, as the first host that has it says.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub async fn find_blob(&self, name: &Reference, digest: &Digest) -> Result<Descriptor, RegistryError> {
+        let subject = Subject::of(Action::Pull, name);
+        let hosts = endpoints(&self.shared.config.registries, name.registry(), Capability::Pull);
+        let (mut hosts, mut mirrors) = (hosts.into_iter().peekable(), Vec::new());
+        while let Some(endpoint) = hosts.next() {
+            let host = endpoint.host.clone();
+            match self.size_at(endpoint, name, digest).await {
+                Ok(size) => return Ok(Descriptor::new(OCTETS, digest.clone(), size)),
+                Err(kind) if hosts.peek().is_some() => mirrors.push(MirrorFailure { host, kind }),
+                Err(kind) => return Err(subject.error_after(&host, kind, mirrors)),
+            }
+        }
+        let registry = name.registry();
+        Err(subject.error(registry, ErrorKind::NoEndpoint(registry.to_owned())))
+    }
+
+    async fn size_at(&self, endpoint: Endpoint, name: &Reference, digest: &Digest) -> Result<u64, ErrorKind> {
+        let exchange = Exchange::open(&self.shared, endpoint, ScopeSet::pull(name.repository())).await?;
+        let url = exchange.url(&format!("{}/blobs/{digest}", name.repository()))?;
+        let mut call = Call::new(Method::HEAD, url);
+        call.is_verified = true;
+        let answer = exchange.send(&call).await?;
+        if !answer.response.status().is_success() {
+            return Err(answer.fault().await.kind);
+        }
+        let size = answer.header(CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok());
+        size.ok_or_else(|| ResponseFault::Length.into())
     }
 
     /// A whole small blob (a configuration) of at most 8 MiB.

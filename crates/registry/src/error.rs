@@ -195,6 +195,9 @@ pub enum ResponseFault {
     /// A range was asked for and another one came.
     #[error("registry answered with another byte range than the one asked for")]
     Range,
+    /// A blob is there, and nobody says how large it is.
+    #[error("registry did not say how large the blob is")]
+    Length,
     /// A `Docker-Content-Digest` header that is no digest.
     #[error("registry sent an invalid `Docker-Content-Digest` header")]
     DigestHeader,

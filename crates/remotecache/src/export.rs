@@ -96,6 +96,7 @@ fn changed_inputs(vertex: &Vertex) -> Vec<u32> {
             .collect(),
         Op::Merge(op) => op.inputs.iter().flatten().copied().collect(),
         Op::Diff(op) => op.upper.into_iter().collect(),
+        Op::Passthrough(op) => op.outputs.clone(),
         Op::Source(_) | Op::Build(_) => Vec::new(),
     }
 }

@@ -11,6 +11,7 @@ mod file;
 pub(crate) mod json;
 mod source;
 
+use serde_json::Value;
 use stave_llb::{Op, Vertex};
 use stave_oci::{Digest, Platform};
 
@@ -80,6 +81,11 @@ impl OpKeys {
                     .object("lower", Some(index_object(op.lower)))
                     .object("upper", Some(index_object(op.upper)));
                 Some(plain("buildkit.diff.v0", "Diff", diff, count))
+            }
+            Op::Passthrough(op) => {
+                let outputs = op.outputs.iter().map(|at| Value::from(*at)).collect();
+                let pass = Object::new().text("id", &op.id).list("outputs", outputs);
+                Some(plain("buildkit.passthrough.v0", "Passthrough", pass, count))
             }
             Op::Build(_) => None,
         }

@@ -11,7 +11,9 @@ mod vertex;
 use std::collections::HashMap;
 
 use stave_cache::{CacheKey, KeyBuilder, KeyKind, KeyPart};
-use stave_llb::{BuildOp, Definition, DiffOp, MergeOp, Op, SourceIdentifier, SourceOp, Vertex};
+use stave_llb::{
+    BuildOp, Definition, DiffOp, MergeOp, Op, PassthroughOp, SourceIdentifier, SourceOp, Vertex,
+};
 use stave_oci::{Digest, Platform};
 
 use crate::worker::{CacheMap, InputKey, OpKey, Selector};
@@ -83,6 +85,7 @@ pub fn op_key(vertex: &Vertex) -> OpKey {
         Op::Merge(op) => merge_part(op),
         Op::Diff(op) => diff_part(op),
         Op::Build(op) => build_part(op),
+        Op::Passthrough(op) => passthrough_part(op),
     })
 }
 
@@ -135,7 +138,7 @@ pub(crate) fn is_session_bound(vertex: &Vertex) -> bool {
 fn pin(op: &SourceOp) -> Option<String> {
     match &op.identifier {
         SourceIdentifier::DockerImage { reference } => reference.digest().map(ToString::to_string),
-        SourceIdentifier::OciLayout { reference } | SourceIdentifier::Blob { reference } => {
+        SourceIdentifier::OciLayout { reference } | SourceIdentifier::Blob { reference, .. } => {
             let (_, digest) = reference.rsplit_once('@')?;
             digest.parse::<stave_oci::Digest>().ok().map(|digest| digest.to_string())
         }
@@ -163,7 +166,7 @@ fn input_keys(vertex: &Vertex) -> Vec<InputKey> {
     match &vertex.op {
         Op::Exec(op) => exec::input_keys(op, count),
         Op::File(op) => file::input_keys(op, count),
-        Op::Source(_) | Op::Merge(_) | Op::Diff(_) | Op::Build(_) => {
+        Op::Source(_) | Op::Merge(_) | Op::Diff(_) | Op::Build(_) | Op::Passthrough(_) => {
             vec![InputKey::Identity { selector: None }; count]
         }
     }
@@ -185,6 +188,16 @@ fn diff_part(op: &DiffOp) -> KeyPart {
         .optional_number("lower", lower.map(u64::from))
         .optional_number("upper", upper.map(u64::from))
         .finish()
+}
+
+fn passthrough_part(op: &PassthroughOp) -> KeyPart {
+    let PassthroughOp { id, outputs } = op;
+    let mut builder = KeyBuilder::new("op.passthrough");
+    builder.text("id", id).number("count", outputs.len() as u64);
+    for output in outputs {
+        builder.number("output", u64::from(*output));
+    }
+    builder.finish()
 }
 
 fn build_part(op: &BuildOp) -> KeyPart {

@@ -23,6 +23,7 @@ use crate::keyed::with_keyed_secrets;
 use crate::remote::{ContextProvider, ContextRequest, FetchedContext};
 use crate::session::Session;
 use crate::source::SourceError;
+use crate::source::blob::BlobSource;
 use crate::source::git::{GitError, GitRequest};
 use crate::source::http::HttpSource;
 use crate::source::image::{Puller, blocking};
@@ -116,6 +117,11 @@ impl<E: Executor> Worker for LocalWorker<E> {
             Op::Merge(op) => self.merge(op, inputs, cx).await.map(|result| vec![result]),
             Op::Diff(op) => self.diff(op, inputs, cx).await.map(|result| vec![result]),
             Op::Build(_) => Err(OpError::new(OpErrorKind::Unsupported, LayersError::Build)),
+            Op::Passthrough(op) => {
+                let output = |at: &u32| inputs.get(*at as usize).cloned();
+                let outputs: Option<Vec<Ref>> = op.outputs.iter().map(output).collect();
+                outputs.ok_or_else(|| OpError::new(OpErrorKind::Input, LayersError::NoInput))
+            }
         }?;
         if let Some(Ref::Snapshot(snapshot)) = outputs.first() {
             self.shared.wishes.made(&self.shared.store, &vertex.digest, snapshot);
@@ -225,9 +231,11 @@ impl<E: Executor> LocalWorker<E> {
             SourceIdentifier::OciLayout { reference } => {
                 self.layout(reference, op, vertex.platform.as_ref(), cx).await
             }
-            SourceIdentifier::Blob { .. } | SourceIdentifier::Unknown { .. } => {
-                Err(SourceError::Unsupported(op.raw.clone()))
+            SourceIdentifier::Blob { reference, place } => {
+                let source = BlobSource::new(reference, *place, op)?;
+                Ok(Ref::Snapshot(source.fetch(&self.shared, cx).await?))
             }
+            SourceIdentifier::Unknown { .. } => Err(SourceError::Unsupported(op.raw.clone())),
         }
     }
 
@@ -499,6 +507,8 @@ fn source_error(error: SourceError) -> OpError {
         | SourceError::Attribute { .. }
         | SourceError::UnknownAttribute(_)
         | SourceError::Here(_)
+        | SourceError::BlobReference(_)
+        | SourceError::NoStore
         | SourceError::ImageAttribute { .. }
         | SourceError::Context { .. }
         | SourceError::Fetch(_) => OpErrorKind::Input,
@@ -506,6 +516,7 @@ fn source_error(error: SourceError) -> OpError {
         | SourceError::Image { .. }
         | SourceError::Http { .. }
         | SourceError::Layout { .. }
+        | SourceError::Blob { .. }
         | SourceError::Git(_) => OpErrorKind::Source,
         SourceError::Layer { .. } | SourceError::Room { .. } | SourceError::Store(_) | SourceError::Io(_) => {
             OpErrorKind::System

@@ -75,7 +75,7 @@ pub use run::{Bind, RunError, RunSpec, Running};
 pub use secret_scan::{KnownSecrets, SecretLeak};
 pub use session::{ContextModes, Secret, Session, StepNetwork};
 pub use source::describe::SourceFacts;
-pub use source::git::{GitError, GitFailure, GitPin};
+pub use source::git::{GitError, GitFailure, GitObjects, GitPin};
 pub use source::http::{HttpError, HttpPin, host_secrets};
 pub use source::image::{PullProgress, Puller};
 pub use source::index::IndexSurvey;

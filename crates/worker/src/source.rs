@@ -2,6 +2,8 @@
 //! Owns their fetching and what their attributes mean. Must not know graphs. Read [`SourceError`] for what may go
 //! wrong, then the module of the kind.
 
+mod attributes;
+pub(crate) mod blob;
 pub(crate) mod describe;
 pub(crate) mod git;
 pub(crate) mod http;
@@ -99,6 +101,21 @@ pub enum SourceError {
         /// Why.
         #[source]
         source: Box<layout::LayoutError>,
+    },
+    /// A blob whose identifier does not say by its digest which one it is.
+    #[error("invalid image blob reference {0}")]
+    BlobReference(String),
+    /// A blob of a layout that does not say of which.
+    #[error("oci-layout blob source requires store id")]
+    NoStore,
+    /// A blob broke off, or is not what it was named by.
+    #[error("fetching blob {digest}")]
+    Blob {
+        /// Which.
+        digest: stave_oci::Digest,
+        /// Why.
+        #[source]
+        source: blob::BlobError,
     },
     /// A repository could not be had.
     // Not transparent: its own kinds are looked at.

@@ -5,18 +5,19 @@ use std::path::Path;
 use std::sync::Arc;
 
 use stave_cache::CacheIndex;
-use stave_llb::SourceOp;
 use stave_llb::builder::{About, GraphBuilder};
+use stave_llb::{Definition, SourceOp};
 use stave_oci::{Digest, ImageConfig, Platform};
 use stave_registry::{Client, ClientConfig, Keychain, Limits as RegistryLimits, RegistryTables};
 use stave_sandbox::Launcher;
 use stave_solver::{Job, Limits, Solver};
 use stave_store::Store;
-use stave_test_support::TestRegistry;
+use stave_test_support::{GitServer, TestRegistry};
 use stave_worker::{
     Confinement, ContextModes, LocalWorker, LocalWorkerConfig, Namespace, Pins, Ref, Session, StepNetwork,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_util::sync::CancellationToken;
 
 struct Machine {
     directory: tempfile::TempDir,
@@ -54,14 +55,13 @@ fn session() -> Session {
     }
 }
 
+fn source(raw: &str, attrs: &[(&str, &str)]) -> SourceOp {
+    let attrs = attrs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    SourceOp::new(raw.to_owned(), attrs)
+}
+
 impl Machine {
-    /// What a source is, or why it is not.
-    async fn solve(&self, source: &str, attrs: &[(&str, &str)], session: Session) -> Result<Ref, String> {
-        let attrs = attrs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let mut graph = GraphBuilder::default();
-        let platform = Platform::new("linux", "amd64", None);
-        let made = graph.source(SourceOp::new(source.to_owned(), attrs), &platform, About::default());
-        let definition = graph.finish(Some(made));
+    fn worker(&self) -> LocalWorker {
         let worker = LocalWorker::new(LocalWorkerConfig {
             device_directories: Vec::new(),
             runtime: None,
@@ -69,16 +69,30 @@ impl Machine {
             launcher: Launcher::new(),
             fingerprints: Some(self.directory.path().join("fingerprints")),
         });
+        worker.expect("worker")
+    }
+
+    /// What a source is, or why it is not.
+    async fn solve(&self, raw: &str, attrs: &[(&str, &str)], session: Session) -> Result<Ref, String> {
+        let mut graph = GraphBuilder::default();
+        let platform = Platform::new("linux", "amd64", None);
+        let made = graph.source(source(raw, attrs), &platform, About::default());
+        let solved = self.solve_all(&graph.finish(Some(made)), session).await;
+        solved.map(|mut found| found.remove(0))
+    }
+
+    /// What the outputs of a graph are.
+    async fn solve_all(&self, definition: &Definition, session: Session) -> Result<Vec<Ref>, String> {
         let index = CacheIndex::open(&self.store.cache_index_path()).expect("index");
-        let solver = Solver::new(Arc::new(worker.expect("worker")), index, Limits::for_processors(2));
-        let solved = solver.solve(&definition, &Job::new(Arc::new(session))).await;
+        let solver = Solver::new(Arc::new(self.worker()), index, Limits::for_processors(2));
+        let solved = solver.solve(definition, &Job::new(Arc::new(session))).await;
         solver.shutdown().await;
         let words = |error: &dyn std::error::Error| {
             std::iter::successors(Some(error), |error| error.source())
                 .map(ToString::to_string)
                 .collect::<Vec<_>>()
         };
-        solved.map(|mut found| found.remove(0)).map_err(|error| words(&error).join(": "))
+        solved.map_err(|error| words(&error).join(": "))
     }
 
     fn read(&self, result: &Ref, path: &str) -> String {
@@ -139,4 +153,79 @@ async fn names_of_encodings_are_compared_without_case() {
         drop(lease);
         server.abort();
     }
+}
+
+#[tokio::test]
+async fn objects_of_a_revision_are_gits_byte_for_byte() {
+    let (machine, server) = (machine(), GitServer::start().expect("serves"));
+    let lease = machine.store.lease().expect("lease");
+    let repository = server.repository("a").expect("a repository");
+    let commit = repository.commit("what, and\n\nwhy").expect("a commit");
+    repository.git(&["tag", "--annotate", "--message", "the first", "v1"]).expect("a tag");
+    repository.publish().expect("published");
+    let tag = repository.git(&["rev-parse", "v1"]).expect("is there").trim().to_owned();
+    let expected = |kind: &str, hash: &str| repository.git(&["cat-file", kind, hash]).expect("is there");
+    let worker = machine.worker();
+    let find = async |revision: &str| {
+        let url = server.url("a");
+        let raw = format!("git://{}#{revision}", url.strip_prefix("http://").expect("plain"));
+        let op = source(&raw, &[("git.fullurl", &url)]);
+        let found = worker.git_objects_of(&op, Arc::new(session()), &CancellationToken::new()).await;
+        found.expect("is fetched").expect("is of git")
+    };
+    // A hash does not say what it is the hash of.
+    for revision in ["v1", &tag] {
+        let found = find(revision).await;
+        assert_eq!((&found.pin.object, found.pin.peeled.as_deref()), (&tag, Some(&*commit)), "{revision}");
+        assert_eq!(found.commit, expected("commit", &commit).into_bytes());
+        assert_eq!(found.tag, Some(expected("tag", &tag).into_bytes()));
+    }
+    for revision in ["main", &commit] {
+        let found = find(revision).await;
+        assert_eq!((&found.pin.object, found.pin.peeled, found.tag), (&commit, None, None), "{revision}");
+    }
+    let other = source("local://x", &[]);
+    let found = worker.git_objects_of(&other, Arc::new(session()), &CancellationToken::new()).await;
+    assert!(matches!(found, Ok(None)));
+    drop(lease);
+}
+
+#[tokio::test]
+async fn a_blob_becomes_a_file() {
+    let (machine, registry) = (machine(), TestRegistry::start());
+    let lease = machine.store.lease().expect("lease");
+    let blob = registry.put_blob("app", b"layer");
+    let manifest = registry.put_image("app", "1", b"{}", &[]);
+    drop(manifest);
+    let (_, manifest) = registry.manifest("app", "1").expect("was put");
+    let named = |digest: &Digest| format!("docker-image+blob://{}/app@{digest}", registry.host());
+    let attrs = [("http.filename", "l.tar"), ("http.perm", "0640"), ("http.uid", "0")];
+    let found = machine.solve(&named(&blob), &attrs, session()).await.expect("is there");
+    assert_eq!(machine.read(&found, "l.tar"), "layer");
+    // Documents lie elsewhere in a registry, and go by their digest, too.
+    let document = Digest::sha256(&manifest);
+    let found = machine.solve(&named(&document), &[], session()).await.expect("is there");
+    assert_eq!(machine.read(&found, document.hex()).into_bytes(), manifest);
+    let missing = machine.solve(&named(&Digest::sha256(b"none")), &[], session()).await;
+    assert!(missing.expect_err("is not there").contains("not found"));
+
+    let layout = tempfile::tempdir().expect("tempdir");
+    let place = layout.path().join("blobs/sha256");
+    std::fs::create_dir_all(&place).expect("makes");
+    std::fs::write(place.join(Digest::sha256(b"whole").hex()), "whole").expect("writes");
+    std::fs::write(place.join(Digest::sha256(b"other").hex()), "damaged").expect("writes");
+    std::os::unix::fs::symlink("/etc/passwd", place.join(Digest::sha256(b"link").hex())).expect("links");
+    let session = || Session { layouts: [("s".to_owned(), layout.path().to_owned())].into(), ..session() };
+    let attrs = [("oci.store", "s"), ("http.filename", "f")];
+    let named = |bytes: &[u8]| format!("oci-layout+blob://not/real@{}", Digest::sha256(bytes));
+    let found = machine.solve(&named(b"whole"), &attrs, session()).await.expect("is there");
+    assert_eq!(machine.read(&found, "f"), "whole");
+    let refused = async |bytes: &[u8], attrs: &[(&str, &str)]| {
+        machine.solve(&named(bytes), attrs, session()).await.expect_err("is refused")
+    };
+    assert!(refused(b"other", &attrs).await.contains("it does not match its digest"));
+    assert!(refused(b"link", &attrs).await.contains("not found"));
+    assert!(refused(b"none", &[]).await.contains("oci-layout blob source requires store id"));
+    assert!(refused(b"none", &[("oci.store", "t")]).await.contains("no OCI layout named `t`"));
+    drop(lease);
 }

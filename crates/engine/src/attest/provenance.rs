@@ -9,11 +9,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
-use stave_exporter::{Attestation, package_url};
+use stave_exporter::{Attestation, blob_url, package_url};
 use stave_frontend_dockerfile::PlanRequest;
 use stave_frontend_dockerfile::request::NoCache;
 use stave_llb::builder::{About, GraphBuilder};
-use stave_llb::{Definition, Mount, NetMode, Op, SourceIdentifier, SourceInfo, SourceOp};
+use stave_llb::{BlobPlace, Definition, Mount, NetMode, Op, SourceIdentifier, SourceInfo, SourceOp};
 use stave_oci::{Descriptor, Digest, Platform, Reference};
 use stave_worker::{Pinned, Pins};
 
@@ -376,6 +376,15 @@ impl Facts<'_> {
                     material["digest"] = json!({algorithm: commit});
                 }
                 Some(material)
+            }
+            SourceIdentifier::Blob { reference, place } => {
+                let name: Reference = reference.parse().ok()?;
+                let uri = blob_url(&name);
+                let uri = match place {
+                    BlobPlace::Registry => uri,
+                    BlobPlace::Layout => uri.replacen("pkg:docker/", "pkg:oci/", 1),
+                };
+                Some(json!({"uri": uri, "digest": digest_set(name.digest()?)}))
             }
             _ => None,
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use stave_llb::SourceOp;
 use stave_oci::{Digest, Platform};
-use stave_worker::{OciLayout, Session, SourceError, SourceFacts};
+use stave_worker::{GitObjects, OciLayout, Session, SourceError, SourceFacts};
 
 use super::Parts;
 use crate::resolve::ResolveErrorKind;
@@ -25,6 +25,19 @@ impl Parts<'_> {
     ) -> Result<Option<SourceFacts>, SourceError> {
         let step = self.steps.start(format!("[internal] load metadata for {}", shown(op)));
         step.end(self.engine.worker.facts_of(op, session, &self.cancel).await)
+    }
+
+    /// The commit of a repository, and its tag, byte for byte; `None` for other sources.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    pub async fn git_objects_of(
+        &self,
+        op: &SourceOp,
+        session: Arc<Session>,
+    ) -> Result<Option<GitObjects>, SourceError> {
+        let step = self.steps.start(format!("[internal] load metadata for {}", shown(op)));
+        step.end(self.engine.worker.git_objects_of(op, session, &self.cancel).await)
     }
 
     /// The config of an image in an OCI layout of this build.

@@ -12,6 +12,7 @@ use stave_oci::Digest;
 
 use super::{
     DefinitionError, MAX_DEFINITION_BYTES, MAX_INPUTS, MAX_OP_BYTES, MAX_VERTICES,
+    newer::NewerOp,
     to_typed::{Reader, platform},
 };
 use crate::{
@@ -36,7 +37,7 @@ pub(super) fn from_message(message: pb::Definition, depth: usize) -> Result<Defi
         raw.push(Raw::read(bytes)?);
     }
     let end = Raw::read(last)?;
-    if end.message.op.is_some() || end.inputs.is_empty() {
+    if end.message.op.is_some() || end.newer.passthrough.is_some() || end.inputs.is_empty() {
         return Err(DefinitionError::NoOutput);
     }
     let order = order(&raw, &end)?;
@@ -59,6 +60,8 @@ struct Raw {
     digest: Digest,
     bytes: Vec<u8>,
     message: pb::Op,
+    /// Its operation, where `message` has no words for that.
+    newer: NewerOp,
     inputs: Vec<Edge>,
 }
 
@@ -67,6 +70,10 @@ impl Raw {
         limit("bytes in one operation", bytes.len(), MAX_OP_BYTES)?;
         let digest = Digest::sha256(&bytes);
         let message = pb::Op::decode(bytes.as_slice()).map_err(malformed)?;
+        let newer = match message.op {
+            Some(_) => NewerOp::default(),
+            None => NewerOp::decode(bytes.as_slice()).map_err(malformed)?,
+        };
         limit("inputs at one vertex", message.inputs.len(), MAX_INPUTS)?;
         let mut inputs = Vec::with_capacity(message.inputs.len());
         for input in &message.inputs {
@@ -81,13 +88,17 @@ impl Raw {
             })?;
             inputs.push(Edge { vertex, output });
         }
-        Ok(Self { digest, bytes, message, inputs })
+        Ok(Self { digest, bytes, message, newer, inputs })
     }
 
     fn vertex(self, metadata: VertexMetadata, depth: usize) -> Result<(Vertex, Vec<u8>), DefinitionError> {
-        let Self { digest, bytes, message, inputs } = self;
-        let Some(op) = message.op else { return Err(DefinitionError::NoOperation(digest)) };
-        let op = Reader { vertex: &digest, inputs: inputs.len(), depth }.op(op)?;
+        let Self { digest, bytes, message, newer, inputs } = self;
+        let reader = Reader { vertex: &digest, inputs: inputs.len(), depth };
+        let op = match (message.op, newer.passthrough) {
+            (Some(op), _) => reader.op(op)?,
+            (None, Some(pass)) => reader.passthrough(pass)?,
+            (None, None) => return Err(DefinitionError::NoOperation(digest)),
+        };
         let platform = message.platform.map(platform);
         let constraints = message.constraints.map(|constraints| constraints.filter);
         Ok((Vertex { digest, op, inputs, platform, constraints, metadata }, bytes))

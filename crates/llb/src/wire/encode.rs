@@ -11,7 +11,7 @@ use prost::{
     encoding::{self, WireType},
 };
 
-use super::to_wire;
+use super::{newer, to_wire};
 use crate::{
     definition::{Definition, Edge, VertexMetadata},
     exec::ExecOp,
@@ -54,6 +54,7 @@ pub(crate) fn encode_op(
         }
         Op::Exec(exec) => field(2, &exec_op(exec), &mut bytes),
         Op::Build(build) => field(5, &build_op(build), &mut bytes),
+        Op::Passthrough(pass) => field(8, &newer::passthrough(pass), &mut bytes),
         other => {
             if let Some(message) = to_wire::op(other, inputs.len()) {
                 message.encode(&mut bytes);

@@ -53,6 +53,14 @@ pub enum DefinitionError {
         /// What it wants.
         value: i32,
     },
+    /// A passthrough operation without something it needs.
+    #[error("vertex `{vertex}` is an invalid passthrough op with no {lacks}")]
+    Passthrough {
+        /// The vertex.
+        vertex: Digest,
+        /// What is not there.
+        lacks: &'static str,
+    },
     /// Definitions inside definitions, deeper than accepted.
     #[error("definitions are nested deeper than {0}")]
     Nesting(usize),

@@ -31,11 +31,11 @@ pub(crate) fn platform(of: &Platform) -> pb::Platform {
     }
 }
 
-/// The message of an operation whose vertex has `inputs` inputs; `None` for sources, processes and inline
-/// definitions, which are [`super::encode`]'s own.
+/// The message of an operation whose vertex has `inputs` inputs; `None` for those which are
+/// [`super::encode`]'s own.
 pub(super) fn op(of: &Op, inputs: usize) -> Option<pb::op::Op> {
     match of {
-        Op::Source(_) | Op::Exec(_) | Op::Build(_) => None,
+        Op::Source(_) | Op::Exec(_) | Op::Build(_) | Op::Passthrough(_) => None,
         Op::File(file) => Some(pb::op::Op::File(pb::FileOp {
             actions: file.actions.iter().map(|action| file_action(action, inputs)).collect(),
         })),

@@ -99,6 +99,17 @@ fn a_directory_and_a_copy() {
 }
 
 #[test]
+fn inputs_that_are_handed_on() {
+    let pass = |outputs: &[u32]| {
+        let op = stave_llb::PassthroughOp { id: "a.b".into(), outputs: outputs.to_vec() };
+        keys(Op::Passthrough(op), 2)
+    };
+    let text = r#"{"Type":"buildkit.passthrough.v0","Passthrough":{"id":"a.b","outputs":[1,0]}}"#;
+    assert_eq!(pass(&[1, 0]).digests, [Digest::sha256(text.as_bytes())]);
+    assert_eq!(pass(&[0]).inputs, vec![InputKeys::default(); 2], "all of them count");
+}
+
+#[test]
 fn what_says_how_and_not_what_stays_out() {
     let plain = keys(Op::Exec(shell("true")), 1);
     let with = |change: fn(&mut ExecOp)| {

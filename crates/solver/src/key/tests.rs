@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use stave_cache::CacheKey;
 use stave_llb::{
     ContentCache, CopyAction, CopyMode, ExecOp, FileAction, FileActionKind, FileInput, FileOp, HostIp,
-    MkfileAction, Mount, MountOwner, NetMode, ProxyEnv, RmAction, SecretEnv, SecurityMode, Sharing, Ulimit,
-    VertexMetadata,
+    MkfileAction, Mount, MountOwner, NetMode, PassthroughOp, ProxyEnv, RmAction, SecretEnv, SecurityMode,
+    Sharing, Ulimit, VertexMetadata,
 };
 use stave_oci::Digest;
 
@@ -120,6 +120,7 @@ fn golden_keys() {
         ("file", Op::File(full_file())),
         ("merge", Op::Merge(MergeOp { inputs: vec![Some(0), None, Some(1)] })),
         ("diff", Op::Diff(DiffOp { lower: Some(0), upper: Some(1) })),
+        ("passthrough", Op::Passthrough(PassthroughOp { id: "a.b".into(), outputs: vec![1, 0] })),
     ]
     .map(|(name, op)| (name, key_of(op).to_string()))
     .into();

@@ -11,7 +11,7 @@ use stave_solver::JobContext;
 use tokio_util::sync::CancellationToken;
 
 use super::SourceError;
-use super::git::{GitPin, GitRequest};
+use super::git::{GitObjects, GitPin, GitRequest};
 use super::http::{HttpPin, HttpSource};
 use crate::cdi::Devices;
 use crate::session::Session;
@@ -57,5 +57,20 @@ impl<E> LocalWorker<E> {
             }
             _ => Ok(None),
         }
+    }
+
+    /// The objects behind the revision of a repository, which is fetched for it; `None` for other sources.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    pub async fn git_objects_of(
+        &self,
+        op: &SourceOp,
+        session: Arc<Session>,
+        cancel: &CancellationToken,
+    ) -> Result<Option<GitObjects>, SourceError> {
+        let SourceIdentifier::Git(git) = &op.identifier else { return Ok(None) };
+        let cx = JobContext::alone(session, cancel.clone(), Digest::sha256(op.raw.as_bytes()));
+        GitRequest::new(git, op)?.objects(&self.shared, &cx).await.map(Some)
     }
 }

@@ -6,6 +6,7 @@
 mod checkout;
 mod cli;
 mod error;
+mod objects;
 mod remote;
 mod repository;
 mod resolve;
@@ -23,6 +24,7 @@ use stave_store::{Snapshot, StoreError};
 
 use self::cli::Git;
 pub use self::error::{GitError, GitFailure};
+pub use self::objects::GitObjects;
 use self::remote::Remote;
 use self::repository::Repository;
 use super::SourceError;
@@ -215,6 +217,19 @@ impl GitRequest {
             key.push_str("(mtime=commit)");
         }
         key
+    }
+
+    /// Brings what the commit is, without its files.
+    pub(crate) async fn objects(
+        &self,
+        shared: &Arc<Shared>,
+        cx: &JobContext<Session>,
+    ) -> Result<GitObjects, SourceError> {
+        let pin = self.pin(shared, cx).await?;
+        let git = Git::open(self, shared, cx).await?;
+        let repository = Repository::open(&git, &self.remote, &pin, shared, cx).await?;
+        repository.bring(&git, &self.remote, &pin).await?;
+        Ok(objects::read(&git, &repository, &pin).await?)
     }
 
     /// Brings the files of the commit into a layer.

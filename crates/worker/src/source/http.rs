@@ -20,6 +20,7 @@ use self::kept::{Kept, Known};
 use self::names::safe_name;
 use self::transfer::{Answer, SIZE_LIMIT, Transfer};
 use super::SourceError;
+use super::attributes::number;
 use super::image::blocking;
 use crate::session::Session;
 use crate::step::secret_value;
@@ -274,16 +275,5 @@ fn shown(url: &str) -> String {
             parsed.to_string()
         }
         Err(_) => url.split(['?', '@']).next_back().unwrap_or_default().to_owned(),
-    }
-}
-
-/// A number as Go reads it: octal after `0`, hexadecimal after `0x`, else decimal.
-fn number(text: &str) -> Option<u32> {
-    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        Some(digits) => u32::from_str_radix(digits, 16).ok(),
-        None => match text.strip_prefix('0').filter(|rest| !rest.is_empty()) {
-            Some(digits) => u32::from_str_radix(digits.trim_start_matches(['o', 'O']), 8).ok(),
-            None => text.parse().ok(),
-        },
     }
 }

@@ -219,6 +219,15 @@ impl OciLayout {
         Ok(applied.layer)
     }
 
+    /// A blob and its size, whatever it holds. Not verified.
+    pub(crate) fn open_blob(&self, digest: &Digest) -> Result<(File, u64), LayoutError> {
+        let file = self.blob(digest)?;
+        match file.metadata() {
+            Ok(status) if status.is_file() => Ok((file, status.len())),
+            _ => Err(LayoutError::NoBlob(digest.clone())),
+        }
+    }
+
     fn blob(&self, digest: &Digest) -> Result<File, LayoutError> {
         let folder = digest.as_str().split(':').next().unwrap_or_default();
         let path = PathBuf::from("blobs").join(folder).join(digest.hex());

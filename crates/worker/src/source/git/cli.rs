@@ -158,6 +158,11 @@ impl Git {
 
     /// Runs a command in a place; the result is what it wrote.
     pub(super) async fn run_in(&self, place: Place<'_>, arguments: &[&str]) -> Result<String, RunError> {
+        Ok(String::from_utf8_lossy(&self.bytes_in(place, arguments).await?).into_owned())
+    }
+
+    /// The same where what is written need not be text.
+    pub(super) async fn bytes_in(&self, place: Place<'_>, arguments: &[&str]) -> Result<Vec<u8>, RunError> {
         let broken = |error| RunError::Broken(GitError::Run(error));
         let mut child = self.command(place, arguments).spawn().map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => RunError::Broken(GitError::NoProgram),
@@ -176,7 +181,7 @@ impl Git {
         let (output, stderr) = (output.map_err(broken)?, messages.map_err(broken)?);
         let status = child.wait().await.map_err(broken)?;
         if status.success() {
-            return Ok(String::from_utf8_lossy(&output).into_owned());
+            return Ok(output);
         }
         Err(RunError::Failed(GitFailure { stderr, status: ending(status) }))
     }

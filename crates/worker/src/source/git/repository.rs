@@ -85,7 +85,8 @@ impl Repository {
         self.is_sha256
     }
 
-    fn place(&self) -> Place<'_> {
+    /// Where commands about it work.
+    pub(super) fn place(&self) -> Place<'_> {
         Place { git_dir: Some(self.path()), ..Place::default() }
     }
 
