@@ -239,7 +239,7 @@ fn all_tags_travel_together() {
         refused.says("tag can't be used with --all-tags/-a");
     }
     world.stave(["push", "-a", &format!("{name}-none")]).exits(1).says("does not exist locally with the tag");
-    world.stave(["pull", "-a", &format!("{name}-none")]).exits(1);
+    world.stave(["pull", "-a", &format!("{name}-none")]).exits(1).says("-none: not found");
 }
 
 #[test]

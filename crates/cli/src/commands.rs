@@ -15,12 +15,14 @@ mod run;
 mod transfer;
 mod version;
 
+use std::io::IsTerminal as _;
 use std::str::FromStr;
 
 use serde_json::Value;
 
 use crate::format;
 use crate::output::say;
+use crate::progress::sanitise::clean;
 use crate::report::Failure;
 use crate::state::GlobalOptions;
 use crate::template::Template;
@@ -154,8 +156,9 @@ impl FromStr for Format {
 pub(crate) fn fill(template: &Template, objects: &[Value], columns: Option<&Value>) -> Result<(), Failure> {
     let render = |object| template.render(object).map_err(|error| Failure::new(&error));
     let Some(names) = columns else {
+        let at_terminal = std::io::stdout().is_terminal();
         for object in objects {
-            say!("{}", render(object)?);
+            say!("{}", harmless(render(object)?, at_terminal));
         }
         return Ok(());
     };
@@ -166,4 +169,24 @@ pub(crate) fn fill(template: &Template, objects: &[Value], columns: Option<&Valu
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     say!("{}", format::table(&header, &rows));
     Ok(())
+}
+
+/// What images say of themselves tells a terminal nothing; a program gets it as it is.
+fn harmless(text: String, at_terminal: bool) -> String {
+    match at_terminal {
+        true => text.split('\n').map(clean).collect::<Vec<_>>().join("\n"),
+        false => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_tell_a_terminal_nothing() {
+        let text = "a\u{1b}]0;title\u{7}b\tc\nd".to_owned();
+        assert_eq!(harmless(text.clone(), true), "ab\tc\nd");
+        assert_eq!(harmless(text.clone(), false), text);
+    }
 }

@@ -42,8 +42,8 @@ pub(crate) struct Template(Vec<Node>);
 enum Node {
     Text(String),
     Value(Pipeline),
-    If(Pipeline, Vec<Node>, Vec<Node>),
-    Range(Pipeline, Vec<Node>, Vec<Node>),
+    If(Pipeline, Vec<Self>, Vec<Self>),
+    Range(Pipeline, Vec<Self>, Vec<Self>),
 }
 
 /// Calls, each of which gets what the one before it came to as its last argument.

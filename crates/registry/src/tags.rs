@@ -31,7 +31,8 @@ impl Client {
     /// # Errors
     /// [`RegistryError`], also for what no tag can be.
     pub async fn tags(&self, name: &Reference) -> Result<Vec<Reference>, RegistryError> {
-        let about = Subject::of(Action::Resolve, name);
+        // No tag is meant, whatever the name has.
+        let about = Subject { name: name.familiar_name(), ..Subject::of(Action::Resolve, name) };
         let registry = name.registry();
         let Some(endpoint) = endpoints(&self.shared.config.registries, registry, Capability::Resolve).pop()
         else {
