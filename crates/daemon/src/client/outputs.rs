@@ -201,7 +201,10 @@ fn take(
     fs::create_dir_all(directory).map_err(failed)?;
     let aside = Aside(directory.join(format!("{INCOMING}-{}", crate::build::random_id())));
     fs::create_dir(&aside.0).map_err(failed)?;
-    receive(&aside.0, Manner::default(), incoming, requests, &|_| {})
+    // Whoever asks for files gets them, be it root: so it is with BuildKit's clients.
+    let own = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let manner = Manner { owner: Some(own), ..Manner::default() };
+    receive(&aside.0, manner, incoming, requests, &|_| {})
         .map_err(|error| crate::failure::one_line(&error))?;
     check(&aside.0, directory)?;
     merge(&aside.0, directory).map_err(failed)

@@ -90,6 +90,8 @@ pub(crate) struct Received {
 pub(crate) struct Manner {
     /// Files also that are here as they are there, by size, mode, owner and time.
     pub(crate) is_all: bool,
+    /// Whose all entries become, user and group; as the sender says without it.
+    pub(crate) owner: Option<(u32, u32)>,
     /// Only entries that this selects are placed; all are told in a file. `None` places everything.
     pub(crate) metadata_but: Option<PatternMatcher>,
 }
@@ -125,6 +127,7 @@ pub(crate) fn receive(
 struct Receiver {
     root: OwnedFd,
     is_all: bool,
+    owner: Option<(u32, u32)>,
     metadata: Option<Metadata>,
     /// All entries of the sender; an entry's place is its id.
     tree: Vec<Stat>,
@@ -142,6 +145,7 @@ impl Receiver {
         Ok(Self {
             root,
             is_all: manner.is_all,
+            owner: manner.owner,
             metadata: manner.metadata_but.map(Metadata::new),
             tree: Vec::new(),
             left: Vec::new(),
@@ -173,7 +177,7 @@ impl Receiver {
         let (mut order, mut names) = (Order::default(), 0);
         loop {
             let packet = next(packets)?;
-            let Some(stat) = packet.stat else {
+            let Some(mut stat) = packet.stat else {
                 return match packet.r#type() {
                     PacketType::PacketStat => Ok(()),
                     _ => Err(ReceiveError::Unexpected("content before the list of files")),
@@ -185,6 +189,7 @@ impl Receiver {
             let kind = FileMode(stat.mode).kind();
             order.next(&stat.path, kind == Kind::Directory)?;
             self.check(&stat, kind)?;
+            (stat.uid, stat.gid) = self.owner.unwrap_or((stat.uid, stat.gid));
             if let Some(metadata) = &mut self.metadata {
                 metadata.add(&stat)?;
             }

@@ -148,6 +148,7 @@ impl ClientFiles {
         // Nor does another tenant's, which may give itself any key: files of equal size and time are not sent again.
         let manner = Manner {
             is_all: request.differ == Differ::None,
+            owner: None,
             metadata_but: request
                 .metadata_but
                 .map(PatternMatcher::new)

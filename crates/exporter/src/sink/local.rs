@@ -1,4 +1,5 @@
-//! The root file system as a directory tree: modes, links, attributes, times and, as root, owners.
+//! The root file system as a directory tree: modes, links, attributes and times. Owners are whoever asked for it, as
+//! with BuildKit's clients.
 //!
 //! Must not leave the destination: names come from images, and the destination may already hold
 //! symbolic links that an earlier image put there. Every name is resolved below the destination and
@@ -8,12 +9,9 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::fchown;
 use std::path::Path;
 
-use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
-};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 use stave_store::{MergedView, is_context_time, without_mark};
 use tokio_util::sync::CancellationToken;
@@ -38,7 +36,7 @@ pub(crate) fn write(
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root =
         rustix::fs::openat(CWD, dest, flags, Mode::empty()).map_err(|error| io_at("open")(error.into()))?;
-    let mut tree = Tree { dest, root, chown: may_give_away(), epoch, cancel, size: 0 };
+    let mut tree = Tree { dest, root, is_root: is_root(), epoch, cancel, size: 0 };
     walk(view, &mut |visit| {
         tree.go_on().map_err(io_at("write"))?;
         match visit {
@@ -49,16 +47,16 @@ pub(crate) fn write(
     Ok(tree.size)
 }
 
-/// Root of a user namespace is an ordinary user, who wants to own what is exported.
-fn may_give_away() -> bool {
+/// Root of a user namespace is an ordinary user.
+fn is_root() -> bool {
     rustix::process::geteuid().is_root() && !stave_store::owner::may_be_recorded()
 }
 
 struct Tree<'a> {
     dest: &'a Path,
     root: OwnedFd,
-    /// Only root may give files away; others own what they export, as with any archiver.
-    chown: bool,
+    /// Only root may set every attribute.
+    is_root: bool,
     epoch: Option<i64>,
     cancel: &'a CancellationToken,
     size: u64,
@@ -142,7 +140,7 @@ impl Tree<'_> {
         ExportErrorKind::Io { action: "write", path: self.dest.join(entry.path()), source }
     }
 
-    /// Owner before mode: changing the owner clears set-id bits. Times last.
+    /// Times last.
     fn settle(&self, entry: &Entry, file: BorrowedFd<'_>) -> Result<(), ExportErrorKind> {
         let xattrs = entry.xattrs()?;
         self.settle_open(entry, file, &xattrs).map_err(|source| self.failed(entry, source))
@@ -155,16 +153,13 @@ impl Tree<'_> {
         xattrs: &[(OsString, Vec<u8>)],
     ) -> io::Result<()> {
         let stat = entry.stat();
-        if self.chown {
-            fchown(file, Some(stat.st_uid), Some(stat.st_gid))?;
-        }
         rustix::fs::fchmod(file, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
         for (name, value) in xattrs {
             match rustix::fs::fsetxattr(file, name.as_os_str(), value, XattrFlags::empty()) {
                 Ok(()) => {}
                 // Not every file system keeps them, and capabilities and the like are root's to set.
                 Err(Errno::OPNOTSUPP) => {}
-                Err(Errno::PERM) if !self.chown => {}
+                Err(Errno::PERM) if !self.is_root => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -185,10 +180,6 @@ impl Tree<'_> {
     /// For what cannot be opened without effect.
     fn settle_by_name(&self, entry: &Entry, parent: &OwnedFd, name: &Path) -> io::Result<()> {
         let stat = entry.stat();
-        if self.chown {
-            let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-            rustix::fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-        }
         if !matches!(entry.kind, Kind::Symlink(_)) {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let node = rustix::fs::openat(parent, name, flags, Mode::empty())?;
@@ -399,7 +390,7 @@ mod tests {
         let root =
             rustix::fs::open(dest.path(), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).expect("opens");
         let cancel = CancellationToken::new();
-        let tree = Tree { dest: dest.path(), root, chown: false, epoch: None, cancel: &cancel, size: 0 };
+        let tree = Tree { dest: dest.path(), root, is_root: false, epoch: None, cancel: &cancel, size: 0 };
         let write = || {
             let mut written = Ok(0);
             let whole = walk(&fixture.view(&snapshot), &mut |visit| {

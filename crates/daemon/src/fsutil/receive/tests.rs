@@ -105,6 +105,25 @@ fn only_what_differs_travels() {
 }
 
 #[test]
+fn entries_are_whose_they_are_to_be() {
+    let own = |folder: &Path| {
+        let of = |name| std::fs::symlink_metadata(folder.join(name)).map(|stat| (stat.uid(), stat.gid()));
+        ["f", "d", "l"].map(|name| of(name).expect("is there"))
+    };
+    let tree: Tree = &[("d", DIR | 0o755, "", ""), ("f", 0o644, "", "x"), ("l", SYMLINK | 0o777, "f", "")];
+    let folder = tempfile::tempdir().expect("a folder");
+    let mine = own_ids();
+    let owner = if mine.0 == 0 { (7, 8) } else { mine };
+    let manner = Manner { owner: Some(owner), ..Manner::default() };
+    transfer_as(folder.path(), manner, tree, 7).0.expect("received");
+    assert_eq!(own(folder.path()), [owner; 3]);
+}
+
+fn own_ids() -> (u32, u32) {
+    (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
+}
+
+#[test]
 fn all_travels_where_times_do_not_count() {
     let folder = tempfile::tempdir().expect("a folder");
     let all = || Manner { is_all: true, ..Manner::default() };
