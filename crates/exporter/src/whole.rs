@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
 /// A file that is being written. A new one that is dropped before [`Self::keep`] never was there; a device, a pipe or
@@ -37,7 +38,8 @@ impl WholeFile {
         let aside = tempfile::Builder::new()
             .prefix(".stave-")
             .permissions(fs::Permissions::from_mode(0o666))
-            .tempfile_in(parent)?;
+            .tempfile_in(parent)
+            .map_err(plain)?;
         Ok(Self(Place::Aside(aside, path.to_owned())))
     }
 
@@ -56,16 +58,28 @@ impl WholeFile {
 impl Write for WholeFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut self.0 {
-            Place::Aside(file, _) => file.write(bytes),
+            Place::Aside(file, _) => file.as_file_mut().write(bytes),
             Place::There(file) => file.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match &mut self.0 {
-            Place::Aside(file, _) => file.flush(),
+            Place::Aside(file, _) => file.as_file_mut().flush(),
             Place::There(file) => file.flush(),
         }
+    }
+}
+
+/// The usual errors as the system tells them: without the name of a file that nobody asked for.
+fn plain(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::NotFound => Errno::NOENT.into(),
+        io::ErrorKind::NotADirectory => Errno::NOTDIR.into(),
+        io::ErrorKind::PermissionDenied => Errno::ACCESS.into(),
+        io::ErrorKind::ReadOnlyFilesystem => Errno::ROFS.into(),
+        io::ErrorKind::StorageFull => Errno::NOSPC.into(),
+        _ => error,
     }
 }
 
@@ -76,6 +90,14 @@ mod tests {
     use rustix::fs::{CWD, FileType, Mode, mknodat};
 
     use super::*;
+
+    #[test]
+    fn errors_name_no_file_that_nobody_asked_for() {
+        let place = tempfile::tempdir().expect("a directory");
+        let error = WholeFile::create(&place.path().join("missing/file")).expect_err("there is no directory");
+        assert_eq!((error.kind(), error.to_string().contains(".stave-")), (io::ErrorKind::NotFound, false));
+        assert_eq!(error.raw_os_error(), Some(2));
+    }
 
     fn written(path: &Path) -> io::Result<()> {
         let mut file = WholeFile::create(path)?;

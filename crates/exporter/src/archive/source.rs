@@ -233,7 +233,7 @@ fn index(file: &File) -> Result<HashMap<String, Place>, LoadErrorKind> {
         position = end.div_ceil(BLOCK) * BLOCK;
     }
     if entries == 0 {
-        return Err(LoadErrorKind::NotTar("it is empty"));
+        return Err(LoadErrorKind::NotTar(if length == 0 { "it is empty" } else { "it is too short" }));
     }
     // Some writers leave the end mark out.
     Ok(names)
@@ -389,6 +389,7 @@ mod tests {
         check(&one("x", link, "../../etc"), "a", Err("path `../../etc` leads out of the archive"));
         check(&one("x", link, "x"), "x", Err("links from one file to another over the limit of 8"));
         check(b"", "a", Err("not a tar archive: it is empty"));
+        check(b"FROM scratch", "a", Err("not a tar archive: it is too short"));
         check(&[7; 1024], "a", Err("not a tar archive: it does not start with a tar header"));
         let mut cut = tar_of(|tar| put(tar, "x", file, "", &[0; 2000]));
         cut.truncate(1024);
