@@ -13,7 +13,7 @@ mod schema;
 mod scope;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -31,6 +31,9 @@ pub const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Idle connections kept for reuse.
 pub const POOL_LIMIT: usize = 8;
+
+/// How long a query waits for another's connection before it opens one, which takes longer than most queries do.
+const PATIENCE: Duration = Duration::from_millis(1);
 
 /// A record's last use is written at most this often, so that a build that only reads does not write.
 pub const TOUCH_GRANULARITY: Duration = Duration::from_secs(3600);
@@ -87,6 +90,8 @@ struct Shared {
     path: PathBuf,
     recreated: Option<Recreated>,
     idle: Mutex<Vec<Connection>>,
+    /// One more is idle.
+    returned: Condvar,
 }
 
 impl CacheIndex {
@@ -100,7 +105,8 @@ impl CacheIndex {
             path: path.to_owned(),
             kind,
         })?;
-        let shared = Shared { path: path.to_owned(), recreated, idle: Mutex::new(vec![connection]) };
+        let idle = Mutex::new(vec![connection]);
+        let shared = Shared { path: path.to_owned(), recreated, idle, returned: Condvar::new() };
         Ok(Self { shared: Arc::new(shared), scope: Scope::Shared })
     }
 
@@ -308,8 +314,7 @@ impl CacheIndex {
         work: impl FnOnce(&mut Connection) -> Result<T, IndexErrorKind>,
     ) -> Result<T, IndexError> {
         let wrap = |kind| IndexError { action, path: self.shared.path.clone(), kind };
-        let pooled = self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut connection = match pooled {
+        let mut connection = match self.shared.pooled() {
             Some(connection) => connection,
             None => schema::connect(&self.shared.path).map_err(wrap)?,
         };
@@ -319,6 +324,7 @@ impl CacheIndex {
                 let mut idle = self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner);
                 if idle.len() < POOL_LIMIT {
                     idle.push(connection);
+                    self.shared.returned.notify_one();
                 }
             }
             Err(IndexErrorKind::Sqlite(error)) if schema::is_damage(error) => {
@@ -327,6 +333,15 @@ impl CacheIndex {
             Err(_) => {}
         }
         outcome.map_err(wrap)
+    }
+}
+
+impl Shared {
+    /// A connection that is idle, or soon was.
+    fn pooled(&self) -> Option<Connection> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.returned.wait_timeout_while(idle, PATIENCE, |idle| idle.is_empty());
+        waited.unwrap_or_else(PoisonError::into_inner).0.pop()
     }
 }
 

@@ -57,7 +57,12 @@ fn main() -> ExitCode {
 }
 
 fn read(words: Vec<std::ffi::OsString>) -> Result<Arguments, clap::Error> {
-    let mut matches = ignoring_empty_variables(Arguments::command()).try_get_matches_from(words)?;
+    let mut command = Arguments::command();
+    // That goes through every flag of every command: mostly for nothing.
+    if std::env::vars_os().any(|(_, value)| value.is_empty()) {
+        command = ignoring_empty_variables(command);
+    }
+    let mut matches = command.try_get_matches_from(words)?;
     Arguments::from_arg_matches_mut(&mut matches)
 }
 

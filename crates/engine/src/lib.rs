@@ -154,7 +154,8 @@ impl Engine {
             store: store.clone(),
         });
         let worker = Arc::new(worker.map_err(failed)?);
-        let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        // Whoever made the runtime has asked what this process may use of the machine.
+        let processors = tokio::runtime::Handle::current().metrics().num_workers();
         let usual = Limits::for_processors(processors);
         let limits = Limits { execs: PARALLEL_EXECS, steps: config.parallel_steps, ..usual };
         let solvers = tenants::Solvers::new(Arc::clone(&worker), index, limits);

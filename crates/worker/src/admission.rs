@@ -238,17 +238,17 @@ impl Peaks {
 
     /// Forgets the oldest beyond the limit.
     pub(crate) fn trim(&self) {
-        let mut known: Vec<_> = std::fs::read_dir(&self.directory)
-            .into_iter()
-            .flatten()
-            .flatten()
+        let list = || std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        // Every command comes by here: it counts, and looks at each only if they are too many.
+        if list().count() <= MAX_REMEMBERED {
+            return;
+        }
+        let mut known: Vec<_> = list()
             .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
             .collect();
-        if known.len() > MAX_REMEMBERED {
-            known.sort_unstable();
-            for (_, path) in known.iter().take(known.len() - MAX_REMEMBERED / 2) {
-                drop(std::fs::remove_file(path));
-            }
+        known.sort_unstable();
+        for (_, path) in known.iter().take(known.len().saturating_sub(MAX_REMEMBERED / 2)) {
+            drop(std::fs::remove_file(path));
         }
     }
 }

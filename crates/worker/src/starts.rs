@@ -1,8 +1,8 @@
 //! Who starts next: processes that want to begin at the same time begin one after the other.
 //!
-//! A start takes processors and waits for nothing. When a dozen share two of them, all are ready when the last one is;
-//! in turn, the first works while the others begin, and has ended when its users want it. Must not know what is
-//! started. Read [`Starts::turn`] first.
+//! A start takes a processor, and waits for the kernel half of its time. When dozens share two processors, all are ready
+//! when the last one is; in turn, the first works while the others begin, and has ended when its users want it. Must not
+//! know what is started. Read [`Starts::turn`] first.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -10,6 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+
+/// Starts at once for each processor: so many that none is idle while they wait.
+const AT_ONCE: usize = 3;
 
 /// How long somebody waits while no start ends: one that does wait for something (a disk, a network) must not hold up
 /// the others.
@@ -24,7 +27,10 @@ pub(crate) struct Starts(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
-    free: usize,
+    /// How many may start at once; asked for by the first.
+    count: Option<usize>,
+    /// How many do.
+    taken: usize,
     /// Starts that have ended.
     ended: u64,
     /// Who waits, by when they were asked for; what has time comes after all of them.
@@ -45,13 +51,25 @@ pub(crate) struct Turn(Option<Arc<Mutex<State>>>);
 
 impl Default for Starts {
     fn default() -> Self {
-        Self::of(std::thread::available_parallelism().map_or(1, NonZeroUsize::get))
+        Self::of(None)
+    }
+}
+
+impl State {
+    /// Takes a place if there is one.
+    fn take(&mut self) -> bool {
+        let processors = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let count = *self.count.get_or_insert_with(|| AT_ONCE * processors());
+        let is_free = self.taken < count;
+        self.taken += usize::from(is_free);
+        is_free
     }
 }
 
 impl Starts {
-    fn of(count: usize) -> Self {
-        Self(Arc::new(Mutex::new(State { free: count, ended: 0, waiting: BTreeMap::new(), unhurried: 0 })))
+    fn of(count: Option<usize>) -> Self {
+        let state = State { count, taken: 0, ended: 0, waiting: BTreeMap::new(), unhurried: 0 };
+        Self(Arc::new(Mutex::new(state)))
     }
 
     /// Waits until it is the turn of who came as the `arrival`-th, or nothing moves.
@@ -63,6 +81,9 @@ impl Starts {
     pub(crate) async fn over(&self) {
         let place = {
             let mut state = lock(&self.0);
+            if state.taken == 0 {
+                return;
+            }
             state.unhurried += 1;
             Place::Last(state.unhurried)
         };
@@ -72,8 +93,7 @@ impl Starts {
     async fn turn_at(&self, place: Place) -> Turn {
         let mut turn = {
             let mut state = lock(&self.0);
-            if state.free > 0 {
-                state.free -= 1;
+            if state.take() {
                 return Turn(Some(Arc::clone(&self.0)));
             }
             let (sender, turn) = oneshot::channel();
@@ -104,7 +124,7 @@ impl Drop for Turn {
             let mut state = lock(&shared);
             state.ended += 1;
             let Some((_, next)) = state.waiting.pop_first() else {
-                state.free += 1;
+                state.taken -= 1;
                 return;
             };
             drop(state);
@@ -130,7 +150,7 @@ mod tests {
     fn who_was_asked_for_first_starts_first() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
         runtime.block_on(async {
-            let starts = Starts::of(1);
+            let starts = Starts::of(Some(1));
             let first = starts.turn(9).await;
             let mut later = Box::pin(starts.turn(8));
             let mut given_up = Box::pin(starts.turn(3));
@@ -150,17 +170,17 @@ mod tests {
             assert!((&mut last).now_or_never().is_none());
             drop(later);
             last.now_or_never().expect("nobody starts");
-            assert_eq!(lock(&starts.0).free, 1);
+            assert_eq!(lock(&starts.0).taken, 0);
         });
     }
 
     #[tokio::test]
     async fn nobody_waits_for_a_start_that_hangs() {
-        let starts = Starts::of(1);
+        let starts = Starts::of(Some(1));
         let _hangs = starts.turn(1).await;
         let (second, third) = tokio::join!(starts.turn(2), starts.turn(3));
         assert!(second.0.is_none() && third.0.is_none() && lock(&starts.0).waiting.is_empty());
         drop((second, third));
-        assert_eq!(lock(&starts.0).free, 0);
+        assert_eq!(lock(&starts.0).taken, 1);
     }
 }

@@ -197,13 +197,14 @@ impl Recorder {
             Files::None
         });
         let history = History::of(store);
-        let pruning = std::thread::Builder::new().name("builds".to_owned()).spawn(move || {
+        let pruning = move || {
             if let Err(error) = prune(&history) {
                 tracing::debug!(%error, "old build records stay");
             }
-        });
-        if let Err(error) = pruning {
-            tracing::debug!(%error, "old build records stay");
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(pruning)),
+            Err(_) => pruning(),
         }
         let state = State {
             record,
