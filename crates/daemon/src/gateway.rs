@@ -1,5 +1,6 @@
 //! The gateway: what a client's own front end asks of the build it belongs to. Start with [`Gateway`].
 
+mod attested;
 pub(crate) mod containers;
 mod failed;
 mod files;

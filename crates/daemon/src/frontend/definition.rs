@@ -14,6 +14,7 @@ use stave_worker::{ContextRequest, Differ};
 
 use super::Attributes;
 use crate::build::{Build, Target};
+use crate::caps;
 use crate::failure::Failure;
 use crate::session::files::FetchedDirectory;
 use crate::session::upload;
@@ -316,7 +317,7 @@ pub(crate) fn graph_of(message: &bollard_buildkit_proto::pb::Definition) -> Resu
     if message.def.is_empty() {
         return Err(Failure::Value("invalid nil input definition to definition op".to_owned()));
     }
-    Ok(Definition::from_wire(&prost::Message::encode_to_vec(message))?)
+    caps::understood(Definition::from_wire(&prost::Message::encode_to_vec(message))?)
 }
 
 fn empty() -> Definition {

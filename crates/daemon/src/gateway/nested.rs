@@ -11,6 +11,7 @@ use stave_llb::policy::SourcePolicies;
 use stave_llb::{BuildOp, Definition, DefinitionError, Edge, MAX_DEFINITION_BYTES, MAX_VERTICES, Op, Vertex};
 
 use crate::build::Build;
+use crate::caps;
 use crate::failure::Failure;
 
 /// The input that holds the graph, and the file's name there if the op says no other.
@@ -86,5 +87,5 @@ async fn inner(
     let mut bytes = Vec::new();
     let limit = MAX_DEFINITION_BYTES as u64 + 1;
     file.take(limit).read_to_end(&mut bytes).map_err(|error| failed(&error))?;
-    Ok(Definition::from_wire(&bytes)?)
+    caps::understood(Definition::from_wire(&bytes)?)
 }

@@ -9,18 +9,20 @@ use bollard_buildkit_proto::google::protobuf::Timestamp;
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::checksum_request::ChecksumAlgo;
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::{
     ChecksumRequest, ChecksumResponse, ResolveImageConfigRequest, ResolveImageConfigResponse,
-    ResolveSourceGitResponse, ResolveSourceHttpResponse, ResolveSourceImageResponse,
-    ResolveSourceMetaRequest, ResolveSourceMetaResponse,
+    ResolveSourceGitResponse, ResolveSourceHttpResponse, ResolveSourceImageRequest,
+    ResolveSourceImageResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse,
 };
 use bollard_buildkit_proto::pb;
+use sha2::{Digest as _, Sha384};
 use stave_engine::PullPolicy;
 use stave_llb::policy::SourcePolicies;
 use stave_llb::{SourceIdentifier, SourceOp};
 use stave_oci::{Algorithm, Digest, Hasher, Platform, Reference};
-use stave_worker::{GitPin, HttpPin, SourceFacts};
+use stave_worker::{GitObjects, GitPin, HttpPin, SourceFacts};
 use tonic::Request;
 
 use super::Gateway;
+use super::attested;
 use crate::build::Build;
 use crate::failure::Failure;
 use crate::policy::of_messages;
@@ -78,13 +80,14 @@ pub(super) async fn about(
     match &source.identifier {
         SourceIdentifier::DockerImage { reference } => {
             let asked = request.image.unwrap_or_default();
-            if asked.attestation_chain || !asked.resolve_attestations.is_empty() {
-                return Err(Failure::Unsupported("attestation chains of images".to_owned()));
-            }
-            let (digest, config) = resolve(build, reference, &wanted, &request.resolve_mode).await?;
             // As the rules have it; the digest is told beside it.
             identifier = format!("docker-image://{}", reference.canonical());
-            answer.image = Some(image(&digest, if asked.no_config { Vec::new() } else { config }));
+            answer.image = Some(if asked.attestation_chain || !asked.resolve_attestations.is_empty() {
+                attested_image(build, reference, &wanted, &asked).await?
+            } else {
+                let (digest, config) = resolve(build, reference, &wanted, &request.resolve_mode).await?;
+                image(&digest, if asked.no_config { Vec::new() } else { config })
+            });
         }
         SourceIdentifier::OciLayout { reference } => {
             let store = source.attrs.get("oci.store").map_or("", String::as_str);
@@ -93,12 +96,17 @@ pub(super) async fn about(
             answer.image = Some(image(&digest, if no_config { Vec::new() } else { config }));
         }
         SourceIdentifier::Git(_) => {
-            if request.git.is_some_and(|git| git.return_object) {
-                return Err(Failure::Unsupported("objects of a repository".to_owned()));
-            }
-            if let Some(SourceFacts::Git(pin)) = facts(build, &source).await? {
-                answer.git = Some(commit(&pin));
-            }
+            answer.git = match request.git.is_some_and(|git| git.return_object) {
+                true => objects(build, &source).await?.map(|found| ResolveSourceGitResponse {
+                    commit_object: found.commit,
+                    tag_object: found.tag.unwrap_or_default(),
+                    ..commit(&found.pin)
+                }),
+                false => match facts(build, &source).await? {
+                    Some(SourceFacts::Git(pin)) => Some(commit(&pin)),
+                    _ => None,
+                },
+            };
         }
         SourceIdentifier::Http { .. } => {
             if let Some(SourceFacts::Http(pin)) = facts(build, &source).await? {
@@ -106,9 +114,9 @@ pub(super) async fn about(
                 answer.http = Some(download(build, pin, asked).await?);
             }
         }
-        // Nothing is known of a directory before it is fetched.
-        SourceIdentifier::Local { .. } => {}
-        SourceIdentifier::Blob { .. } | SourceIdentifier::Unknown { .. } => {
+        // Nothing is known of a directory before it is fetched, and of a blob no more than its digest.
+        SourceIdentifier::Local { .. } | SourceIdentifier::Blob { .. } => {}
+        SourceIdentifier::Unknown { .. } => {
             return Err(Failure::Unsupported(format!("metadata of `{}`", source.shown())));
         }
     }
@@ -118,6 +126,22 @@ pub(super) async fn about(
 
 fn image(digest: &Digest, config: Vec<u8>) -> ResolveSourceImageResponse {
     ResolveSourceImageResponse { digest: digest.to_string(), config, attestation_chain: None }
+}
+
+/// An image with what vouches for it. Its configuration is of the very image that this is about.
+async fn attested_image(
+    build: &Build,
+    reference: &Reference,
+    wanted: &Platform,
+    asked: &ResolveSourceImageRequest,
+) -> Result<ResolveSourceImageResponse, Failure> {
+    let predicates = &asked.resolve_attestations;
+    let (digest, chain) = attested::chain(&build.registry, reference, wanted, predicates).await?;
+    let config = match asked.no_config {
+        true => Vec::new(),
+        false => resolve(build, &reference.pinned(digest.clone()), wanted, "").await?.1,
+    };
+    Ok(ResolveSourceImageResponse { attestation_chain: chain, ..image(&digest, config) })
 }
 
 fn commit(pin: &GitPin) -> ResolveSourceGitResponse {
@@ -156,31 +180,64 @@ fn checksum_of(
     if asked.suffix.len() > MAX_SUFFIX {
         return Err(Failure::Value(format!("more than {MAX_SUFFIX} bytes of suffix")));
     }
-    let algorithm = match ChecksumAlgo::try_from(asked.algo) {
-        Ok(ChecksumAlgo::Sha256) => Algorithm::Sha256,
-        Ok(ChecksumAlgo::Sha512) => Algorithm::Sha512,
-        Ok(ChecksumAlgo::Sha384) => return Err(Failure::Unsupported("SHA-384 checksums".to_owned())),
+    let mut sum = match ChecksumAlgo::try_from(asked.algo) {
+        Ok(algorithm) => Sum::new(algorithm),
         Err(_) => return Err(Failure::Value(format!("unknown checksum algorithm {}", asked.algo))),
     };
     let failed = |error: &dyn std::fmt::Display| Failure::NotFound(format!("open {}: {error}", pin.filename));
     let file = store.view(&pin.snapshot)?.open(Path::new(&pin.filename))?;
     let mut file = file.ok_or_else(|| failed(&"no such file or directory"))?;
-    let mut hasher = Hasher::new(algorithm);
     let mut buffer = vec![0; BUFFER];
     loop {
         match file.read(&mut buffer).map_err(|error| failed(&error))? {
             0 => break,
-            length => hasher.update(&buffer[..length]),
+            length => sum.update(&buffer[..length]),
         }
     }
-    hasher.update(&asked.suffix);
-    Ok(ChecksumResponse { digest: hasher.finish().to_string(), suffix: asked.suffix })
+    sum.update(&asked.suffix);
+    Ok(ChecksumResponse { digest: sum.finish(), suffix: asked.suffix })
+}
+
+/// A digest on its way. No document of an image is named by SHA-384, but signatures are made over it.
+enum Sum {
+    Named(Hasher),
+    Sha384(Sha384),
+}
+
+impl Sum {
+    fn new(algorithm: ChecksumAlgo) -> Self {
+        match algorithm {
+            ChecksumAlgo::Sha256 => Self::Named(Hasher::new(Algorithm::Sha256)),
+            ChecksumAlgo::Sha512 => Self::Named(Hasher::new(Algorithm::Sha512)),
+            ChecksumAlgo::Sha384 => Self::Sha384(Sha384::new()),
+        }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Named(hasher) => hasher.update(bytes),
+            Self::Sha384(hasher) => hasher.update(bytes),
+        }
+    }
+
+    fn finish(self) -> String {
+        match self {
+            Self::Named(hasher) => hasher.finish().to_string(),
+            Self::Sha384(hasher) => format!("sha384:{:x}", hasher.finalize()),
+        }
+    }
 }
 
 async fn facts(build: &Build, source: &SourceOp) -> Result<Option<SourceFacts>, Failure> {
     let session = build.session_for_source(source).await?;
     let facts = build.parts(None).facts_of(source, session).await;
     facts.map_err(|error| Failure::Value(crate::failure::one_line(&error)))
+}
+
+async fn objects(build: &Build, source: &SourceOp) -> Result<Option<GitObjects>, Failure> {
+    let session = build.session_for_source(source).await?;
+    let objects = build.parts(None).git_objects_of(source, session).await;
+    objects.map_err(|error| Failure::Value(crate::failure::one_line(&error)))
 }
 
 /// An image in a layout of the client, which is known by its digest.
@@ -250,5 +307,34 @@ fn image_under(policies: &SourcePolicies, reference: &Reference) -> Result<Refer
         None => Ok(reference.clone()),
         Some(SourceOp { identifier: SourceIdentifier::DockerImage { reference }, .. }) => Ok(reference),
         Some(other) => Err(Failure::Value(format!("`{}` is no image", other.shown()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_of_signatures() {
+        let check = |algorithm, expected: &str| {
+            let mut sum = Sum::new(algorithm);
+            sum.update(b"a");
+            sum.update(b"bc");
+            let found = sum.finish();
+            assert!(found.starts_with(expected), "{found}");
+        };
+        // FIPS 180-2's example.
+        check(
+            ChecksumAlgo::Sha256,
+            "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+        );
+        check(
+            ChecksumAlgo::Sha384,
+            "sha384:cb00753f45a35e8bb5a03d699ac65007272c32ab0eded1631a8b605a43ff5bed",
+        );
+        check(
+            ChecksumAlgo::Sha512,
+            "sha512:ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a",
+        );
     }
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use stave_llb::{Definition, Op, SourceIdentifier};
+use stave_llb::{BlobPlace, Definition, Op, SourceIdentifier};
 use stave_oci::{Descriptor, Digest, ManifestOrIndex, Platform};
 use stave_store::{ScratchDir, Store};
 use tokio::sync::OnceCell;
@@ -29,8 +29,8 @@ const MAX_LAYOUTS: usize = 256;
 /// Layers on their way at once.
 const PARALLEL: usize = 4;
 
-/// A store of the client, an image in it and the platform that is wanted of it.
-type Wish = (String, Digest, Platform);
+/// A store of the client, an image in it and the platform that is wanted of it; without one, a blob.
+type Wish = (String, Digest, Option<Platform>);
 
 /// The layouts of one build's client.
 #[derive(Debug)]
@@ -56,12 +56,20 @@ impl ClientLayouts {
     pub(crate) async fn bring_for(&self, definition: &Definition) -> Result<(), Failure> {
         for vertex in definition.vertices() {
             let Op::Source(source) = &vertex.op else { continue };
-            let SourceIdentifier::OciLayout { reference } = &source.identifier else { continue };
+            let (reference, whole) = match &source.identifier {
+                SourceIdentifier::OciLayout { reference } => (reference, true),
+                SourceIdentifier::Blob { reference, place: BlobPlace::Layout } => (reference, false),
+                _ => continue,
+            };
             let Some((name, digest)) = reference.rsplit_once('@') else { continue };
             let Ok(digest) = digest.parse() else { continue };
             let store = source.attrs.get("oci.store").map_or(name, String::as_str);
-            let platform = vertex.platform.clone().unwrap_or_else(Platform::host);
-            self.bring(store, &digest, &platform).await?;
+            if whole {
+                let platform = vertex.platform.clone().unwrap_or_else(Platform::host);
+                self.bring(store, &digest, &platform).await?;
+            } else {
+                self.once((store.to_owned(), digest, None)).await?;
+            }
         }
         Ok(())
     }
@@ -73,20 +81,27 @@ impl ClientLayouts {
         digest: &Digest,
         platform: &Platform,
     ) -> Result<(), Failure> {
-        let key = (name.to_owned(), digest.clone(), platform.clone());
+        self.once((name.to_owned(), digest.clone(), Some(platform.clone()))).await
+    }
+
+    async fn once(&self, key: Wish) -> Result<(), Failure> {
+        let (name, digest, platform) = key.clone();
         let slot = {
             let mut brought = self.brought.lock().unwrap_or_else(PoisonError::into_inner);
             if brought.len() >= MAX_LAYOUTS && !brought.contains_key(&key) {
                 return Err(Failure::Value(format!(
-                    "more than {MAX_LAYOUTS} images of OCI layouts in one build"
+                    "more than {MAX_LAYOUTS} images and blobs of OCI layouts in one build"
                 )));
             }
             Arc::clone(brought.entry(key).or_default())
         };
         let bringing = async {
-            let directory = self.directory(name)?;
+            let directory = self.directory(&name)?;
             let store = ClientStore::new(Arc::clone(&self.session), format!("oci:{name}"));
-            bring(&store, &directory, digest, platform).await?;
+            match &platform {
+                Some(platform) => bring(&store, &directory, &digest, platform).await?,
+                None => bring_blob(&store, &directory, &digest).await?,
+            }
             Ok::<_, Failure>(())
         };
         slot.get_or_try_init(|| bringing).await.map(drop)
@@ -113,7 +128,7 @@ async fn bring(
     digest: &Digest,
     platform: &Platform,
 ) -> Result<(), ContentError> {
-    let path = |digest: &Digest| directory.path().join("blobs").join(digest.as_str().replacen(':', "/", 1));
+    let path = |digest: &Digest| place_of(directory, digest);
     let mut open = vec![(digest.clone(), 0)];
     let mut layers = Vec::new();
     while let Some((digest, depth)) = open.pop() {
@@ -135,19 +150,29 @@ async fn bring(
     }
     layers.sort();
     layers.dedup();
-    let fetching = layers.into_iter().map(|digest| {
-        let path = path(&digest);
-        async move {
-            if path.exists() {
-                return Ok(());
-            }
-            // Beside its place first: another image of this layout may look for it there.
-            let aside = path.with_extension(format!("{:016x}", fastrand::u64(..)));
-            store.fetch(&digest, MAX_LAYER, &aside).await?;
-            std::fs::rename(&aside, &path).map_err(ContentError::File)
-        }
-    });
+    let fetching =
+        layers.into_iter().map(|digest| async move { bring_blob(store, directory, &digest).await });
     stream::iter(fetching).buffer_unordered(PARALLEL).try_collect::<()>().await
+}
+
+/// Brings one blob, whatever it holds; one that is there already is not asked for.
+async fn bring_blob(
+    store: &ClientStore,
+    directory: &ScratchDir,
+    digest: &Digest,
+) -> Result<(), ContentError> {
+    let path = place_of(directory, digest);
+    if path.exists() {
+        return Ok(());
+    }
+    // Beside its place first: another image of this layout may look for it there.
+    let aside = path.with_extension(format!("{:016x}", fastrand::u64(..)));
+    store.fetch(digest, MAX_LAYER, &aside).await?;
+    std::fs::rename(&aside, &path).map_err(ContentError::File)
+}
+
+fn place_of(directory: &ScratchDir, digest: &Digest) -> PathBuf {
+    directory.path().join("blobs").join(digest.as_str().replacen(':', "/", 1))
 }
 
 /// Whether an entry of an index may be the image for a platform: one that says nothing may be.

@@ -95,7 +95,7 @@ async fn a_policy_gets_the_facts_it_asks_for() {
             }
         }
     };
-    let built = built(&[(&source, &Platform::host())], word).await;
+    let built = built(&[(source.as_str(), &Platform::host())], word).await;
     assert_eq!(built.as_deref(), Ok("content"));
     assert_eq!(asked.load(Ordering::Relaxed), 2, "once for the source, once with what is known of it");
 }
@@ -186,4 +186,32 @@ async fn a_client_is_asked_about_several_sources_at_a_time() {
     let host = Platform::host();
     let built = built(&[(&sources[0], &host), (&sources[1], &host)], word).await;
     assert_eq!(built.as_deref(), Ok("b"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_puts_a_source_in_its_own_place_is_asked_again_and_not_for_ever() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let itself = "docker-image://docker.io/library/busybox:latest";
+    let word = move |question: &Question| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        Word::convert(question.identifier())
+    };
+    let refused = built(&[(itself, &Platform::host())], word).await.expect_err("never ends");
+    assert!(refused.contains("too many policy requests"), "{refused}");
+    // As often as the reference's daemon asks.
+    assert_eq!(asked.load(Ordering::Relaxed), 10);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_puts_a_source_in_its_own_place_first_may_decide_then() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let word = move |question: &Question| match counted.fetch_add(1, Ordering::Relaxed) {
+        0 => Word::convert(question.identifier()),
+        _ => Word::allow(),
+    };
+    let source = server("as it is").await;
+    let built = built(&[(&source, &Platform::host())], word).await.expect("is allowed");
+    assert_eq!((built.as_str(), asked.load(Ordering::Relaxed)), ("as it is", 2));
 }
