@@ -131,7 +131,16 @@ fn what_cannot_be_honoured_is_an_error() {
     check(&["--nonsense"], 2, "--nonsense");
     check(&["--oci-worker-no-process-sandbox"], 1, "is not supported: steps have processes of their own");
     check(&["--containerd-worker-addr=/x"], 1, "is not supported: there is no containerd worker");
-    check(&["--log-level", "loud"], 1, "`log.level`");
+    check(&["--log-level", "loud"], 1, "unknown log level `loud`: expected panic");
+    check(&["--allow-insecure-entitlement", "all"], 1, "unknown entitlement `all`: expected network.host");
+    check(&["--oci-worker-binary", "/nowhere/runc"], 1, "the OCI runtime `/nowhere/runc` is not there");
+    check(&["--oci-worker-labels", "=x"], 1, "invalid label `=x`");
+    check(&["--web-addr", "tcp://127.0.0.1:0", "--web-host", ""], 1, "invalid host name ``");
+    check(&["--tlscert", "cert.pem"], 1, "tcp needs --tlscert, --tlskey and --tlscacert");
+    let names = ["--tlscert", "c", "--tlskey", "k", "--tlscacert", "a"];
+    check(&names, 1, "cannot read `c`");
+    check(&[&names[..], &["--insecure-tcp"]].concat(), 1, "--insecure-tcp serves without certificates");
+    check(&["--debugaddr", "127.0.0.1"], 1, "invalid address `127.0.0.1`");
     check(&["--group", "nobody-has-this-group"], 1, "no group called");
     environment.write("bad.toml", "[worker.containerd]\nenabled = true\n");
     check(&["--config", "bad.toml"], 1, "`worker.containerd`");

@@ -442,7 +442,16 @@ pub enum ConfigError {
     /// Something that is not there.
     #[error("not supported yet: {0}")]
     Unsupported(String),
+    /// How much is to be said, in a word that nobody knows.
+    #[error("unknown log level `{0}`: expected panic, fatal, error, warn, info, debug or trace")]
+    LogLevel(String),
+    /// A right that does not exist: nobody could ask for it.
+    #[error("unknown entitlement `{0}`: expected network.host, security.insecure or device")]
+    Entitlement(String),
 }
+
+/// The rights that builds may be granted.
+const ENTITLEMENTS: [&str; 3] = ["network.host", "security.insecure", "device"];
 
 impl CdiConfig {
     /// Directories of specifications; `None` leaves the usual ones.
@@ -474,6 +483,10 @@ impl FileConfig {
     fn check(&self) -> Result<(), ConfigError> {
         let unsupported = |what: &str| Err(ConfigError::Unsupported(format!("`{what}`")));
         self.history.retention()?;
+        let is_unknown = |name: &&String| !ENTITLEMENTS.contains(&name.as_str());
+        if let Some(unknown) = self.entitlements.iter().find(is_unknown) {
+            return Err(ConfigError::Entitlement(unknown.clone()));
+        }
         let oci = &self.worker.oci;
         if self.worker.containerd.enabled == Some(true) {
             return unsupported("worker.containerd");
@@ -497,7 +510,7 @@ impl FileConfig {
             self.log.level.as_deref(),
             None | Some("" | "panic" | "fatal" | "error" | "warn" | "warning" | "info" | "debug" | "trace")
         ) {
-            return unsupported("log.level");
+            return Err(ConfigError::LogLevel(self.log.level.clone().unwrap_or_default()));
         }
         if self.system.registry_concurrency.is_some() {
             return unsupported("system.maxRegistryConcurrency");
@@ -548,11 +561,12 @@ mod tests {
         for line in ["debug = true", "trace = true", "root = \"/x\"", "provenanceEnvDir = \"/x\""] {
             check(line, Ok(()));
         }
-        check("insecure-entitlements = [\"security.insecure\"]", Ok(()));
+        check("insecure-entitlements = [\"security.insecure\", \"device\"]", Ok(()));
+        check("insecure-entitlements = [\"all\"]", Err("unknown entitlement `all`: expected"));
         check("proxyNetwork = true", Err("unknown field `proxyNetwork`"));
         at("log", "format = \"text\"\nlevel = \"debug\"", Ok(()));
         at("log", "format = \"json\"", Err("`log.format`"));
-        at("log", "level = \"loud\"", Err("`log.level`"));
+        at("log", "level = \"loud\"", Err("unknown log level `loud`: expected"));
         at("grpc", "address = [\"unix:///x\"]\ndebugAddress = \"127.0.0.1:1\"\nuid = 0\ngid = 0", Ok(()));
         at("grpc", "securityDescriptor = \"x\"", Err("unknown field `securityDescriptor`"));
         at("grpc.tls", "cert = \"/c\"\nkey = \"/k\"\nca = \"/a\"", Ok(()));

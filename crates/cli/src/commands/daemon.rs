@@ -130,7 +130,7 @@ struct WorkerArguments {
     /// Only `overlayfs` is possible
     #[arg(long, value_name = "NAME", hide = true)]
     oci_worker_snapshotter: Option<Snapshotter>,
-    /// Only `host` is possible
+    /// `host` or `bridge`
     #[arg(long, value_name = "NAME", hide = true)]
     oci_worker_net: Option<Network>,
 }
@@ -210,6 +210,14 @@ enum StartError {
     Address(#[from] stave_daemon::AddressError),
     #[error("tcp needs --tlscert, --tlskey and --tlscacert")]
     NoCertificates,
+    #[error(
+        "--insecure-tcp serves without certificates: --tlscert, --tlskey and --tlscacert are for nothing"
+    )]
+    NeedlessCertificates,
+    #[error("invalid host name `{0}` of the web page")]
+    WebHost(String),
+    #[error("the OCI runtime `{}` is not there", .0.display())]
+    NoRuntime(PathBuf),
     #[error("no group called `{0}`")]
     NoGroup(String),
     /// It has no number in the user namespace that the daemon is in.
@@ -274,7 +282,7 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
         root,
         registries,
         keychain: Keychain::anonymous(),
-        oci_runtime: runtime(arguments, &file, global),
+        oci_runtime: runtime(arguments, &file, global).map_err(failed)?,
         device_directories: directories,
         parallel_steps: std::num::NonZeroUsize::new(file.worker.oci.max_parallelism),
     };
@@ -295,10 +303,30 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
     })
 }
 
-/// The OCI runtime that runs steps, if another program does: that of the flag, else that of the file.
-fn runtime(arguments: &Arguments, file: &FileConfig, global: &GlobalOptions) -> Option<PathBuf> {
+/// The OCI runtime that runs steps, if another program does: that of the flag, else that of the file. Clients would find
+/// out otherwise that it is not there, one by one.
+fn runtime(
+    arguments: &Arguments,
+    file: &FileConfig,
+    global: &GlobalOptions,
+) -> Result<Option<PathBuf>, StartError> {
     let of_file = file.worker.oci.binary.clone().filter(|binary| !binary.as_os_str().is_empty());
-    arguments.worker.oci_worker_binary.clone().or(of_file).or_else(|| global.oci_runtime.clone())
+    let named = arguments.worker.oci_worker_binary.clone().or(of_file);
+    match named.or_else(|| global.oci_runtime.clone()) {
+        Some(program) if !is_program(&program) => Err(StartError::NoRuntime(program)),
+        program => Ok(program),
+    }
+}
+
+/// Whether a program is there: at its path, or by its name in PATH.
+fn is_program(program: &Path) -> bool {
+    let may_run =
+        |path: &Path| rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file();
+    if program.components().count() > 1 {
+        return may_run(program);
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| may_run(&directory.join(program)))
 }
 
 /// How much the daemon says: flag or file may ask for all.
@@ -322,6 +350,15 @@ fn tenancy(file: &FileConfig) -> Result<Tenancy, StartError> {
 
 fn address(text: Option<&String>) -> Result<Option<Address>, StartError> {
     Ok(text.filter(|text| !text.is_empty()).map(|text| text.parse()).transpose()?)
+}
+
+/// The same for an address that buildkitd has without `tcp://`: `IP:PORT`, or `:PORT` for all of this machine's.
+fn watched(text: Option<&String>) -> Result<Option<Address>, StartError> {
+    let plain = text.map(|text| if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.clone() });
+    match plain.and_then(|plain| plain.parse().ok()) {
+        Some(socket) => Ok(Some(Address::Tcp(socket))),
+        None => address(text),
+    }
 }
 
 fn collector(text: &str) -> Result<url::Url, StartError> {
@@ -376,6 +413,7 @@ impl Arguments {
         if let Some(level) = self.watch.log_level.as_ref().filter(|level| !level.is_empty()) {
             file.log.level = Some(level.clone());
         }
+        file.entitlements.extend(self.allow_insecure_entitlement.iter().cloned());
         if let Some(most) = self.worker.oci_max_parallelism {
             file.worker.oci.max_parallelism = most;
         }
@@ -399,7 +437,7 @@ impl Arguments {
             patience: PATIENCE,
             tenancy: tenancy(file)?,
             audit: watch.audit_log.clone().or_else(|| file.audit.path.clone()),
-            monitor: address(watch.metrics_addr.as_ref().or(file.grpc.debug_address.as_ref()))?,
+            monitor: watched(watch.metrics_addr.as_ref().or(file.grpc.debug_address.as_ref()))?,
             web: self.web(file)?,
             traces: watch
                 .otlp_endpoint
@@ -422,7 +460,11 @@ impl Arguments {
         {
             return Err(StartError::OpenPage(*socket));
         }
-        let hosts = self.watch.web_host.iter().chain(&file.web.hosts).cloned().collect();
+        let hosts: Vec<String> = self.watch.web_host.iter().chain(&file.web.hosts).cloned().collect();
+        let is_none = |host: &&String| host.is_empty() || host.contains([' ', '/']);
+        if let Some(host) = hosts.iter().find(is_none) {
+            return Err(StartError::WebHost(host.clone()));
+        }
         Ok(Some(WebPage { address, hosts }))
     }
 
@@ -454,12 +496,11 @@ impl Arguments {
         for label in &self.worker.oci_worker_labels {
             // One flag may hold several.
             for pair in label.split(',') {
-                let (name, value) = pair.split_once('=').ok_or_else(|| StartError::Label(pair.to_owned()))?;
+                let named = pair.split_once('=').filter(|(name, _)| !name.is_empty());
+                let (name, value) = named.ok_or_else(|| StartError::Label(pair.to_owned()))?;
                 labels.insert(name.to_owned(), value.to_owned());
             }
         }
-        let mut entitlements = file.entitlements.clone();
-        entitlements.extend(self.allow_insecure_entitlement.clone());
         let directory = file.provenance_environment.as_deref();
         let directory = directory.unwrap_or_else(|| Path::new(PROVENANCE_DIRECTORY));
         let network = match self.worker.oci_worker_net {
@@ -473,7 +514,7 @@ impl Arguments {
             labels,
             platforms: file.worker.oci.platforms()?,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            entitlements,
+            entitlements: file.entitlements.clone(),
             gc: self.gc(file, root)?,
             history: file.history.retention()?,
             environment: environment::read(directory)?,
@@ -505,6 +546,13 @@ impl Arguments {
         };
         for text in &addresses {
             listeners.push(listener(text)?);
+        }
+        if self.tlscert.is_some() || self.tlskey.is_some() || self.tlscacert.is_some() {
+            if self.insecure_tcp {
+                return Err(StartError::NeedlessCertificates);
+            }
+            // Whoever names them means to be protected by them: also where no address needs them, they must be whole.
+            self.identity(file)?;
         }
         Ok(listeners)
     }
