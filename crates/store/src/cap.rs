@@ -15,8 +15,9 @@ use crate::{PruneRequest, Store, StoreError};
 /// Bytes reserved at once, at most.
 pub(crate) const STEP: u64 = 8 << 20;
 
-/// The part of a cap that is reserved at once, at most: what some hold and do not use, others lack.
-const STEP_PART: u64 = 128;
+/// The part of a cap that is reserved at once, at most: what some hold and do not use, others lack. A team of fifty that
+/// writes little, each several files and layers at a time, holds a part of the cap that all of it can do without.
+const STEP_PART: u64 = 1024;
 
 /// How long a reckoning of what the store takes is believed, unless a writer ended.
 const RECKONING: Duration = Duration::from_millis(250);
@@ -29,6 +30,12 @@ const OWN: (u64, u64) = (256 << 10, 64 << 20);
 
 /// How often a process asks that may have met another.
 const ATTEMPTS: u32 = 3;
+
+/// How long who has nothing yet waits for room that others hold and may give back.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often it looks for what another process gave back; what this one does it is told.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Part of the pause between two of these.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -66,6 +73,24 @@ impl Reservation {
     /// The same for a writer that knows how much it needs.
     pub(crate) fn grow_exactly(&mut self, bytes: u64) -> Result<(), StoreError> {
         self.grow_in(0, bytes)
+    }
+
+    /// The first room for something that has none: what others hold and do not use comes back when they end, and is
+    /// waited for.
+    pub(crate) fn begin(&mut self, bytes: u64) -> Result<(), StoreError> {
+        debug_assert_eq!(self.bytes, 0, "who holds room and waits for others could wait for itself");
+        let begin = Instant::now();
+        loop {
+            let seen = self.store.releases();
+            let refused = match self.grow_exactly(bytes) {
+                Err(refused @ StoreError::CapReached { .. }) => refused,
+                other => return other,
+            };
+            if begin.elapsed() > PATIENCE || self.store.reserved_by_all()? == 0 {
+                return Err(refused);
+            }
+            self.store.wait_for_release(seen);
+        }
     }
 
     /// Room for so much in all, if it is not there yet.
@@ -224,11 +249,11 @@ impl Store {
                 Ok(None) => return Ok(()),
                 Ok(Some(refusal)) => refusal,
                 Err(error) => {
-                    self.release(bytes);
+                    self.withdraw(bytes);
                     return Err(error);
                 }
             };
-            self.release(bytes);
+            self.withdraw(bytes);
             if attempt == ATTEMPTS || self.reserved_by_others()? == 0 {
                 return Err(refusal);
             }
@@ -277,7 +302,25 @@ impl Store {
 
     /// Gives reserved bytes back.
     fn release(&self, bytes: u64) {
+        self.withdraw(bytes);
+        *self.inner.releases.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.inner.released.notify_all();
+    }
+
+    /// Reserves less after all: nobody could have had it meanwhile who did not ask at the same moment.
+    fn withdraw(&self, bytes: u64) {
         self.change_reserved(|reserved| reserved.fetch_sub(bytes, Ordering::Relaxed));
+    }
+
+    /// How often something was given back in this process.
+    fn releases(&self) -> u64 {
+        *self.inner.releases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until something was given back in this process since `seen`, or [`LOOK`] is over.
+    fn wait_for_release(&self, seen: u64) {
+        let releases = self.inner.releases.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.inner.released.wait_timeout_while(releases, LOOK, |releases| *releases == seen));
     }
 
     /// Changes what is reserved, and says so to other processes: one at a time, so that the last number said is the

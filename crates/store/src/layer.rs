@@ -312,8 +312,8 @@ impl Store {
             is_moved: false,
             room: LayerRoom::new(self),
         };
-        // Nothing begins in a store that is full.
-        active.room.with(|room| room.grow_exactly(LEAST))?;
+        // Nothing begins in a store that is full, nor fails while others fill it for a moment.
+        active.room.with(|room| room.begin(LEAST))?;
         let missing = match place {
             Place::New(_) => vec![&active.directory, &active.upper, &active.work],
             Place::Kept(_) => vec![&active.upper],

@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
 use crate::database::{Database, checkpoint};
 use crate::durability::{self, Flusher};
@@ -81,6 +81,9 @@ pub(crate) struct Inner {
     pub(crate) reserved: AtomicU64,
     /// Held while that changes and others are told.
     pub(crate) reserving: Mutex<()>,
+    /// How often some of it was given back, and who waits for that.
+    pub(crate) releases: Mutex<u64>,
+    pub(crate) released: Condvar,
     /// Whether room is kept back for a full disk.
     pub(crate) keeps_reserve: AtomicBool,
     /// What the store took when that was last reckoned; held while room is made.
@@ -144,6 +147,8 @@ impl Store {
             policy: OnceLock::new(),
             reserved: AtomicU64::new(0),
             reserving: Mutex::default(),
+            releases: Mutex::default(),
+            released: Condvar::new(),
             keeps_reserve: AtomicBool::new(false),
             making_room: Mutex::new(None),
             margin: Mutex::default(),

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 
 use super::{TestStore, layer};
+use crate::cap::Reservation;
 use crate::{ApplyOptions, DiskPolicy, Growth, Sharing, Snapshot, Store, StoreError, UsageId};
 
 const MIB: u64 = 1 << 20;
@@ -71,6 +72,30 @@ fn processes_count_together() {
     assert!(refused, "what one has reserved the other cannot have");
     drop(mine);
     layer(&test.store, &Snapshot::scratch(), "a", "1");
+}
+
+#[test]
+fn who_begins_waits_for_what_others_hold_and_give_back() {
+    let test = capped(10 * MIB);
+    let _lease = test.store.lease().expect("a lease");
+    let reserved = || test.store.inner.reserved.load(std::sync::atomic::Ordering::Relaxed);
+    let mut held = test.store.blob_writer(None, 100 * MIB).expect("a writer");
+    while held.write_all(&[1; 16 << 10]).is_ok() {}
+    let before = reserved();
+    std::thread::scope(|scope| {
+        let beginning = scope.spawn(|| test.store.prepare(&Snapshot::scratch()).map(drop));
+        // It asks again and again.
+        while reserved() == before && !beginning.is_finished() {
+            std::hint::spin_loop();
+        }
+        drop(held);
+        beginning.join().expect("no panic").expect("room, once there is some");
+    });
+    // Where nobody holds anything there is nothing to wait for.
+    test.store.apply_layer(&tar(6 * MIB)[..], &ApplyOptions::default()).expect("room");
+    let left = test.store.room_left().expect("an answer");
+    let refused = Reservation::new(&test.store).begin(left + MIB).expect_err("full");
+    assert!(words(&refused).contains("the store is full"), "{refused}");
 }
 
 #[test]
@@ -193,6 +218,19 @@ fn words(error: &StoreError) -> String {
         source = cause.source();
     }
     text
+}
+
+#[test]
+fn many_who_write_little_do_not_hold_all_there_is() {
+    let test = capped(500 * MIB);
+    let mut rooms = Vec::new();
+    for _ in 0..250 {
+        let mut room = Reservation::new(&test.store);
+        room.grow(16 << 10).expect("there is room");
+        rooms.push(room);
+    }
+    let held: u64 = rooms.iter().map(Reservation::bytes).sum();
+    assert!(held < 150 * MIB, "{held}");
 }
 
 /// Whoever wants a cache mount alone goes without it while somebody else has it locked, if only to see whether it is in
