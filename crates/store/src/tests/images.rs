@@ -242,7 +242,7 @@ fn an_image_is_found_by_its_manifest_alone() {
     }
     for image in &images[..2] {
         let digest = image.manifest.as_ref().map(|manifest| manifest.digest.clone()).expect("a manifest");
-        assert_eq!(test.store.images_by_manifest(&digest).expect("an answer"), std::slice::from_ref(&image));
+        assert_eq!(test.store.images_by_manifest(&digest).expect("an answer"), std::slice::from_ref(image));
     }
     let unknown = test.store.images_by_manifest(&images[0].id).expect("an answer");
     assert_eq!(unknown, [], "an id is none");
