@@ -29,4 +29,6 @@ pub use file::{
 pub use op::{BuildOp, DiffOp, MergeOp, Op, PassthroughOp};
 pub use source::{BlobPlace, GitSource, SourceIdentifier, SourceOp};
 pub use source_map::{Position, SourceInfo, SourceLocation, SourceMap, SourceRange};
-pub use wire::{DefinitionError, MAX_DEFINITION_BYTES, MAX_INPUTS, MAX_NESTING, MAX_OP_BYTES, MAX_VERTICES};
+pub use wire::{
+    DefinitionError, MAX_DEFINITION_BYTES, MAX_INPUTS, MAX_NESTING, MAX_OP_BYTES, MAX_OUTPUTS, MAX_VERTICES,
+};

@@ -23,6 +23,8 @@ pub const MAX_OP_BYTES: usize = 16 << 20;
 pub const MAX_VERTICES: usize = 100_000;
 /// The most inputs one vertex may have.
 pub const MAX_INPUTS: usize = 4096;
+/// The most of its inputs that one vertex may pass on as its outputs: a byte each here, a result each there.
+pub const MAX_OUTPUTS: usize = 256;
 /// How deep definitions may hold definitions.
 pub const MAX_NESTING: usize = 4;
 

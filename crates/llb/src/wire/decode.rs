@@ -11,7 +11,7 @@ use prost::Message;
 use stave_oci::Digest;
 
 use super::{
-    DefinitionError, MAX_DEFINITION_BYTES, MAX_INPUTS, MAX_OP_BYTES, MAX_VERTICES,
+    DefinitionError, MAX_DEFINITION_BYTES, MAX_INPUTS, MAX_OP_BYTES, MAX_OUTPUTS, MAX_VERTICES,
     newer::NewerOp,
     to_typed::{Reader, platform},
 };
@@ -33,8 +33,12 @@ pub(super) fn from_message(message: pb::Definition, depth: usize) -> Result<Defi
     let mut definition = Definition::empty();
     let Some(last) = all.pop() else { return Ok(definition) };
     let mut raw = Vec::with_capacity(all.len());
+    let mut passed = 0;
     for bytes in all {
-        raw.push(Raw::read(bytes)?);
+        let one = Raw::read(bytes)?;
+        passed += one.passed();
+        limit("passthrough outputs", passed, MAX_VERTICES)?;
+        raw.push(one);
     }
     let end = Raw::read(last)?;
     if end.message.op.is_some() || end.newer.passthrough.is_some() || end.inputs.is_empty() {
@@ -88,7 +92,14 @@ impl Raw {
             })?;
             inputs.push(Edge { vertex, output });
         }
-        Ok(Self { digest, bytes, message, newer, inputs })
+        let read = Self { digest, bytes, message, newer, inputs };
+        limit("outputs at one vertex", read.passed(), MAX_OUTPUTS)?;
+        Ok(read)
+    }
+
+    /// How many outputs it has that are inputs of its own: each costs one byte here and a result there.
+    fn passed(&self) -> usize {
+        self.newer.passthrough.as_ref().map_or(0, |pass| pass.outputs.len())
     }
 
     fn vertex(self, metadata: VertexMetadata, depth: usize) -> Result<(Vertex, Vec<u8>), DefinitionError> {

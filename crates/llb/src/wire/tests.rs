@@ -318,10 +318,22 @@ fn operations_newer_than_the_crate_are_read_and_written() {
     check_error(&ends_with(passthrough("", &[0]), 0), "invalid passthrough op with no id");
     check_error(&ends_with(passthrough("a", &[]), 0), "invalid passthrough op with no outputs");
     let many = "outputs at one vertex over the limit";
-    check_error(&ends_with(passthrough("a", &vec![0; MAX_INPUTS + 1]), 0), many);
+    check_error(&ends_with(passthrough("a", &vec![0; MAX_OUTPUTS + 1]), 0), many);
+    Definition::from_wire(&ends_with(passthrough("a", &vec![0; MAX_OUTPUTS]), 0)).expect("not too many");
     let def = vec![source().encode_to_vec(), passthrough("a", &[0])];
     let unended = pb::Definition { def, ..Default::default() };
     check_error(&unended.encode_to_vec(), "does not end with its output");
+}
+
+#[test]
+fn outputs_that_cost_a_byte_are_counted_over_all_vertices() {
+    let mut def = vec![source().encode_to_vec()];
+    def.extend((0..=MAX_VERTICES / MAX_OUTPUTS).map(|at| passthrough(&at.to_string(), &[0; MAX_OUTPUTS])));
+    let last = Digest::sha256(def.last().expect("is there")).to_string();
+    let end = pb::Op { inputs: vec![pb::Input { digest: last, index: 0 }], ..Default::default() };
+    def.push(end.encode_to_vec());
+    let definition = pb::Definition { def, ..Default::default() };
+    check_error(&definition.encode_to_vec(), "passthrough outputs over the limit");
 }
 
 #[test]

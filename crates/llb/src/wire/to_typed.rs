@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use bollard_buildkit_proto::pb;
 use stave_oci::{Digest, Platform};
 
-use super::{DefinitionError, MAX_INPUTS, MAX_NESTING, decode::from_message, newer::Passthrough};
+use super::{DefinitionError, MAX_NESTING, decode::from_message, newer::Passthrough};
 use crate::{
     exec::{
         CdiDevice, ContentCache, ExecOp, HostIp, Mount, MountOwner, NetMode, ProxyEnv, SecretEnv,
@@ -87,9 +87,6 @@ impl Reader<'_> {
         if of.id.is_empty() || of.outputs.is_empty() {
             let (vertex, lacks) = (self.vertex.clone(), if of.id.is_empty() { "id" } else { "outputs" });
             return Err(DefinitionError::Passthrough { vertex, lacks });
-        }
-        if of.outputs.len() > MAX_INPUTS {
-            return Err(DefinitionError::Limit { what: "outputs at one vertex", limit: MAX_INPUTS });
         }
         let output = |at: &i64| match u32::try_from(*at) {
             Ok(index) if (index as usize) < self.inputs => Ok(index),
