@@ -13,6 +13,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
+use rustix::process::{getegid, geteuid};
 use stave_store::{MergedView, is_context_time, without_mark};
 use tokio_util::sync::CancellationToken;
 
@@ -49,7 +50,7 @@ pub(crate) fn write(
 
 /// Root of a user namespace is an ordinary user.
 fn is_root() -> bool {
-    rustix::process::geteuid().is_root() && !stave_store::owner::may_be_recorded()
+    geteuid().is_root() && !stave_store::owner::may_be_recorded()
 }
 
 struct Tree<'a> {
@@ -153,6 +154,10 @@ impl Tree<'_> {
         xattrs: &[(OsString, Vec<u8>)],
     ) -> io::Result<()> {
         let stat = entry.stat();
+        // Before the mode, since it takes set-id bits. The destination itself is the user's.
+        if !entry.path().as_os_str().is_empty() {
+            owned(rustix::fs::fchown(file, Some(geteuid()), Some(getegid())))?;
+        }
         rustix::fs::fchmod(file, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
         for (name, value) in xattrs {
             match rustix::fs::fsetxattr(file, name.as_os_str(), value, XattrFlags::empty()) {
@@ -180,6 +185,8 @@ impl Tree<'_> {
     /// For what cannot be opened without effect.
     fn settle_by_name(&self, entry: &Entry, parent: &OwnedFd, name: &Path) -> io::Result<()> {
         let stat = entry.stat();
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        owned(rustix::fs::chownat(parent, name, Some(geteuid()), Some(getegid()), flags))?;
         if !matches!(entry.kind, Kind::Symlink(_)) {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let node = rustix::fs::openat(parent, name, flags, Mode::empty())?;
@@ -187,6 +194,15 @@ impl Tree<'_> {
             rustix::fs::chmod(link.as_str(), Mode::from_raw_mode(stat.st_mode & 0o7777))?;
         }
         Ok(rustix::fs::utimensat(parent, name, &self.times(entry), AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+}
+
+/// Below a directory with a set-group-id bit files are born of its group, though they are to be the caller's. What is
+/// another's stays that, and a group that is not in this user namespace can be given to nobody.
+fn owned(taken: rustix::io::Result<()>) -> io::Result<()> {
+    match taken {
+        Ok(()) | Err(Errno::PERM | Errno::INVAL) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -350,6 +366,29 @@ mod tests {
         assert_eq!(fs::read_to_string(outside.path().join("passwd")).expect("reads"), "theirs");
         assert_eq!(fs::read_to_string(dest.path().join("etc/passwd")).expect("reads"), "ours");
         assert_eq!(fs::read_to_string(dest.path().join("file")).expect("reads"), "ours");
+    }
+
+    #[test]
+    fn files_are_the_callers_in_another_groups_directory() {
+        let dest = directory();
+        // Only root gives a directory to another group, and in a user namespace only to one that this has.
+        if std::os::unix::fs::chown(dest.path(), None, Some(8)).is_err() {
+            return;
+        }
+        fs::set_permissions(dest.path(), fs::Permissions::from_mode(0o2775)).expect("sets");
+        let build = |root: &Path| {
+            fs::create_dir(root.join("d")).expect("creates");
+            fs::write(root.join("d/f"), "x").expect("writes");
+            fs::set_permissions(root.join("d/f"), fs::Permissions::from_mode(0o6755)).expect("sets");
+            symlink("d/f", root.join("s")).expect("links");
+        };
+        export(build, dest.path()).expect("writes");
+        for name in ["d", "d/f", "s"] {
+            let found = fs::symlink_metadata(dest.path().join(name)).expect("is there");
+            assert_eq!((found.uid(), found.gid()), (geteuid().as_raw(), getegid().as_raw()), "{name}");
+        }
+        assert_eq!(fs::metadata(dest.path().join("d/f")).expect("is there").mode() & 0o7777, 0o6755);
+        assert_eq!(fs::metadata(dest.path()).expect("is there").gid(), 8);
     }
 
     #[test]
