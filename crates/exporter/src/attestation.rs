@@ -175,14 +175,23 @@ pub fn blob_url(name: &Reference) -> String {
     url_of(name, "ref_type=blob")
 }
 
+/// The same of a blob in a layout whose name is no image's.
+pub fn layout_blob_url(name: &str, digest: &Digest) -> String {
+    format!("pkg:oci/{}?digest={}&ref_type=blob", escaped_path(name), escaped(digest.as_str()))
+}
+
 fn url_of(name: &Reference, last: &str) -> String {
-    let familiar = name.familiar_name();
-    // Of a name the colon before a port is escaped, too.
-    let path: Vec<String> = familiar.split('/').map(|part| escaped(part).replace(':', "%3A")).collect();
+    let path = escaped_path(&name.familiar_name());
     let version = name.tag().map(|tag| format!("@{}", escaped(tag))).unwrap_or_default();
     let digest =
         name.digest().map(|digest| format!("digest={}&", escaped(digest.as_str()))).unwrap_or_default();
-    format!("pkg:docker/{}{version}?{digest}{last}", path.join("/"))
+    format!("pkg:docker/{path}{version}?{digest}{last}")
+}
+
+/// Of a name the colon before a port is escaped, too.
+fn escaped_path(name: &str) -> String {
+    let parts: Vec<String> = name.split('/').map(|part| escaped(part).replace(':', "%3A")).collect();
+    parts.join("/")
 }
 
 /// Percent-encoding of everything but what a URL never needs to quote.

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
-use stave_exporter::{Attestation, blob_url, package_url};
+use stave_exporter::{Attestation, blob_url, layout_blob_url, package_url};
 use stave_frontend_dockerfile::PlanRequest;
 use stave_frontend_dockerfile::request::NoCache;
 use stave_llb::builder::{About, GraphBuilder};
@@ -378,7 +378,12 @@ impl Facts<'_> {
                 Some(material)
             }
             SourceIdentifier::Blob { reference, place } => {
-                let name: Reference = reference.parse().ok()?;
+                let Ok(name) = reference.parse::<Reference>() else {
+                    let (name, digest) = reference.rsplit_once('@')?;
+                    let digest: Digest = digest.parse().ok().filter(|_| *place == BlobPlace::Layout)?;
+                    let uri = layout_blob_url(name, &digest);
+                    return Some(json!({"uri": uri, "digest": digest_set(&digest)}));
+                };
                 let uri = blob_url(&name);
                 let uri = match place {
                     BlobPlace::Registry => uri,
