@@ -32,7 +32,7 @@ const OWN: (u64, u64) = (256 << 10, 64 << 20);
 const ATTEMPTS: u32 = 3;
 
 /// How long who has nothing yet waits for room that others hold and may give back.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often it looks for what another process gave back; what this one does it is told.
 const LOOK: Duration = Duration::from_millis(200);
@@ -47,6 +47,15 @@ pub(crate) struct Reckoning {
     used: u64,
     /// What others had reserved then.
     others: u64,
+}
+
+/// What this process gave back of what it had reserved.
+#[derive(Debug, Default)]
+pub(crate) struct Releases {
+    /// How often.
+    count: u64,
+    /// Who waits for the next time.
+    pub(crate) waiting: usize,
 }
 
 /// Room for something that is being written. Its drop gives back what was not written, for what was written is
@@ -76,20 +85,18 @@ impl Reservation {
     }
 
     /// The first room for something that has none: what others hold and do not use comes back when they end, and is
-    /// waited for.
+    /// waited for a while. It is asked for again only when something came back, since each time collects what may go.
     pub(crate) fn begin(&mut self, bytes: u64) -> Result<(), StoreError> {
-        debug_assert_eq!(self.bytes, 0, "who holds room and waits for others could wait for itself");
-        let begin = Instant::now();
+        let until = Instant::now() + PATIENCE;
         loop {
             let seen = self.store.releases();
             let refused = match self.grow_exactly(bytes) {
                 Err(refused @ StoreError::CapReached { .. }) => refused,
                 other => return other,
             };
-            if begin.elapsed() > PATIENCE || self.store.reserved_by_all()? == 0 {
+            if !self.store.gets_some_back(seen, until)? {
                 return Err(refused);
             }
-            self.store.wait_for_release(seen);
         }
     }
 
@@ -303,8 +310,11 @@ impl Store {
     /// Gives reserved bytes back.
     fn release(&self, bytes: u64) {
         self.withdraw(bytes);
-        *self.inner.releases.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        self.inner.released.notify_all();
+        let mut releases = self.inner.releases.lock().unwrap_or_else(PoisonError::into_inner);
+        releases.count += 1;
+        if releases.waiting > 0 {
+            self.inner.released.notify_all();
+        }
     }
 
     /// Reserves less after all: nobody could have had it meanwhile who did not ask at the same moment.
@@ -314,13 +324,28 @@ impl Store {
 
     /// How often something was given back in this process.
     fn releases(&self) -> u64 {
-        *self.inner.releases.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.releases.lock().unwrap_or_else(PoisonError::into_inner).count
+    }
+
+    /// Waits for room that somebody gives back; false when nobody holds any, or nobody did `until` then.
+    fn gets_some_back(&self, seen: u64, until: Instant) -> Result<bool, StoreError> {
+        let held = self.reserved_by_all()?;
+        while held > 0 && Instant::now() < until {
+            if self.releases() != seen || self.reserved_by_all()? < held {
+                return Ok(true);
+            }
+            self.wait_for_release(seen);
+        }
+        Ok(false)
     }
 
     /// Waits until something was given back in this process since `seen`, or [`LOOK`] is over.
     fn wait_for_release(&self, seen: u64) {
-        let releases = self.inner.releases.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.inner.released.wait_timeout_while(releases, LOOK, |releases| *releases == seen));
+        let mut releases = self.inner.releases.lock().unwrap_or_else(PoisonError::into_inner);
+        releases.waiting += 1;
+        let unmoved = |releases: &mut Releases| releases.count == seen;
+        let waited = self.inner.released.wait_timeout_while(releases, LOOK, unmoved);
+        waited.unwrap_or_else(PoisonError::into_inner).0.waiting -= 1;
     }
 
     /// Changes what is reserved, and says so to other processes: one at a time, so that the last number said is the

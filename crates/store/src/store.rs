@@ -81,8 +81,8 @@ pub(crate) struct Inner {
     pub(crate) reserved: AtomicU64,
     /// Held while that changes and others are told.
     pub(crate) reserving: Mutex<()>,
-    /// How often some of it was given back, and who waits for that.
-    pub(crate) releases: Mutex<u64>,
+    pub(crate) releases: Mutex<crate::cap::Releases>,
+    /// Notified when one is counted.
     pub(crate) released: Condvar,
     /// Whether room is kept back for a full disk.
     pub(crate) keeps_reserve: AtomicBool,

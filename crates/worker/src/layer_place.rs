@@ -38,12 +38,15 @@ impl LayerPlace {
         if let Decision::Open = *decision {
             *decision = decide(store)?;
         }
-        match &*decision {
-            Decision::Memory { place, .. } => store.prepare_in(base, place.path()),
-            Decision::Open | Decision::Store => {
-                drop(decision);
-                store.prepare(base)
-            }
+        let memory = match &*decision {
+            Decision::Memory { place, .. } => Some(place.path().to_owned()),
+            Decision::Open | Decision::Store => None,
+        };
+        // A layer may have to wait for room: not all others behind it.
+        drop(decision);
+        match memory {
+            Some(memory) => store.prepare_in(base, &memory),
+            None => store.prepare(base),
         }
     }
 }
