@@ -11,6 +11,10 @@ use serde_json::Value;
 
 mod parse;
 
+/// Fields whose names are the user's: one that is not there is no mistake.
+const MAPS: [&str; 3] = ["ExposedPorts", "Labels", "Volumes"];
+/// Lists of a configuration.
+const LISTS: [&str; 5] = ["Cmd", "Entrypoint", "Env", "OnBuild", "Shell"];
 /// Blocks and parentheses within each other.
 const MAX_DEPTH: usize = 64;
 
@@ -140,9 +144,15 @@ impl Scope<'_> {
 
     fn pipeline(&self, calls: &[Call]) -> Result<Value, TemplateError> {
         let mut last: Option<Value> = None;
+        let mut before = None;
         for call in calls {
+            let piped = before.replace(call);
             last = Some(match call {
+                Call::Function(Function::Json, operands) if self.is_unset(operands, piped) => "null".into(),
                 Call::Operand(operand) => self.operand(operand)?,
+                Call::Function(function @ (Function::And | Function::Or), operands) => {
+                    self.decide(*function, operands, last)?
+                }
                 Call::Function(function, operands) => {
                     let values = operands.iter().map(|operand| self.operand(operand));
                     let mut values = values.collect::<Result<Vec<_>, _>>()?;
@@ -154,15 +164,55 @@ impl Scope<'_> {
         Ok(last.unwrap_or(Value::Null))
     }
 
+    /// Whether what becomes JSON is a list or map of a configuration that says nothing of it: docker has no list then.
+    fn is_unset(&self, operands: &[Operand], piped: Option<&Call>) -> bool {
+        let operand = match (operands, piped) {
+            ([operand], None) | ([], Some(Call::Operand(operand))) => operand,
+            _ => return false,
+        };
+        let Operand::Field { names, .. } = operand else { return false };
+        let [.., config, name] = names.as_slice() else { return false };
+        let is_known = MAPS.contains(&name.as_str()) || LISTS.contains(&name.as_str());
+        if config != "Config" || !is_known {
+            return false;
+        }
+        match self.operand(operand) {
+            Ok(Value::Array(items)) => items.is_empty(),
+            Ok(Value::Object(map)) => map.is_empty(),
+            _ => false,
+        }
+    }
+
+    /// `and` and `or`: what comes after the value that decides is not evaluated, as in Go since 1.18.
+    fn decide(
+        &self,
+        function: Function,
+        operands: &[Operand],
+        piped: Option<Value>,
+    ) -> Result<Value, TemplateError> {
+        let mut found = None;
+        for operand in operands {
+            let value = self.operand(operand)?;
+            if is_true(&value) == (function == Function::Or) {
+                return Ok(value);
+            }
+            found = Some(value);
+        }
+        piped.or(found).ok_or(fault(function.name(), "wrong number or type of arguments"))
+    }
+
     fn operand(&self, operand: &Operand) -> Result<Value, TemplateError> {
         match operand {
             Operand::Literal(value) => Ok(value.clone()),
             Operand::Inner(pipeline) => self.pipeline(pipeline),
             Operand::Field { from_root, names } => {
                 let mut value = if *from_root { self.root } else { self.dot };
-                for name in names {
+                for (at, name) in names.iter().enumerate() {
+                    let of = at.checked_sub(1).and_then(|before| names.get(before));
+                    let is_map = of.is_some_and(|of| MAPS.contains(&of.as_str()));
                     value = match value {
-                        Value::Object(map) => map.get(name),
+                        Value::Object(map) => map.get(name).or_else(|| is_map.then_some(&Value::Null)),
+                        Value::Null if is_map => Some(&Value::Null),
                         _ => None,
                     }
                     .ok_or_else(|| TemplateError::NoField(name.clone()))?;
@@ -199,10 +249,6 @@ impl Function {
             (Self::Eq, [first, others @ ..]) if !others.is_empty() => Ok(others.contains(first).into()),
             (Self::Ne, [first, second]) => Ok((first != second).into()),
             (Self::Not, [value]) => Ok((!is_true(value)).into()),
-            (Self::And, [.., last]) => {
-                Ok(values.iter().find(|value| !is_true(value)).unwrap_or(last).clone())
-            }
-            (Self::Or, [.., last]) => Ok(values.iter().find(|value| is_true(value)).unwrap_or(last).clone()),
             _ => Err(fault(self.name(), "wrong number or type of arguments")),
         }
     }
@@ -214,7 +260,13 @@ fn index(of: &Value, key: &Value) -> Result<Value, TemplateError> {
             let found = at.as_u64().and_then(|at| items.get(usize::try_from(at).ok()?));
             found.cloned().ok_or(fault("index", "index out of range"))
         }
-        (Value::Object(map), Value::String(name)) => Ok(map.get(name).cloned().unwrap_or_default()),
+        // What is not there is an empty value of what the others are: mostly text.
+        (Value::Object(map), Value::String(name)) => Ok(match (map.get(name), map.values().next()) {
+            (Some(found), _) => found.clone(),
+            (None, None | Some(Value::String(_))) => "".into(),
+            (None, Some(_)) => Value::Null,
+        }),
+        (Value::Null, Value::String(_)) => Ok("".into()),
         (Value::Null, _) => Err(fault("index", "index of nothing")),
         _ => Err(fault("index", "can't index this")),
     }
@@ -271,7 +323,8 @@ mod tests {
     fn check(template: &str, expected: Result<&str, &str>) {
         let value = json!({
             "Id": "sha256:ab", "RepoTags": ["app:1", "app:2"], "Size": 7, "None": null,
-            "Config": {"Labels": {"b.c": "2", "a": "1"}, "Cmd": ["sh"], "Entrypoint": null, "User": ""},
+            "Config": {"Labels": {"b.c": "2", "a": "1"}, "Cmd": ["sh"], "Entrypoint": null, "User": "", "Env": [], "Volumes": {}},
+            "Env": [],
         });
         let rendered = template.parse::<Template>().and_then(|template| template.render(&value));
         assert_eq!(
@@ -295,6 +348,14 @@ mod tests {
             ("{{join .RepoTags \", \"}}", "app:1, app:2"),
             ("{{index .RepoTags 1}}", "app:2"),
             ("{{index .Config.Labels \"b.c\"}}", "2"),
+            ("<{{index .Config.Labels \"nope\"}}>", "<>"),
+            ("<{{index .Config.Entrypoint \"nope\"}}>", "<>"),
+            ("{{.Config.Labels.a}} {{.Config.Labels.nope}}", "1 <no value>"),
+            ("{{if .Config.Labels.nope}}x{{else}}none{{end}}", "none"),
+            ("{{json .Config.Env}} {{.Config.Volumes | json}} {{json .Env}}", "null null []"),
+            ("{{.Config.Env}} {{.Config.Volumes}} {{json .Config.Cmd}}", "[] map[] [\"sh\"]"),
+            ("{{and .None .Nope.Nope}} {{or .Id .Nope}}", "<no value> sha256:ab"),
+            ("{{and .Id .Size}} {{or .None \"\"}}|{{.Size | or .None}}|{{.Size | and .Id}}", "7 |7|7"),
             ("{{(index .RepoTags 0) | upper}}", "APP:1"),
             ("{{range .RepoTags}}{{.}};{{end}}", "app:1;app:2;"),
             ("{{range .RepoTags}}{{println .}}{{end}}", "app:1\napp:2\n"),
@@ -321,6 +382,10 @@ mod tests {
         for (template, expected) in [
             ("{{.Nope}}", "template: can't evaluate field Nope"),
             ("{{.Id.Nope}}", "template: can't evaluate field Nope"),
+            ("{{.Config.Nope}}", "template: can't evaluate field Nope"),
+            ("{{.Config.Labels.a.Nope}}", "template: can't evaluate field Nope"),
+            ("{{and .Id .Nope}}", "template: can't evaluate field Nope"),
+            ("{{or}}", "template: or: wrong number or type of arguments"),
             ("{{.Id", "template parsing error: unclosed action"),
             ("{{}}", "template parsing error: missing value"),
             ("{{end}}", "template parsing error: unexpected `end`"),

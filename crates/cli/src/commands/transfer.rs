@@ -79,6 +79,8 @@ pub(crate) fn pull(arguments: &PullArguments, global: &GlobalOptions) -> Result<
             tags = engine.tags(repository) => tags.map_err(|error| Failure::new(&error))?,
             () = interrupt.token().cancelled() => return Err(Failure::message("cancelled")),
         };
+        let tags: Vec<Reference> =
+            tags.into_iter().filter(|name| !name.tag().is_some_and(is_fallback)).collect();
         if tags.is_empty() {
             return Err(Failure::message(format!("{} has no tags", repository.familiar_name())));
         }
@@ -90,6 +92,16 @@ pub(crate) fn pull(arguments: &PullArguments, global: &GlobalOptions) -> Result<
         }
         say!("{}", repository.name());
         Ok(0)
+    })
+}
+
+/// Whether a tag is where registries without a list of referrers keep that of a manifest (the distribution
+/// specification's "referrers tag schema"): no image.
+fn is_fallback(tag: &str) -> bool {
+    tag.split_once('-').is_some_and(|(algorithm, digits)| {
+        ["sha256", "sha384", "sha512"].contains(&algorithm)
+            && digits.len() == 64
+            && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
     })
 }
 
@@ -280,4 +292,20 @@ pub(crate) fn load(arguments: &LoadArguments, global: &GlobalOptions) -> Result<
 
 fn form(quiet: bool) -> ProgressForm {
     if quiet { ProgressForm::Quiet } else { ProgressForm::Auto }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_referrers_are_no_images() {
+        let digits = "0a".repeat(32);
+        assert!(is_fallback(&format!("sha256-{digits}")) && is_fallback(&format!("sha512-{digits}")));
+        for tag in
+            ["sha256-", "latest", "sha256-0a", &format!("md5-{digits}"), &format!("sha256-{digits}.sig")]
+        {
+            assert!(!is_fallback(tag), "{tag}");
+        }
+    }
 }

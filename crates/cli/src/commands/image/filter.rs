@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
+use jiff::{Timestamp, civil, tz::TimeZone};
 use stave_llb::pattern::Glob;
 use stave_oci::{ImageConfig, Reference};
 use stave_store::{ListedImage, Store};
@@ -134,10 +135,20 @@ fn stored((store, images): (&Store, &[ListedImage]), text: &str) -> Result<Syste
     listed.map(|listed| listed.stored_at).ok_or_else(|| Failure::message(format!("No such image: {text}")))
 }
 
-/// A point in time: a date, or how long ago it was.
+/// A point in time: a date, that of this machine's zone if it names none, seconds since 1970, or how long ago it was.
 fn point(text: &str) -> Result<SystemTime, Failure> {
-    if let Ok(at) = text.parse::<jiff::Timestamp>() {
+    if text.bytes().all(|byte| byte.is_ascii_digit())
+        && let Ok(at) = text.parse().map_err(drop).and_then(|at| Timestamp::from_second(at).map_err(drop))
+    {
         return Ok(at.into());
+    }
+    if let Ok(at) = text.parse::<Timestamp>() {
+        return Ok(at.into());
+    }
+    if let Ok(at) = text.parse::<civil::DateTime>()
+        && let Ok(at) = at.to_zoned(TimeZone::system())
+    {
+        return Ok(at.timestamp().into());
     }
     let ago = duration(text)?;
     Ok(SystemTime::now().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH))
@@ -145,6 +156,8 @@ fn point(text: &str) -> Result<SystemTime, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[track_caller]
@@ -185,6 +198,15 @@ mod tests {
         assert_eq!(label("a"), ("a".to_owned(), None));
         assert!(point("24h").expect("is one") < SystemTime::now());
         assert_eq!(point("1970-01-01T00:00:00Z").expect("is one"), SystemTime::UNIX_EPOCH);
-        assert!(point("yesterday").is_err());
+        let (second, day) = (Duration::from_secs(1), Duration::from_secs(86_400));
+        assert_eq!(point("86400").expect("is one"), SystemTime::UNIX_EPOCH + day);
+        let at = |text| point(text).expect("is one");
+        assert_eq!(at("2026-01-01T00:00:01"), at("2026-01-01") + second);
+        assert_eq!(at("2026-01-01T00:00"), at("2026-01-01"));
+        let utc = at("2026-01-01T00:00:00Z");
+        assert!(at("2026-01-01") >= utc - day && at("2026-01-01") <= utc + day);
+        for text in ["yesterday", "", "2026-13-01", "99999999999999999999", "-5"] {
+            assert!(point(text).is_err(), "{text}");
+        }
     }
 }

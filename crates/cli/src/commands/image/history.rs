@@ -77,13 +77,15 @@ fn print(
             "Size": format::size(*size), "SizeBytes": size, "Comment": entry.comment,
         })
     };
+    let by = |entry: &History| {
+        let line = entry.created_by.replace('\t', " ");
+        if arguments.no_trunc { line } else { format::clip(&line, CREATED_BY) }
+    };
     // As docker has it: shortened unless that was not wanted.
     let shown = |(index, one): (usize, &(&History, u64))| {
         let mut object = object((index, one));
         object["CreatedSince"] = since(one.0).into();
-        if !arguments.no_trunc {
-            object["CreatedBy"] = format::clip(&one.0.created_by, CREATED_BY).into();
-        }
+        object["CreatedBy"] = by(one.0).into();
         object
     };
     let filled = || entries.iter().enumerate().map(shown).collect::<Vec<_>>();
@@ -103,12 +105,7 @@ fn print(
         Some(Format::Table) | None => {}
     }
     let row = |(index, (entry, size)): (usize, &(&History, u64))| {
-        let by = if arguments.no_trunc {
-            entry.created_by.clone()
-        } else {
-            format::clip(&entry.created_by, CREATED_BY)
-        };
-        vec![id(index), since(entry), by.replace('\t', " "), format::size(*size), entry.comment.clone()]
+        vec![id(index), since(entry), by(entry), format::size(*size), entry.comment.clone()]
     };
     let rows: Vec<_> = entries.iter().enumerate().map(row).collect();
     say!("{}", format::table(&["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"], &rows));
