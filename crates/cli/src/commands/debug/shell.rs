@@ -8,6 +8,7 @@ use stave_engine::{Engine, Failed, Means};
 use stave_worker::Enter;
 
 use crate::commands::run::{Forwarded, attend, stdio, terminal_size};
+use crate::progress::sanitise::clean;
 use crate::report::Failure;
 use crate::runtime::Interrupt;
 
@@ -27,10 +28,13 @@ pub(crate) async fn enter(
 ) -> Result<u8, Failure> {
     let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let own = words(&failed.step.op.args);
+    // Both come from files and programs that anybody may have written.
+    let name = clean(&failed.name.replace('\n', " "));
+    let error = failed.error.lines().map(clean).collect::<Vec<_>>().join("\n");
     if let Some(build) = &failed.build {
-        eprintln!("build {build}: {}\nfailed: {}", failed.name, failed.error);
+        eprintln!("build {build}: {name}\nfailed: {error}");
     } else if terminal {
-        eprintln!("{}\nfailed: {}", failed.name, failed.error);
+        eprintln!("{name}\nfailed: {error}");
     }
     if terminal {
         eprintln!(
