@@ -4,6 +4,7 @@ mod flags;
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -62,7 +63,7 @@ pub(crate) struct Arguments {
     /// Let everybody in who reaches a tcp address: no certificates
     #[arg(long)]
     insecure_tcp: bool,
-    /// Entitlement that builds may ask for: network.host, security.insecure, device (may be repeated)
+    /// Entitlement that builds may ask for, in place of the file's: network.host, security.insecure, device (may be repeated)
     #[arg(long, value_name = "NAME")]
     allow_insecure_entitlement: Vec<String>,
     #[command(flatten)]
@@ -352,10 +353,13 @@ fn address(text: Option<&String>) -> Result<Option<Address>, StartError> {
     Ok(text.filter(|text| !text.is_empty()).map(|text| text.parse()).transpose()?)
 }
 
-/// The same for an address that buildkitd has without `tcp://`: `IP:PORT`, or `:PORT` for all of this machine's.
+/// The same for an address that buildkitd has without `tcp://`: `HOST:PORT`, or `:PORT` for all of this machine's. Of
+/// the addresses that a name has, the first of the fourth version is preferred, as Go has it.
 fn watched(text: Option<&String>) -> Result<Option<Address>, StartError> {
     let plain = text.map(|text| if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.clone() });
-    match plain.and_then(|plain| plain.parse().ok()) {
+    let sockets = plain.filter(|plain| !plain.contains('/')).and_then(|plain| plain.to_socket_addrs().ok());
+    let sockets: Vec<SocketAddr> = sockets.into_iter().flatten().collect();
+    match sockets.iter().find(|socket| socket.is_ipv4()).or(sockets.first()).copied() {
         Some(socket) => Ok(Some(Address::Tcp(socket))),
         None => address(text),
     }
@@ -409,11 +413,17 @@ fn read(path: &Path) -> Result<Vec<u8>, StartError> {
 impl Arguments {
     /// The file, with what flags say about its keys.
     fn file(&self, global: &GlobalOptions) -> Result<FileConfig, StartError> {
-        let mut file = file(global)?;
+        self.over(file(global)?)
+    }
+
+    /// What is left of a file's keys where flags say other things.
+    fn over(&self, mut file: FileConfig) -> Result<FileConfig, StartError> {
         if let Some(level) = self.watch.log_level.as_ref().filter(|level| !level.is_empty()) {
             file.log.level = Some(level.clone());
         }
-        file.entitlements.extend(self.allow_insecure_entitlement.iter().cloned());
+        if !self.allow_insecure_entitlement.is_empty() {
+            file.entitlements.clone_from(&self.allow_insecure_entitlement);
+        }
         if let Some(most) = self.worker.oci_max_parallelism {
             file.worker.oci.max_parallelism = most;
         }
@@ -494,12 +504,10 @@ impl Arguments {
     fn worker_config(&self, file: &FileConfig, root: &Path) -> Result<WorkerConfig, StartError> {
         let mut labels = file.worker.oci.labels.clone();
         for label in &self.worker.oci_worker_labels {
-            // One flag may hold several.
-            for pair in label.split(',') {
-                let named = pair.split_once('=').filter(|(name, _)| !name.is_empty());
-                let (name, value) = named.ok_or_else(|| StartError::Label(pair.to_owned()))?;
-                labels.insert(name.to_owned(), value.to_owned());
-            }
+            // A comma belongs to the value.
+            let named = label.split_once('=').filter(|(name, _)| !name.is_empty());
+            let (name, value) = named.ok_or_else(|| StartError::Label(label.clone()))?;
+            labels.insert(name.to_owned(), value.to_owned());
         }
         let directory = file.provenance_environment.as_deref();
         let directory = directory.unwrap_or_else(|| Path::new(PROVENANCE_DIRECTORY));
@@ -662,4 +670,52 @@ fn group(name: &str) -> Result<u32, StartError> {
         })
         .collect();
     table.get(name).copied().ok_or_else(|| StartError::NoGroup(name.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn arguments(flags: &[&str]) -> Arguments {
+        Line::parse_from(["daemon"].iter().chain(flags)).arguments
+    }
+
+    #[test]
+    fn commas_belong_to_the_values_of_labels() {
+        let arguments = arguments(&["--oci-worker-labels=k=a,b", "--oci-worker-labels", "l=c=d"]);
+        let config =
+            arguments.worker_config(&FileConfig::default(), Path::new("/nowhere")).expect("is sound");
+        assert_eq!(config.labels.get("k").map(String::as_str), Some("a,b"));
+        assert_eq!(config.labels.get("l").map(String::as_str), Some("c=d"));
+    }
+
+    #[test]
+    fn flags_replace_the_entitlements_of_the_file() {
+        let written = || FileConfig { entitlements: vec!["network.host".into()], ..FileConfig::default() };
+        let named = arguments(&["--allow-insecure-entitlement=device"]).over(written()).expect("is sound");
+        assert_eq!(named.entitlements, ["device"]);
+        assert_eq!(arguments(&[]).over(written()).expect("is sound").entitlements, ["network.host"]);
+    }
+
+    #[test]
+    fn addresses_of_metrics_are_buildkitds() {
+        let check = |text: &str, expected: &str| {
+            let found = watched(Some(&text.to_owned())).expect("is an address");
+            assert!(matches!(found, Some(Address::Tcp(found)) if found.to_string() == expected), "{text}");
+        };
+        check("127.0.0.1:6060", "127.0.0.1:6060");
+        check(":6060", "0.0.0.0:6060");
+        check("[::1]:6060", "[::1]:6060");
+        check("tcp://127.0.0.1:6060", "127.0.0.1:6060");
+        check("localhost:6060", "127.0.0.1:6060");
+        watched(Some(&"127.0.0.1".to_owned())).expect_err("no port");
+    }
 }
