@@ -35,6 +35,21 @@ fn installed(package: &str) -> bool {
     output.is_ok_and(|output| output.stdout == b"install ok installed")
 }
 
+/// Says early that the disk is too small for what is about to be compiled for the first time: a compiler and a linker
+/// that find it full say so late, and not plainly.
+pub(crate) fn warn_of_room(gigabytes: u64) -> Result<(), Failure> {
+    let root = crate::root();
+    if root.join("target/images").exists() {
+        return Ok(());
+    }
+    let free = read(Command::new("df").args(["--output=avail", "-B1G"]).arg(&root))?;
+    let free = free.lines().next_back().and_then(|line| line.trim().parse::<u64>().ok());
+    if let Some(free) = free.filter(|free| *free < gigabytes) {
+        eprintln!("xtask: {free} GB are free in {}: a first run takes about {gigabytes}", root.display());
+    }
+    Ok(())
+}
+
 /// Runs a command; failure is an error that shows the command.
 pub(crate) fn run(command: &mut Command) -> Result<(), Failure> {
     let status = command.status().map_err(|error| format!("cannot start {}: {error}", show(command)))?;

@@ -12,6 +12,9 @@ use crate::{Failure, clients, images, instructions, machine, rootless};
 const PACKAGES: &[&str] =
     &["skopeo", "podman", "buildah", "runc", "crun", "iproute2", "procps", "curl", "systemd", "openssl"];
 
+/// Gigabytes that a first run takes, base images among them.
+const ROOM: u64 = 8;
+
 /// What to leave out.
 #[derive(Args)]
 pub(crate) struct Options {
@@ -31,6 +34,7 @@ pub(crate) struct Options {
 /// overflow checks, and without a second compilation of everything for release.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     machine::require_root()?;
+    machine::warn_of_room(ROOM)?;
     machine::install(images::PACKAGES)?;
     machine::install(PACKAGES)?;
     let is_whole = options.filter.is_none() && !options.rootless;
