@@ -14,8 +14,8 @@ use bollard_buildkit_proto::moby::buildkit::v1::frontend::{
 use bollard_buildkit_proto::moby::buildkit::v1::sourcepolicy::PolicyAction;
 use bollard_buildkit_proto::pb;
 use stave_llb::policy::SourcePolicies;
-use stave_llb::{Definition, Op, SourceIdentifier, SourceOp};
-use stave_oci::Platform;
+use stave_llb::{BlobPlace, Definition, Op, SourceIdentifier, SourceOp};
+use stave_oci::{Platform, Reference};
 
 use super::sources;
 use crate::build::Build;
@@ -237,6 +237,13 @@ impl Build {
 fn only(source: &SourceOp) -> ResolveSourceMetaResponse {
     let identifier = match &source.identifier {
         SourceIdentifier::DockerImage { reference } => format!("docker-image://{}", reference.canonical()),
+        SourceIdentifier::Blob { reference, place: BlobPlace::Registry } => {
+            let name = reference.parse::<Reference>();
+            name.map_or_else(
+                |_| source.raw.clone(),
+                |name| format!("docker-image+blob://{}", name.canonical()),
+            )
+        }
         _ => source.raw.clone(),
     };
     let attrs = source.attrs.clone().into_iter().collect();

@@ -4,7 +4,9 @@
 //! registry or a git host takes for the same by itself, are compared as they are written. Must not know rules. Start
 //! with [`Spellings::of`].
 
-use crate::source::{GitSource, SourceIdentifier, SourceOp};
+use stave_oci::Reference;
+
+use crate::source::{BlobPlace, GitSource, SourceIdentifier, SourceOp};
 
 /// The attribute that holds the address of a repository, if the identifier does not.
 const FULL_URL: &str = "git.fullurl";
@@ -24,9 +26,13 @@ impl Spellings {
             SourceIdentifier::DockerImage { reference } => {
                 vec![format!("docker-image://{}", reference.canonical())]
             }
+            SourceIdentifier::Blob { reference, place: BlobPlace::Registry } => of_blob(reference),
             SourceIdentifier::Git(git) => of_git(git, address(source).unwrap_or(&git.remote)),
             _ => vec![source.raw.clone()],
         };
+        if meant.is_empty() {
+            meant.push(source.raw.clone());
+        }
         meant.dedup();
         let written = Some(source.raw.clone()).filter(|raw| !meant.contains(raw));
         Self { meant, written }
@@ -51,6 +57,14 @@ pub(super) fn length(source: &SourceOp) -> usize {
 /// The address of a repository, where it is none of the identifier.
 fn address(source: &SourceOp) -> Option<&str> {
     source.attrs.get(FULL_URL).map(String::as_str).filter(|address| !address.is_empty())
+}
+
+/// With its tag, which changes nothing about a blob, and without; nothing if the name is none.
+fn of_blob(reference: &str) -> Vec<String> {
+    let Ok(name) = reference.parse::<Reference>() else { return Vec::new() };
+    let untagged = name.digest().map(|digest| format!("{}@{digest}", name.name()));
+    let named = |name: String| format!("docker-image+blob://{name}");
+    std::iter::once(name.canonical()).chain(untagged).map(named).collect()
 }
 
 /// With and without the name of a user, who changes nothing about what is there.
@@ -147,6 +161,19 @@ mod tests {
             &["docker-image://docker.io/library/alpine:latest", "docker-image://alpine"],
         );
         check("https://a.test/b", "", &["https://a.test/b"]);
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let (full, tagged) = (
+            format!("docker-image+blob://docker.io/library/alpine@{digest}"),
+            format!("docker-image+blob://docker.io/library/alpine:1@{digest}"),
+        );
+        check(&full, "", &[&full]);
+        for name in ["alpine", "library/alpine", "docker.io/alpine", "index.docker.io/library/alpine"] {
+            let raw = format!("docker-image+blob://{name}@{digest}");
+            check(&raw, "", &[&full, &raw]);
+        }
+        let raw = format!("docker-image+blob://alpine:1@{digest}");
+        check(&raw, "", &[&tagged, &full, &raw]);
+        check("docker-image+blob://A@b", "", &["docker-image+blob://A@b"]);
         let plain = "git://a.test/b.git";
         check(plain, "", &[plain]);
         check(plain, "https://a.test/b.git", &[plain]);
