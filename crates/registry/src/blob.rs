@@ -131,8 +131,22 @@ impl Client {
         name: &Reference,
         blob: &Descriptor,
     ) -> Result<Bytes, RegistryError> {
-        if blob.size > MAX_CONFIG_BYTES {
-            let kind = ErrorKind::TooLarge { what: "image configuration", limit: MAX_CONFIG_BYTES };
+        let limit = MAX_CONFIG_BYTES;
+        self.fetch_blob_within(name, blob, ("image configuration", limit)).await
+    }
+
+    /// A whole blob of at most so many bytes; what it is goes into the error.
+    ///
+    /// # Errors
+    /// As [`Client::fetch_blob`]; [`crate::ErrorKind::TooLarge`].
+    pub async fn fetch_blob_within(
+        &self,
+        name: &Reference,
+        blob: &Descriptor,
+        (what, limit): (&'static str, u64),
+    ) -> Result<Bytes, RegistryError> {
+        if blob.size > limit {
+            let kind = ErrorKind::TooLarge { what, limit };
             return Err(Subject::of(Action::Pull, name).error(name.registry(), kind));
         }
         // The stream ends with an error at the first byte too many, so the descriptor's size bounds this.

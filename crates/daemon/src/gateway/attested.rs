@@ -23,6 +23,8 @@ const SIGNATURES: [&str; 2] =
     ["application/vnd.dev.sigstore.bundle.v0.3+json", "application/vnd.dev.cosign.artifact.sig.v1+json"];
 /// Documents of one chain.
 const MAX_BLOBS: usize = 64;
+/// Types of statements that are asked for at a time.
+const MAX_PREDICATES: usize = 64;
 /// Bytes of all of them: they travel in one message.
 const MAX_BYTES: u64 = 64 << 20;
 
@@ -34,6 +36,9 @@ pub(super) async fn chain(
     platform: &Platform,
     predicates: &[String],
 ) -> Result<(Digest, Option<proto::AttestationChain>), Failure> {
+    if predicates.len() > MAX_PREDICATES {
+        return Err(Failure::Value(format!("more than {MAX_PREDICATES} types of statements")));
+    }
     let image = registry.resolve(name, platform).await.map_err(failed)?;
     let root = &image.root;
     if root.descriptor.media_type != media_type::OCI_INDEX {
@@ -104,7 +109,8 @@ impl Chain<'_> {
                 continue;
             }
             self.room(blob.size)?;
-            let bytes = self.registry.fetch_small_blob(self.name, blob).await.map_err(failed)?;
+            let within = ("attestation", MAX_BYTES - self.bytes);
+            let bytes = self.registry.fetch_blob_within(self.name, blob, within).await.map_err(failed)?;
             self.add(blob, bytes.to_vec())?;
         }
         Ok(())
@@ -190,6 +196,10 @@ mod tests {
 
     /// An image with statements and, if wanted, a signature and another; the index is tagged `1`.
     fn image(registry: &TestRegistry, signatures: &[&str]) -> (Digest, Digest) {
+        image_with(registry, signatures, b"what")
+    }
+
+    fn image_with(registry: &TestRegistry, signatures: &[&str], other: &[u8]) -> (Digest, Digest) {
         let put =
             |tag: &str, bytes: &[u8]| registry.put_manifest("app", tag, media_type::OCI_MANIFEST, bytes);
         registry.put_blob("app", b"{}");
@@ -201,7 +211,7 @@ mod tests {
             registry.put_blob("app", bytes);
             described("application/vnd.in-toto+json", bytes, &json!({"annotations": {PREDICATE: kind}}))
         };
-        let layers = [statement(STATEMENT, b"how"), statement("other", b"what")];
+        let layers = [statement(STATEMENT, b"how"), statement("other", other)];
         let attested = manifest(&layers, &json!({}));
         let attestation = put("attested", &attested);
         let mut listed = Vec::new();
@@ -263,6 +273,19 @@ mod tests {
         assert_eq!((asked.blobs.len(), statement.data.as_slice()), (5, b"how".as_slice()));
         let annotations = &statement.descriptor.as_ref().expect("described").annotations;
         assert_eq!(annotations[PREDICATE], STATEMENT);
+    }
+
+    #[tokio::test]
+    async fn a_large_statement_and_too_many_types() {
+        let registry = TestRegistry::start();
+        let large = vec![b' '; 9 << 20];
+        image_with(&registry, &[], &large);
+        let chain = found(&registry, "1", &["other"]).await.expect("a chain");
+        assert_eq!(chain.blobs[Digest::sha256(&large).as_str()].data.len(), large.len());
+        let many = vec![String::new(); MAX_PREDICATES + 1];
+        let (name, platform) = (registry.reference("app:1"), Platform::new("linux", "amd64", None));
+        let refused = super::chain(&client(), &name, &platform, &many).await.expect_err("too many");
+        assert!(matches!(refused, Failure::Value(text) if text == "more than 64 types of statements"));
     }
 
     #[tokio::test]
