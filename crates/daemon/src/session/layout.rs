@@ -5,7 +5,7 @@
 //! [`ClientLayouts`].
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -24,8 +24,10 @@ const MAX_DOCUMENT: u64 = 16 << 20;
 const MAX_LAYER: u64 = 256 << 30;
 /// Indexes within indexes.
 const MAX_DEPTH: usize = 4;
-/// Layouts of one build.
+/// Images of layouts in one build.
 const MAX_LAYOUTS: usize = 256;
+/// Single blobs of layouts in one build.
+const MAX_BLOBS: usize = 4096;
 /// Layers on their way at once.
 const PARALLEL: usize = 4;
 
@@ -88,11 +90,7 @@ impl ClientLayouts {
         let (name, digest, platform) = key.clone();
         let slot = {
             let mut brought = self.brought.lock().unwrap_or_else(PoisonError::into_inner);
-            if brought.len() >= MAX_LAYOUTS && !brought.contains_key(&key) {
-                return Err(Failure::Value(format!(
-                    "more than {MAX_LAYOUTS} images and blobs of OCI layouts in one build"
-                )));
-            }
+            refuse_more(&brought, &key)?;
             Arc::clone(brought.entry(key).or_default())
         };
         let bringing = async {
@@ -122,6 +120,19 @@ impl ClientLayouts {
     }
 }
 
+/// Refuses one image or one blob too many. Must be called with what is on its way held.
+fn refuse_more(brought: &HashMap<Wish, Arc<OnceCell<()>>>, key: &Wish) -> Result<(), Failure> {
+    let (most, what) = match key.2 {
+        Some(_) => (MAX_LAYOUTS, "images"),
+        None => (MAX_BLOBS, "blobs"),
+    };
+    let alike = brought.keys().filter(|other| other.2.is_some() == key.2.is_some()).count();
+    if alike >= most && !brought.contains_key(key) {
+        return Err(Failure::Value(format!("more than {most} {what} of OCI layouts in one build")));
+    }
+    Ok(())
+}
+
 async fn bring(
     store: &ClientStore,
     directory: &ScratchDir,
@@ -133,7 +144,7 @@ async fn bring(
     let mut layers = Vec::new();
     while let Some((digest, depth)) = open.pop() {
         let document = store.document(&digest, MAX_DOCUMENT).await?;
-        std::fs::write(path(&digest), &document)?;
+        put(&path(&digest), &document)?;
         let parsed = ManifestOrIndex::parse(&document, None);
         match parsed.map_err(|error| ContentError::Client(error.to_string()))? {
             ManifestOrIndex::Index(index) if depth < MAX_DEPTH => {
@@ -143,7 +154,7 @@ async fn bring(
             ManifestOrIndex::Index(_) => {}
             ManifestOrIndex::Manifest(manifest) => {
                 let config = store.document(&manifest.config.digest, MAX_DOCUMENT).await?;
-                std::fs::write(path(&manifest.config.digest), &config)?;
+                put(&path(&manifest.config.digest), &config)?;
                 layers.extend(manifest.layers.into_iter().map(|layer| layer.digest));
             }
         }
@@ -153,6 +164,21 @@ async fn bring(
     let fetching =
         layers.into_iter().map(|digest| async move { bring_blob(store, directory, &digest).await });
     stream::iter(fetching).buffer_unordered(PARALLEL).try_collect::<()>().await
+}
+
+/// Puts a document that was verified into its place; another image of this layout may be read there.
+fn put(path: &Path, document: &[u8]) -> std::io::Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let aside = aside(path);
+    std::fs::write(&aside, document)?;
+    std::fs::rename(&aside, path)
+}
+
+/// A name beside a blob's own: what has that is whole.
+fn aside(path: &Path) -> PathBuf {
+    path.with_extension(format!("{:016x}", fastrand::u64(..)))
 }
 
 /// Brings one blob, whatever it holds; one that is there already is not asked for.
@@ -166,7 +192,7 @@ async fn bring_blob(
         return Ok(());
     }
     // Beside its place first: another image of this layout may look for it there.
-    let aside = path.with_extension(format!("{:016x}", fastrand::u64(..)));
+    let aside = aside(&path);
     store.fetch(digest, MAX_LAYER, &aside).await?;
     std::fs::rename(&aside, &path).map_err(ContentError::File)
 }
@@ -179,4 +205,34 @@ fn place_of(directory: &ScratchDir, digest: &Digest) -> PathBuf {
 fn is_for(entry: &Descriptor, platform: &Platform) -> bool {
     let Some(own) = &entry.platform else { return true };
     own.os == platform.os && own.architecture == platform.architecture
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_and_blobs_are_counted_apart() {
+        let wish = |at: usize, platform| (String::new(), Digest::sha256(&at.to_le_bytes()), platform);
+        let mut brought = HashMap::new();
+        brought.extend((0..MAX_BLOBS).map(|at| (wish(at, None), Arc::default())));
+        let image = Some(Platform::new("linux", "amd64", None));
+        refuse_more(&brought, &wish(0, image.clone())).expect("the first image");
+        refuse_more(&brought, &wish(0, None)).expect("is there already");
+        refuse_more(&brought, &wish(MAX_BLOBS, None)).expect_err("one blob too many");
+        brought.extend((0..MAX_LAYOUTS).map(|at| (wish(at, image.clone()), Arc::default())));
+        refuse_more(&brought, &wish(MAX_LAYOUTS, image)).expect_err("one image too many");
+    }
+
+    #[test]
+    fn a_document_that_is_there_is_not_touched() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("ab");
+        put(&path, b"whole").expect("is written");
+        let reader = std::fs::File::open(&path).expect("opens");
+        put(&path, b"other").expect("is there");
+        assert_eq!(std::io::read_to_string(reader).expect("reads"), "whole");
+        assert_eq!(std::fs::read(&path).expect("reads"), b"whole");
+        assert_eq!(std::fs::read_dir(folder.path()).expect("lists").count(), 1);
+    }
 }
