@@ -229,7 +229,8 @@ pub struct JobContext<S> {
     pub cancel: CancellationToken,
     /// The vertex.
     pub vertex: Digest,
-    /// When it was asked for: what was asked for later in this process, of whatever solver, has a higher number.
+    /// When it was asked for, and of what is executed when it had its permit: what came later in this process, of whatever
+    /// solver, has a higher number.
     pub arrival: u64,
 }
 

@@ -280,14 +280,18 @@ impl Executor for LocalExecutor {
 
     async fn run(
         &self,
-        process: ProcessSpec,
+        mut process: ProcessSpec,
         mounts: MountSet,
         io: ProcessIo,
         cancel: &CancellationToken,
     ) -> Result<Finished, ExecError> {
         match &self.runtime {
-            // When its container has started, the runtime does not tell.
-            Some(runtime) => runtime.run(ProcessSpec { turn: None, ..process }, mounts, io, cancel).await,
+            Some(runtime) => {
+                // When its container has started, the runtime does not tell. Dropped here and not left behind in
+                // `process`, which lives until the container has ended.
+                drop(process.turn.take());
+                runtime.run(process, mounts, io, cancel).await
+            }
             None => self.sandbox.run(process, mounts, io, cancel).await,
         }
     }

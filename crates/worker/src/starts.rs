@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -20,6 +20,9 @@ const PATIENCE: Duration = Duration::from_millis(50);
 
 /// How long what has time waits at most.
 const LONGEST: Duration = Duration::from_millis(200);
+
+/// How long a start waits at most: others that come before it may keep coming.
+const BOUND: Duration = Duration::from_secs(1);
 
 /// The turns of one machine.
 #[derive(Debug)]
@@ -72,9 +75,9 @@ impl Starts {
         Self(Arc::new(Mutex::new(state)))
     }
 
-    /// Waits until it is the turn of who came as the `arrival`-th, or nothing moves.
+    /// Waits until it is the turn of who came as the `arrival`-th, or nothing moves, or for [`BOUND`].
     pub(crate) async fn turn(&self, arrival: u64) -> Turn {
-        self.turn_at(Place::Arrival(arrival)).await
+        self.turn_at(Place::Arrival(arrival), PATIENCE, BOUND).await
     }
 
     /// Waits until nobody is kept from starting by what takes a processor now, or for [`LONGEST`].
@@ -87,10 +90,11 @@ impl Starts {
             state.unhurried += 1;
             Place::Last(state.unhurried)
         };
-        drop(tokio::time::timeout(LONGEST, self.turn_at(place)).await);
+        drop(self.turn_at(place, PATIENCE, LONGEST).await);
     }
 
-    async fn turn_at(&self, place: Place) -> Turn {
+    async fn turn_at(&self, place: Place, patience: Duration, bound: Duration) -> Turn {
+        let begin = Instant::now();
         let mut turn = {
             let mut state = lock(&self.0);
             if state.take() {
@@ -103,13 +107,14 @@ impl Starts {
         };
         loop {
             let ended = lock(&self.0).ended;
-            match tokio::time::timeout(PATIENCE, &mut turn).await {
+            let left = bound.saturating_sub(begin.elapsed());
+            match tokio::time::timeout(patience.min(left), &mut turn).await {
                 Ok(Ok(turn)) => return turn,
                 Ok(Err(_)) => return Turn(None),
                 Err(_) => {}
             }
             let mut state = lock(&self.0);
-            if state.ended == ended {
+            if state.ended == ended || begin.elapsed() >= bound {
                 drop(state.waiting.remove(&place));
                 return Turn(None);
             }
@@ -172,6 +177,17 @@ mod tests {
             last.now_or_never().expect("nobody starts");
             assert_eq!(lock(&starts.0).taken, 0);
         });
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_ever_though_others_move() {
+        let starts = Starts::of(Some(1));
+        let first = starts.turn(1).await;
+        // That nothing moves it would find after an hour.
+        let bounded = starts.turn_at(Place::Arrival(2), Duration::from_secs(3600), Duration::ZERO).await;
+        assert!(bounded.0.is_none() && lock(&starts.0).waiting.is_empty());
+        drop((bounded, first));
+        assert_eq!(lock(&starts.0).taken, 0);
     }
 
     #[tokio::test]

@@ -176,7 +176,7 @@ pub(super) async fn digest<W: Worker>(
 }
 
 pub(super) async fn execute<W: Worker>(
-    work: Work<W>,
+    mut work: Work<W>,
     inputs: Vec<W::Result>,
     miss: Miss,
 ) -> Answer<W::Result> {
@@ -184,6 +184,8 @@ pub(super) async fn execute<W: Worker>(
     let Some(_permit) = permit(&work, permits).await else {
         return Answer::Executed(Err(OpError::cancelled()));
     };
+    // Not before: who asks for much early must not come before all that others ask for. The permits go round.
+    work.cx.arrival = arrival();
     let Some(turn) = turn::take(&work.environment.index, &miss, &work.cx).await else {
         return Answer::Executed(Err(OpError::cancelled()));
     };
