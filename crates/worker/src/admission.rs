@@ -2,14 +2,15 @@
 //!
 //! A step is expected to need what it held at most when it ran last. It is let in while what it is expected to need
 //! fits beside what the running ones still may take; of one that never ran nothing is expected, so it is let in unless
-//! the machine already waits for memory. One step is always let in, so that nothing waits for ever; while one waits that
-//! must be alone, no other is, so that it does not wait for ever either. Must not know what steps do. Read
-//! [`Admission::admit`] first.
+//! the machine already waits for memory. One step is always let in, so that nothing waits for ever. While one waits that
+//! must be alone, no other of its build is, and for a while none of anybody else's, so that it has its turn; those do not
+//! wait longer for it, for what it waits for may run for hours. Must not know what steps do. Read [`Admission::admit`]
+//! first.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use stave_oci::Digest;
 use tokio::sync::Notify;
@@ -19,6 +20,8 @@ use crate::recent::Recent;
 
 /// How often those who wait look at the machine again.
 const LOOK: Duration = Duration::from_millis(250);
+/// How long those of other builds are held back for one that must be alone.
+const HELD_BACK: Duration = Duration::from_secs(30);
 /// Percent of the last ten seconds in which some process waited for memory, from which on nothing unknown is let in.
 const PRESSURE: f64 = 20.0;
 /// Remembered steps, beyond which the oldest are forgotten.
@@ -57,34 +60,70 @@ struct Running {
 }
 
 /// The gate.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Admission {
     state: Mutex<State>,
     left: Notify,
+    /// [`HELD_BACK`].
+    held_back: Duration,
+}
+
+impl Default for Admission {
+    fn default() -> Self {
+        Self { state: Mutex::default(), left: Notify::new(), held_back: HELD_BACK }
+    }
 }
 
 #[derive(Debug, Default)]
 struct State {
     next: u64,
     running: Vec<Running>,
-    /// How many wait that must be alone.
-    loners: usize,
+    /// Builds of which some wait that must be alone.
+    loners: Vec<Loners>,
+}
+
+/// Those of one build that must be alone and wait.
+#[derive(Debug)]
+struct Loners {
+    group: usize,
+    count: usize,
+    /// When the first of them came: of more than one, each would hold the others back anew.
+    since: Instant,
+}
+
+impl State {
+    /// Whether a step of this build waits for one that must be alone.
+    fn is_held_back(&self, group: usize, bound: Duration) -> bool {
+        self.loners.iter().any(|loners| loners.group == group || loners.since.elapsed() < bound)
+    }
 }
 
 /// One that waits and must be alone.
-struct Loner<'a>(&'a Admission);
+struct Loner<'a> {
+    admission: &'a Admission,
+    group: usize,
+}
 
 impl<'a> Loner<'a> {
-    fn waiting(admission: &'a Admission) -> Self {
-        admission.state.lock().unwrap_or_else(PoisonError::into_inner).loners += 1;
-        Self(admission)
+    fn waiting(admission: &'a Admission, group: usize) -> Self {
+        let mut state = admission.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match state.loners.iter_mut().find(|loners| loners.group == group) {
+            Some(loners) => loners.count += 1,
+            None => state.loners.push(Loners { group, count: 1, since: Instant::now() }),
+        }
+        Self { admission, group }
     }
 }
 
 impl Drop for Loner<'_> {
     fn drop(&mut self) {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).loners -= 1;
-        self.0.left.notify_waiters();
+        let mut state = self.admission.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(loners) = state.loners.iter_mut().find(|loners| loners.group == self.group) {
+            loners.count -= 1;
+        }
+        state.loners.retain(|loners| loners.count > 0);
+        drop(state);
+        self.admission.left.notify_waiters();
     }
 }
 
@@ -112,7 +151,7 @@ impl Admission {
         cancel: &CancellationToken,
     ) -> Option<Admitted> {
         let mut waiting = Some(waiting);
-        let _loner = wish.alone.then(|| Loner::waiting(self));
+        let _loner = wish.alone.then(|| Loner::waiting(self, wish.group));
         loop {
             let left = self.left.notified();
             if let Some(admitted) = self.try_admit(wish, &machine) {
@@ -131,7 +170,7 @@ impl Admission {
 
     fn try_admit(self: &Arc<Self>, wish: Wish, machine: impl Fn() -> Machine) -> Option<Admitted> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if !wish.alone && state.loners > 0 {
+        if !wish.alone && state.is_held_back(wish.group, self.held_back) {
             return None;
         }
         // The first needs no look at the machine.
@@ -340,6 +379,27 @@ mod tests {
         drop(waiter);
         assert!(admission.try_admit(wish(Some(1), None), || with(GIB)).is_some(), "who waited has gone");
         drop(second);
+    }
+
+    #[tokio::test]
+    async fn other_builds_are_held_back_for_a_while() {
+        let alone = Wish { alone: true, ..wish(None, None) };
+        let (own, other) = (wish(Some(1), None), Wish { group: 2, ..wish(Some(1), None) });
+        for (held_back, is_let_in) in [(HELD_BACK, false), (Duration::ZERO, true)] {
+            let admission = Arc::new(Admission { held_back, ..Admission::default() });
+            let first = admission.try_admit(other, || with(GIB)).expect("the first");
+            let cancel = CancellationToken::new();
+            let mut waiter = Box::pin(admission.admit(alone, || with(GIB), async || {}, &cancel));
+            assert!(futures::poll!(&mut waiter).is_pending());
+            let second = admission.try_admit(other, || with(GIB));
+            assert_eq!(second.is_some(), is_let_in);
+            assert!(admission.try_admit(own, || with(GIB)).is_none(), "its own build waits for it");
+            drop((first, second));
+            let only = waiter.await.expect("alone");
+            assert!(admission.try_admit(other, || with(GIB)).is_none(), "it is alone");
+            drop(only);
+            assert!(admission.try_admit(own, || with(GIB)).is_some(), "nobody waits");
+        }
     }
 
     #[tokio::test]
