@@ -13,6 +13,7 @@ use stave_solver::{
 };
 use stave_store::{LayerId, Snapshot};
 
+use crate::abandon::until_cancelled;
 use crate::context::{Context, ContextFilter};
 use crate::exec::{ExecError, Executor};
 use crate::file::action::FileError;
@@ -107,12 +108,11 @@ impl<E: Executor> Worker for LocalWorker<E> {
                 let (shared, op, inputs) = (Arc::clone(&self.shared), op.clone(), inputs.to_vec());
                 let (name, cancel) = (vertex.name().unwrap_or_default().to_owned(), cx.cancel.clone());
                 let vertex = vertex.digest.clone();
-                blocking(move || {
+                let work = move || {
                     let step = crate::file::Step { vertex: &vertex, name: &name };
                     crate::file::execute(&shared, &op, &inputs, &step, &cancel)
-                })
-                .await
-                .map_err(file_error)
+                };
+                until_cancelled(work, &cx.cancel).await.ok_or_else(OpError::cancelled)?.map_err(file_error)
             }
             Op::Merge(op) => self.merge(op, inputs, cx).await.map(|result| vec![result]),
             Op::Diff(op) => self.diff(op, inputs, cx).await.map(|result| vec![result]),
@@ -413,7 +413,8 @@ impl<E: Executor> LocalWorker<E> {
             return Err(OpError::new(OpErrorKind::Input, LayersError::NoInput));
         };
         let (shared, cancel) = (Arc::clone(&self.shared), cx.cancel.clone());
-        blocking(move || snapshot_of(&shared, &input, &cancel)).await.map_err(file_error)
+        let made = until_cancelled(move || snapshot_of(&shared, &input, &cancel), &cx.cancel).await;
+        made.ok_or_else(OpError::cancelled)?.map_err(file_error)
     }
 
     async fn merge(&self, op: &MergeOp, inputs: &[Ref], cx: &JobContext<Session>) -> Result<Ref, OpError> {
@@ -440,7 +441,7 @@ impl<E: Executor> LocalWorker<E> {
                 let layers = self.explicit(lower, Snapshot::new(layers)).await?;
                 Ok(settle(Snapshot::new(layers), inputs))
             }
-            None => self.unrelated(lower, upper, inputs).await,
+            None => self.unrelated((lower, upper), inputs, cx).await,
         }
     }
 
@@ -454,15 +455,21 @@ impl<E: Executor> LocalWorker<E> {
 
 impl<E: Executor> LocalWorker<E> {
     /// The difference of file systems that are not built on each other: found by comparing them.
-    async fn unrelated(&self, lower: Snapshot, upper: Snapshot, inputs: &[Ref]) -> Result<Ref, OpError> {
+    async fn unrelated(
+        &self,
+        (lower, upper): (Snapshot, Snapshot),
+        inputs: &[Ref],
+        cx: &JobContext<Session>,
+    ) -> Result<Ref, OpError> {
         let shared = Arc::clone(&self.shared);
-        let compared = blocking(move || {
+        let compare = move || {
             let layer = shared.prepare(&Snapshot::scratch(), "diff")?;
             shared.store.difference(&lower, &upper, layer.upper())?;
             layer.commit()
-        });
+        };
         let failed = |error: stave_store::StoreError| OpError::new(OpErrorKind::System, error);
-        Ok(settle(compared.await.map_err(failed)?, inputs))
+        let compared = until_cancelled(compare, &cx.cancel).await.ok_or_else(OpError::cancelled)?;
+        Ok(settle(compared.map_err(failed)?, inputs))
     }
 }
 

@@ -6,6 +6,7 @@
 //!
 //! Start with [`LocalWorker`], then [`Ref`] (what ops consume and produce) and [`Executor`].
 
+mod abandon;
 mod admission;
 mod ahead;
 mod authorities;

@@ -15,6 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::failed;
 use super::{Plan, StepError, begin, check_supported, lock_caches};
+use crate::abandon::until_cancelled;
 use crate::admission::{Admitted, Wish, machine};
 use crate::confinement::Confinement;
 use crate::exec::{ExecError, Executor, Finished, ProcessIo, ProcessUsage, StepLog};
@@ -143,7 +144,10 @@ impl Attempt<'_> {
         cx.events.phase(StepPhase::Waiting, start);
         let start = Instant::now();
         let group = self.told_group().await;
-        let turn = shared.starts.turn(cx.arrival).await;
+        let turn = tokio::select! {
+            turn = shared.starts.turn(cx.arrival) => turn,
+            () = cx.cancel.cancelled() => return Err(ExecError::Cancelled.into()),
+        };
         let mut ready = {
             let plan = Plan {
                 shared: Arc::clone(shared),
@@ -152,12 +156,12 @@ impl Attempt<'_> {
                 session: Arc::clone(&cx.session),
                 cancel: cx.cancel.clone(),
             };
-            blocking(move || -> Result<_, StepError> {
+            let begun = move || -> Result<_, StepError> {
                 let mut ready = begin(&plan, caches)?;
                 ready.process.watch = Watch::of(&plan.shared.store, ready.prepared.layers())?;
                 Ok(ready)
-            })
-            .await?
+            };
+            until_cancelled(begun, &cx.cancel).await.ok_or(ExecError::Cancelled)??
         };
         ready.process.limits =
             Some(cx.session.confinement.step_limits.clone()).filter(|limits| !limits.is_empty());
