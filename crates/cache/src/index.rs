@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 
 use crate::key::CacheKey;
 use crate::preimage::KeyPreimage;
@@ -66,6 +66,12 @@ impl IndexError {
     /// The cause.
     pub fn kind(&self) -> &IndexErrorKind {
         &self.kind
+    }
+
+    /// Whether somebody else held the index for longer than [`BUSY_TIMEOUT`]: another try waits as long once more.
+    pub fn is_busy(&self) -> bool {
+        let IndexErrorKind::Sqlite(error) = &self.kind else { return false };
+        matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
     }
 }
 

@@ -46,6 +46,16 @@ fn check(index: &CacheIndex, name: &str, expected: Option<&str>) {
 }
 
 #[test]
+fn that_others_hold_the_index_is_told_from_what_is_wrong() {
+    let failed = |kind| IndexError { action: "write", path: PathBuf::new(), kind };
+    let sqlite = |code| rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None).into();
+    assert!(failed(sqlite(rusqlite::ffi::SQLITE_BUSY)).is_busy());
+    assert!(failed(sqlite(rusqlite::ffi::SQLITE_LOCKED)).is_busy());
+    assert!(!failed(sqlite(rusqlite::ffi::SQLITE_FULL)).is_busy());
+    assert!(!failed(std::io::Error::other("no").into()).is_busy());
+}
+
+#[test]
 fn several_records_are_inserted_at_once() {
     let (_directory, path) = scratch();
     let index = open(&path);

@@ -69,8 +69,8 @@ fn write_all(index: &CacheIndex, all: Vec<Waiting>) {
         tracing::warn!(error = error as &dyn std::error::Error, "result not recorded");
     };
     match index.insert_all(records) {
-        // One of them is at fault, perhaps.
-        Err(_) if all.len() > 1 => {
+        // One of them is at fault, perhaps; where the index is busy, each would only wait as long as all did.
+        Err(error) if all.len() > 1 && !error.is_busy() => {
             for one in &all {
                 if let Err(error) = index.insert(&one.entries, &one.record) {
                     warn(&error);
