@@ -250,5 +250,7 @@ mod tests {
         let blob: Reference = format!("localhost:5000/app@{digest}").parse().expect("a name");
         let expected = format!("pkg:docker/localhost%3A5000/app?digest={digest}&ref_type=blob");
         assert_eq!(blob_url(&blob), expected);
+        let expected = format!("pkg:oci/My%20Store/a%3Ab?digest={digest}&ref_type=blob");
+        assert_eq!(layout_blob_url("My Store/a:b", &digest), expected);
     }
 }

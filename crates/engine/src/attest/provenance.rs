@@ -570,4 +570,21 @@ mod tests {
         assert_eq!(v02["metadata"]["buildStartedOn"], json!("2001-09-09T01:46:40Z"));
         assert_eq!(v02["metadata"]["reproducible"], json!(true));
     }
+
+    #[test]
+    fn blobs_of_layouts_are_materials_whatever_they_are_called() {
+        let digest = Digest::sha256(b"x");
+        let check = |raw: String, expected: Option<&str>| {
+            let found = facts(|facts| facts.fetched(&SourceOp::new(&raw, BTreeMap::new())));
+            let digests = json!({"sha256": digest.hex()});
+            let expected = expected.map(
+                |name| json!({"uri": format!("{name}?digest={digest}&ref_type=blob"), "digest": digests}),
+            );
+            assert_eq!(found, expected, "{raw}");
+        };
+        check(format!("oci-layout+blob://store@{digest}"), Some("pkg:oci/store"));
+        check(format!("oci-layout+blob://My_Store@{digest}"), Some("pkg:oci/My_Store"));
+        check(format!("docker-image+blob://app@{digest}"), Some("pkg:docker/app"));
+        check("oci-layout+blob://My_Store@x".to_owned(), None);
+    }
 }
