@@ -1,6 +1,7 @@
 //! Sources solved as a build solves them, where it is the worker that decides whether they may be used.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,11 +13,13 @@ use stave_registry::{Client, ClientConfig, Keychain, Limits as RegistryLimits, R
 use stave_sandbox::Launcher;
 use stave_solver::{Job, Limits, Solver};
 use stave_store::Store;
+use stave_test_support::registry::Misbehaviour;
 use stave_test_support::{GitServer, TestRegistry};
 use stave_worker::{
     Confinement, ContextModes, LocalWorker, LocalWorkerConfig, Namespace, Pins, Ref, Session, StepNetwork,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 struct Machine {
@@ -123,6 +126,28 @@ async fn a_checksum_holds_for_what_was_resolved_before() {
     drop(lease);
 }
 
+/// A server that gives each request these headers and this body.
+async fn answering(headers: String, body: Vec<u8>) -> (SocketAddr, JoinHandle<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let place = listener.local_addr().expect("is known");
+    let head = format!("HTTP/1.1 200 OK\r\n{headers}connection: close\r\n\r\n");
+    let server = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = Vec::new();
+            // To a client that tries TLS first, an answer in the clear says that there is none.
+            while !request.ends_with(b"\r\n\r\n")
+                && request.first() != Some(&0x16)
+                && stream.read_buf(&mut request).await.is_ok_and(|read| read > 0)
+            {}
+            stream.write_all(head.as_bytes()).await.ok();
+            if !request.starts_with(b"HEAD") {
+                stream.write_all(&body).await.ok();
+            }
+        }
+    });
+    (place, server)
+}
+
 #[tokio::test]
 async fn names_of_encodings_are_compared_without_case() {
     use std::io::Write as _;
@@ -130,22 +155,9 @@ async fn names_of_encodings_are_compared_without_case() {
     body.write_all(b"what was sent").expect("packs");
     let body = body.finish().expect("packs");
     for name in ["gzip", "GZip", "GZIP"] {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let source = format!("http://{}/f", listener.local_addr().expect("is known"));
-        let (length, body) = (body.len(), body.clone());
-        let head = format!("HTTP/1.1 200 OK\r\ncontent-encoding: {name}\r\ncontent-length: {length}\r\n");
-        let server = tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let mut request = Vec::new();
-                while !request.ends_with(b"\r\n\r\n")
-                    && stream.read_buf(&mut request).await.is_ok_and(|read| read > 0)
-                {}
-                stream.write_all(format!("{head}connection: close\r\n\r\n").as_bytes()).await.ok();
-                if !request.starts_with(b"HEAD") {
-                    stream.write_all(&body).await.ok();
-                }
-            }
-        });
+        let head = format!("content-encoding: {name}\r\ncontent-length: {}\r\n", body.len());
+        let (place, server) = answering(head, body.clone()).await;
+        let source = format!("http://{place}/f");
         let machine = machine();
         let lease = machine.store.lease().expect("lease");
         let found = machine.solve(&source, &[], session()).await.expect("downloads");
@@ -187,6 +199,40 @@ async fn objects_of_a_revision_are_gits_byte_for_byte() {
     let other = source("local://x", &[]);
     let found = worker.git_objects_of(&other, Arc::new(session()), &CancellationToken::new()).await;
     assert!(matches!(found, Ok(None)));
+    drop(lease);
+}
+
+#[tokio::test]
+async fn a_registry_that_claims_to_have_a_blob_must_give_it_to_a_tenant() {
+    let (machine, registry) = (machine(), TestRegistry::start());
+    let lease = machine.store.lease().expect("lease");
+    let blob = registry.put_blob("app", b"of another");
+    let mut kept = machine.store.blob_writer(Some(&blob), 16).expect("a writer");
+    kept.push(b"of another").expect("writes");
+    kept.commit().expect("is kept");
+    let named = format!("docker-image+blob://{}/app@{blob}", registry.host());
+    registry.script("GET", blob.hex(), Misbehaviour::Status(404, None, String::new()));
+    let tenant = Session { namespace: Namespace::Own("a1".into()), ..session() };
+    machine.solve(&named, &[], tenant).await.expect_err("is not given");
+    assert_eq!(registry.count("GET", blob.hex()), 1);
+    // To whom everything here belongs, it need not.
+    let found = machine.solve(&named, &[("http.filename", "f")], session()).await.expect("is here");
+    assert_eq!((machine.read(&found, "f").as_str(), registry.count("GET", blob.hex())), ("of another", 1));
+    drop(lease);
+}
+
+#[tokio::test]
+async fn a_blob_has_as_many_bytes_as_announced() {
+    let machine = machine();
+    let lease = machine.store.lease().expect("lease");
+    let mut kept = machine.store.blob_writer(None, 16).expect("a writer");
+    kept.push(b"of another").expect("writes");
+    let (blob, _) = kept.commit().expect("is kept");
+    let (place, server) = answering("content-length: 20\r\n".to_owned(), Vec::new()).await;
+    let named = format!("docker-image+blob://{place}/app@{blob}");
+    let refused = machine.solve(&named, &[], session()).await.expect_err("is not so long");
+    assert!(refused.contains("it does not have the 20 bytes that were announced"), "{refused}");
+    server.abort();
     drop(lease);
 }
 
