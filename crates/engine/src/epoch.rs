@@ -108,24 +108,48 @@ pub(crate) async fn checkout_time(context: PathBuf, quiet: impl Future<Output = 
 }
 
 async fn commit_time(context: &Path, quiet: impl Future<Output = ()>) -> Option<i64> {
-    // Not `log`, which verifies signatures with a program that the configuration names.
-    let commit = ["rev-list", "-1", "--timestamp", "HEAD"];
-    let (is_clean, commit) = tokio::join!(is_clean(context, quiet), git(context, &commit));
-    commit.filter(|_| is_clean)?.split_once(' ')?.0.parse().ok().filter(|time| stave_oci::is_date(*time))
-}
-
-/// Whether nothing below `context` is known to differ from the checkout's commit. Looks at the files once `quiet` comes.
-pub(crate) async fn is_clean(context: &Path, quiet: impl Future<Output = ()>) -> bool {
-    // A checkout's own configuration can name programs that `status` runs on files; a build of a
-    // directory must run nothing of it outside its sandbox.
-    let settings = git(context, &["config", "--list", "--show-scope", "--name-only"]).await;
-    if settings.is_none_or(|settings| settings.lines().any(is_program)) {
-        return false;
+    if names_programs(context).await {
+        return None;
     }
     quiet.await;
-    let status =
-        ["status", "--porcelain", "--ignore-submodules=dirty", "--untracked-files=normal", "--", "."];
-    git(context, &status).await.is_some_and(|status| status.is_empty())
+    // Not `log`, which verifies signatures with a program that the configuration names.
+    let commit = ["rev-list", "-1", "--timestamp", "HEAD"];
+    let (clean, commit) = tokio::join!(clean_commit(context), git(context, &commit));
+    time_of(&commit?, &clean?)
+}
+
+/// The time in a line of `rev-list --timestamp` about the commit `clean`. When another one was made between the two
+/// questions, its time says nothing of the files that were looked at.
+fn time_of(commit: &str, clean: &str) -> Option<i64> {
+    let (time, id) = commit.trim_end().split_once(' ')?;
+    (id == clean).then(|| time.parse().ok()).flatten().filter(|time| stave_oci::is_date(*time))
+}
+
+/// Whether nothing below `context` is known to differ from the checkout's commit.
+pub(crate) async fn is_clean(context: &Path) -> bool {
+    !names_programs(context).await && clean_commit(context).await.is_some()
+}
+
+/// Whether the checkout's own configuration names programs that `status` runs on files, or is not known: a build of a
+/// directory must run nothing of it outside its sandbox.
+async fn names_programs(context: &Path) -> bool {
+    let settings = git(context, &["config", "--list", "--show-scope", "--name-only"]).await;
+    settings.is_none_or(|settings| settings.lines().any(is_program))
+}
+
+/// The commit that nothing below `context` differs from. Looks at the files.
+async fn clean_commit(context: &Path) -> Option<String> {
+    let mut status = vec!["status", "--porcelain=v2", "--branch", "--no-ahead-behind"];
+    status.extend(["--ignore-submodules=dirty", "--untracked-files=normal", "--", "."]);
+    clean_commit_of(&git(context, &status).await?).map(str::to_owned)
+}
+
+/// The commit that a status is about, if it lists no differences.
+fn clean_commit_of(status: &str) -> Option<&str> {
+    if status.lines().any(|line| !line.starts_with("# ")) {
+        return None;
+    }
+    status.lines().find_map(|line| line.strip_prefix("# branch.oid "))
 }
 
 /// Whether a line of `git config --show-scope` is a setting of the checkout's that makes `status` run a program.
@@ -195,10 +219,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_status_names_the_commit_it_is_about() {
+        let head =
+            "# branch.oid 12ab\n# branch.head main\n# branch.upstream origin/main\n# branch.ab +? -?\n";
+        assert_eq!(clean_commit_of(head), Some("12ab"));
+        for line in ["? new", "1 .M N... 100644 100644 100644 12 12 f", "u UU"] {
+            assert_eq!(clean_commit_of(&format!("{head}{line}\n")), None, "{line}");
+        }
+        assert_eq!(clean_commit_of(""), None);
+        assert_eq!(time_of("7 12ab\n", "12ab"), Some(7));
+        assert_eq!(time_of("7 12ab\n", "34cd"), None, "another was made meanwhile");
+    }
+
     fn run(directory: &Path, arguments: &[&str]) {
+        run_at(1_234_567_890, directory, arguments);
+    }
+
+    fn run_at(time: i64, directory: &Path, arguments: &[&str]) {
         let mut command = std::process::Command::new("git");
         command.arg("-C").arg(directory).args(["-c", "user.name=n", "-c", "user.email=e@x"]).args(arguments);
-        command.env("GIT_COMMITTER_DATE", "1234567890 +0000").env("GIT_CONFIG_GLOBAL", "/dev/null");
+        command.env("GIT_COMMITTER_DATE", format!("{time} +0000")).env("GIT_CONFIG_GLOBAL", "/dev/null");
         let output = command.output().expect("git");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
@@ -228,6 +269,11 @@ mod tests {
         std::fs::write(context.join("untracked"), "").expect("writes");
         assert_eq!(time().await, None);
         std::fs::remove_file(context.join("untracked")).expect("removes");
+        // What is committed until the files are looked at has the time of that commit.
+        let quiet = async {
+            run_at(1_234_567_900, root, &["commit", "-q", "--allow-empty", "-m", "two"]);
+        };
+        assert_eq!(checkout_time(context.clone(), quiet).await, Some(1_234_567_900));
         // A program that the checkout names is never run.
         let marker = root.join("ran");
         run(root, &["config", "filter.x.clean", &format!("touch {}", marker.display())]);

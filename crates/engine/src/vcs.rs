@@ -49,7 +49,7 @@ impl Checkout {
         let revision = git(context, &["rev-parse", "--verify", "--quiet", "HEAD^{commit}"]).await;
         let mut revision = revision.map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
         if let Some(revision) = revision.as_mut().filter(|_| mark_dirty)
-            && !is_clean(context, std::future::ready(())).await
+            && !is_clean(context).await
         {
             revision.push_str("-dirty");
         }
