@@ -99,26 +99,33 @@ impl Change {
         }
     }
 
-    /// The same without what `hidden` replaces in texts. A variable that has or had such a value had another one of its kind
-    /// before or since, which nobody knows any more: neither is told.
+    /// The same without what `hidden` replaces in texts. What has or had such a value had another one of its kind before or
+    /// since, which nobody knows any more: neither is told.
     pub(super) fn without(self, hidden: &dyn Fn(&str) -> Option<String>) -> Self {
         let plain = |text: String| hidden(&text).unwrap_or(text);
+        let both = |before: Option<String>, after: Option<String>| {
+            let is_hidden = before.iter().chain(&after).any(|value| hidden(value).is_some());
+            let told = |value: String| if is_hidden { HIDDEN.to_owned() } else { value };
+            (before.map(told), after.map(told))
+        };
         match self {
             Self::Variable { name, before, after } => {
-                let is_hidden = before.iter().chain(&after).any(|value| hidden(value).is_some());
-                let told = |value: String| if is_hidden { HIDDEN.to_owned() } else { value };
-                Self::Variable { name, before: before.map(told), after: after.map(told) }
+                let (before, after) = both(before, after);
+                Self::Variable { name, before, after }
             }
             Self::Files { summary, paths, count } => {
                 Self::Files { summary, paths: paths.into_iter().map(plain).collect(), count }
             }
             Self::Instruction { before, after } => {
-                Self::Instruction { before: plain(before), after: plain(after) }
+                let is_hidden = [&before, &after].iter().any(|text| hidden(text).is_some());
+                let told = |text: String| if is_hidden { HIDDEN.to_owned() } else { text };
+                Self::Instruction { before: told(before), after: told(after) }
             }
             Self::Base { before, after } => Self::Base { before: plain(before), after: plain(after) },
             Self::Input { step } => Self::Input { step: plain(step) },
             Self::Field { path, before, after } => {
-                Self::Field { path, before: before.map(plain), after: after.map(plain) }
+                let (before, after) = both(before, after);
+                Self::Field { path, before, after }
             }
             Self::Content | Self::Secrets => self,
         }
@@ -272,12 +279,24 @@ mod tests {
         check(variable(Some("hunter21"), Some("a hunter22")), "X changed: `***` → `***`");
         check(variable(None, Some("hunter22")), "X is set now: `***`");
         check(variable(Some("1"), Some("2")), "X changed: `1` → `2`");
-        let [before, after] = ["RUN a", "RUN hunter22"].map(str::to_owned);
-        check(Change::Instruction { before, after }, "the instruction changed: `RUN a` → `RUN ***`");
+        let instruction = |before: &str, after: &str| Change::Instruction {
+            before: before.to_owned(),
+            after: after.to_owned(),
+        };
+        // What stands beside a value that is known may be the one that it replaced.
+        check(instruction("RUN hunter21", "RUN hunter22"), "the instruction changed: `***` → `***`");
+        check(instruction("RUN hunter22", "RUN a"), "the instruction changed: `***` → `***`");
+        check(instruction("RUN a", "RUN b"), "the instruction changed: `RUN a` → `RUN b`");
         check(Change::Input { step: "COPY hunter22 /".to_owned() }, "COPY *** / made another result");
         let field = |text: &str| Some(text.to_owned());
         let change = Change::Field { path: "args".to_owned(), before: None, after: field("-p hunter22") };
-        check(change, "args changed: none → `-p ***`");
+        check(change, "args changed: none → `***`");
+        let change = Change::Field {
+            path: "args".to_owned(),
+            before: field("-p hunter21"),
+            after: field("-p hunter22"),
+        };
+        check(change, "args changed: `***` → `***`");
         let change = Change::Field { path: "result-version".to_owned(), before: None, after: field("2") };
         check(change, "results that an earlier version of stave made are not used");
     }
