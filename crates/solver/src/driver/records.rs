@@ -12,8 +12,8 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::graph::Unwritten;
 
-/// How long a record waits for others.
-const GATHERING: Duration = Duration::from_millis(5);
+/// How long a record waits for others: less than a step needs to begin, so that who is killed in one has those before it.
+const GATHERING: Duration = Duration::from_millis(1);
 
 /// What is not written yet.
 #[derive(Debug, Default)]
