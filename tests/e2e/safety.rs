@@ -8,9 +8,12 @@ use rustix::process::Signal;
 
 use crate::environment::{Environment, mounts_below, processes_with, signal, tool};
 
+/// Takes long enough to be recorded before the next step begins.
+const LONG: &str = "RUN sleep 0.6; echo first > /first\n";
+
 fn slow_build(world: &Environment, marker: &str) -> Child {
     world.dockerfile(&format!(
-        "FROM BUSYBOX\nRUN echo first > /first\nRUN echo started; sleep {marker}\nRUN echo last > /last\n"
+        "FROM BUSYBOX\n{LONG}RUN echo started; sleep {marker}\nRUN echo last > /last\n"
     ));
     let mut child = world.start(&["build", "-t", "slow", "."]);
     let stderr = BufReader::new(child.stderr.take().expect("is piped"));
@@ -35,7 +38,7 @@ fn nothing_is_left(world: &Environment, marker: &str) {
 
 #[track_caller]
 fn the_next_build_works(world: &Environment) {
-    world.dockerfile("FROM BUSYBOX\nRUN echo first > /first\nRUN echo quick > /last\n");
+    world.dockerfile(&format!("FROM BUSYBOX\n{LONG}RUN echo quick > /last\n"));
     let outcome = world.build("slow").success();
     assert_eq!(outcome.cached(), 1, "the finished step is kept:\n{}", outcome.stderr);
     assert_eq!(world.run("slow", &["cat", "/last"]), "quick\n");

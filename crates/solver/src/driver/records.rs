@@ -1,8 +1,9 @@
 //! Records on their way to the index: those that come about the same time are written in one transaction.
 //!
 //! A transaction costs more than what is in it, and nobody waits for a single record; a build ends when all are
-//! written. So the first one waits a moment for others, unless there is nothing else left to be done. Must not know
-//! what a record is for. Start with [`Records::write`].
+//! written. So the first one waits a moment for others, unless there is nothing else left to be done. What took long to
+//! make is not risked for that: it is written before anybody uses it. Must not know what a record is for. Start with
+//! [`Records::write`].
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,7 +13,8 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::graph::Unwritten;
 
-/// How long a record waits for others: less than a step needs to begin, so that who is killed in one has those before it.
+/// How long a record waits for others: less than a step needs to begin, so that who is killed in one has most of those
+/// before it.
 const GATHERING: Duration = Duration::from_millis(1);
 
 /// What is not written yet.
@@ -34,27 +36,45 @@ struct Waiting {
 impl Records {
     /// Writes a record and returns when it is written, or cannot be.
     pub(super) async fn write(&self, index: &CacheIndex, unwritten: Unwritten, record: Arc<NewRecord>) {
-        let Unwritten { entries, claims } = unwritten;
-        let (written, is_written) = oneshot::channel();
-        let is_first = {
-            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            waiting.push(Waiting { entries, record, claims, written });
-            waiting.len() == 1
-        };
-        if is_first {
+        let (place, is_written) = self.enter(unwritten, record);
+        if place == 0 {
             tokio::select! {
                 () = tokio::time::sleep(GATHERING) => {}
                 () = self.hurry.notified() => {}
             }
-            let all = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-            let index = index.clone();
-            // Off the async threads: another process may hold the index for a while.
-            if let Err(error) = tokio::task::spawn_blocking(move || write_all(&index, all)).await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "results not recorded");
-            }
+            self.write_waiting(index).await;
         }
         // Whoever was to write it panicked, if there is no answer: then it is not recorded.
         is_written.await.ok();
+    }
+
+    /// Writes a record, and those that wait, without waiting for others.
+    pub(super) async fn write_now(&self, index: &CacheIndex, unwritten: Unwritten, record: Arc<NewRecord>) {
+        let (_, is_written) = self.enter(unwritten, record);
+        self.write_waiting(index).await;
+        // Another may have taken it along and be writing it.
+        is_written.await.ok();
+    }
+
+    /// How many came before, and what tells that it is written.
+    fn enter(&self, unwritten: Unwritten, record: Arc<NewRecord>) -> (usize, oneshot::Receiver<()>) {
+        let Unwritten { entries, claims } = unwritten;
+        let (written, is_written) = oneshot::channel();
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.push(Waiting { entries, record, claims, written });
+        (waiting.len() - 1, is_written)
+    }
+
+    async fn write_waiting(&self, index: &CacheIndex) {
+        let all = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        if all.is_empty() {
+            return;
+        }
+        let index = index.clone();
+        // Off the async threads: another process may hold the index for a while.
+        if let Err(error) = tokio::task::spawn_blocking(move || write_all(&index, all)).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "results not recorded");
+        }
     }
 
     /// Nothing is left to be done but this.
@@ -137,5 +157,11 @@ mod tests {
         // Nobody has to hurry for it to be written.
         records.write(&index, unwritten("3"), record("3")).await;
         assert!(is_there("3"));
+        // Who cannot wait takes along whoever waits.
+        let mut patient = Box::pin(records.write(&index, unwritten("4"), record("4")));
+        assert!((&mut patient).now_or_never().is_none());
+        records.write_now(&index, unwritten("5"), record("5")).await;
+        assert!(is_there("4") && is_there("5"));
+        patient.await;
     }
 }

@@ -24,6 +24,10 @@ use crate::permits::{Lane, Permit, Permits, Turns};
 use crate::solver::JobId;
 use crate::worker::{ImportedRecord, JobContext, Selector, Worker, arrival};
 
+/// What took this long to make is recorded before anybody uses it: who is killed in the next step does not make it
+/// again. What took less is not worth the time that every short step would lose.
+const WORTH_KEEPING: Duration = Duration::from_millis(500);
+
 /// What all tasks share.
 pub(super) struct Environment<W: Worker> {
     worker: Arc<W>,
@@ -181,7 +185,7 @@ pub(super) async fn execute<W: Worker>(
     miss: Miss,
 ) -> Answer<W::Result> {
     let permits = work.environment.permits_for(&work.node.vertex.op);
-    let Some(_permit) = permit(&work, permits).await else {
+    let Some(permit) = permit(&work, permits).await else {
         return Answer::Executed(Err(OpError::cancelled()));
     };
     // Not before: who asks for much early must not come before all that others ask for. The permits go round.
@@ -201,6 +205,7 @@ pub(super) async fn execute<W: Worker>(
     work.send(|vertex| SolveEvent::Started { vertex, at });
     let outcome = run(&work, &inputs, (&miss.entries, turn), start).await;
     let duration = start.elapsed();
+    drop(permit);
     match &outcome {
         Ok(_) => work.send(|vertex| SolveEvent::Completed { vertex, duration }),
         Err(_) if work.cx.cancel.is_cancelled() => work.send(|vertex| SolveEvent::Cancelled { vertex }),
@@ -208,7 +213,22 @@ pub(super) async fn execute<W: Worker>(
             work.send(|vertex| SolveEvent::Failed { vertex, duration, message: error.to_string() });
         }
     }
-    Answer::Executed(outcome)
+    match outcome {
+        Ok(made) if duration >= WORTH_KEEPING => Answer::Executed(Ok(kept(&work, made).await)),
+        outcome => Answer::Executed(outcome),
+    }
+}
+
+/// Has what was made recorded, if it can be.
+async fn kept<W: Worker>(work: &Work<W>, mut made: Made<W::Result>) -> Made<W::Result> {
+    let environment = &work.environment;
+    if let Some(record) = &made.record
+        && !made.unwritten.entries.is_empty()
+    {
+        let unwritten = std::mem::take(&mut made.unwritten);
+        environment.records.write_now(&environment.index, unwritten, Arc::clone(record)).await;
+    }
+    made
 }
 
 /// What another build has recorded under one of the keys since they were looked up: it ran while this one
