@@ -1,17 +1,16 @@
 //! One build: Dockerfile to exported image. The way of the data, top to bottom, is [`Engine::build`].
 
+mod listening;
+mod reading;
+
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use stave_exporter::{ExportError, ExportTarget, Exported, Image, ImageLayerRef};
-use stave_frontend_dockerfile::ast::DirectiveKind;
-use stave_frontend_dockerfile::{
-    BuildPlan, Code, Diagnostic, Dialect, Dockerfile, Lowered, PlanRequest, Severity, Source, lower, parse,
-    plan,
-};
+use stave_frontend_dockerfile::{Diagnostic, Lowered, PlanRequest, lower};
 use stave_llb::{Definition, Op, Vertex};
 use stave_oci::{Digest, ImageConfig, Platform, Reference};
-use stave_solver::{Job, SolveError, SolveEvent};
+use stave_solver::{Job, SolveError};
 use stave_store::{Snapshot, StoreError};
 use stave_worker::{FileError, HashAhead, Ref, Session};
 use tokio_util::sync::CancellationToken;
@@ -20,12 +19,16 @@ use crate::attest::{Asked, AttestError, Material};
 use crate::complete::{self, Built, Scan};
 use crate::epoch::{Dating, Timestamps};
 use crate::event::{EngineEvent, Observer, Steps};
-use crate::explain::{Explainer, SecretWatch};
 use crate::record::{Beginning, Ending, Recorder};
 use crate::request::{BuildOutcome, BuildRequest, StepCount};
 use crate::resolve::{ResolveError, Resolved, Resolver};
 use crate::travel::{CacheExportError, ImageLayers};
 use crate::{Engine, ahead, clock, vcs};
+
+pub(crate) use self::listening::lines_of;
+use self::listening::{listen, located};
+pub use self::reading::{is_built_in_frontend, syntax_line};
+pub(crate) use self::reading::{plan_all, read, read_text, warn};
 
 /// Why a build failed.
 #[derive(Debug, thiserror::Error)]
@@ -439,172 +442,6 @@ fn image_id(exported: &Exported, images: usize) -> Option<Digest> {
     index.or_else(|| exported.config_digest.clone())
 }
 
-/// Plans, asking for images until none is missing: a base's triggers may name further ones.
-pub(crate) async fn plan_all(
-    dockerfile: &Dockerfile,
-    request: &PlanRequest,
-    resolver: &Resolver<'_>,
-) -> Result<(BuildPlan, Resolved), BuildError> {
-    let invalid = |error: stave_frontend_dockerfile::PlanError| BuildError::Dockerfile(error.diagnostics);
-    let mut resolved = Resolved::default();
-    let mut plan = plan(dockerfile, request).map_err(invalid)?;
-    loop {
-        let missing = plan.missing(&resolved.sources);
-        if missing.is_empty() {
-            return Ok((plan, resolved));
-        }
-        if let Err(error) = resolver.resolve(missing, &mut resolved).await {
-            let image = Box::new(plan.unresolved(&error.request, &crate::event::one_line(&error)));
-            return Err(BuildError::Image { image, error: Box::new(error) });
-        }
-        plan = plan.with_triggers(&resolved.sources).map_err(invalid)?;
-    }
-}
-
-/// Passes on what the build checks found.
-pub(crate) fn warn(plan: &BuildPlan, lowered: &Lowered, steps: &Steps) {
-    let unused = plan.unused_build_args();
-    let warnings = lowered.warnings.iter().chain(&unused);
-    for warning in warnings.filter(|found| found.severity == Severity::Warning) {
-        steps.observer().send(EngineEvent::Warning(warning.clone()));
-    }
-}
-
-/// Parses the Dockerfile; its errors are the build's.
-pub(crate) fn read(request: &BuildRequest, steps: &Steps) -> Result<Dockerfile, BuildError> {
-    let name = &request.dockerfile.name;
-    let step = steps.start(format!("[internal] load build definition from {name}"));
-    step.part(format!("transferring dockerfile: {}B", request.dockerfile.text.len()));
-    step.end(read_text(&request.dockerfile))
-}
-
-/// Parses a Dockerfile; its errors are the build's.
-pub(crate) fn read_text(source: &Source) -> Result<Dockerfile, BuildError> {
-    let parsed = parse(source);
-    let (mut found, warnings): (Vec<_>, Vec<_>) =
-        parsed.diagnostics.into_iter().partition(Diagnostic::is_error);
-    found.extend(foreign_syntax(&parsed.dockerfile));
-    if found.is_empty() {
-        return Ok(parsed.dockerfile);
-    }
-    found.extend(warnings);
-    Err(BuildError::Dockerfile(found))
-}
-
-/// `# syntax=` names a front end image. The one inside serves the reference's own, whatever mirror they are
-/// taken from; another would read another language.
-fn foreign_syntax(dockerfile: &Dockerfile) -> Option<Diagnostic> {
-    let directive = dockerfile.directives.iter().find(|directive| directive.kind == DirectiveKind::Syntax)?;
-    // The reference takes the first word and ignores the rest.
-    let image = directive.value.split_whitespace().next()?;
-    (!is_built_in_frontend(image)).then(|| {
-        Diagnostic::error(
-            Code::Unsupported,
-            directive.span,
-            format!("not supported yet: the front end image `{image}`"),
-        )
-        .with_help("the built-in front end serves `docker/dockerfile`; leave the line out if that will do")
-    })
-}
-
-/// What `# syntax=` says, whatever language the rest of the file is in.
-pub fn syntax_line(source: &Source) -> Option<String> {
-    stave_frontend_dockerfile::syntax_of(&source.text)
-}
-
-/// Whether a front end image is one of the reference's own, which the front end inside stands for.
-pub fn is_built_in_frontend(image: &str) -> bool {
-    Dialect::of(image).is_some()
-}
-
-/// The images among the sources of a definition: where layers may have come from.
-pub(crate) fn bases(definition: &Definition) -> Vec<(Reference, Platform)> {
-    definition.vertices().iter().filter_map(base_of).collect()
-}
-
-/// The image that a vertex is, for its platform.
-pub(crate) fn base_of(vertex: &Vertex) -> Option<(Reference, Platform)> {
-    let Op::Source(source) = &vertex.op else { return None };
-    let stave_llb::SourceIdentifier::DockerImage { reference } = &source.identifier else { return None };
-    Some((reference.clone(), vertex.platform.clone().unwrap_or_else(Platform::host)))
-}
-
-/// Passes the solver's events on and counts the Dockerfile's steps.
-async fn listen(
-    mut receiver: stave_solver::EventReceiver,
-    definition: Arc<Definition>,
-    observer: Observer,
-    explainer: Option<Explainer>,
-    secrets: Option<SecretWatch>,
-) -> StepCount {
-    let mut count = StepCount::default();
-    while let Some(event) = receiver.recv().await {
-        let is_step = definition.vertex(event.vertex()).is_some_and(is_instruction);
-        match &event {
-            SolveEvent::Cached { .. } if is_step => {
-                count.total += 1;
-                count.cached += 1;
-            }
-            SolveEvent::Completed { .. } if is_step => count.total += 1,
-            _ => {}
-        }
-        let missed = match &event {
-            SolveEvent::Missed { vertex, miss } => Some((vertex.clone(), Arc::clone(miss))),
-            SolveEvent::Cached { vertex, .. } => {
-                if let Some(secrets) = &secrets {
-                    secrets.compare(vertex, &observer);
-                }
-                None
-            }
-            _ => None,
-        };
-        if let (Some((vertex, _)), Some(secrets)) = (&missed, &secrets) {
-            secrets.note(vertex);
-        }
-        observer.send(EngineEvent::Solve(event));
-        if let (Some((vertex, miss)), Some(explainer)) = (missed, &explainer) {
-            let (explainer, of) = (explainer.clone(), vertex.clone());
-            let explained = match Explainer::plainly(&miss) {
-                Some(reason) => Ok(reason),
-                // Beside the step, which runs already; what it writes meanwhile waits in the channel.
-                None => tokio::task::spawn_blocking(move || explainer.explain(&of, &miss)).await,
-            };
-            if let Ok(reason) = explained {
-                observer.send(EngineEvent::Miss { vertex, reason: Arc::new(reason) });
-            }
-        }
-    }
-    count
-}
-
-/// The failure with its place in the Dockerfile.
-fn located(error: SolveError, definition: &Definition) -> BuildError {
-    let lines = match &error {
-        SolveError::Vertex { vertex, .. } => lines_of(definition, vertex),
-        _ => None,
-    };
-    BuildError::Solve { error, lines }
-}
-
-/// First and last line of the Dockerfile that a vertex comes from, counted from 1.
-pub(crate) fn lines_of(definition: &Definition, vertex: &Digest) -> Option<(usize, usize)> {
-    let ranges = definition.source_location(vertex).iter().flat_map(|location| &location.ranges);
-    let (first, last) = ranges
-        .fold((i32::MAX, 0), |(first, last), range| (first.min(range.start.line), last.max(range.end.line)));
-    if first <= last {
-        return Some((usize::try_from(first).ok()?, usize::try_from(last).ok()?));
-    }
-    // What an ADD fetches has no place of its own: the ADD has.
-    let mut users = definition.vertices().iter();
-    let user = users.find(|user| user.inputs.iter().any(|edge| edge.vertex == *vertex))?;
-    lines_of(definition, &user.digest)
-}
-
-/// Whether a vertex is a step that its Dockerfile names, other than a base image.
-fn is_instruction(vertex: &Vertex) -> bool {
-    !matches!(vertex.op, Op::Source(_)) && vertex.name().is_none_or(|name| !name.starts_with("[internal]"))
-}
-
 /// What BuildKit's progress calls the export of a target.
 pub(crate) fn title(target: &ExportTarget) -> &'static str {
     match target {
@@ -618,30 +455,14 @@ pub(crate) fn title(target: &ExportTarget) -> &'static str {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The images among the sources of a definition: where layers may have come from.
+pub(crate) fn bases(definition: &Definition) -> Vec<(Reference, Platform)> {
+    definition.vertices().iter().filter_map(base_of).collect()
+}
 
-    #[track_caller]
-    fn check(value: &str, expected: bool) {
-        let source = Source::new("Dockerfile", format!("# syntax={value}\nFROM scratch\n"));
-        assert_eq!(foreign_syntax(&parse(&source).dockerfile).is_none(), expected, "{value}");
-    }
-
-    #[test]
-    fn the_references_own_front_ends_are_built_in() {
-        for value in
-            ["docker/dockerfile", "docker/dockerfile:1", "docker.io/docker/dockerfile-upstream:master"]
-        {
-            check(value, true);
-        }
-        check("mirror.example/docker/dockerfile:1.7-labs", true);
-        check(
-            "docker/dockerfile:1@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-            true,
-        );
-        check("example/dockerfile", false);
-        check("docker/other:1", false);
-        check("dockerfile", false);
-    }
+/// The image that a vertex is, for its platform.
+pub(crate) fn base_of(vertex: &Vertex) -> Option<(Reference, Platform)> {
+    let Op::Source(source) = &vertex.op else { return None };
+    let stave_llb::SourceIdentifier::DockerImage { reference } = &source.identifier else { return None };
+    Some((reference.clone(), vertex.platform.clone().unwrap_or_else(Platform::host)))
 }

@@ -1,27 +1,26 @@
 //! `stave daemon`: flags, as buildkitd has them, to a daemon that serves until it is told to stop.
 
+mod arguments;
+mod error;
 mod flags;
+mod listening;
 
-use std::collections::BTreeMap;
 use std::io::Read as _;
-use std::net::{SocketAddr, ToSocketAddrs as _};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use stave_daemon::config::{FrontEnds, Size, environment};
-use stave_daemon::{
-    Address, Daemon, DaemonConfig, FileConfig, InheritedSocket, Listener, Reload, Reloaded, Tenancy,
-    TlsIdentity, WebPage, WorkerConfig,
-};
+use stave_daemon::{Daemon, DaemonConfig, FileConfig, Reload, Reloaded, Tenancy, WorkerConfig};
 use stave_engine::EngineConfig;
 use stave_oci::Digest;
 use stave_registry::{Keychain, RegistryTables};
 use stave_store::GcRule;
 use stave_worker::{Confinement, StepNetwork};
 
-use self::flags::ForeignFlags;
+pub(crate) use self::arguments::Arguments;
+use self::arguments::{KeepStorage, Network, Switch};
+use self::error::StartError;
+use self::listening::watched;
 use crate::report::Failure;
 use crate::runtime::with_shared_engine;
 use crate::state::GlobalOptions;
@@ -29,224 +28,10 @@ use crate::{config, tracing};
 
 /// Bytes of the largest configuration file, certificate or key.
 const MAX_FILE: u64 = 1 << 20;
-/// Where a daemon listens that is told nothing.
-const DEFAULT_SOCKET: &str = "/run/stave/stave.sock";
-/// The same, when called as `buildkitd`.
-const BUILDKIT_SOCKET: &str = "/run/buildkit/buildkitd.sock";
-/// The address that stands for sockets that are there already, as buildkitd has it.
-const INHERITED: &str = "fd://";
 /// Where the fields lie that statements tell of the builder, as buildkitd has it.
 const PROVENANCE_DIRECTORY: &str = "/etc/buildkit/provenance.d";
 /// How long running builds may go on once the daemon shall end.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Serve builds to BuildKit's clients: buildctl, docker buildx and their like
-///
-/// Called as `buildkitd`, the program does this without being told.
-#[derive(Debug, Clone, clap::Args)]
-pub(crate) struct Arguments {
-    /// Address to listen at: unix://PATH or tcp://IP:PORT (may be repeated)
-    #[arg(long, value_name = "ADDRESS")]
-    addr: Vec<String>,
-    /// Group (name or number) that may use the unix sockets
-    #[arg(long, value_name = "GROUP")]
-    group: Option<String>,
-    /// Server certificate for tcp (PEM)
-    #[arg(long, value_name = "FILE")]
-    tlscert: Option<PathBuf>,
-    /// Key of the server certificate (PEM)
-    #[arg(long, value_name = "FILE")]
-    tlskey: Option<PathBuf>,
-    /// Authority that signs clients' certificates (PEM)
-    #[arg(long, value_name = "FILE")]
-    tlscacert: Option<PathBuf>,
-    /// Let everybody in who reaches a tcp address: no certificates
-    #[arg(long)]
-    insecure_tcp: bool,
-    /// Entitlement that builds may ask for, in place of the file's: network.host, security.insecure, device (may be repeated)
-    #[arg(long, value_name = "NAME")]
-    allow_insecure_entitlement: Vec<String>,
-    #[command(flatten)]
-    worker: WorkerArguments,
-    #[command(flatten)]
-    watch: WatchArguments,
-    #[command(flatten)]
-    foreign: ForeignFlags,
-}
-
-/// Who watches the daemon, and what is taken down of it.
-#[derive(Debug, Clone, clap::Args)]
-struct WatchArguments {
-    /// Address of metrics (/metrics), readiness (/healthz, /readyz) and dumps (/debug/graph)
-    #[arg(long, value_name = "ADDRESS", visible_alias = "debugaddr")]
-    metrics_addr: Option<String>,
-    /// Address of the web page; on tcp it is for this machine alone, or with --insecure-tcp for all
-    #[arg(long, value_name = "ADDRESS")]
-    web_addr: Option<String>,
-    /// Name that browsers may know the web page by (may be repeated)
-    #[arg(long, value_name = "NAME")]
-    web_host: Vec<String>,
-    /// How much is said: `debug` and `trace` say all
-    #[arg(long, value_name = "LEVEL", env = "BUILDKITD_LOG_LEVEL")]
-    log_level: Option<String>,
-    /// File that gets a line of JSON for everything that is asked for
-    #[arg(long, value_name = "FILE")]
-    audit_log: Option<PathBuf>,
-    /// Collector that traces of builds are sent to: OTLP over http
-    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
-    otlp_endpoint: Option<String>,
-}
-
-/// buildkitd's flags for its workers, of which there is one here.
-#[derive(Debug, Clone, clap::Args)]
-struct WorkerArguments {
-    /// Only `true` is possible
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", hide = true)]
-    oci_worker: Option<Presence>,
-    /// Only `false` is possible
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", hide = true)]
-    containerd_worker: Option<Presence>,
-    /// Whether what nobody uses is removed after builds; see --oci-worker-gc-keepstorage
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
-    oci_worker_gc: Option<Switch>,
-    /// Megabytes of the state directory that stay after a build; those of the disk that shall be free; those that are
-    /// too many
-    #[arg(long, value_name = "MB[,FREE[,MAX]]")]
-    oci_worker_gc_keepstorage: Option<KeepStorage>,
-    /// Steps that run at a time; 0 is as many as there are processors
-    #[arg(long, value_name = "N")]
-    oci_max_parallelism: Option<usize>,
-    /// Platform that clients are told, this machine's own first (may be repeated)
-    #[arg(long, value_name = "PLATFORM")]
-    oci_worker_platform: Vec<String>,
-    /// OCI runtime that runs build steps instead of the sandbox
-    #[arg(long, value_name = "PROGRAM", hide = true)]
-    oci_worker_binary: Option<PathBuf>,
-    /// Directory of device specifications (may be repeated)
-    #[arg(long, value_name = "DIR")]
-    cdi_spec_dir: Vec<PathBuf>,
-    /// Label that clients are told: NAME=VALUE (may be repeated)
-    #[arg(long, value_name = "LABEL")]
-    oci_worker_labels: Vec<String>,
-    /// Only `overlayfs` is possible
-    #[arg(long, value_name = "NAME", hide = true)]
-    oci_worker_snapshotter: Option<Snapshotter>,
-    /// `host` or `bridge`
-    #[arg(long, value_name = "NAME", hide = true)]
-    oci_worker_net: Option<Network>,
-}
-
-/// A flag with a value, as Go's programs take it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Switch {
-    True,
-    False,
-}
-
-/// Whether a worker is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Presence {
-    True,
-    False,
-    Auto,
-}
-
-/// What collection keeps, in megabytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct KeepStorage {
-    reserved: u64,
-    free: Option<u64>,
-    most: Option<u64>,
-}
-
-impl FromStr for KeepStorage {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let numbers: Result<Vec<u64>, _> = text.split(',').map(str::parse).collect();
-        match numbers.as_deref() {
-            Ok([reserved]) => Ok(Self { reserved: *reserved, free: None, most: None }),
-            Ok([reserved, free]) => Ok(Self { reserved: *reserved, free: Some(*free), most: None }),
-            Ok([reserved, free, most]) => {
-                Ok(Self { reserved: *reserved, free: Some(*free), most: Some(*most) })
-            }
-            _ => Err("expected megabytes: RESERVED[,FREE[,MAX]]".to_owned()),
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Snapshotter {
-    Auto,
-    Overlayfs,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Network {
-    Auto,
-    Host,
-    Bridge,
-}
-
-/// What cannot be honoured of the flags or the file.
-#[derive(Debug, thiserror::Error)]
-enum StartError {
-    #[error(transparent)]
-    Environment(#[from] environment::EnvironmentError),
-    #[error("cannot read `{}`", .path.display())]
-    Read {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("`{}` is over {MAX_FILE} bytes", .0.display())]
-    TooLarge(PathBuf),
-    #[error("the configuration file `{}` is not valid", .path.display())]
-    File {
-        path: PathBuf,
-        #[source]
-        source: stave_daemon::config::ConfigError,
-    },
-    #[error(transparent)]
-    Address(#[from] stave_daemon::AddressError),
-    #[error("tcp needs --tlscert, --tlskey and --tlscacert")]
-    NoCertificates,
-    #[error(
-        "--insecure-tcp serves without certificates: --tlscert, --tlskey and --tlscacert are for nothing"
-    )]
-    NeedlessCertificates,
-    #[error("invalid host name `{0}` of the web page")]
-    WebHost(String),
-    #[error("the OCI runtime `{}` is not there", .0.display())]
-    NoRuntime(PathBuf),
-    #[error("no group called `{0}`")]
-    NoGroup(String),
-    /// It has no number in the user namespace that the daemon is in.
-    #[error("group `{0}` is none of this user's: only root may give the socket to it")]
-    ForeignGroup(String),
-    #[error("invalid label `{0}`: expected NAME=VALUE")]
-    Label(String),
-    #[error(transparent)]
-    Flag(#[from] flags::RefusedFlag),
-    #[error("only the worker of this program is there: `{0}` cannot be honoured")]
-    Worker(&'static str),
-    #[error(transparent)]
-    Registries(#[from] config::ConfigFileError),
-    #[error("invalid size `{0}` in the configuration file")]
-    Size(String),
-    #[error(transparent)]
-    Config(#[from] stave_daemon::config::ConfigError),
-    #[error(transparent)]
-    Tenancy(#[from] stave_daemon::TenancyError),
-    #[error("the web page at `{0}` would be for everybody who reaches it")]
-    OpenPage(std::net::SocketAddr),
-    #[error("invalid collector `{0}`: expected `http://HOST:PORT`")]
-    Collector(String),
-    #[error("no socket was handed over (LISTEN_FDS)")]
-    NothingInherited,
-    #[error("cannot use the sockets that were handed over")]
-    Inherited(#[source] std::io::Error),
-}
 
 /// Serves.
 pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, Failure> {
@@ -349,22 +134,6 @@ fn tenancy(file: &FileConfig) -> Result<Tenancy, StartError> {
     Ok(file.tenancy.load(&|path| read(path).map_err(|error| crate::report::chain(&error)))?)
 }
 
-fn address(text: Option<&String>) -> Result<Option<Address>, StartError> {
-    Ok(text.filter(|text| !text.is_empty()).map(|text| text.parse()).transpose()?)
-}
-
-/// The same for an address that buildkitd has without `tcp://`: `HOST:PORT`, or `:PORT` for all of this machine's. Of
-/// the addresses that a name has, the first of the fourth version is preferred, as Go has it.
-fn watched(text: Option<&String>) -> Result<Option<Address>, StartError> {
-    let plain = text.map(|text| if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.clone() });
-    let sockets = plain.filter(|plain| !plain.contains('/')).and_then(|plain| plain.to_socket_addrs().ok());
-    let sockets: Vec<SocketAddr> = sockets.into_iter().flatten().collect();
-    match sockets.iter().find(|socket| socket.is_ipv4()).or(sockets.first()).copied() {
-        Some(socket) => Ok(Some(Address::Tcp(socket))),
-        None => address(text),
-    }
-}
-
 fn collector(text: &str) -> Result<url::Url, StartError> {
     let url: Option<url::Url> = text.parse().ok();
     url.filter(|url| url.scheme() == "http" && url.has_host())
@@ -460,24 +229,6 @@ impl Arguments {
         })
     }
 
-    /// The web page; on tcp anybody could look who reaches it.
-    fn web(&self, file: &FileConfig) -> Result<Option<WebPage>, StartError> {
-        let text = self.watch.web_addr.as_ref().or(file.web.address.as_ref());
-        let Some(address) = address(text)? else { return Ok(None) };
-        if let Address::Tcp(socket) = &address
-            && !socket.ip().is_loopback()
-            && !self.insecure_tcp
-        {
-            return Err(StartError::OpenPage(*socket));
-        }
-        let hosts: Vec<String> = self.watch.web_host.iter().chain(&file.web.hosts).cloned().collect();
-        let is_none = |host: &&String| host.is_empty() || host.contains([' ', '/']);
-        if let Some(host) = hosts.iter().find(is_none) {
-            return Err(StartError::WebHost(host.clone()));
-        }
-        Ok(Some(WebPage { address, hosts }))
-    }
-
     /// What a daemon that runs takes over of a file that was changed.
     fn reload(
         &self,
@@ -530,84 +281,6 @@ impl Arguments {
         })
     }
 
-    fn listeners(&self, file: &FileConfig) -> Result<Vec<Listener>, StartError> {
-        let mut addresses = if self.addr.is_empty() { file.grpc.address.clone() } else { self.addr.clone() };
-        // What the service's supervisor listens at already is meant, if nothing else is named.
-        let inherits = addresses.iter().any(|text| text == INHERITED)
-            || (addresses.is_empty() && std::env::var_os("LISTEN_FDS").is_some());
-        addresses.retain(|text| text != INHERITED);
-        let mut listeners = if inherits { self.inherited(file)? } else { Vec::new() };
-        if addresses.is_empty() && !inherits {
-            let socket = if is_buildkitd() { BUILDKIT_SOCKET } else { DEFAULT_SOCKET };
-            addresses.push(format!("unix://{socket}"));
-        }
-        let group = match &self.group {
-            Some(name) => Some(group_here(name)?),
-            None => file.grpc.gid,
-        };
-        let listener = |text: &String| {
-            Ok::<_, StartError>(match text.parse()? {
-                Address::Unix(path) => Listener::Unix { path, group },
-                Address::Tcp(address) if self.insecure_tcp => Listener::Plain { address },
-                Address::Tcp(address) => Listener::Tls { address, identity: self.identity(file)? },
-            })
-        };
-        for text in &addresses {
-            listeners.push(listener(text)?);
-        }
-        if self.tlscert.is_some() || self.tlskey.is_some() || self.tlscacert.is_some() {
-            if self.insecure_tcp {
-                return Err(StartError::NeedlessCertificates);
-            }
-            // Whoever names them means to be protected by them: also where no address needs them, they must be whole.
-            self.identity(file)?;
-        }
-        Ok(listeners)
-    }
-
-    /// The sockets that whoever started the program listens at.
-    fn inherited(&self, file: &FileConfig) -> Result<Vec<Listener>, StartError> {
-        let mut handed = listenfd::ListenFd::from_env();
-        let mut listeners = Vec::new();
-        for at in 0..handed.len() {
-            let unix = handed.take_unix_listener(at);
-            let (socket, identity) = match unix {
-                Ok(Some(listener)) => (InheritedSocket::Unix(listener), None),
-                Ok(None) => continue,
-                Err(_) => match handed.take_tcp_listener(at).map_err(StartError::Inherited)? {
-                    Some(listener) if self.insecure_tcp => (InheritedSocket::Tcp(listener), None),
-                    Some(listener) => (InheritedSocket::Tcp(listener), Some(self.identity(file)?)),
-                    None => continue,
-                },
-            };
-            let close = |socket: &dyn AsFd| rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::CLOEXEC);
-            let closed = match &socket {
-                InheritedSocket::Unix(listener) => close(listener),
-                InheritedSocket::Tcp(listener) => close(listener),
-            };
-            closed.map_err(|error| StartError::Inherited(error.into()))?;
-            listeners.push(Listener::Inherited { socket, identity });
-        }
-        if listeners.is_empty() { Err(StartError::NothingInherited) } else { Ok(listeners) }
-    }
-
-    fn identity(&self, file: &FileConfig) -> Result<TlsIdentity, StartError> {
-        let tls = &file.grpc.tls;
-        let (certificate, key, authority) = (
-            self.tlscert.as_ref().or(tls.cert.as_ref()),
-            self.tlskey.as_ref().or(tls.key.as_ref()),
-            self.tlscacert.as_ref().or(tls.ca.as_ref()),
-        );
-        let (Some(certificate), Some(key), Some(authority)) = (certificate, key, authority) else {
-            return Err(StartError::NoCertificates);
-        };
-        Ok(TlsIdentity {
-            certificate: read(certificate)?,
-            key: read(key)?,
-            client_authority: read(authority)?,
-        })
-    }
-
     fn gc(&self, file: &FileConfig, root: &Path) -> Result<Vec<GcRule>, StartError> {
         let mut oci = file.worker.oci.clone();
         if let Some(switch) = self.worker.oci_worker_gc {
@@ -624,18 +297,6 @@ impl Arguments {
     }
 }
 
-impl WorkerArguments {
-    fn check(&self) -> Result<(), StartError> {
-        if self.oci_worker == Some(Presence::False) {
-            return Err(StartError::Worker("--oci-worker=false"));
-        }
-        if self.containerd_worker == Some(Presence::True) {
-            return Err(StartError::Worker("--containerd-worker=true"));
-        }
-        Ok(())
-    }
-}
-
 /// Whether the program was called by BuildKit's name.
 pub(crate) fn is_buildkitd() -> bool {
     let name = std::env::args_os().next().unwrap_or_default();
@@ -646,30 +307,6 @@ pub(crate) fn is_buildkitd() -> bool {
 fn worker_id(root: &Path) -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     Digest::sha256(format!("{host}:{}", root.display()).as_bytes()).hex()[..25].to_owned()
-}
-
-/// A group as files of this process have it.
-fn group_here(name: &str) -> Result<u32, StartError> {
-    let number = group(name)?;
-    let here = stave_sandbox::IdMap::current().gid_inside(number);
-    here.ok_or_else(|| StartError::ForeignGroup(name.to_owned()))
-}
-
-/// A group by number or by its name in the system's table.
-fn group(name: &str) -> Result<u32, StartError> {
-    if let Ok(number) = name.parse() {
-        return Ok(number);
-    }
-    let path = Path::new("/etc/group");
-    let table = read(path)?;
-    let table: BTreeMap<String, u32> = String::from_utf8_lossy(&table)
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split(':');
-            Some((fields.next()?.to_owned(), fields.nth(1)?.parse().ok()?))
-        })
-        .collect();
-    table.get(name).copied().ok_or_else(|| StartError::NoGroup(name.to_owned()))
 }
 
 #[cfg(test)]
@@ -703,19 +340,5 @@ mod tests {
         let named = arguments(&["--allow-insecure-entitlement=device"]).over(written()).expect("is sound");
         assert_eq!(named.entitlements, ["device"]);
         assert_eq!(arguments(&[]).over(written()).expect("is sound").entitlements, ["network.host"]);
-    }
-
-    #[test]
-    fn addresses_of_metrics_are_buildkitds() {
-        let check = |text: &str, expected: &str| {
-            let found = watched(Some(&text.to_owned())).expect("is an address");
-            assert!(matches!(found, Some(Address::Tcp(found)) if found.to_string() == expected), "{text}");
-        };
-        check("127.0.0.1:6060", "127.0.0.1:6060");
-        check(":6060", "0.0.0.0:6060");
-        check("[::1]:6060", "[::1]:6060");
-        check("tcp://127.0.0.1:6060", "127.0.0.1:6060");
-        check("localhost:6060", "127.0.0.1:6060");
-        watched(Some(&"127.0.0.1".to_owned())).expect_err("no port");
     }
 }
