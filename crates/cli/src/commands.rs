@@ -12,6 +12,7 @@ mod info;
 mod limits;
 mod login;
 mod run;
+pub(crate) mod spelling;
 mod transfer;
 mod version;
 

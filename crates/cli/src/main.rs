@@ -23,6 +23,7 @@ use clap::builder::Resettable;
 use clap::{CommandFactory as _, FromArgMatches as _, Parser};
 
 use crate::commands::Command;
+use crate::commands::spelling::Spelling;
 use crate::report::Failure;
 use crate::state::GlobalOptions;
 
@@ -33,7 +34,7 @@ struct Arguments {
     #[command(flatten)]
     global: GlobalOptions,
     #[command(subcommand)]
-    command: Command,
+    command: Spelling,
 }
 
 fn main() -> ExitCode {
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return misused(&error),
     };
+    let command = command.command();
     if global.debug {
         tracing::begin(tracing::Level::Debug);
     }
