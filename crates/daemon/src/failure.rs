@@ -144,6 +144,9 @@ pub(crate) enum Failure {
     /// Somebody stopped it.
     #[error("context canceled")]
     Cancelled,
+    /// The daemon lets builds that run end, and begins no others.
+    #[error("the daemon is about to end: it takes no more builds")]
+    Ending,
 }
 
 /// A place in a file.
@@ -262,6 +265,8 @@ impl Failure {
             Self::Unsupported(_) | Self::Subrequest(_) | Self::FrontendCapability(_) => Code::Unimplemented,
             Self::NotFound(_) => Code::NotFound,
             Self::Cancelled => Code::Cancelled,
+            // What clients may try again elsewhere.
+            Self::Ending => Code::Unavailable,
             Self::Client(status) => status.code(),
             Self::Resolve(_)
             | Self::Session(_)

@@ -25,6 +25,8 @@ mod watched;
 
 mod client;
 
+use std::time::Duration;
+
 use bollard_buildkit_proto::moby::buildkit::v1::frontend::ReadFileRequest;
 use bollard_buildkit_proto::moby::buildkit::v1::{DiskUsageRequest, InfoRequest, ListWorkersRequest};
 use client::{Files, TestDaemon};
@@ -132,6 +134,31 @@ async fn a_client_that_goes_away_ends_its_build() {
     let status = building.await.expect("no panic").expect_err("is over");
     assert_eq!(status.code(), tonic::Code::Cancelled, "{status:?}");
     // Nothing of it keeps the daemon from ending.
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_waits_for_a_build_takes_no_other_and_says_so() {
+    let daemon = TestDaemon::start_with(|config, _| config.patience = Duration::from_secs(60)).await;
+    let files = || Files::new(&[("f", "1"), ("g", "2")], DOCKERFILE);
+    let first = daemon.client("s", "", files().silent()).await;
+    let building = first.start_build("b");
+    first.files.wait_until_asked().await;
+    let second = daemon.client("t", "", files()).await;
+    daemon.tell_to_end();
+    // It hears of it in its own time.
+    let mut number = 0;
+    let refused = loop {
+        match second.start_build(&format!("c{number}")).await.expect("no panic") {
+            Ok(_) => number += 1,
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused:?}");
+    assert_eq!(refused.message(), "the daemon is about to end: it takes no more builds");
+    assert!(!building.is_finished(), "the build that runs goes on");
+    first.hang_up();
+    building.await.expect("no panic").expect_err("its client went away");
     daemon.stop().await;
 }
 

@@ -164,7 +164,7 @@ impl Builds {
         });
         let mut running = self.lock();
         if running.is_draining {
-            return Err(Failure::Cancelled);
+            return Err(Failure::Ending);
         }
         if running.builds.contains_key(&id) || running.over.iter().any(|over| over.id == id) {
             return Err(Failure::Value(format!("job ID {id} exists")));

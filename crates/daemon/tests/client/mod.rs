@@ -121,6 +121,11 @@ impl TestDaemon {
         Self { socket, shutdown, serving, watched, folder }
     }
 
+    /// Tells the daemon to end, and does not wait for it.
+    pub(crate) fn tell_to_end(&self) {
+        self.shutdown.cancel();
+    }
+
     /// Insists that the daemon ends soon.
     pub(crate) async fn stop(self) {
         self.shutdown.cancel();
