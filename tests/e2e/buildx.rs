@@ -10,7 +10,7 @@ use std::process::Command;
 use crate::certificates::{Authority, Served};
 use crate::daemon::{Daemon, wait};
 use crate::environment::{
-    Environment, Outcome, is_privileged, processes_with, registry, signal, tool, with_images,
+    Environment, Outcome, is_privileged, own_sleep, processes_with, registry, signal, tool, with_images,
 };
 
 /// A step for each thing that a client gives to a build.
@@ -223,7 +223,7 @@ fn a_buildx_that_dies_ends_its_build_and_no_other() {
     let Some(client) = Buildx::find(&world) else { return };
     let daemon = Daemon::start(&world, &[]);
     client.create(&daemon.address(), "");
-    let step = format!("sleep 61{}", std::process::id());
+    let step = own_sleep(61_000);
     world.dockerfile(&format!("FROM BUSYBOX\nRUN {step}\n"));
     let mut building = client.command(&["build", "--builder", "it", "--progress", "plain", "."]);
     let building = building.stderr(std::process::Stdio::null()).spawn().expect("the client starts");

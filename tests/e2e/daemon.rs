@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::environment::{Environment, mounts_below, processes_with, program, tool};
+use crate::environment::{Environment, mounts_below, own_sleep, processes_with, program, tool};
 
 /// How long a daemon may take to listen, and to end: what BuildKit's own tests allow.
 const LISTENS: Duration = Duration::from_secs(15);
@@ -103,14 +103,15 @@ fn a_group_may_use_the_socket() {
 #[test]
 fn a_build_that_runs_comes_to_its_end_when_the_daemon_shall() {
     let environment = Environment::new();
-    environment.dockerfile("FROM BUSYBOX\nRUN sleep 1.0625; echo done > /out\n");
+    let step = own_sleep(1);
+    environment.dockerfile(&format!("FROM BUSYBOX\nRUN {step}; echo done > /out\n"));
     let daemon = Daemon::start(&environment, &[]);
     let out = environment.path("out");
     let output = format!("type=local,dest={}", out.display());
     let mut command = environment.command();
     command.args(["build", "--builder", &daemon.address(), "-o", &output, "."]);
     let mut building = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
-    wait_for(LISTENS, || !processes_with("sleep 1.0625").is_empty());
+    wait_for(LISTENS, || !processes_with(&step).is_empty());
     daemon.stop(&environment.root());
     assert!(building.wait().expect("ends").success());
     assert_eq!(std::fs::read_to_string(out.join("out")).expect("is there"), "done\n");
@@ -191,7 +192,8 @@ fn buildctl_builds() {
 #[test]
 fn a_daemon_killed_in_a_build_leaves_nothing() {
     let environment = Environment::new();
-    environment.dockerfile("FROM BUSYBOX\nRUN sleep 98765\n");
+    let step = own_sleep(98_765);
+    environment.dockerfile(&format!("FROM BUSYBOX\nRUN {step}\n"));
     let mut daemon = Daemon::start(&environment, &[]);
     let Ok(client) = std::env::var("STAVE_TEST_BUILDCTL") else { return };
     let (address, context) = (daemon.address(), environment.context().display().to_string());
@@ -199,10 +201,10 @@ fn a_daemon_killed_in_a_build_leaves_nothing() {
     command.args(["--addr", &address, "build", "--frontend", "dockerfile.v0"]);
     command.args(["--local", &format!("context={context}"), "--local", &format!("dockerfile={context}")]);
     let mut building = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
-    wait_for(LISTENS, || !processes_with("sleep 98765").is_empty());
+    wait_for(LISTENS, || !processes_with(&step).is_empty());
     daemon.child.kill().expect("runs");
     daemon.child.wait().expect("is ours");
-    wait_for(ENDS, || processes_with("sleep 98765").is_empty());
+    wait_for(ENDS, || processes_with(&step).is_empty());
     assert!(!building.wait().expect("ends").success());
     assert_eq!(mounts_below(&environment.root()), Vec::<String>::new());
     // What it left in its directory is swept by the next one.

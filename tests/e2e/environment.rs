@@ -203,6 +203,13 @@ pub(crate) fn tool(program: &str, words: &[&str]) -> String {
     stdout
 }
 
+/// A command that sleeps for so many seconds, and a little, in words of its own: the suite runs several times at once on a
+/// machine, as different users, and whoever looks for a step's process must not find another run's.
+pub(crate) fn own_sleep(seconds: u32) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    format!("sleep {seconds}.0{}", now.as_nanos())
+}
+
 /// The mounts of this machine that lie below `folder`.
 pub(crate) fn mounts_below(folder: &Path) -> Vec<String> {
     let table = fs::read_to_string("/proc/self/mountinfo").expect("readable");

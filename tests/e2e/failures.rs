@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use crate::environment::{Environment, Outcome, processes_with};
+use crate::environment::{Environment, Outcome, own_sleep, processes_with};
 
 /// How long a program at a terminal may show nothing: machines are slow.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -11,12 +11,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[test]
 fn a_step_that_hangs_is_ended() {
     let world = Environment::new();
-    world.dockerfile("FROM BUSYBOX\nRUN echo begun; sleep 7021\n");
+    let step = own_sleep(7021);
+    world.dockerfile(&format!("FROM BUSYBOX\nRUN echo begun; {step}\n"));
     let start = Instant::now();
     let failed = world.stave(["build", "--step-timeout", "500ms", "."]).exits(1);
     failed.says("did not end within 500ms");
     assert!(start.elapsed() < Duration::from_secs(20), "took {:?}", start.elapsed());
-    assert_eq!(processes_with("sleep 7021"), [""; 0]);
+    assert_eq!(processes_with(&step), [""; 0]);
     world.stave(["build", "--step-timeout", "soon", "."]).exits(2);
 }
 

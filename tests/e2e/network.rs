@@ -6,7 +6,7 @@
 use std::io::Write as _;
 use std::net::TcpListener;
 
-use crate::environment::{Environment, Outcome, program, tool};
+use crate::environment::{Environment, Outcome, own_sleep, program, tool};
 
 /// What `--network=bridge` is on this machine.
 #[derive(Debug, PartialEq, Eq)]
@@ -176,10 +176,11 @@ fn nothing_of_a_bridge_outlives_its_users() {
     }
     let left = "ip -o link | grep -c stv || true; nft list tables 2> /dev/null | wc -l; \
                 cat /proc/sys/net/ipv4/conf/lo/forwarding; $STAVE doctor | grep -c bridge || true";
+    let sleep = own_sleep(7171);
     let script = format!(
         "for n in 1 2 3; do $STAVE run --network bridge plain true & done; wait; {left}; \
-         $STAVE run --network bridge plain sleep 7171 & victim=$!; \
-         until pgrep -fx 'sleep 7171' > /dev/null; do :; done; kill -9 $victim; ended=0; wait $victim || ended=$?; test $ended = 137; \
+         $STAVE run --network bridge plain {sleep} & victim=$!; \
+         until pgrep -fx '{sleep}' > /dev/null; do :; done; kill -9 $victim; ended=0; wait $victim || ended=$?; test $ended = 137; \
          found=0; $STAVE doctor || found=$?; test $found = 1; $STAVE run --network bridge plain ls /sys/class/net; \
          while ip -o link | grep -q stv; do :; done; {left}"
     );

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::environment::{Environment, processes_with, registry, signal};
+use crate::environment::{Environment, own_sleep, processes_with, registry, signal};
 
 fn busybox() -> String {
     format!("{}/busybox", registry())
@@ -110,9 +110,9 @@ fn a_terminal_is_one() {
 #[test]
 fn signals_are_forwarded() {
     let world = Environment::new();
-    let marker = format!("86{:03}", std::process::id() % 1000);
+    let sleep = own_sleep(86_000);
     let script = format!(
-        "n=0; trap 'n=$((n+1)); echo caught $n; test $n -lt 3 || exit 7' TERM; echo ready; while :; do sleep {marker} & wait; done"
+        "n=0; trap 'n=$((n+1)); echo caught $n; test $n -lt 3 || exit 7' TERM; echo ready; while :; do {sleep} & wait; done"
     );
     let mut child = world.start(&["run", "--rm", &busybox(), "sh", "-c", &script]);
     let mut out = std::io::BufReader::new(child.stdout.take().expect("is piped"));
@@ -130,5 +130,5 @@ fn signals_are_forwarded() {
     let status = child.wait().expect("ends");
     assert_eq!(status.code(), Some(7));
     assert!(start.elapsed() < Duration::from_secs(5));
-    assert_eq!(processes_with(&format!("sleep {marker}")), [""; 0]);
+    assert_eq!(processes_with(&sleep), [""; 0]);
 }

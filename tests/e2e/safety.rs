@@ -6,15 +6,13 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::environment::{Environment, mounts_below, processes_with, signal, tool};
+use crate::environment::{Environment, mounts_below, own_sleep, processes_with, signal, tool};
 
 /// Takes long enough to be recorded before the next step begins.
 const LONG: &str = "RUN sleep 0.6; echo first > /first\n";
 
-fn slow_build(world: &Environment, marker: &str) -> Child {
-    world.dockerfile(&format!(
-        "FROM BUSYBOX\n{LONG}RUN echo started; sleep {marker}\nRUN echo last > /last\n"
-    ));
+fn slow_build(world: &Environment, step: &str) -> Child {
+    world.dockerfile(&format!("FROM BUSYBOX\n{LONG}RUN echo started; {step}\nRUN echo last > /last\n"));
     let mut child = world.start(&["build", "-t", "slow", "."]);
     let stderr = BufReader::new(child.stderr.take().expect("is piped"));
     let mut lines = stderr.lines();
@@ -26,13 +24,12 @@ fn slow_build(world: &Environment, marker: &str) -> Child {
 }
 
 #[track_caller]
-fn nothing_is_left(world: &Environment, marker: &str) {
+fn nothing_is_left(world: &Environment, step: &str) {
     let deadline = Instant::now() + Duration::from_secs(5);
-    let sleeper = format!("sleep {marker}");
-    while !processes_with(&sleeper).is_empty() && Instant::now() < deadline {
+    while !processes_with(step).is_empty() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(20));
     }
-    assert_eq!(processes_with(&sleeper), [""; 0]);
+    assert_eq!(processes_with(step), [""; 0]);
     assert_eq!(mounts_below(&world.root()), [""; 0]);
 }
 
@@ -47,36 +44,39 @@ fn the_next_build_works(world: &Environment) {
 #[test]
 fn ctrl_c_ends_a_build_within_a_second() {
     let world = Environment::new();
-    let mut child = slow_build(&world, "7011");
+    let step = own_sleep(7011);
+    let mut child = slow_build(&world, &step);
     let start = Instant::now();
     signal(&child, Signal::INT);
     let status = child.wait().expect("ends");
     assert!(start.elapsed() < Duration::from_secs(1), "took {:?}", start.elapsed());
     assert_eq!(status.code(), Some(130));
-    nothing_is_left(&world, "7011");
+    nothing_is_left(&world, &step);
     the_next_build_works(&world);
 }
 
 #[test]
 fn ctrl_c_twice_ends_a_build_at_once() {
     let world = Environment::new();
-    let mut child = slow_build(&world, "7013");
+    let step = own_sleep(7013);
+    let mut child = slow_build(&world, &step);
     for _ in 0..2 {
         // The first may have been enough; then the second meets what nobody waited for.
         signal(&child, Signal::INT);
     }
     assert_eq!(child.wait().expect("ends").code(), Some(130));
-    nothing_is_left(&world, "7013");
+    nothing_is_left(&world, &step);
     the_next_build_works(&world);
 }
 
 #[test]
 fn a_killed_build_leaves_nothing() {
     let world = Environment::new();
-    let mut child = slow_build(&world, "7012");
+    let step = own_sleep(7012);
+    let mut child = slow_build(&world, &step);
     child.kill().expect("kills");
     child.wait().expect("ends");
-    nothing_is_left(&world, "7012");
+    nothing_is_left(&world, &step);
     the_next_build_works(&world);
 }
 
