@@ -26,7 +26,7 @@ use stave_store::{MutableDir, StoreError};
 use tokio_util::sync::CancellationToken;
 
 use self::mounts::{CacheMount, Caches, Plan, Prepared, Written};
-use self::repeated::{remove_repeated, repeats_nothing};
+use self::repeated::{Moment, beginning, remove_repeated, repeats_nothing};
 use self::traces::{Touched, leave_directories};
 use crate::cdi::DeviceError;
 use crate::confinement::Confinement;
@@ -206,6 +206,7 @@ pub(crate) struct Ready {
     mounts: MountSet,
     prepared: Prepared,
     touched: Touched,
+    beginning: Moment,
 }
 
 /// Prepares a step. Blocks.
@@ -244,13 +245,14 @@ fn begin(plan: &Plan, caches: Caches) -> Result<Ready, StepError> {
     if !prepared.readonly_root {
         leave_directories(&*prepared.root_view, prepared.root.upper())?;
     }
+    let beginning = beginning(prepared.root.upper())?;
     let root = overlay_root(&plan.shared, &prepared.root).map_err(StepError::Store)?;
     let mounts = MountSet { root, readonly_root: prepared.readonly_root, mounts: specs, shm_size: None };
-    Ok(Ready { process, mounts, prepared, touched })
+    Ok(Ready { process, mounts, prepared, touched, beginning })
 }
 
 fn commit(ready: Ready, created: &[PathBuf]) -> Result<Vec<Ref>, StepError> {
-    let Ready { process, prepared, touched, .. } = ready;
+    let Ready { process, prepared, touched, beginning, .. } = ready;
     let Prepared { root, root_output, written, contexts, guards, root_view, caches, .. } = prepared;
     guards.iter().try_for_each(mounts::Mounted::collect)?;
     // Everything that has the layers mounted goes first; the view is of those below.
@@ -268,7 +270,7 @@ fn commit(ready: Ready, created: &[PathBuf]) -> Result<Vec<Ref>, StepError> {
     }
     touched.apply(root.upper())?;
     if !root_view.layers().map_or(Ok(false), |layers| repeats_nothing(root.upper(), layers))? {
-        remove_repeated(root.upper(), root_view.tree()?)?;
+        remove_repeated(root.upper(), root_view.tree()?, beginning)?;
     }
     drop(root_view);
     let mut outputs: Vec<(u32, Ref)> = Vec::new();

@@ -3,6 +3,7 @@
 //! A file made and removed again leaves its directory behind in the overlay's upper directory, with no difference
 //! but a time; a change to what a file is already (`chmod`, `chown`), or another link to it, leaves a copy of it.
 //! BuildKit leaves both out of the layer, and images are compared file by file; the copies would cost space, too.
+//! A directory whose time was set, not come to, is a difference: BuildKit's own snapshots have it.
 //! Must not know ops. Read [`remove_repeated`] first.
 
 use std::ffi::{OsStr, OsString};
@@ -31,13 +32,28 @@ const GLANCES: usize = 64;
 /// Bytes compared at once.
 const BLOCK: usize = 64 << 10;
 
+/// The last change of a file's content or a directory's entries: seconds and nanoseconds.
+pub(crate) type Moment = (i64, u64);
+
+fn moment(stat: &Stat) -> Moment {
+    (stat.st_mtime, stat.st_mtime_nsec)
+}
+
+/// When the step that writes into the layer `upper` began, by the clock that dates what it writes. Asked before it does.
+pub(crate) fn beginning(upper: &Path) -> Result<Moment, IoAt> {
+    let stat = rustix::fs::stat(upper).at("looking at", upper)?;
+    Ok(moment(&stat))
+}
+
 /// Removes from the layer `upper` every file that equals that of the image `base`, and every directory that holds
-/// nothing then and equals that of the image in all but its times.
-pub(crate) fn remove_repeated(upper: &Path, base: &RootDir) -> Result<(), IoAt> {
+/// nothing then and equals that of the image in all but its times. A time from before the step's `beginning` is one that
+/// the step gave to the directory: then it stays.
+pub(crate) fn remove_repeated(upper: &Path, base: &RootDir, beginning: Moment) -> Result<(), IoAt> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
     let open = |root: &RootDir| root.open_at(Path::new(""), flags, Mode::empty()).at("opening", upper);
     let (above, below) = (open(&RootDir::open(upper)?)?, open(base)?);
-    tidy(&above, &below, 0).at("tidying", upper)?;
+    let tidying = Tidying { beginning };
+    tidying.directory(&above, &below, 0).at("tidying", upper)?;
     Ok(())
 }
 
@@ -85,60 +101,80 @@ fn new_entries(
 
 /// What a file and its repetition have in common beside their content.
 fn facts(stat: &Stat) -> impl PartialEq {
-    let time = (stat.st_mtime, stat.st_mtime_nsec);
-    (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_rdev, stat.st_size, time)
+    (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_rdev, stat.st_size, moment(stat))
 }
 
-/// Tidies a directory of the layer; true when nothing is left in it.
-fn tidy(upper: &OwnedFd, base: &OwnedFd, depth: usize) -> io::Result<bool> {
-    let before = rustix::fs::fstat(upper)?;
-    let (mut is_empty, mut changed) = (true, false);
-    for (name, is_directory) in entries(upper)? {
-        let removed = match is_directory {
-            true => depth < DEPTH_LIMIT && remove_directory(upper, base, &name, depth)?,
-            false => remove_file(upper, base, &name)?,
-        };
-        if removed {
-            changed = true;
-        } else {
-            is_empty = false;
-        }
-    }
-    if changed && !is_empty {
-        let time = |seconds, nanoseconds: u64| Timespec {
-            tv_sec: seconds,
-            tv_nsec: i64::try_from(nanoseconds).unwrap_or(0),
-        };
-        let times = Timestamps {
-            last_access: time(before.st_atime, before.st_atime_nsec),
-            last_modification: time(before.st_mtime, before.st_mtime_nsec),
-        };
-        rustix::fs::futimens(upper, &times)?;
-    }
-    Ok(is_empty)
+/// One look at all that a layer holds.
+#[derive(Debug, Clone, Copy)]
+struct Tidying {
+    beginning: Moment,
 }
 
-/// Removes a directory of the layer if it only repeats; what the image does not have cannot be a repetition.
-fn remove_directory(upper: &OwnedFd, base: &OwnedFd, name: &OsStr, depth: usize) -> io::Result<bool> {
-    let below = match open_directory(base.as_fd(), name) {
-        Ok(below) => below,
-        Err(error) => {
-            return match Errno::from_io_error(&error) {
-                Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(false),
-                _ => Err(error),
+impl Tidying {
+    /// Tidies a directory of the layer; true when nothing is left in it.
+    fn directory(self, upper: &OwnedFd, base: &OwnedFd, depth: usize) -> io::Result<bool> {
+        let before = rustix::fs::fstat(upper)?;
+        let (mut is_empty, mut changed) = (true, false);
+        for (name, is_directory) in entries(upper)? {
+            let removed = match is_directory {
+                true => depth < DEPTH_LIMIT && self.remove_directory(upper, base, &name, depth)?,
+                false => remove_file(upper, base, &name)?,
             };
+            if removed {
+                changed = true;
+            } else {
+                is_empty = false;
+            }
         }
-    };
-    let directory = open_directory(upper.as_fd(), name)?;
-    // It hides what is below: equal or not, what it holds is there because of this layer alone.
-    if is_opaque(&directory)? {
-        return Ok(false);
+        if changed {
+            let time = |seconds, nanoseconds: u64| Timespec {
+                tv_sec: seconds,
+                tv_nsec: i64::try_from(nanoseconds).unwrap_or(0),
+            };
+            let times = Timestamps {
+                last_access: time(before.st_atime, before.st_atime_nsec),
+                last_modification: time(before.st_mtime, before.st_mtime_nsec),
+            };
+            rustix::fs::futimens(upper, &times)?;
+        }
+        Ok(is_empty)
     }
-    if !tidy(&directory, &below, depth + 1)? || !is_same(&directory, &below)? {
-        return Ok(false);
+
+    /// Removes a directory of the layer if it only repeats; what the image does not have cannot be a repetition.
+    fn remove_directory(
+        self,
+        upper: &OwnedFd,
+        base: &OwnedFd,
+        name: &OsStr,
+        depth: usize,
+    ) -> io::Result<bool> {
+        let below = match open_directory(base.as_fd(), name) {
+            Ok(below) => below,
+            Err(error) => {
+                return match Errno::from_io_error(&error) {
+                    Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(false),
+                    _ => Err(error),
+                };
+            }
+        };
+        let directory = open_directory(upper.as_fd(), name)?;
+        // It hides what is below: equal or not, what it holds is there because of this layer alone.
+        if is_opaque(&directory)? {
+            return Ok(false);
+        }
+        let is_empty = self.directory(&directory, &below, depth + 1)?;
+        if !is_empty || !is_same(&directory, &below)? || self.was_dated(&directory, &below)? {
+            return Ok(false);
+        }
+        rustix::fs::unlinkat(upper, name, AtFlags::REMOVEDIR)?;
+        Ok(true)
     }
-    rustix::fs::unlinkat(upper, name, AtFlags::REMOVEDIR)?;
-    Ok(true)
+
+    /// Whether the step gave a directory another time than the image's: what it only changed has one of its own run.
+    fn was_dated(self, upper: &OwnedFd, base: &OwnedFd) -> io::Result<bool> {
+        let (above, below) = (moment(&rustix::fs::fstat(upper)?), moment(&rustix::fs::fstat(base)?));
+        Ok(above != below && above < self.beginning)
+    }
 }
 
 /// Removes a file, symbolic link or device of the layer if it only repeats.
@@ -232,6 +268,11 @@ mod tests {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
     use std::time::{Duration, SystemTime};
 
+    /// Tidies the layer of a step that began before all times that matter.
+    fn tidied(upper: &Path, base: &Path) {
+        remove_repeated(upper, &RootDir::open(base).expect("root"), (0, 0)).expect("tidy");
+    }
+
     /// Directories end in `/`, with a mode where it matters.
     fn tree(paths: &[(&str, u32)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().expect("tempdir");
@@ -279,7 +320,7 @@ mod tests {
             found
         };
         let (before, is_certain) = (all(), is_certain(upper.path(), base.path()));
-        remove_repeated(upper.path(), &RootDir::open(base.path()).expect("root")).expect("tidy");
+        tidied(upper.path(), base.path());
         assert_eq!(all(), expected);
         assert!(!is_certain || before == expected);
     }
@@ -330,7 +371,7 @@ mod tests {
         }
         change(&above, &below);
         assert!(stays || !is_certain(upper.path(), base.path()));
-        remove_repeated(upper.path(), &RootDir::open(base.path()).expect("root")).expect("tidy");
+        tidied(upper.path(), base.path());
         assert_eq!(above.symlink_metadata().is_ok(), stays);
         assert_eq!(upper.path().join("a").exists(), stays);
     }
@@ -379,6 +420,32 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_stays_whose_time_was_set() {
+        let dated = |path: &Path, seconds| {
+            let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            File::open(path).and_then(|file| file.set_modified(time)).expect("time");
+        };
+        let check = |above: u64, below: u64, stays: bool| {
+            let (upper, base) = (tree(&[("a/", 0o755), ("a/f", 0)]), tree(&[("a/", 0o755), ("a/f", 0)]));
+            // What only repeats goes all the same, and takes nothing of the time with it.
+            [&upper, &base].iter().for_each(|root| dated(&root.path().join("a/f"), 5));
+            dated(&upper.path().join("a"), above);
+            dated(&base.path().join("a"), below);
+            remove_repeated(upper.path(), &RootDir::open(base.path()).expect("root"), (1000, 0))
+                .expect("tidy");
+            let found = fs::metadata(upper.path().join("a")).ok().map(|found| found.mtime().unsigned_abs());
+            assert_eq!(found, stays.then_some(above), "{above} over {below}");
+            assert!(!upper.path().join("a/f").exists());
+        };
+        check(500, 700, true);
+        check(700, 500, true);
+        // Brought up by overlay, and changed while the step ran.
+        check(500, 500, false);
+        check(1000, 500, false);
+        check(1001, 500, false);
+    }
+
+    #[test]
     fn another_link_to_a_file_stands_alone() {
         let (upper, base) = (tree(&[]), tree(&[]));
         for root in [&upper, &base] {
@@ -387,7 +454,7 @@ mod tests {
             File::open(root.path().join("old")).and_then(|file| file.set_modified(time)).expect("time");
         }
         fs::hard_link(upper.path().join("old"), upper.path().join("new")).expect("link");
-        remove_repeated(upper.path(), &RootDir::open(base.path()).expect("root")).expect("tidy");
+        tidied(upper.path(), base.path());
         assert!(!upper.path().join("old").exists());
         assert_eq!(fs::read(upper.path().join("new")).expect("read"), b"content");
     }
@@ -398,7 +465,7 @@ mod tests {
         let hiding = File::open(upper.path().join("a")).expect("open");
         rustix::fs::fsetxattr(&hiding, OPAQUE[0], b"y", rustix::fs::XattrFlags::empty())
             .expect("root's right");
-        remove_repeated(upper.path(), &RootDir::open(base.path()).expect("root")).expect("tidy");
+        tidied(upper.path(), base.path());
         assert!(upper.path().join("a").is_dir());
     }
 
@@ -415,7 +482,7 @@ mod tests {
         let hiding = File::open(upper.path().join("a")).expect("open");
         rustix::fs::fsetxattr(&hiding, OPAQUE[0], b"y", rustix::fs::XattrFlags::empty())
             .expect("root's right");
-        remove_repeated(upper.path(), &RootDir::open(base.path()).expect("root")).expect("tidy");
+        tidied(upper.path(), base.path());
         assert!(upper.path().join("a/x").is_file() && upper.path().join("a/b/y").is_file());
     }
 
@@ -427,7 +494,7 @@ mod tests {
         symlink("/tmp", upper.path().join("a/link")).expect("symlink");
         let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
         File::open(upper.path().join("a")).and_then(|a| a.set_modified(old)).expect("time");
-        remove_repeated(upper.path(), &RootDir::open(base.path()).expect("root")).expect("tidy");
+        tidied(upper.path(), base.path());
         assert!(!upper.path().join("a/b").exists());
         assert!(upper.path().join("a/link").is_symlink());
         assert_eq!(fs::metadata(upper.path().join("a")).expect("stat").mtime(), 1000);
