@@ -210,7 +210,8 @@ impl Download {
                 Err(kind) => kind,
             };
             let Some(next) = self.hosts.pop() else {
-                if matches!(kind, ErrorKind::NotFound) && self.connect_elsewhere().await {
+                // Whatever the last of them said: a mirror has what its registry has, and not what lies elsewhere.
+                if self.connect_elsewhere().await {
                     return Ok(());
                 }
                 return Err(self.subject.error_after(&host, kind, std::mem::take(&mut self.failed)));

@@ -228,6 +228,10 @@ async fn a_foreign_layer_is_fetched_from_where_its_manifest_says_without_credent
     elsewhere.script("GET", "/files/", Misbehaviour::CutAfter(1_000));
     assert_eq!(fetch(&client(), &registry.reference("app:1"), &blob).await.expect("is there"), bytes);
     assert!(elsewhere.requests().iter().all(|request| request.authorization.is_none()));
+    // A registry that is not to be had has not said that it lacks the layer; it lies elsewhere all the same.
+    registry.script("GET", "/app/blobs/", Misbehaviour::Status(403, None, String::new()));
+    assert_eq!(fetch(&client(), &registry.reference("app:1"), &blob).await.expect("is there"), bytes);
+    assert_eq!(registry.faults_left(), 0);
     // Wrong bytes are as wrong as from the registry itself.
     elsewhere.script("GET", "/files/", Misbehaviour::OtherBytes);
     let error = fetch(&client(), &registry.reference("app:1"), &blob).await.expect_err("other bytes");
