@@ -31,6 +31,8 @@ const MOUNT: &str = "/sys/fs/cgroup";
 const REMOVE_ATTEMPTS: u32 = 100;
 /// Pause between two attempts.
 const REMOVE_PAUSE: Duration = Duration::from_millis(1);
+/// How deep groups within a group are looked for, and how many in one: a step with every right may make its own.
+const NESTED_LIMITS: (usize, usize) = (32, 10_000);
 
 /// Limits of a group; an absent one is not set.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -291,7 +293,7 @@ fn oom_kills(text: &str) -> u64 {
 fn remove(group: &Path) -> io::Result<()> {
     let mut attempts = 0;
     loop {
-        match fs::remove_dir(group) {
+        match remove_empty(group) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy && attempts < REMOVE_ATTEMPTS => {
                 if attempts == 0 {
                     kill_all(group);
@@ -305,14 +307,47 @@ fn remove(group: &Path) -> io::Result<()> {
     }
 }
 
+/// Removes a group without processes, and before it those in it: whatever ran there may have made some.
+fn remove_empty(group: &Path) -> io::Result<()> {
+    fn remove(group: &Path, depth: usize) -> io::Result<()> {
+        match fs::remove_dir(group) {
+            Err(error) if is_in_use(&error) && depth > 0 => {
+                // What stays is found again by the removal of the group around it.
+                groups_in(group).iter().for_each(|inner| drop(remove(inner, depth - 1)));
+                fs::remove_dir(group)
+            }
+            other => other,
+        }
+    }
+    remove(group, NESTED_LIMITS.0)
+}
+
+/// The kernel does not tell a group with processes from one with groups; other file systems do.
+fn is_in_use(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::DirectoryNotEmpty)
+}
+
+fn groups_in(group: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(group).into_iter().flatten().flatten();
+    let groups = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    groups.map(|entry| entry.path()).take(NESTED_LIMITS.1).collect()
+}
+
 fn kill_all(group: &Path) {
+    // Of the second version, this reaches the groups within as well.
     if fs::write(group.join("cgroup.kill"), "1").is_ok() {
         return;
     }
-    let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-    for pid in processes.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)) {
-        // A process that is gone already is what is wanted.
-        let _gone = rustix::process::kill_process(pid, Signal::KILL);
+    let mut groups = vec![(group.to_owned(), NESTED_LIMITS.0)];
+    while let Some((group, depth)) = groups.pop() {
+        let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        for pid in processes.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)) {
+            // A process that is gone already is what is wanted.
+            let _gone = rustix::process::kill_process(pid, Signal::KILL);
+        }
+        if depth > 0 {
+            groups.extend(groups_in(&group).into_iter().map(|inner| (inner, depth - 1)));
+        }
     }
 }
 
@@ -325,6 +360,24 @@ mod tests {
         assert_eq!(oom_kills("low 0\nhigh 0\noom 4\noom_kill 3\noom_group_kill 0\n"), 3);
         assert_eq!(oom_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"), 1);
         assert_eq!(oom_kills(""), 0);
+    }
+
+    #[test]
+    fn groups_within_a_group_go_before_it() {
+        let base = tempfile::tempdir().expect("a directory");
+        let group = base.path().join("group");
+        for inner in ["a/b/c", "d"] {
+            fs::create_dir_all(group.join(inner)).expect("a directory");
+        }
+        remove(&group).expect("removed");
+        assert!(!group.exists());
+        remove(&group).expect("nothing to do");
+        // What is in use stays, and what it lies in.
+        fs::create_dir_all(group.join("a/b")).expect("a directory");
+        fs::create_dir(group.join("d")).expect("a directory");
+        fs::write(group.join("a/in-use"), "").expect("a file");
+        remove_empty(&group).expect_err("in use");
+        assert!(group.join("a").exists() && !group.join("a/b").exists() && !group.join("d").exists());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::controller::Controller;
 use super::delegated::{default_v2, delegated, own_v2};
-use super::{MOUNT, in_words};
+use super::{MOUNT, in_words, remove_empty};
 
 /// The group of ours that holds the others on v2, and what the names of all begin with.
 pub(super) const OURS: &str = "stave";
@@ -152,12 +152,7 @@ fn sweep(base: &Path) {
         }
         let group = entry.path();
         // The groups of steps lie within that of their build.
-        for inner in fs::read_dir(&group).into_iter().flatten().take(SWEEP_LIMIT).flatten() {
-            if inner.path().is_dir() {
-                drop(fs::remove_dir(inner.path()));
-            }
-        }
-        if let Err(error) = fs::remove_dir(&group) {
+        if let Err(error) = remove_empty(&group) {
             tracing::debug!(group = %group.display(), %error, "a control group of a dead process stays");
         }
     }

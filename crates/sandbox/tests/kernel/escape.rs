@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
-use stave_sandbox::{CgroupGuard, CgroupLimits, CgroupParent, ExitStatus, MountSpec, Network};
+use stave_sandbox::{CgroupGuard, CgroupLimits, CgroupParent, ExitStatus, MountSpec, Network, Security};
 
-use crate::fixture::{LAUNCHER, Place, bind, run, start};
+use crate::fixture::{LAUNCHER, Place, bind, read, run, start};
 use crate::{Test, ways_out};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("escape::a_device_is_usable_where_it_is_given", a_device_is_usable_where_it_is_given),
     ("escape::groups_of_dead_processes_are_swept", groups_of_dead_processes_are_swept),
     ("escape::limits_within_a_group_of_a_build", limits_within_a_group_of_a_build),
+    ("escape::groups_made_inside_are_removed", groups_made_inside_are_removed),
     ("escape::memory_of_a_tree_is_measured", memory_of_a_tree_is_measured),
     ("escape::many_starts_leave_nothing", many_starts_leave_nothing),
 ];
@@ -130,6 +131,28 @@ fn limits_within_a_group_of_a_build() {
     drop(sandbox);
     drop(build);
     assert_eq!(find(&format!("stave-{}-*", std::process::id())), "");
+}
+
+fn groups_made_inside_are_removed() {
+    let place = Place::new();
+    let inner = format!("inner-{}", std::process::id());
+    let mut spec = place.script(&format!(
+        "for group in /sys/fs/cgroup /sys/fs/cgroup/memory; do \
+         if [ -f $group/cgroup.procs ]; then busybox mkdir -p $group/{inner}/deep && echo made; fi; done"
+    ));
+    spec.security = Security::Insecure;
+    spec.cgroup = Some(CgroupLimits { memory: Some(64 << 20), ..CgroupLimits::default() });
+    let (mut sandbox, stdout, _stderr) = start(&spec).expect("a sandbox");
+    let (printed, exit) = (read(stdout), sandbox.wait().expect("an end"));
+    let group = sandbox.cgroup().expect("a group");
+    if !group.unlimited().is_empty() {
+        eprintln!("not checked: {:?}", group.unlimited());
+        return;
+    }
+    assert!(exit.status.success() && printed == "made\n", "{exit:?} {printed}");
+    assert_eq!(find(&inner).lines().count(), 1);
+    drop(sandbox);
+    assert_eq!(find(&inner), "");
 }
 
 fn memory_of_a_tree_is_measured() {
