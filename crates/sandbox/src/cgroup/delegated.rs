@@ -153,7 +153,11 @@ pub(super) fn enable(base: &Path, controller: Controller) -> Result<(), String> 
 fn hand_down(group: &Path, controller: Controller) -> io::Result<()> {
     let mut attempts = 0;
     loop {
-        match fs::write(group.join("cgroup.subtree_control"), format!("+{}", controller.name())) {
+        let written = match is_occupied(group) {
+            true => Err(io::ErrorKind::ResourceBusy.into()),
+            false => fs::write(group.join("cgroup.subtree_control"), format!("+{}", controller.name())),
+        };
+        match written {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy && attempts < ASIDE_ATTEMPTS => {
                 if !own_v2().is_some_and(|own| is_handed_over(&own) && is_of(own, group)) {
                     return Err(error);
@@ -164,6 +168,13 @@ fn hand_down(group: &Path, controller: Controller) -> io::Result<()> {
             other => return other,
         }
     }
+}
+
+/// Whether a group other than the machine's root has processes. The kernel lets it hand down what is counted by thread
+/// (`cpu`, `cpuset`, `pids`) even so, but from then on takes it for a tree of threads, whose groups no process can enter.
+fn is_occupied(group: &Path) -> bool {
+    let has_processes = || fs::read_to_string(group.join("cgroup.procs")).is_ok_and(|text| !text.is_empty());
+    group.join("cgroup.type").exists() && has_processes()
 }
 
 /// Moves the processes of a group to one of its own for them.
@@ -252,6 +263,27 @@ mod tests {
         assert_eq!(undelegated(true), "`/sys/fs/cgroup` is mounted read-only");
         assert!(undelegated(false).contains("systemd-run --user"));
         assert!(!is_read_only(Path::new("/proc/self")) && !is_read_only(Path::new("/nowhere")));
+    }
+
+    #[test]
+    fn a_group_with_processes_hands_nothing_down() {
+        let group = tempfile::tempdir().expect("a directory");
+        let write = |name: &str, text: &str| fs::write(group.path().join(name), text).expect("a file");
+        let handed_down = || fs::read_to_string(group.path().join("cgroup.subtree_control")).ok();
+        write("cgroup.type", "domain\n");
+        write("cgroup.procs", "77\n");
+        for controller in Controller::ALL {
+            let error = hand_down(group.path(), controller).expect_err("somebody else's");
+            assert_eq!((error.kind(), handed_down()), (io::ErrorKind::ResourceBusy, None));
+        }
+        write("cgroup.procs", "");
+        hand_down(group.path(), Controller::Pids).expect("nobody is in it");
+        assert_eq!(handed_down().as_deref(), Some("+pids"));
+        // The root, which has no type, does in any case.
+        write("cgroup.procs", "77\n");
+        fs::remove_file(group.path().join("cgroup.type")).expect("a file");
+        hand_down(group.path(), Controller::Cpu).expect("the root");
+        assert_eq!(handed_down().as_deref(), Some("+cpu"));
     }
 
     #[test]
