@@ -8,6 +8,7 @@
 mod controller;
 mod delegated;
 mod freezer;
+mod left;
 mod place;
 
 use std::fs;
@@ -23,6 +24,7 @@ use controller::Controller;
 pub use delegated::missing_controllers;
 pub(crate) use freezer::FreezerGroup;
 pub use freezer::{Freezer, Held};
+pub use left::memory_left;
 pub use place::{CgroupParent, CgroupPlace, abandoned_cgroups, sweep_cgroups};
 
 /// Where hosts mount control groups.

@@ -35,7 +35,7 @@ mod userns;
 pub use capability::{Capability, CapabilitySet, ParseCapabilityError};
 pub use cgroup::{
     CgroupGuard, CgroupHierarchy, CgroupLimits, CgroupParent, CgroupPlace, CgroupUsage, CpuQuota, Freezer,
-    Held, Unlimited, abandoned_cgroups, missing_controllers, sweep_cgroups,
+    Held, Unlimited, abandoned_cgroups, memory_left, missing_controllers, sweep_cgroups,
 };
 pub use error::{MountError, SetupStep, SpawnError, WaitError};
 pub use heap::{give_back_memory, limit_arenas};

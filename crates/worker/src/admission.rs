@@ -43,7 +43,7 @@ pub(crate) struct Wish {
 /// What the machine has.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Machine {
-    /// Memory that can be had now, in bytes.
+    /// Memory that can be had now, in bytes: of the machine, and within the limits of the groups this process is in.
     pub available: u64,
     /// Pressure, in percent of time.
     pub pressure: f64,
@@ -223,8 +223,12 @@ impl Drop for Admitted {
 pub(crate) fn machine() -> Machine {
     static NOW: Recent<Machine> = Recent::new();
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let available = || {
+        let both = [available(&read("/proc/meminfo")), stave_sandbox::memory_left()];
+        both.into_iter().flatten().min().unwrap_or(u64::MAX)
+    };
     NOW.or_ask(|| Machine {
-        available: available(&read("/proc/meminfo")).unwrap_or(u64::MAX),
+        available: available(),
         pressure: pressure(&read("/proc/pressure/memory")).unwrap_or(0.0),
     })
 }
