@@ -567,6 +567,7 @@ fn step_error(error: StepError) -> OpError {
         | StepError::CacheMountId(_)
         | StepError::MissingSecret(_)
         | StepError::NoAgent(_)
+        | StepError::RefusedAgent(_)
         | StepError::UnknownAgent(_)
         | StepError::Secret { .. }
         | StepError::Ulimit(_)

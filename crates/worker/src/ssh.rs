@@ -41,12 +41,16 @@ pub enum SshAgent {
     Socket(PathBuf),
     /// Keys that this process holds.
     Keys(Arc<SshKeys>),
-    /// One that is reached in another way, such as through a client.
+    /// One that is reached in another way, such as through a client. What may be asked of it is for its owner to say: he may
+    /// have lent a socket behind which there is no agent at all.
     Remote(Arc<dyn AgentConnector>),
+    /// One that its owner was asked for and does not lend: why, in his words.
+    Refused(String),
 }
 
 impl SshAgent {
-    /// One connection, over which signatures may be asked for and nothing may be changed. Must be called within a runtime.
+    /// One connection, over which signatures may be asked for and nothing may be changed, as far as that is decided here.
+    /// Must be called within a runtime.
     ///
     /// # Errors
     /// When there are no more descriptors.
@@ -69,6 +73,7 @@ impl fmt::Debug for SshAgent {
             Self::Socket(path) => f.debug_tuple("Socket").field(path).finish(),
             Self::Keys(keys) => write!(f, "Keys({})", keys.count()),
             Self::Remote(_) => f.write_str("Remote"),
+            Self::Refused(why) => f.debug_tuple("Refused").field(why).finish(),
         }
     }
 }
@@ -192,8 +197,9 @@ async fn answer(mut stream: UnixStream, agent: &SshAgent) -> io::Result<()> {
         }
         SshAgent::Remote(connector) => {
             let mut upstream = connector.connect().await?;
-            protocol::relay(&mut stream, &mut upstream).await
+            tokio::io::copy_bidirectional(&mut stream, &mut upstream).await.map(drop)
         }
+        SshAgent::Refused(why) => Err(io::Error::new(io::ErrorKind::NotFound, why.clone())),
     }
 }
 

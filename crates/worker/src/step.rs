@@ -98,6 +98,9 @@ pub enum StepError {
     /// The build has agents, but none of this id.
     #[error("unset ssh forward key {0}")]
     UnknownAgent(String),
+    /// Who lends agents does not lend this one.
+    #[error("{0}")]
+    RefusedAgent(String),
     /// An agent cannot be lent to the step.
     #[error("ssh agent {id}")]
     Agent {

@@ -12,8 +12,8 @@ use stave_llb::{Definition, ExecOp, Mount, Op, SourceIdentifier};
 use stave_worker::{AgentConnector, AgentStream, DEFAULT_AGENT, SshAgent};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
-use tonic::Request;
 use tonic::metadata::MetadataValue;
+use tonic::{Code, Request};
 
 use super::files::packets;
 use super::{ClientSession, MAX_MESSAGE};
@@ -26,6 +26,8 @@ const ID: &str = "buildkit.ssh.id";
 const BUFFER: usize = 32 << 10;
 /// Messages that wait for the network.
 const MESSAGES: usize = 4;
+/// Letters of a client's word why it has no agent.
+const MAX_WORDS: usize = 1000;
 /// Most agents of one build.
 const MAX_AGENTS: usize = 100;
 
@@ -35,7 +37,7 @@ pub(crate) struct ClientAgent {
     id: String,
 }
 
-/// The agents that a definition wants and the client has; whether a missing one is an error is for the step to say.
+/// The agents that a definition wants, as the client lends them or does not; whether a missing one is an error is for the step to say.
 pub(crate) async fn agents(
     session: &Arc<ClientSession>,
     definition: &Definition,
@@ -43,7 +45,7 @@ pub(crate) async fn agents(
     agents_of(session, wanted(definition)).await
 }
 
-/// The agents of these ids that the client has.
+/// The agents of these ids as the client lends them, or does not.
 pub(crate) async fn agents_of(
     session: &Arc<ClientSession>,
     ids: BTreeSet<String>,
@@ -52,13 +54,14 @@ pub(crate) async fn agents_of(
     let Ok(channel) = session.channel(CHECK) else { return agents };
     let mut client = SshClient::new(channel);
     for id in ids.into_iter().take(MAX_AGENTS) {
-        let request = CheckAgentRequest { id: id.clone() };
-        if client.check_agent(request).await.is_ok() {
-            let agent = ClientAgent { session: Arc::clone(session), id: id.clone() };
-            // The agent that nobody names goes by the usual name here.
-            let name = if id.is_empty() { DEFAULT_AGENT.to_owned() } else { id };
-            agents.insert(name, SshAgent::Remote(Arc::new(agent)));
-        }
+        let agent = match client.check_agent(CheckAgentRequest { id: id.clone() }).await {
+            Ok(_) => SshAgent::Remote(Arc::new(ClientAgent { session: Arc::clone(session), id: id.clone() })),
+            Err(status) if status.code() == Code::Unimplemented => continue,
+            Err(status) => SshAgent::Refused(status.message().chars().take(MAX_WORDS).collect()),
+        };
+        // The agent that nobody names goes by the usual name here.
+        let name = if id.is_empty() { DEFAULT_AGENT.to_owned() } else { id };
+        agents.insert(name, agent);
     }
     agents
 }

@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
 use super::protocol::{FAILURE, SIGN_REQUEST};
 use super::*;
 
@@ -71,4 +73,35 @@ async fn openssh_lists_the_keys() {
     let Ok(listed) = listed.await.expect("runs") else { return };
     let text = String::from_utf8_lossy(&listed.stdout);
     assert!(text.contains("(ED25519)"), "{text}{}", String::from_utf8_lossy(&listed.stderr));
+}
+
+/// What somebody lends who is asked over a connection: everything that is said comes back.
+struct Echo;
+
+impl AgentConnector for Echo {
+    fn connect(&self) -> BoxFuture<'_, io::Result<Box<dyn AgentStream>>> {
+        Box::pin(async {
+            let (ours, theirs) = tokio::io::duplex(1024);
+            tokio::spawn(async move {
+                let (mut read, mut write) = tokio::io::split(theirs);
+                tokio::io::copy(&mut read, &mut write).await
+            });
+            Ok(Box::new(ours) as Box<dyn AgentStream>)
+        })
+    }
+}
+
+#[tokio::test]
+async fn what_a_client_lends_need_not_be_an_agent() {
+    let mut lent = SshAgent::Remote(Arc::new(Echo)).connect().expect("connects");
+    lent.write_all(b"GET / HTTP/1.0\r\n\r\n").await.expect("is taken");
+    lent.shutdown().await.expect("is said");
+    let mut answer = String::new();
+    lent.read_to_string(&mut answer).await.expect("answers");
+    assert_eq!(answer, "GET / HTTP/1.0\r\n\r\n");
+
+    let refused = SshAgent::Refused("unset ssh forward key x".to_owned());
+    assert_eq!(format!("{refused:?}"), "Refused(\"unset ssh forward key x\")");
+    let mut nobody = refused.connect().expect("connects");
+    assert_eq!(nobody.read(&mut [0; 8]).await.expect("is closed"), 0);
 }

@@ -22,7 +22,7 @@ use crate::input::Input;
 use crate::mode::ModeChange;
 use crate::root::{At as _, Last, RootDir};
 use crate::session::Session;
-use crate::ssh::{AgentSocket, DEFAULT_AGENT, SocketOwner};
+use crate::ssh::{AgentSocket, DEFAULT_AGENT, SocketOwner, SshAgent};
 use crate::tree::Meta;
 use crate::worker::{Ref, Shared};
 
@@ -216,8 +216,9 @@ impl<'a> Building<'a> {
         let id = if id.is_empty() { DEFAULT_AGENT } else { id };
         let agents = &self.plan.session.ssh;
         let agent = match agents.get(id) {
+            Some(SshAgent::Refused(_)) | None if optional => return Ok(()),
+            Some(SshAgent::Refused(why)) => return Err(StepError::RefusedAgent(why.clone())),
             Some(agent) => agent,
-            None if optional => return Ok(()),
             None if agents.is_empty() => return Err(StepError::NoAgent(id.to_owned())),
             None => return Err(StepError::UnknownAgent(id.to_owned())),
         };

@@ -140,6 +140,9 @@ pub enum GitError {
     /// The build has no agent for this remote.
     #[error("no SSH key {0:?} forwarded from the client")]
     NoAgent(String),
+    /// Who lends agents does not lend the one for this remote.
+    #[error("{0}")]
+    RefusedAgent(String),
     /// The agent could not be reached.
     #[error("ssh agent {id}")]
     Agent {

@@ -12,7 +12,7 @@ use super::error::GitError;
 use super::remote::Protocol;
 use crate::root::At as _;
 use crate::session::Session;
-use crate::ssh::{AgentSocket, SocketOwner};
+use crate::ssh::{AgentSocket, SocketOwner, SshAgent};
 use crate::worker::Shared;
 
 /// What ssh needs for one request; gone with it.
@@ -37,7 +37,11 @@ impl SshAccess {
             return Ok(ssh);
         }
         if let Some(id) = &access.ssh_agent {
-            let agent = session.ssh.get(id).ok_or_else(|| GitError::NoAgent(id.clone()))?;
+            let agent = match session.ssh.get(id) {
+                None => return Err(GitError::NoAgent(id.clone())),
+                Some(SshAgent::Refused(why)) => return Err(GitError::RefusedAgent(why.clone())),
+                Some(agent) => agent,
+            };
             let opened = AgentSocket::open(agent, SocketOwner::own(), shared);
             ssh.agent = Some(opened.map_err(|source| GitError::Agent { id: id.clone(), source })?);
         }
