@@ -274,3 +274,59 @@ async fn a_blob_becomes_a_file() {
     assert!(refused(b"none", &[("oci.store", "t")]).await.contains("no OCI layout named `t`"));
     drop(lease);
 }
+
+#[tokio::test]
+async fn a_bundle_has_the_whole_past_and_stands_in_for_its_remote() {
+    let (machine, server) = (machine(), GitServer::start().expect("serves"));
+    let lease = machine.store.lease().expect("lease");
+    let repository = server.repository("a").expect("a repository");
+    repository.write("f", "one").expect("writes");
+    let first = repository.commit("one").expect("a commit");
+    repository.write("f", "two").expect("writes");
+    let second = repository.commit("two").expect("a commit");
+    let url = server.url("a");
+    let raw = |revision: &str| format!("git://{}#{revision}", url.strip_prefix("http://").expect("plain"));
+    let address = ("git.fullurl", url.as_str());
+    // The repository here has no past before a bundle is asked for.
+    machine.solve(&raw("main"), &[address], session()).await.expect("is fetched");
+    let attrs = [address, ("git.checkoutbundle", "true")];
+    let made = machine.solve(&raw("main"), &attrs, session()).await.expect("is made");
+    let view = machine.store.view(made.snapshot().expect("layers")).expect("view");
+    let mut bytes = Vec::new();
+    let mut file = view.open(Path::new("bundle")).expect("opens").expect("is there");
+    std::io::Read::read_to_end(&mut file, &mut bytes).expect("reads");
+    drop(server);
+
+    let (elsewhere, layout) = (self::machine(), tempfile::tempdir().expect("tempdir"));
+    let elsewhere_lease = elsewhere.store.lease().expect("lease");
+    let place = layout.path().join("blobs/sha256");
+    std::fs::create_dir_all(&place).expect("makes");
+    let digest = Digest::sha256(&bytes);
+    std::fs::write(place.join(digest.hex()), &bytes).expect("writes");
+    let session = || Session { layouts: [("s".to_owned(), layout.path().to_owned())].into(), ..session() };
+    let bundle = format!("oci-layout+blob://not/real@{digest}");
+    let solve = async |revision: &str, commit: &str, more: &[(&str, &str)]| {
+        let attrs = [address, ("git.bundle", bundle.as_str()), ("git.checksum", commit), ("oci.store", "s")];
+        elsewhere.solve(&raw(revision), &[&attrs, more].concat(), session()).await
+    };
+    let missing = solve(&"0".repeat(40), &"0".repeat(40), &[]).await.expect_err("is not in it");
+    assert!(missing.contains("not found in bundle oci-layout+blob://not/real@sha256:"), "{missing}");
+    let other = solve("main", &first, &[]).await.expect_err("is another commit");
+    assert!(other.contains(&format!("expected checksum to match {first}, got {second}")), "{other}");
+    for revision in ["main", "refs/heads/main", "", &second] {
+        let found = solve(revision, &second, &[]).await.expect("is in it");
+        assert_eq!(elsewhere.read(&found, "f"), "two", "{revision}");
+    }
+    let found = solve(&first, &first, &[]).await.expect("is in it");
+    assert_eq!(elsewhere.read(&found, "f"), "one");
+    let kept = solve("main", &second, &[("git.keepgitdir", "true")]).await.expect("is in it");
+    assert_eq!(elsewhere.read(&kept, ".git/refs/heads/main").trim(), second);
+    // The same commit is the same file, whatever was fetched before.
+    let again = solve("main", &second, &[("git.checkoutbundle", "true")]).await.expect("is made");
+    let view = elsewhere.store.view(again.snapshot().expect("layers")).expect("view");
+    let mut same = Vec::new();
+    let mut file = view.open(Path::new("bundle")).expect("opens").expect("is there");
+    std::io::Read::read_to_end(&mut file, &mut same).expect("reads");
+    assert_eq!(same, bytes);
+    drop((lease, elsewhere_lease));
+}
