@@ -320,7 +320,8 @@ impl Executor for SandboxExecutor {
         let (watch, turn) = (process.watch.clone(), process.turn.take());
         let spec = sandbox_spec(process, mounts);
         let kills = usage::oom_kills_before();
-        let (started, output) = match io {
+        // Kept whole: should this future be dropped, or the end not be learnt, what the process works in goes after it.
+        let (mut started, output) = match io {
             ProcessIo::Given(stdio) => (self.spawn(spec, stdio, watch).await?, None),
             ProcessIo::Logged(log) => {
                 let (started, stdout, stderr) = self.spawn_logged(spec, watch).await?;
@@ -329,7 +330,7 @@ impl Executor for SandboxExecutor {
         };
         drop(turn);
         let held = output.as_ref().map_or_else(Arc::default, |(log, ..)| Arc::clone(&log.held));
-        let Started { watching, mut sandbox, tree } = started;
+        let sandbox = &mut started.sandbox;
         let tail = Arc::new(Tail::default());
         let reading = async {
             match output {
@@ -346,15 +347,16 @@ impl Executor for SandboxExecutor {
         let waiting = async {
             let mut sampler = usage::Sampler::new(sandbox.meter(), held);
             let exit = tokio::select! {
-                exit = wait(&mut sandbox, cancel) => exit,
+                exit = wait(sandbox, cancel) => exit,
                 never = sampler.run() => match never {},
             };
-            exit.map(|exit| (exit, usage::of(&sandbox, exit, sampler.peak(), kills)))
+            exit.map(|exit| (exit, usage::of(sandbox, exit, sampler.peak(), kills)))
         };
         // The pipes reach their end when the last process inside is gone, so both always finish.
         let (read, ended) = tokio::join!(reading, waiting);
         let (exit, usage) = ended?;
         read.map_err(ExecError::Output)?;
+        let Started { watching, sandbox, tree } = started;
         let created_mount_points = sandbox.created_mount_points().to_vec();
         if watching.is_none() && tree.is_none() && sandbox.leaves_nothing() {
             return Ok(Finished { status: exit.status, tail: tail.bytes(), created_mount_points, usage });
