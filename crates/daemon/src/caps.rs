@@ -64,8 +64,6 @@ const LLB: &[&str] = &[
     "source.git.skipsubmodules",
     "source.git.mtime",
     "source.git.fetchbycommit",
-    "source.git.bundle",
-    "source.git.checkoutbundle",
     "source.http",
     "source.http.checksum",
     "source.http.perm",

@@ -180,17 +180,6 @@ pub fn layout_blob_url(name: &str, digest: &Digest) -> String {
     format!("pkg:oci/{}?digest={}&ref_type=blob", escaped_path(name), escaped(digest.as_str()))
 }
 
-/// The package URL of a repository's bundle: a blob of a repository (`docker`) or of a layout (`oci`), by the name in front
-/// of its digest, and the address that it stands in for.
-pub fn bundle_url(kind: &str, name: &str, vcs_url: &str) -> String {
-    let (path, version) = match name.parse::<Reference>() {
-        Ok(name) => (name.familiar_name(), name.tag().unwrap_or("latest").to_owned()),
-        Err(_) => (name.to_owned(), "latest".to_owned()),
-    };
-    let (path, version) = (escaped_path(&path), escaped(&version));
-    format!("pkg:{kind}/{path}@{version}?ref_type=bundle&vcs_url={}", escaped(vcs_url))
-}
-
 fn url_of(name: &Reference, last: &str) -> String {
     let path = escaped_path(&name.familiar_name());
     let version = name.tag().map(|tag| format!("@{}", escaped(tag))).unwrap_or_default();
@@ -256,14 +245,6 @@ mod tests {
         check(
             "localhost:5000/team/app",
             "pkg:docker/localhost%3A5000/team/app@latest?platform=linux%2Farm%2Fv7",
-        );
-        assert_eq!(
-            bundle_url("oci", "not/real", "https://a.test/b.git#main"),
-            "pkg:oci/not/real@latest?ref_type=bundle&vcs_url=https:%2F%2Fa.test%2Fb.git%23main"
-        );
-        assert_eq!(
-            bundle_url("docker", "localhost:5000/app", "a"),
-            "pkg:docker/localhost%3A5000/app@latest?ref_type=bundle&vcs_url=a"
         );
         let digest = Digest::sha256(b"x");
         let blob: Reference = format!("localhost:5000/app@{digest}").parse().expect("a name");

@@ -33,7 +33,7 @@ mod tar_writer;
 mod whole;
 
 pub use archive::{LoadSource, LoadedImage, MAX_ENTRIES, MAX_EXTENSION, MAX_IMAGES, MAX_LAYERS, MAX_SPOOL};
-pub use attestation::{blob_url, bundle_url, layout_blob_url, package_url};
+pub use attestation::{blob_url, layout_blob_url, package_url};
 pub use compress::{DEFAULT_GZIP_LEVEL, DEFAULT_ZSTD_LEVEL, GZIP_MEMBER, ZSTD_FRAME};
 pub use docker_api::{EngineAddress, EngineAddressError, EngineFault};
 pub use document::{CONTAINERD_NAME, CREATED, INVENTED_HISTORY, REF_NAME};

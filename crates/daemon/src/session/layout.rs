@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use stave_llb::{BlobPlace, Definition, Op, SourceIdentifier, SourceOp};
+use stave_llb::{BlobPlace, Definition, Op, SourceIdentifier};
 use stave_oci::{Descriptor, Digest, ManifestOrIndex, Platform};
 use stave_store::{ScratchDir, Store};
 use tokio::sync::OnceCell;
@@ -59,12 +59,8 @@ impl ClientLayouts {
         for vertex in definition.vertices() {
             let Op::Source(source) = &vertex.op else { continue };
             let (reference, whole) = match &source.identifier {
-                SourceIdentifier::OciLayout { reference } => (reference.as_str(), true),
-                SourceIdentifier::Blob { reference, place: BlobPlace::Layout } => (reference.as_str(), false),
-                SourceIdentifier::Git(_) => match bundle(source) {
-                    Some(reference) => (reference, false),
-                    None => continue,
-                },
+                SourceIdentifier::OciLayout { reference } => (reference, true),
+                SourceIdentifier::Blob { reference, place: BlobPlace::Layout } => (reference, false),
                 _ => continue,
             };
             let Some((name, digest)) = reference.rsplit_once('@') else { continue };
@@ -122,11 +118,6 @@ impl ClientLayouts {
         directories.insert(name.to_owned(), Arc::clone(&directory));
         Ok(directory)
     }
-}
-
-/// The blob of a layout that stands in for the remote of a repository.
-fn bundle(source: &SourceOp) -> Option<&str> {
-    source.attrs.get("git.bundle")?.strip_prefix("oci-layout+blob://")
 }
 
 /// Refuses one image or one blob too many. Must be called with what is on its way held.

@@ -9,13 +9,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
-use stave_exporter::{Attestation, blob_url, bundle_url, layout_blob_url, package_url};
+use stave_exporter::{Attestation, blob_url, layout_blob_url, package_url};
 use stave_frontend_dockerfile::PlanRequest;
 use stave_frontend_dockerfile::request::NoCache;
 use stave_llb::builder::{About, GraphBuilder};
-use stave_llb::{
-    BlobPlace, Definition, GitSource, Mount, NetMode, Op, SourceIdentifier, SourceInfo, SourceOp,
-};
+use stave_llb::{BlobPlace, Definition, Mount, NetMode, Op, SourceIdentifier, SourceInfo, SourceOp};
 use stave_oci::{Descriptor, Digest, Platform, Reference};
 use stave_worker::{Pinned, Pins};
 
@@ -339,10 +337,10 @@ impl Facts<'_> {
             _ => None,
         });
         for source in sources.chain(&self.asked.sources) {
-            for material in self.fetched(source).into_iter().chain(self.bundled(source)) {
-                if !materials.contains(&material) {
-                    materials.push(material);
-                }
+            if let Some(material) = self.fetched(source)
+                && !materials.contains(&material)
+            {
+                materials.push(material);
             }
         }
         materials
@@ -364,7 +362,10 @@ impl Facts<'_> {
                 Some(material)
             }
             SourceIdentifier::Git(git) => {
-                let mut material = json!({"uri": repository(source, git)});
+                let remote = source.attrs.get("git.fullurl").unwrap_or(&git.remote);
+                let fragment =
+                    if git.revision.is_empty() { String::new() } else { format!("#{}", git.revision) };
+                let mut material = json!({"uri": format!("{}{fragment}", redacted(remote))});
                 let checksum = || source.attrs.get("git.checksum").filter(|sum| sum.len() >= 40).cloned();
                 let commit = match self.pins.of(source) {
                     Some(Pinned::Commit(commit)) => Some(commit),
@@ -392,17 +393,6 @@ impl Facts<'_> {
             }
             _ => None,
         }
-    }
-
-    /// The bundle that stood in for a repository's remote.
-    fn bundled(&self, source: &SourceOp) -> Option<Value> {
-        let SourceIdentifier::Git(git) = &source.identifier else { return None };
-        let (scheme, reference) = source.attrs.get("git.bundle")?.split_once("://")?;
-        let (name, digest) = reference.rsplit_once('@')?;
-        let digest: Digest = digest.parse().ok()?;
-        let kind = if scheme == "oci-layout+blob" { "oci" } else { "docker" };
-        let uri = bundle_url(kind, name, &repository(source, git));
-        Some(json!({"uri": uri, "digest": digest_set(&digest)}))
     }
 
     /// The Dockerfile, and which lines of it each step comes from.
@@ -435,13 +425,6 @@ impl Facts<'_> {
         }
         json!({"locations": locations, "infos": infos.collect::<Vec<_>>()})
     }
-}
-
-/// The address of a repository and what of it was asked for.
-fn repository(source: &SourceOp, git: &GitSource) -> String {
-    let remote = source.attrs.get("git.fullurl").unwrap_or(&git.remote);
-    let fragment = if git.revision.is_empty() { String::new() } else { format!("#{}", git.revision) };
-    format!("{}{fragment}", redacted(remote))
 }
 
 /// The steps, in BuildKit's form: inputs name steps, not digests.

@@ -62,8 +62,8 @@ pub enum BlobError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// More bytes than allowed.
-    #[error("more than {0} bytes")]
-    TooLarge(u64),
+    #[error("more than {SIZE_LIMIT} bytes")]
+    TooLarge,
     /// More or fewer bytes than announced.
     #[error("it does not have the {announced} bytes that were announced")]
     Size {
@@ -119,28 +119,6 @@ impl BlobSource {
         };
         tokio::select! {
             kept = bringing => kept,
-            () = cx.cancel.cancelled() => Err(SourceError::Cancelled),
-        }
-    }
-
-    /// Brings the blob into a file, which must not be there yet.
-    pub(crate) async fn save(
-        &self,
-        path: &Path,
-        limit: u64,
-        (shared, cx): (&Arc<Shared>, &JobContext<Session>),
-    ) -> Result<(), SourceError> {
-        let failed = |source| SourceError::Blob { digest: self.digest.clone(), source };
-        let bringing = async {
-            let content = self.open(shared, cx).await?;
-            if content.1 > limit {
-                return Err(failed(BlobError::TooLarge(limit)));
-            }
-            let mut file = File::create_new(path).map_err(|error| failed(BlobError::Write(error)))?;
-            self.copy(content, &mut file, cx).await.map_err(failed)
-        };
-        tokio::select! {
-            saved = bringing => saved,
             () = cx.cancel.cancelled() => Err(SourceError::Cancelled),
         }
     }
@@ -212,7 +190,7 @@ impl BlobSource {
     ) -> Result<Snapshot, SourceError> {
         let failed = |source| SourceError::Blob { digest: self.digest.clone(), source };
         if size > SIZE_LIMIT {
-            return Err(failed(BlobError::TooLarge(SIZE_LIMIT)));
+            return Err(failed(BlobError::TooLarge));
         }
         let layer = {
             let (shared, description) = (Arc::clone(shared), format!("blob {}", self.digest));

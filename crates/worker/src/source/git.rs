@@ -3,7 +3,6 @@
 //! objects ([`repository`]), its files ([`checkout`]). The work is git's own program ([`cli`]). Must not know graphs.
 //! Read [`GitRequest`] first, then [`GitRequest::pin`].
 
-mod bundle;
 mod checkout;
 mod cli;
 mod error;
@@ -23,7 +22,6 @@ use stave_llb::{GitSource, SourceOp};
 use stave_solver::JobContext;
 use stave_store::{Snapshot, StoreError};
 
-use self::bundle::Bundle;
 use self::cli::Git;
 pub use self::error::{GitError, GitFailure};
 pub use self::objects::GitObjects;
@@ -49,10 +47,6 @@ pub(crate) struct GitRequest {
     /// The commit, or its first digits.
     checksum: Option<String>,
     keep_git_dir: bool,
-    /// One file that is a repository with the commit, instead of the commit's files.
-    as_bundle: bool,
-    /// What stands in for the remote.
-    bundle: Option<Bundle>,
     with_submodules: bool,
     times: FileTimes,
     fetch_by_commit: bool,
@@ -124,24 +118,12 @@ impl GitRequest {
             Some(other) => return Err(GitError::Attribute { name: "git.mtime".into(), value: other.into() }),
         };
         let subdir = crate::root::clean(std::path::Path::new(&source.subdir));
-        let bundle = Bundle::of(op)?;
-        if bundle.is_some() && checksum.is_none() {
-            return Err(GitError::UncheckedBundle);
-        }
-        let (as_bundle, keep_git_dir) = (switch(bundle::WANTED), switch("git.keepgitdir"));
-        match as_bundle {
-            true if keep_git_dir => return Err(GitError::BundleWith("git.keepgitdir")),
-            true if !subdir.as_os_str().is_empty() => return Err(GitError::BundleWith("git.subdir")),
-            _ => {}
-        }
         Ok(Self {
             remote: Remote::parse(&address)?,
             revision,
             subdir: subdir.to_string_lossy().into_owned(),
             checksum,
-            keep_git_dir,
-            as_bundle,
-            bundle,
+            keep_git_dir: switch("git.keepgitdir"),
             with_submodules: !switch("git.skipsubmodules"),
             times,
             fetch_by_commit: switch("git.fetchbycommit"),
@@ -170,47 +152,15 @@ impl GitRequest {
             return Ok(pin);
         }
         let git = Git::open(self, shared, cx).await?;
-        let pin = match &self.bundle {
-            None => resolve::ask(&git, &self.remote, &self.revision).await?,
-            Some(bundle) => {
-                let file = bundle.bring(shared, cx).await?;
-                let pin = resolve::ask_bundle(&git, (&file, bundle.place()), &self.revision).await?;
-                self.check(&pin)?;
-                // While it is here: it would have to be brought once more for the files.
-                let repository = Repository::open(&git, &self.remote, &pin, shared, cx).await?;
-                repository.bring_bundle(&git, (&file, bundle.place()), &pin).await?;
-                pin
-            }
-        };
+        let pin = resolve::ask(&git, &self.remote, &self.revision).await?;
         cx.session.pins.set_git(key, pin.clone());
         self.check(&pin)?;
         Ok(pin)
     }
 
-    /// The repository of this machine with the commit, and all its past where that is asked for.
-    async fn repository(
-        &self,
-        pin: &GitPin,
-        git: &Git,
-        (shared, cx): (&Arc<Shared>, &JobContext<Session>),
-    ) -> Result<Repository, SourceError> {
-        let repository = Repository::open(git, &self.remote, pin, shared, cx).await?;
-        match &self.bundle {
-            Some(bundle) if !repository.has(git, &pin.object).await? => {
-                let file = bundle.bring(shared, cx).await?;
-                repository.bring_bundle(git, (&file, bundle.place()), pin).await?;
-            }
-            None if self.as_bundle => repository.bring_whole(git, &self.remote, pin).await?,
-            // One that is here gets the name by which it is asked for.
-            Some(_) | None => repository.bring(git, &self.remote, pin).await?,
-        }
-        Ok(repository)
-    }
-
     /// What a remote is asked, by which a session remembers the answer.
     pub(super) fn question(&self) -> String {
-        let place = self.bundle.as_ref().map_or_else(String::new, |bundle| format!(" {}", bundle.place()));
-        format!("{}#{}{place}", self.remote.address(), self.revision)
+        format!("{}#{}", self.remote.address(), self.revision)
     }
 
     /// What the request alone says: a commit as the revision, or one to be fetched by itself.
@@ -220,17 +170,7 @@ impl GitRequest {
             self.check(&pin)?;
             return Ok(Some(pin));
         }
-        if self.bundle.is_some()
-            && self.revision.is_empty()
-            && let Some(checksum) = &self.checksum
-        {
-            return match is_commit(checksum) {
-                true => Ok(Some(GitPin::commit(checksum))),
-                false => Err(GitError::ShortBundleChecksum(checksum.clone())),
-            };
-        }
-        // Of a bundle it costs nothing to ask which of its references the name is.
-        if !self.fetch_by_commit || self.bundle.is_some() {
+        if !self.fetch_by_commit {
             return Ok(None);
         }
         match &self.checksum {
@@ -276,9 +216,6 @@ impl GitRequest {
         if self.times == FileTimes::Commit {
             key.push_str("(mtime=commit)");
         }
-        if self.as_bundle {
-            key.push_str("(bundle)");
-        }
         key
     }
 
@@ -290,7 +227,8 @@ impl GitRequest {
     ) -> Result<GitObjects, SourceError> {
         let pin = self.pin(shared, cx).await?;
         let git = Git::open(self, shared, cx).await?;
-        let repository = self.repository(&pin, &git, (shared, cx)).await?;
+        let repository = Repository::open(&git, &self.remote, &pin, shared, cx).await?;
+        repository.bring(&git, &self.remote, &pin).await?;
         Ok(objects::read(&git, &repository, &pin).await?)
     }
 
@@ -315,7 +253,8 @@ impl GitRequest {
         };
         let ending = git.ended_by_itself();
         let work = async {
-            let repository = self.repository(pin, &git, (shared, cx)).await?;
+            let repository = Repository::open(&git, &self.remote, pin, shared, cx).await?;
+            repository.bring(&git, &self.remote, pin).await?;
             checkout::checkout(self, pin, &repository, &git, (shared, layer.upper())).await
         };
         match watch {
@@ -333,7 +272,9 @@ fn is_commit(text: &str) -> bool {
 
 /// A signature that was asked for and not checked would be worse than none.
 fn refuse_unsupported(attributes: &BTreeMap<String, String>) -> Result<(), GitError> {
-    let refused = |name: &str| name.starts_with(SIGNATURE);
+    let refused = |name: &str| {
+        name.starts_with(SIGNATURE) || matches!(name, "git.bundle") || name == "git.checkoutbundle"
+    };
     match attributes.iter().find(|(name, value)| refused(name) && !value.is_empty() && *value != "false") {
         Some((name, _)) => Err(GitError::Unsupported(name.clone())),
         None => Ok(()),

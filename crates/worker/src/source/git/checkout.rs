@@ -10,7 +10,6 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use stave_store::ScratchDir;
 
-use super::bundle;
 use super::cli::{Git, Place, RunError};
 use super::error::GitError;
 use super::repository::{Repository, local, own_name};
@@ -51,9 +50,6 @@ pub(super) async fn checkout(
     let place = if keeps {
         work.with_git_dir(&own).await?;
         Place { git_dir: Some(&own), work_tree: Some(&tree), ..Place::default() }
-    } else if request.as_bundle {
-        bundle::write((&request.revision, pin), repository, git, (shared, &tree)).await?;
-        Place::default()
     } else {
         let place = Place {
             git_dir: Some(repository.path()),
@@ -125,7 +121,8 @@ impl Work<'_> {
         let address = self.request.remote.address();
         let named = self.git.run_in(place, &["remote", "add", "origin", "--", address]).await;
         named.map_err(|error| local(error, "remote"))?;
-        let from = self.repository.address();
+        // As a remote: a local clone shares files, and what it shares can be chosen by the repository.
+        let from = format!("file://{}", self.repository.path().display().to_string().replace('%', "%25"));
         let here = own_name(&self.pin.reference);
         let refspec =
             if is_commit(&self.pin.reference) { here } else { format!("{here}:{}", self.pin.reference) };

@@ -52,28 +52,6 @@ pub enum GitError {
     /// A fetch by commit that says it only in part.
     #[error("fetch-by-commit requires a full commit SHA checksum, got {0:?}")]
     ShortChecksum(String),
-    /// A place where no bundle can lie.
-    #[error(
-        "failed to parse git.bundle locator {0:?}: expected docker-image+blob:// or oci-layout+blob:// with a sha256 digest"
-    )]
-    BundlePlace(String),
-    /// A bundle in place of a remote, of which nobody says which commit it must have.
-    #[error("git.bundle requires git.checksum to be set")]
-    UncheckedBundle,
-    /// The same, said only in part where no reference says the rest.
-    #[error("git.bundle without a ref requires a full commit SHA checksum, got {0:?}")]
-    ShortBundleChecksum(String),
-    /// A bundle is asked for and something that it cannot have.
-    #[error("git.checkoutbundle is incompatible with {0}")]
-    BundleWith(&'static str),
-    /// The bundle lacks the commit.
-    #[error("commit {commit} not found in bundle {bundle}")]
-    NotInBundle {
-        /// Which commit.
-        commit: String,
-        /// Where the bundle lies.
-        bundle: String,
-    },
     /// The remote could not be asked or fetched from.
     #[error("failed to fetch remote {remote}")]
     Fetch {

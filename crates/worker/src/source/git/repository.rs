@@ -8,7 +8,6 @@ use std::time::Duration;
 use stave_solver::JobContext;
 use stave_store::{MutableDir, Sharing};
 
-use super::bundle::BundleFile;
 use super::cli::{Git, Place, RunError};
 use super::error::GitError;
 use super::remote::Remote;
@@ -122,64 +121,6 @@ impl Repository {
         self.name(git, pin).await
     }
 
-    /// The same with all its past, which what is made of the commit is to have.
-    pub(super) async fn bring_whole(&self, git: &Git, remote: &Remote, pin: &GitPin) -> Result<(), GitError> {
-        self.bring(git, remote, pin).await?;
-        if self.is_shallow() {
-            let address = remote.address();
-            let whole = ["fetch", "--no-tags", "--unshallow", "--", address, &pin.object];
-            let fetched = match git.run_in(self.place(), &whole).await {
-                // The commit may have no name there that its server gives it by.
-                Err(error) if error.says(&NOT_ADVERTISED) => self.fetch_everything(git, remote).await,
-                fetched => fetched.map(drop),
-            };
-            fetched.map_err(|error| fetching(error, remote))?;
-        }
-        Ok(())
-    }
-
-    /// Makes sure that the commit is here, if need be out of a bundle.
-    pub(super) async fn bring_bundle(
-        &self,
-        git: &Git,
-        (file, bundle): (&BundleFile, &str),
-        pin: &GitPin,
-    ) -> Result<(), GitError> {
-        if !self.has(git, &pin.object).await? {
-            let near = Place { local: true, ..self.place() };
-            let address = file.address();
-            let fetch = ["fetch", "--no-tags", "--", &address, "+refs/*:refs/stave/all/*"];
-            let failed = |error: RunError| {
-                error.because(|source| GitError::Fetch { remote: bundle.to_owned(), source })
-            };
-            match git.run_in(near, &fetch).await {
-                Err(error) if error.says(&BROKEN) => {
-                    self.empty().await?;
-                    self.initialise(git).await?;
-                    git.run_in(near, &fetch).await.map_err(failed)?;
-                }
-                fetched => {
-                    fetched.map_err(failed)?;
-                }
-            }
-            if !self.has(git, &pin.object).await? {
-                let (commit, bundle) = (pin.object.clone(), bundle.to_owned());
-                return Err(GitError::NotInBundle { commit, bundle });
-            }
-        }
-        self.name(git, pin).await
-    }
-
-    /// Its address for another repository. As a remote: a local clone shares files, and what it shares can be chosen by
-    /// the repository.
-    pub(super) fn address(&self) -> String {
-        format!("file://{}", self.path().display().to_string().replace('%', "%25"))
-    }
-
-    fn is_shallow(&self) -> bool {
-        self.path().join("shallow").exists()
-    }
-
     async fn fetch(&self, git: &Git, remote: &Remote, pin: &GitPin) -> Result<(), RunError> {
         // Left by a command that was killed.
         self.remove("shallow.lock").await.map_err(|error| RunError::Broken(error.into()))?;
@@ -213,18 +154,14 @@ impl Repository {
             Err(error) if error.says(&NOT_ADVERTISED) => {}
             Err(error) => return Err(error),
         }
-        self.fetch_everything(git, remote).await
-    }
-
-    async fn fetch_everything(&self, git: &Git, remote: &Remote) -> Result<(), RunError> {
-        let unshallow: &[&str] = if self.is_shallow() { &["--unshallow"] } else { &[] };
+        let unshallow: &[&str] = if self.path().join("shallow").exists() { &["--unshallow"] } else { &[] };
         let everything =
-            [&["fetch", "--tags"], unshallow, &["--", remote.address(), "+refs/*:refs/stave/all/*"]].concat();
+            [&["fetch", "--tags"], unshallow, &["--", address, "+refs/*:refs/stave/all/*"]].concat();
         git.run_in(self.place(), &everything).await?;
         Ok(())
     }
 
-    pub(super) async fn has(&self, git: &Git, hash: &str) -> Result<bool, GitError> {
+    async fn has(&self, git: &Git, hash: &str) -> Result<bool, GitError> {
         let object = format!("{hash}^{{commit}}");
         match git.run_in(self.place(), &["cat-file", "-e", &object]).await {
             Ok(_) => Ok(true),

@@ -1,8 +1,7 @@
 //! Which commit a revision is: one question to the remote.
 //! Owns the reading of `git ls-remote`. Read [`ask`] first.
 
-use super::bundle::BundleFile;
-use super::cli::{Git, Place};
+use super::cli::Git;
 use super::error::GitError;
 use super::remote::Remote;
 use super::{GitPin, is_commit};
@@ -16,29 +15,10 @@ pub(super) async fn ask(git: &Git, remote: &Remote, revision: &str) -> Result<Gi
         })?;
         return default_branch(&output, remote.shown());
     }
-    list(git, Place::default(), (remote.address(), remote.shown()), revision).await
-}
-
-/// Looks up what `revision` is in a bundle, which is shown by where it comes from.
-pub(super) async fn ask_bundle(
-    git: &Git,
-    (file, place): (&BundleFile, &str),
-    revision: &str,
-) -> Result<GitPin, GitError> {
-    let near = Place { local: true, ..Place::default() };
-    list(git, near, (&file.address(), place), revision).await
-}
-
-async fn list(
-    git: &Git,
-    place: Place<'_>,
-    (address, shown): (&str, &str),
-    revision: &str,
-) -> Result<GitPin, GitError> {
     let peeled = format!("{revision}^{{}}");
-    let output = git.run_in(place, &["ls-remote", "--", address, revision, &peeled]).await;
-    let output = output
-        .map_err(|error| error.because(|source| GitError::Fetch { remote: shown.to_owned(), source }))?;
+    let output = git.run(&["ls-remote", "--", remote.address(), revision, &peeled]).await;
+    let output =
+        output.map_err(|error| error.because(|source| GitError::Fetch { remote: shown(remote), source }))?;
     find(&output, revision)
 }
 

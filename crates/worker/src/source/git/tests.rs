@@ -15,11 +15,6 @@ fn request(identifier: &str, attributes: &[(&str, &str)]) -> Result<GitRequest, 
     }
 }
 
-/// Where a bundle lies.
-fn bundle() -> String {
-    format!("oci-layout+blob://not/real@sha256:{}", "0".repeat(64))
-}
-
 #[track_caller]
 fn check_error(identifier: &str, attributes: &[(&str, &str)], expected: &str) {
     let known = request(identifier, attributes).and_then(|request| request.known_pin());
@@ -56,29 +51,6 @@ fn what_is_refused_before_anybody_is_asked() {
     );
     check_error(
         "git://a.test/b",
-        &[("git.checkoutbundle", "true"), ("git.keepgitdir", "true")],
-        "git.checkoutbundle is incompatible with git.keepgitdir",
-    );
-    check_error(
-        "git://a.test/b#v1:d",
-        &[("git.checkoutbundle", "true")],
-        "git.checkoutbundle is incompatible with git.subdir",
-    );
-    check_error("git://a.test/b", &[("git.bundle", &bundle())], "git.bundle requires git.checksum to be set");
-    check_error(
-        "git://a.test/b",
-        &[("git.bundle", &bundle()), ("git.checksum", "0123")],
-        "git.bundle without a ref requires a full commit SHA checksum, got \"0123\"",
-    );
-    for place in ["x", "https://a.test/x", "oci-layout+blob://a", "docker-image+blob://a.test/b:1"] {
-        let expected = format!(
-            "failed to parse git.bundle locator {place:?}: expected docker-image+blob:// or oci-layout+blob:// \
-             with a sha256 digest"
-        );
-        check_error("git://a.test/b", &[("git.bundle", place), ("git.checksum", COMMIT)], &expected);
-    }
-    check_error(
-        "git://a.test/b",
         &[("git.mtime", "x")],
         "source attribute `git.mtime` has the invalid value `x`",
     );
@@ -100,9 +72,6 @@ fn keys_are_the_commit_and_what_is_taken_of_it() {
         &[("git.skipsubmodules", "true"), ("git.mtime", "commit")],
         &format!("{COMMIT}(skip-submodules)(mtime=commit)"),
     );
-    check_key("git://a.test/b#v1", &[("git.checkoutbundle", "true")], &format!("{COMMIT}(bundle)"));
-    // Wherever it is from, the commit is the same.
-    check_key("git://a.test/b#v1", &[("git.bundle", &bundle()), ("git.checksum", COMMIT)], COMMIT);
 }
 
 #[test]
@@ -113,11 +82,6 @@ fn commits_need_no_question() {
     let pin = request("git://a.test/b#main", &attributes).expect("valid").known_pin().expect("fits");
     assert_eq!(pin.map(|pin| (pin.reference, pin.object)), Some(("refs/heads/main".into(), COMMIT.into())));
     assert_eq!(request("git://a.test/b#main", &[]).expect("valid").known_pin().expect("no fault"), None);
-    let place = bundle();
-    let attributes = [("git.bundle", place.as_str()), ("git.checksum", COMMIT)];
-    let known = |name: &str| request(name, &attributes).expect("valid").known_pin().expect("no fault");
-    assert_eq!(known("git://a.test/b"), Some(GitPin::commit(COMMIT)));
-    assert_eq!(known("git://a.test/b#main"), None);
 }
 
 #[test]
