@@ -120,3 +120,24 @@ fn prepare(command: &Command, global: GlobalOptions) -> Result<GlobalOptions, Fa
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flags_of_all_commands_may_stand_anywhere() {
+        let check = |line: &str| {
+            let words = line.split(' ').map(Into::into).collect();
+            let global = read(words).map(|arguments| arguments.global).map_err(|error| error.to_string());
+            assert_eq!(global.map(|global| global.root), Ok(Some("/x".into())), "{line}");
+        };
+        check("stave --root /x images");
+        check("stave images --root /x");
+        check("stave builds --root /x ls");
+        check("stave builds ls --root /x");
+        check("stave image --root /x ls");
+        check("stave cache --root /x mounts ls");
+        check("stave system --root /x df");
+    }
+}

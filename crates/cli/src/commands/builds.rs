@@ -24,7 +24,6 @@ const NAME_WIDTH: usize = 70;
 
 /// Show what builds were made here
 #[derive(Debug, clap::Args)]
-#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: BuildsCommand,
