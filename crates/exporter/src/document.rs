@@ -110,7 +110,7 @@ pub(crate) fn assemble(
 }
 
 /// `layer` with the media type of its compression in `family`. A foreign layer, whose blob goes along
-/// like any other, becomes an ordinary one unless told to keep its type.
+/// like any other then, becomes an ordinary one unless told to keep its type.
 fn in_family(layer: &Descriptor, family: MediaTypes, nondistributable: bool) -> Descriptor {
     let mut layer = layer.clone();
     if let Some(found) = layer_media_type(&layer.media_type)
@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn manifests_keep_to_one_family_of_media_types() {
         let layer = Descriptor::new(Compression::Gzip.docker_media_type(), digest("a"), 3);
-        let foreign = Descriptor::new(media_type::DOCKER_FOREIGN_LAYER, digest("b"), 4);
+        let foreign = Descriptor::new(media_type::DOCKER_FOREIGN_LAYER_GZIP, digest("b"), 4);
         let layers = [layer, foreign];
         let types = |family| {
             let documents = assemble(b"{}".to_vec(), &layers, family, &BTreeMap::new());
@@ -280,7 +280,7 @@ mod tests {
                 media_type::OCI_MANIFEST,
                 media_type::OCI_CONFIG,
                 media_type::OCI_LAYER_GZIP,
-                media_type::DOCKER_FOREIGN_LAYER
+                media_type::DOCKER_FOREIGN_LAYER_GZIP
             ]
         );
         assert_eq!(

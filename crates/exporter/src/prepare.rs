@@ -9,7 +9,9 @@ use std::num::NonZero;
 use std::sync::Mutex;
 
 use rayon::prelude::*;
-use stave_oci::{Compression, Descriptor, Digest, ImageConfig, Manifest, Platform, Reference};
+use stave_oci::{
+    Compression, Descriptor, Digest, ImageConfig, Manifest, Platform, Reference, layer_media_type,
+};
 use stave_store::{LayerTar, Store, StoredIndex};
 
 use crate::attestation::{self, AttestationManifest};
@@ -42,6 +44,12 @@ pub(crate) struct LayerFormat {
 }
 
 impl LayerFormat {
+    /// Whether a layer stays where it lies: its kind may not be distributed, and was asked to be kept.
+    pub(crate) fn leaves_elsewhere(&self, blob: &Descriptor) -> bool {
+        let is_foreign = || layer_media_type(&blob.media_type).is_some_and(|found| found.foreign);
+        self.nondistributable && !blob.urls.is_empty() && is_foreign()
+    }
+
     /// How layers are pushed: gzip unless something else was asked for, for every reader there is.
     pub(crate) fn push(format: &ImageFormat) -> Self {
         Self::new(format, Compression::Gzip, MediaTypes::Oci)

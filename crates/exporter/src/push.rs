@@ -220,6 +220,9 @@ async fn push_layer(
     layer: &ImageLayerRef,
     sealed: &SealedLayer,
 ) -> Result<Descriptor, ExportErrorKind> {
+    if let Some(blob) = layer.blob.as_ref().filter(|blob| job.layers_as.leaves_elsewhere(blob)) {
+        return Ok(blob.clone());
+    }
     if let Some(blob) = &layer.blob
         && blob::wanted(blob, &job.layers_as)
         && !context.store.has_blob(&blob.digest)?

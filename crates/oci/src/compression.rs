@@ -73,13 +73,15 @@ pub fn layer_media_type(name: &str) -> Option<LayerMediaType> {
         media_type::DOCKER_LAYER
         | media_type::DOCKER_LAYER_GZIP
         | media_type::DOCKER_LAYER_ZSTD
-        | media_type::DOCKER_FOREIGN_LAYER => {
+        | media_type::DOCKER_FOREIGN_LAYER
+        | media_type::DOCKER_FOREIGN_LAYER_GZIP => {
             let compression = match name.rsplit('.').next() {
                 Some("gzip") => Compression::Gzip,
                 Some("zstd") => Compression::Zstd,
                 _ => Compression::None,
             };
-            return Some(LayerMediaType { compression, foreign: name == media_type::DOCKER_FOREIGN_LAYER });
+            let foreign = name.starts_with(media_type::DOCKER_FOREIGN_LAYER);
+            return Some(LayerMediaType { compression, foreign });
         }
         _ => match name.split_once('+') {
             None => (name, Compression::None),
@@ -111,6 +113,13 @@ mod tests {
         }
         let foreign = layer_media_type("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip");
         assert_eq!(foreign, Some(LayerMediaType { compression: Compression::Gzip, foreign: true }));
+        let foreign = [
+            (media_type::DOCKER_FOREIGN_LAYER, Compression::None),
+            (media_type::DOCKER_FOREIGN_LAYER_GZIP, Compression::Gzip),
+        ];
+        for (name, compression) in foreign {
+            assert_eq!(layer_media_type(name), Some(LayerMediaType { compression, foreign: true }), "{name}");
+        }
         assert_eq!(layer_media_type(media_type::OCI_CONFIG), None);
         assert_eq!(layer_media_type("application/vnd.oci.image.layer.v1.tar+xz"), None);
     }

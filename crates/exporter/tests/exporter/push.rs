@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use stave_exporter::{ExportEvent, ExportEvents, ExportStep, ExportTarget, Image, ImageTarget, PushOptions};
-use stave_oci::{Digest, Manifest, Reference};
+use stave_oci::{Descriptor, Digest, Manifest, Reference, media_type};
 use stave_test_support::TestRegistry;
 
 use crate::Bench;
@@ -69,6 +69,36 @@ async fn base_layers_are_mounted_not_sent() {
     assert_eq!(registry.blob("app", &Digest::sha256(&blob)), Some(blob.clone()));
     assert!(registry.count("POST", "mount=") > 0);
     assert_eq!(registry.count("GET", "/blobs/"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_that_lies_elsewhere_is_named_and_not_sent_where_it_keeps_its_kind() {
+    let (bench, registry) = (Bench::new(), TestRegistry::start());
+    let (mut image, bytes) = bench.on_pulled_base(None);
+    let place = vec!["http://127.0.0.1:1/layer".to_owned()];
+    let foreign =
+        Descriptor { urls: place.clone(), ..Descriptor::of(media_type::DOCKER_FOREIGN_LAYER_GZIP, &bytes) };
+    image.layers[0].blob = Some(foreign);
+    let push = async |name: &str, nondistributable| {
+        let ExportTarget::Image(mut target) = target(vec![registry.reference(name)], false) else {
+            unreachable!("it is one");
+        };
+        target.format.nondistributable = nondistributable;
+        let target = ExportTarget::Image(target);
+        bench.exporter.export(std::slice::from_ref(&image), &target).await.expect("pushes");
+        let (repository, tag) = name.split_once(':').expect("a tag");
+        let (_, manifest) = registry.manifest(repository, tag).expect("is there");
+        let manifest: Manifest = serde_json::from_slice(&manifest).expect("JSON");
+        (manifest.layers[0].clone(), registry.blob(repository, &Digest::sha256(&bytes)))
+    };
+    // Its bytes are not needed here either.
+    let (layer, sent) = push("kept:1", true).await;
+    assert_eq!((layer.media_type.as_str(), layer.urls), (media_type::DOCKER_FOREIGN_LAYER_GZIP, place));
+    assert_eq!(sent, None);
+    bench.put_blob(&bytes);
+    let (layer, sent) = push("plain:1", false).await;
+    assert_eq!((layer.media_type.as_str(), layer.urls), (media_type::OCI_LAYER_GZIP, Vec::new()));
+    assert_eq!(sent, Some(bytes));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

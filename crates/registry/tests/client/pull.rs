@@ -217,7 +217,7 @@ async fn a_blob_cut_anywhere_is_made_whole() {
 async fn a_foreign_layer_is_fetched_from_where_its_manifest_says_without_credentials() {
     let (registry, elsewhere) = (TestRegistry::start(), TestRegistry::start());
     let bytes = noise(5_000);
-    let mut blob = Descriptor::of(media_type::DOCKER_FOREIGN_LAYER, &bytes);
+    let mut blob = Descriptor::of(media_type::DOCKER_FOREIGN_LAYER_GZIP, &bytes);
     let digest = elsewhere.put_blob("files", &bytes);
     blob.urls = vec![
         "file:///etc/passwd".to_owned(),

@@ -200,7 +200,11 @@ fn referrers(state: &State, head: &Head, repository: &str, digest: &str) -> Resp
 fn missing_blob(state: &State, repository: &str, document: &[u8]) -> Option<String> {
     let document: serde_json::Value = serde_json::from_slice(document).ok()?;
     let entries = |key: &str| document[key].as_array().cloned().unwrap_or_default();
-    let blobs = entries("layers").into_iter().chain([document["config"].clone()]);
+    // As registries do that take such layers at all: whoever says where else one lies need not bring it.
+    let is_elsewhere =
+        |entry: &serde_json::Value| entry["urls"].as_array().is_some_and(|urls| !urls.is_empty());
+    let layers = entries("layers").into_iter().filter(|entry| !is_elsewhere(entry));
+    let blobs = layers.chain([document["config"].clone()]);
     let text = |entry: &serde_json::Value| entry["digest"].as_str().map(str::to_owned);
     let lacks_blob =
         |digest: &String| digest.parse().is_ok_and(|digest| state.blob(repository, &digest).is_none());
