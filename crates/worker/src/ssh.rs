@@ -1,6 +1,7 @@
 //! ssh agents of the build's owner, lent to a step or to git for as long as it runs.
-//! Owns what an agent is here, the socket it is reached by, and which of its requests are let through: a build may
-//! ask for signatures, and change nothing. Must not know ops. Read [`SshAgent`] first.
+//! Owns what an agent is here, the socket it is reached by, and which of its requests are let through: of one of this
+//! machine a build may ask for signatures, and change nothing; what a client lends the client guards. Must not know ops.
+//! Read [`SshAgent`] first.
 
 mod keys;
 mod protocol;
@@ -34,7 +35,7 @@ const SOCKET_PATH_LIMIT: usize = 100;
 /// Name of the socket in its directory.
 const SOCKET_NAME: &str = "agent";
 
-/// An agent that may be asked for signatures.
+/// An agent, or what its owner lends in place of one.
 #[derive(Clone)]
 pub enum SshAgent {
     /// One that listens at a socket of this machine.

@@ -3,7 +3,7 @@
 //! A file made and removed again leaves its directory behind in the overlay's upper directory, with no difference
 //! but a time; a change to what a file is already (`chmod`, `chown`), or another link to it, leaves a copy of it.
 //! BuildKit leaves both out of the layer, and images are compared file by file; the copies would cost space, too.
-//! A directory whose time was set, not come to, is a difference: BuildKit's own snapshots have it.
+//! A directory whose time was set, not come to, is a difference to the next step, as it is in BuildKit's snapshots.
 //! Must not know ops. Read [`remove_repeated`] first.
 
 use std::ffi::{OsStr, OsString};
@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
+use std::time::SystemTime;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
@@ -46,13 +47,13 @@ pub(crate) fn beginning(upper: &Path) -> Result<Moment, IoAt> {
 }
 
 /// Removes from the layer `upper` every file that equals that of the image `base`, and every directory that holds
-/// nothing then and equals that of the image in all but its times. A time from before the step's `beginning` is one that
-/// the step gave to the directory: then it stays.
+/// nothing then and equals that of the image in all but its times. A time from before the step's `beginning`, or one that
+/// has not come yet, is one that the step gave to the directory: then it stays.
 pub(crate) fn remove_repeated(upper: &Path, base: &RootDir, beginning: Moment) -> Result<(), IoAt> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
     let open = |root: &RootDir| root.open_at(Path::new(""), flags, Mode::empty()).at("opening", upper);
     let (above, below) = (open(&RootDir::open(upper)?)?, open(base)?);
-    let tidying = Tidying { beginning };
+    let tidying = Tidying { beginning, end: now() };
     tidying.directory(&above, &below, 0).at("tidying", upper)?;
     Ok(())
 }
@@ -108,6 +109,13 @@ fn facts(stat: &Stat) -> impl PartialEq {
 #[derive(Debug, Clone, Copy)]
 struct Tidying {
     beginning: Moment,
+    end: Moment,
+}
+
+/// By a clock that is never behind the one that dates files.
+fn now() -> Moment {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    (i64::try_from(since.as_secs()).unwrap_or(i64::MAX), u64::from(since.subsec_nanos()))
 }
 
 impl Tidying {
@@ -173,7 +181,7 @@ impl Tidying {
     /// Whether the step gave a directory another time than the image's: what it only changed has one of its own run.
     fn was_dated(self, upper: &OwnedFd, base: &OwnedFd) -> io::Result<bool> {
         let (above, below) = (moment(&rustix::fs::fstat(upper)?), moment(&rustix::fs::fstat(base)?));
-        Ok(above != below && above < self.beginning)
+        Ok(above != below && (above < self.beginning || above > self.end))
     }
 }
 
@@ -266,7 +274,7 @@ mod tests {
     use super::*;
     use std::fs::{self, Permissions};
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
-    use std::time::{Duration, SystemTime};
+    use std::time::Duration;
 
     /// Tidies the layer of a step that began before all times that matter.
     fn tidied(upper: &Path, base: &Path) {
@@ -443,6 +451,7 @@ mod tests {
         check(500, 500, false);
         check(1000, 500, false);
         check(1001, 500, false);
+        check(u64::from(u32::MAX), 500, true);
     }
 
     #[test]
