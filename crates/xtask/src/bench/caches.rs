@@ -319,12 +319,12 @@ fn compiled(functions: usize) -> String {
 
 fn commands(registry: &str) -> String {
     let steps = [
-        compiled(600),
-        compiled(400),
+        compiled(1800),
+        compiled(1200),
         "head -c 10000000 /dev/urandom | base64 >/data && sha256sum /data".to_owned(),
         "tar -cf /usr.tar /usr/include && gzip -1 -k /usr.tar".to_owned(),
         "cp -r /usr/include /include2 && find /include2 | wc -l".to_owned(),
-        compiled(800),
+        compiled(2400),
     ];
     let steps = steps.map(|step| format!("RUN {step}\n"));
     format!("FROM {registry}/gcc\n{}", steps.concat())
