@@ -14,6 +14,7 @@ mod secrets;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use stave_cache::{CacheIndex, KeyEntry, KeyKind, KeyPreimage};
@@ -117,6 +118,8 @@ struct Shared {
     history: History,
     recorder: Recorder,
     definition: Arc<Definition>,
+    /// When the build began: what was made since is no earlier result, and may be the step's own.
+    begun: SystemTime,
     /// Earlier builds of this Dockerfile, the newest first; read at the first miss.
     earlier: Mutex<Option<Arc<Vec<BuildRecord>>>>,
 }
@@ -129,7 +132,9 @@ impl Explainer {
         recorder: Recorder,
         definition: Arc<Definition>,
     ) -> Self {
-        let shared = Shared { index, manifests, history, recorder, definition, earlier: Mutex::new(None) };
+        let begun = SystemTime::now();
+        let shared =
+            Shared { index, manifests, history, recorder, definition, begun, earlier: Mutex::new(None) };
         Self { shared: Arc::new(shared), secrets: None }
     }
 
@@ -176,7 +181,7 @@ impl Explainer {
             reason.build = Some(record.id.clone());
             return reason;
         }
-        let entries = shared.index.entries_of_vertex(vertex.as_str()).unwrap_or_default();
+        let entries = shared.index.entries_of_vertex(vertex.as_str(), shared.begun).unwrap_or_default();
         if entries.is_empty() {
             return Reason::plain(Cause::First);
         }
@@ -234,7 +239,7 @@ impl Explainer {
         if entries.is_empty()
             && let Some(vertex) = &step.vertex
         {
-            entries = index.entries_of_vertex(vertex.as_str()).unwrap_or_default();
+            entries = index.entries_of_vertex(vertex.as_str(), self.shared.begun).unwrap_or_default();
         }
         entries
     }

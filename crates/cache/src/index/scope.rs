@@ -165,8 +165,15 @@ mod tests {
         insert(&b, "one", "sb");
         check(&b, "one", Some("sb"));
         check(&shared, "one", Some("s"));
-        assert_eq!(shared.entries_of_vertex("sha256:1").expect("read").len(), 1);
-        assert_eq!(a.entries_of_vertex("sha256:1").expect("read").len(), 1);
+        let later = SystemTime::UNIX_EPOCH + Duration::from_millis(1);
+        let entries = |index: &CacheIndex, before| index.entries_of_vertex("sha256:1", before).expect("read");
+        assert_eq!(entries(&shared, later).len(), 1);
+        assert_eq!(entries(&a, later).len(), 1);
+        assert_eq!(
+            entries(&a, SystemTime::UNIX_EPOCH).len(),
+            0,
+            "what a build makes itself is not there before it"
+        );
         let names = |index: &CacheIndex| -> Vec<String> {
             index.own_results().expect("read").iter().map(|result| result.as_str().to_owned()).collect()
         };
