@@ -55,6 +55,10 @@ fn check(world: &Environment, address: &str) {
         assert!(names(&world.path(archive)).contains(part), "{archive}");
     }
 
+    // What is loaded is this machine's, by its name, and runs here.
+    build(&["--load", "-t", "loaded:1"]).success();
+    assert_eq!(world.run("loaded:1", &["cat", "/f"]), "content\n");
+
     // A registry that only this machine's user may write to; the daemon has no credentials of its own.
     let user = User::new("me", "secret");
     let closed = TestRegistry::with_auth(Auth::Bearer { user, anonymous_pull: false });

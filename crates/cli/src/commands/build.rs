@@ -51,7 +51,7 @@ pub(crate) fn run(arguments: &Arguments, global: &GlobalOptions) -> Result<u8, F
     let wishes = request::Wishes::of(arguments, &config)?;
     arguments.failure.check()?;
     if let Some(builder) = arguments.elsewhere.builder() {
-        return elsewhere::run(arguments, &wishes, builder);
+        return elsewhere::run((arguments, &wishes), builder, global);
     }
     with_engine(global, async |engine, interrupt| {
         let input = remote::open(arguments, &wishes, engine, interrupt).await?;

@@ -260,6 +260,11 @@ pub(crate) struct LoadArguments {
     quiet: bool,
 }
 
+/// Loads an archive that a build made elsewhere.
+pub(crate) fn load_archive(path: PathBuf, global: &GlobalOptions) -> Result<u8, Failure> {
+    load(&LoadArguments { input: Some(path), platform: Vec::new(), quiet: false }, global)
+}
+
 /// `stave load`
 pub(crate) fn load(arguments: &LoadArguments, global: &GlobalOptions) -> Result<u8, Failure> {
     let source = match &arguments.input {

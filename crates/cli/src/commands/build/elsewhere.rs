@@ -8,7 +8,7 @@ mod answer;
 mod exports;
 mod inputs;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use stave_daemon::WorkerConfig;
@@ -21,10 +21,11 @@ use super::arguments::{Arguments, NetworkMode};
 use super::input::Input;
 use super::outputs::TimestampMode;
 use super::request::Wishes;
+use crate::commands::transfer;
 use crate::progress::Display;
 use crate::report::Failure;
 use crate::runtime::{Interrupt, with_client};
-use crate::state::docker_config;
+use crate::state::{GlobalOptions, docker_config};
 
 /// Bytes of the largest certificate or key.
 const MAX_FILE: u64 = 1 << 20;
@@ -67,7 +68,7 @@ impl Flags {
     }
 }
 
-fn read(path: &std::path::Path) -> Result<Vec<u8>, Failure> {
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     use std::io::Read as _;
     let failed =
         |error: std::io::Error| Failure::message(format!("cannot read `{}`: {error}", path.display()));
@@ -76,16 +77,27 @@ fn read(path: &std::path::Path) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-/// Builds on another daemon.
-pub(super) fn run(arguments: &Arguments, wishes: &Wishes, address: &DaemonAddress) -> Result<u8, Failure> {
+/// Builds on another daemon. `--load` brings the image into the store of this machine.
+pub(super) fn run(
+    (arguments, wishes): (&Arguments, &Wishes),
+    address: &DaemonAddress,
+    global: &GlobalOptions,
+) -> Result<u8, Failure> {
     refuse(arguments, wishes, "with --builder")?;
     let tls = arguments.elsewhere.tls()?;
     let inputs = inputs::read(arguments, None)?;
-    let build = build(arguments, wishes, &inputs)?;
-    with_client(async |interrupt| {
+    let folder = arguments.result.load.then(tempfile::tempdir).transpose();
+    let folder = folder.map_err(|error| Failure::new(&error))?;
+    let archive = folder.as_ref().map(|folder| folder.path().join("image.tar"));
+    let build = build((arguments, wishes), &inputs, archive.as_deref())?;
+    let code = with_client(async |interrupt| {
         let builder = Builder::connect(address, tls).await.map_err(|error| Failure::new(&error))?;
         drive(&builder, build, arguments, interrupt).await
-    })
+    })?;
+    match archive {
+        Some(archive) => transfer::load_archive(archive, global),
+        None => Ok(code),
+    }
 }
 
 /// Builds with a front end image, in a daemon of this process.
@@ -99,7 +111,7 @@ pub(super) async fn inside(
     let is_here = input.source == ContextSource::Local;
     let given = inputs::Given { context: is_here.then_some(&input.context), dockerfile: &input.dockerfile };
     let inputs = inputs::read(arguments, Some(&given))?;
-    let build = build(arguments, wishes, &inputs)?;
+    let build = build((arguments, wishes), &inputs, None)?;
     let worker = WorkerConfig {
         id: "stave".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -157,7 +169,11 @@ fn is_common(network: NetworkMode) -> bool {
     matches!(network, NetworkMode::Default | NetworkMode::None | NetworkMode::Host)
 }
 
-fn build(arguments: &Arguments, wishes: &Wishes, inputs: &inputs::Inputs) -> Result<RemoteBuild, Failure> {
+fn build(
+    (arguments, wishes): (&Arguments, &Wishes),
+    inputs: &inputs::Inputs,
+    loaded: Option<&Path>,
+) -> Result<RemoteBuild, Failure> {
     let mut attributes = inputs::attributes(arguments, wishes)?;
     attributes.extend(inputs.attributes.clone());
     attributes.extend(exports::attestations(&arguments.result)?);
@@ -175,7 +191,7 @@ fn build(arguments: &Arguments, wishes: &Wishes, inputs: &inputs::Inputs) -> Res
         keychain: Keychain::at(docker_config()),
         entitlements,
         policy: wishes.policy.written.clone(),
-        exports: exports::read(&arguments.result)?,
+        exports: exports::read(&arguments.result, loaded)?,
         cache_from: exports::caches(&arguments.caches.cache_from)?,
         cache_to: exports::caches(&arguments.caches.cache_to)?,
     })

@@ -1,15 +1,29 @@
 //! `-o`, `-t`, `--attest` and caches, as options of a daemon. Pure. Start with [`read`].
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use stave_daemon::client::{RemoteExport, Sink};
 
 use crate::commands::build::outputs;
 use crate::report::Failure;
 
-/// Where the result goes.
-pub(super) fn read(flags: &outputs::Flags) -> Result<Vec<RemoteExport>, Failure> {
-    exports(&flags.outputs, &flags.names(), flags.push, flags.load)
+/// Where the result goes; what is to be loaded comes here as the archive `loaded`, or stays where the build is made.
+pub(super) fn read(flags: &outputs::Flags, loaded: Option<&Path>) -> Result<Vec<RemoteExport>, Failure> {
+    let names = flags.names();
+    let stays = flags.load && loaded.is_none();
+    let Some(path) = loaded else { return exports(&flags.outputs, &names, flags.push, stays) };
+    // Without anything else it is not stored there as well.
+    let mut exports = match flags.outputs.is_empty() && !flags.push {
+        true => Vec::new(),
+        false => exports(&flags.outputs, &names, flags.push, stays)?,
+    };
+    let mut attributes = BTreeMap::new();
+    if !names.is_empty() {
+        attributes.insert("name".to_owned(), names.join(","));
+    }
+    exports.push(RemoteExport { kind: "docker".to_owned(), attributes, sink: Sink::File(path.to_owned()) });
+    Ok(exports)
 }
 
 fn exports(specs: &[String], names: &[String], push: bool, load: bool) -> Result<Vec<RemoteExport>, Failure> {
