@@ -56,7 +56,8 @@ fn check(world: &Environment, address: &str) {
     }
 
     // What is loaded is this machine's, by its name, and runs here.
-    build(&["--load", "-t", "loaded:1"]).success();
+    let quiet = build(&["--load", "-q", "-t", "loaded:1"]).success().stdout;
+    assert!(quiet.starts_with("sha256:") && quiet.lines().count() == 1, "scripts read the id alone: {quiet}");
     assert_eq!(world.run("loaded:1", &["cat", "/f"]), "content\n");
 
     // A registry that only this machine's user may write to; the daemon has no credentials of its own.

@@ -260,9 +260,16 @@ pub(crate) struct LoadArguments {
     quiet: bool,
 }
 
-/// Loads an archive that a build made elsewhere.
+/// Loads the archive of a build that was made elsewhere; what it is called its caller knows.
 pub(crate) fn load_archive(path: PathBuf, global: &GlobalOptions) -> Result<u8, Failure> {
-    load(&LoadArguments { input: Some(path), platform: Vec::new(), quiet: false }, global)
+    with_engine(global, async |engine, interrupt| {
+        tokio::select! {
+            loaded = engine.load(LoadSource::Path(path), &[]) => {
+                loaded.map(|_| 0).map_err(|error| Failure::new(&error))
+            }
+            () = interrupt.token().cancelled() => Err(Failure::message("cancelled")),
+        }
+    })
 }
 
 /// `stave load`
